@@ -1,0 +1,226 @@
+"""The only place where Spark's column types become arrays, and back (both sides)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cos_ml.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column as SparkColumn
+    from pyspark.sql import types as T
+
+__all__ = ["Column", "Problem", "as_list_array", "decode", "expression", "renumber", "spark_dtype"]
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the user's as an array of rows.
+
+    Attributes:
+        name: the user's name for it, as messages say it.
+        field: its fixed name in the narrow DataFrame, in the spool and in the rank.
+        shape: of one row; a ``None`` is as long as the first row needs.
+        dtype: NumPy's name of the element type.
+        classes: for a column of class labels: how many classes there are.
+        low: for a column of numbers: the least value that makes sense.
+    """
+
+    name: str
+    field: str
+    shape: tuple[int | None, ...] = ()
+    dtype: str = "float32"
+    classes: int | None = None
+    low: float | None = None
+
+    @property
+    def size(self) -> int | None:
+        """Numbers in one row, or None where the shape leaves it open."""
+        return None if None in self.shape else math.prod(self.shape)  # type: ignore[arg-type]
+
+    def row_shape(self, size: int) -> tuple[int, ...]:
+        """The shape of a row of ``size`` numbers."""
+        known = math.prod(side for side in self.shape if side is not None)
+        return tuple(size // known if side is None else side for side in self.shape)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one row of one column."""
+
+    row: int
+    column: str
+    what: str
+    fatal: bool = False  # not to be skipped: the data does not fit the network at all
+
+    def __str__(self) -> str:
+        return f"column {self.column!r}, row {self.row}: {self.what}"
+
+
+def expression(schema: T.StructType, column: Column) -> SparkColumn:
+    """The Spark expression that brings ``column`` into the form that ``decode`` takes (driver side).
+
+    Vectors, dense and sparse, and arrays become arrays of the network's own number type, half the bytes of a Vector
+    row; binary columns stay as they are.
+
+    Raises:
+        InvalidInputError: the DataFrame has no such column, or its type holds no numbers.
+    """
+    # Imported here: ranks use this module too, and start sooner without Spark.
+    from pyspark.ml.functions import vector_to_array
+    from pyspark.ml.linalg import VectorUDT
+    from pyspark.sql import functions as F
+    from pyspark.sql import types as T
+
+    if column.name not in schema.fieldNames():
+        raise InvalidInputError(f"There is no column {column.name!r}. The DataFrame has {schema.fieldNames()}.")
+    given = schema[column.name].dataType
+    source = F.col("`" + column.name.replace("`", "``") + "`")
+    target = {"float32": T.FloatType(), "int32": T.IntegerType(), "int64": T.LongType(), "bool": T.BooleanType()}[column.dtype]
+    if isinstance(given, VectorUDT):
+        array = vector_to_array(source, "float32" if column.dtype == "float32" else "float64")
+        return array if column.dtype == "float32" else array.cast(T.ArrayType(target))
+    if isinstance(given, T.ArrayType):
+        element: T.DataType = given.elementType
+        while isinstance(element, T.ArrayType):
+            source, element = F.flatten(source), element.elementType
+        if isinstance(element, (T.NumericType, T.BooleanType)):
+            return source if element == target else source.cast(T.ArrayType(target))
+    if isinstance(given, (T.NumericType, T.BooleanType)):
+        return source.cast(target)
+    is_input = column.field.startswith("x")
+    if isinstance(given, T.BinaryType) and is_input:
+        return source
+    raise InvalidInputError(
+        f"Column {column.name!r} is of type {given.simpleString()}: expected a Vector, an array of numbers, a number"
+        f"{' or binary' if is_input else ''}. Convert it first, for example with VectorAssembler or StringIndexer."
+    )
+
+
+def spark_dtype(tensor_dtype: str) -> str:
+    """The element type in which values of a tensor of ``tensor_dtype`` travel."""
+    if tensor_dtype.startswith(("int", "uint")):
+        return "int64" if tensor_dtype.endswith("64") else "int32"
+    return "bool" if tensor_dtype == "bool" else "float32"
+
+
+def decode(values: pa.Array, column: Column) -> tuple[np.ndarray, list[Problem]]:
+    """Arrow values as one array, and what is wrong with them (barrier task and scoring task side).
+
+    Args:
+        values: numbers, lists of numbers, or binary values, one a row.
+        column: what they should be.
+
+    Returns:
+        tuple[np.ndarray, list[Problem]]: rows of ``column.shape``, of its dtype or uint8 for binary values, the bad
+        ones filled with NaN (integers: 0); and a Problem for each bad row, in the order of the rows.
+    """
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    flat, sizes = _flatten(values)
+    size = column.size
+    if size is None:
+        known = sizes[sizes > 0]
+        multiple = math.prod(side for side in column.shape if side is not None)
+        size = int(known[0]) if len(known) else multiple
+        if size % multiple:
+            size = multiple
+    if values.null_count == 0 and flat.null_count == 0 and (sizes == size).all():
+        numbers = flat.to_numpy(zero_copy_only=False).reshape(len(values), *column.row_shape(size))
+        problems = [] if _all_numbers(numbers) else _not_numbers(numbers, column)
+    else:
+        numbers, problems = _decode_bad(values, flat, sizes, size, column)
+    problems += _out_of_range(numbers, column, {problem.row for problem in problems})
+    return numbers, sorted(problems, key=lambda problem: problem.row)
+
+
+def as_list_array(rows: np.ndarray) -> pa.Array:
+    """An array of rows as Arrow lists, without copying (scoring task side)."""
+    width = rows.shape[1]
+    offsets = np.arange(0, (len(rows) + 1) * width, width or 1, dtype=np.int32)
+    if not width:
+        offsets = np.zeros(len(rows) + 1, np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(rows.reshape(-1)))
+
+
+def renumber(problems: Sequence[Problem], first_row: int) -> list[Problem]:
+    """The same problems, their rows counted from ``first_row``."""
+    return [replace(problem, row=problem.row + first_row) for problem in problems]
+
+
+def _flatten(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """All numbers of all rows in a line, and how many each row has; a null row has none, and counts as -1."""
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        flat, sizes = values.flatten(), pc.list_value_length(values)
+    elif pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type):
+        sizes = pc.binary_length(values)
+        buffer = values.buffers()[2]
+        wide = np.int64 if pa.types.is_large_binary(values.type) else np.int32
+        offsets = np.frombuffer(values.buffers()[1], wide)[values.offset : values.offset + len(values) + 1]
+        start, stop = (int(offsets[0]), int(offsets[-1])) if len(offsets) else (0, 0)
+        flat = pa.array(np.frombuffer(buffer or b"", np.uint8)[start:stop])
+    else:
+        return values.drop_null() if values.null_count else values, np.where(_nulls(values), -1, 1)
+    return flat, sizes.fill_null(-1).to_numpy(zero_copy_only=False)
+
+
+def _nulls(values: pa.Array) -> np.ndarray:
+    return values.is_null().to_numpy(zero_copy_only=False)
+
+
+def _all_numbers(numbers: np.ndarray) -> bool:
+    # One pass without a temporary array; infinities that cancel to NaN are sorted out by the slower look.
+    return numbers.dtype.kind != "f" or not np.isnan(numbers.sum(dtype=np.float64))
+
+
+def _not_numbers(numbers: np.ndarray, column: Column) -> list[Problem]:
+    bad = np.isnan(numbers).reshape(len(numbers), math.prod(numbers.shape[1:]))
+    return [
+        Problem(int(row), column.name, "is NaN" if bad.shape[1] == 1 else f"has NaN at position {int(bad[row].argmax())}")
+        for row in np.flatnonzero(bad.any(axis=1))
+    ]
+
+
+def _decode_bad(
+    values: pa.Array, flat: pa.Array, sizes: np.ndarray, size: int, column: Column
+) -> tuple[np.ndarray, list[Problem]]:
+    """The rare case: some row is null, holds a null, or has the wrong size."""
+    owners = np.repeat(np.arange(len(sizes)), np.maximum(sizes, 0))  # the row of each number
+    holes = np.zeros(len(sizes), bool)
+    holes[owners[_nulls(flat)]] = True
+    wrong = (sizes != size) & (sizes >= 0)
+    problems = [Problem(int(row), column.name, "is null") for row in np.flatnonzero(sizes < 0)]
+    problems += [Problem(int(row), column.name, "has a null among its numbers") for row in np.flatnonzero(holes & ~wrong)]
+    problems += [
+        Problem(int(row), column.name, f"has {int(sizes[row])} numbers, and the network's input of shape "
+                f"{column.shape} takes {size}") for row in np.flatnonzero(wrong)
+    ]  # fmt: skip
+    good = ~holes & (sizes == size)
+    raw = flat.fill_null(0).to_numpy(zero_copy_only=False)
+    numbers = np.full((len(sizes), *column.row_shape(size)), np.nan if raw.dtype.kind == "f" else 0, raw.dtype)
+    numbers[good] = raw[good[owners]].reshape(-1, *column.row_shape(size))
+    some = np.flatnonzero(good)
+    problems += [replace(problem, row=int(some[problem.row])) for problem in _not_numbers(numbers[good], column)]
+    return numbers, problems
+
+
+def _out_of_range(numbers: np.ndarray, column: Column, known: set[int]) -> list[Problem]:
+    """Labels that are no class of the network's output, and numbers below the least that makes sense."""
+    if column.low is not None and len(numbers) and np.nanmin(numbers) < column.low:
+        row = int(np.nanargmin(numbers))
+        return [Problem(row, column.name, f"is {numbers[row]:g}, and has to be {column.low:g} or more", fatal=True)]
+    if column.classes is None or not len(numbers):
+        return []
+    labels = numbers.reshape(len(numbers), math.prod(numbers.shape[1:]))
+    bad = ((labels < 0) | (labels >= column.classes) | (labels != np.floor(labels))).any(axis=1)
+    rows = [int(row) for row in np.flatnonzero(bad) if int(row) not in known]
+    return [
+        Problem(row, column.name, f"is {labels[row][0]:g}, and the network's output has {column.classes} classes: "
+                f"expected whole numbers from 0 to {column.classes - 1}", fatal=True) for row in rows[:1]
+    ]  # fmt: skip

@@ -1,0 +1,233 @@
+"""The Arrow feed: rows stream from Spark to local disk in bounded memory, and are memory-mapped by the rank (both sides).
+
+``narrow`` runs on the driver, ``Spool`` in the barrier task, ``Rows`` in the rank. The spool's files have no name from
+the moment they are made, so nothing is left on disk whatever ends the fit.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from cos_ml.columns import Column, Problem, decode, expression, renumber
+from cos_ml.errors import InvalidInputError
+from cos_ml.spec import TrainSpec
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+__all__ = ["Batch", "Rows", "Spool", "check_not_streaming", "narrow", "spread", "step_weights"]
+
+PARTS = ("train", "validation")
+
+
+# ── driver ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def narrow(df: DataFrame, spec: TrainSpec) -> DataFrame:
+    """Only the columns that ranks read, under their fixed names and as arrays of the network's number types."""
+    wanted = [*spec.columns, *((spec.validation,) if spec.validation else ())]
+    return df.select(*(expression(df.schema, column).alias(column.field) for column in wanted))
+
+
+def spread(df: DataFrame, partitions: int) -> DataFrame:
+    """``df`` in as many partitions as there are ranks; its rows move only where it has another number of them."""
+    return df if _fits_barrier(df, partitions) else df.repartition(partitions)
+
+
+def _fits_barrier(df: DataFrame, partitions: int) -> bool:
+    """Whether Spark can run ``df`` as a barrier stage of so many tasks without a shuffle before it.
+
+    Spark takes no barrier stage in which an earlier step has another number of partitions, as a coalesce or a union.
+    """
+    if not hasattr(df, "_jdf"):  # Spark Connect does not tell
+        return False
+    plan = df._jdf.queryExecution().executedPlan()
+    if "Adaptive" in plan.nodeName():  # to ask it for its partitions would run its shuffles
+        return False
+    lineage = [plan.execute()]
+    while lineage:
+        rdd = lineage.pop()
+        if rdd.getNumPartitions() != partitions:
+            return False
+        dependencies = rdd.dependencies()
+        for index in range(dependencies.size()):
+            if "Shuffle" not in dependencies.apply(index).getClass().getSimpleName():
+                lineage.append(dependencies.apply(index).rdd())
+    return True
+
+
+def check_not_streaming(df: DataFrame) -> None:
+    """Raises InvalidInputError for a streaming DataFrame: it has no end to train until."""
+    if df.isStreaming:
+        raise InvalidInputError("fit() takes a batch DataFrame, and this one is streaming. Train on a stored part of the stream.")
+
+
+# ── barrier task ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Spool:
+    """One partition on local disk, as a file of fixed-width rows per column, for training and for validation rows.
+
+    Attributes:
+        files: by part and field; open, and without a name.
+        rows: how many rows each part has.
+        shapes: of a row, by field, once a row has been seen.
+        dtypes: of a row's numbers, by field, once a row has been seen.
+    """
+
+    def __init__(self, spec: TrainSpec) -> None:
+        self.spec = spec
+        self.files: dict[str, dict[str, IO[bytes]]] = {
+            part: {column.field: tempfile.TemporaryFile(dir=local_folder(), buffering=0) for column in spec.columns}
+            for part in PARTS
+        }
+        self.rows = dict.fromkeys(PARTS, 0)
+        self.skipped = 0
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+
+    def fill(self, batches: Iterable[pa.RecordBatch]) -> None:
+        """Write all rows of ``batches``, one batch in memory at a time.
+
+        Raises:
+            InvalidInputError: a row can't be used; the message names row and column.
+        """
+        seen = 0
+        for batch in batches:
+            self._write(batch, seen)
+            seen += batch.num_rows
+
+    def _write(self, batch: pa.RecordBatch, first_row: int) -> None:
+        arrays, problems = {}, []
+        for column in self.spec.columns:
+            arrays[column.field], found = decode(batch.column(column.field), column)
+            problems += renumber(found, first_row)
+        kept = np.ones(batch.num_rows, bool)
+        if problems:
+            refuse(problems, self.spec.handle_invalid)
+            if self.spec.handle_invalid == "skip":
+                kept[[problem.row - first_row for problem in problems]] = False
+        marked = np.zeros(batch.num_rows, bool)
+        if self.spec.validation:
+            marked = batch.column(self.spec.validation.field).fill_null(False).to_numpy(zero_copy_only=False)
+        self.skipped += int((~kept).sum())
+        for part, rows in (("train", kept & ~marked), ("validation", kept & marked)):
+            if not rows.any():
+                continue
+            self.rows[part] += int(rows.sum())
+            for field, array in arrays.items():
+                self._append(part, field, array if rows.all() else array[rows])
+
+    def _append(self, part: str, field: str, array: np.ndarray) -> None:
+        shape = self.shapes.setdefault(field, array.shape[1:])
+        dtype = self.dtypes.setdefault(field, array.dtype.str)
+        if shape != array.shape[1:]:
+            raise InvalidInputError(f"Column {self._name(field)!r} has rows of shape {array.shape[1:]} after rows of {shape}: expected one shape.")
+        data = memoryview(np.ascontiguousarray(array, dtype)).cast("B") if array.size else b""
+        written = 0
+        while written < len(data):
+            written += self.files[part][field].write(data[written:])
+
+    def _name(self, field: str) -> str:
+        return next(column.name for column in self.spec.columns if column.field == field)
+
+    def descriptors(self) -> dict[str, dict[str, int]]:
+        """The open files' descriptors, to be inherited by the rank."""
+        return {part: {field: file.fileno() for field, file in files.items()} for part, files in self.files.items()}
+
+    def close(self) -> None:
+        """Give the disk back."""
+        for files in self.files.values():
+            for file in files.values():
+                file.close()
+
+
+def refuse(problems: list[Problem], handle_invalid: str) -> None:
+    """Raises InvalidInputError for the first bad row, unless ``handle_invalid`` says to go on."""
+    fatal = [problem for problem in problems if problem.fatal]
+    if fatal:
+        raise InvalidInputError(str(fatal[0]))
+    if handle_invalid == "error":
+        raise InvalidInputError(f'{problems[0]}. handleInvalid="skip" leaves such rows out, "keep" makes them NaN.')
+
+
+def local_folder() -> str:
+    """The folder that Spark gave this executor for temporary data."""
+    folders = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")
+    return next((folder for folder in folders if folder and os.path.isdir(folder)), tempfile.gettempdir())
+
+
+# ── rank ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's rows of one rank: arrays by field, of ``real`` rows; an idle rank has filler rows and ``real`` 0."""
+
+    arrays: dict[str, np.ndarray]
+    real: int
+
+
+class Rows:
+    """Memory-mapped rows of one part, in batches.
+
+    Args:
+        descriptors: of the spool's open files, by field.
+        count: how many rows they hold.
+        shapes, dtypes: of one row, by field.
+    """
+
+    def __init__(
+        self, descriptors: dict[str, int], count: int, shapes: dict[str, Any], dtypes: dict[str, str]
+    ) -> None:
+        self.count = count
+        self.arrays = {field: _map(fd, count, tuple(shapes[field]), dtypes[field]) for field, fd in descriptors.items()}
+
+    def weights(self) -> np.ndarray:
+        """float64 [count]: the row weights, all 1 where there is no weight column."""
+        return self.arrays["w"].astype(np.float64) if "w" in self.arrays else np.ones(self.count)
+
+    def order(self, shuffle: bool, seed: tuple[int, ...]) -> np.ndarray:
+        """int64 [count]: every row once; in a random order that depends on ``seed`` alone, or as they came."""
+        return np.random.default_rng(seed).permutation(self.count) if shuffle else np.arange(self.count)
+
+    def batches(self, order: np.ndarray, size: int, steps: int, filler: dict[str, np.ndarray]) -> Iterator[Batch]:
+        """``steps`` batches: the rows in ``order``, ``size`` at a time, then filler rows of weight zero.
+
+        Filler comes from this rank's own rows, so that layers which keep statistics see data of the same kind; a rank
+        without any takes ``filler``.
+        """
+        for step in range(steps):
+            chosen = order[step * size : (step + 1) * size]
+            real = len(chosen)
+            if not real and not self.count:
+                yield Batch(filler, 0)
+                continue
+            if not real:
+                chosen = order[:size]
+            if len(chosen) > 1 and chosen[-1] - chosen[0] == len(chosen) - 1 and (np.diff(chosen) == 1).all():
+                rows: Any = slice(int(chosen[0]), int(chosen[-1]) + 1)  # neighbours need no gathering
+            else:
+                rows = chosen
+            yield Batch({field: array[rows] for field, array in self.arrays.items()}, real)
+
+
+def _map(descriptor: int, count: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    with os.fdopen(descriptor, "rb") as file:
+        if not count or 0 in shape:
+            return np.empty((count, *shape), dtype)
+        return np.asarray(np.memmap(file, dtype, "r", shape=(count, *shape)))
+
+
+def step_weights(weights: np.ndarray, order: np.ndarray, size: int, steps: int) -> np.ndarray:
+    """float64 [steps]: the sum of this rank's row weights in each step."""
+    starts = np.arange(0, len(order), size)
+    sums = np.add.reduceat(weights[order], starts) if len(order) else np.empty(0)
+    return np.pad(sums, (0, steps - len(sums)))

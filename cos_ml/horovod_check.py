@@ -1,0 +1,47 @@
+"""Two ranks on this machine, one allreduce, the result compared: ``python -m cos_ml.horovod_check`` (driver side)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from cos_ml.rendezvous import Rendezvous, place, rank_environment
+
+__all__ = ["main"]
+
+RANK = """
+import os, sys
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+import numpy as np, tensorflow as tf, horovod.tensorflow as hvd
+hvd.init()
+total = hvd.allreduce(tf.range(4.0) + 10.0 * hvd.rank(), op=hvd.Sum).numpy()
+expected = [10.0, 12.0, 14.0, 16.0]
+if hvd.size() != 2 or not np.array_equal(total, expected):
+    sys.exit(f"rank {hvd.rank()} of {hvd.size()}: expected the sum {expected}, received {total.tolist()}")
+print(f"Horovod {__import__('horovod').__version__} on TensorFlow {tf.__version__}:",
+      f"the allreduce between 2 ranks is right (Gloo {hvd.gloo_built()}, NCCL {bool(hvd.nccl_built())}).")
+"""
+
+
+def main() -> int:
+    """Returns 0 when both ranks computed the right sum."""
+    places = place(["localhost", "localhost"])
+    with Rendezvous("127.0.0.1") as rendezvous:
+        rendezvous.serve(places, ["127.0.0.1"])
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-c", RANK],
+                env=os.environ | rank_environment(here, ["localhost"] * 2, rendezvous.port),
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )
+            for here in places
+        ]  # fmt: skip
+        outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    failed = any(rank.returncode for rank in ranks)
+    print("\n".join(outputs) if failed else outputs[0].strip().splitlines()[-1])
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""A Keras network as plain bytes and plain facts (driver side; ``load`` also in ranks and scoring tasks)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import zipfile
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cos_ml.errors import InvalidInputError, SavedModelError
+from cos_ml.quiet import import_keras
+
+__all__ = ["Network", "Tensor", "layers_by_name", "load"]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a network: its name, the shape of one row, its dtype, and an output's activation."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+    activation: str | None = None  # of the layer that computes it; None where nothing says
+
+    @property
+    def units(self) -> int | None:
+        """Numbers in the last axis of one row; a scalar has one."""
+        return self.shape[-1] if self.shape else 1
+
+
+@dataclass(frozen=True)
+class Network:
+    """A Keras network, frozen: copies of a Param that holds it share nothing that changes.
+
+    Attributes:
+        archive: the network in Keras's own ``.keras`` format, weights and all.
+        inputs, outputs: what goes in and comes out, in the network's order.
+        layers: the names of all layers, nested ones as "outer/inner".
+        compiled: the arguments it was compiled with, in Keras's serialised form; None where it was not.
+    """
+
+    archive: bytes
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    layers: tuple[str, ...]
+    compiled: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, model: Any) -> Network:
+        """Freeze a Keras model.
+
+        Raises:
+            InvalidInputError: it is no Keras model, is not built, or can't be saved and loaded in Keras's safe mode.
+        """
+        keras = import_keras()
+        if not isinstance(model, keras.Model):
+            raise InvalidInputError(f"Param model: expected a keras.Model, received {type(model).__name__}.")
+        if not model.built or not getattr(model, "inputs", None):
+            raise InvalidInputError(
+                f"Param model: {model.name!r} does not know its input shape yet. Begin it with keras.Input(shape), or make it a "
+                "functional model."
+            )
+        _refuse_unsafe(model)
+        return cls(
+            archive=_archive(model),
+            inputs=tuple(_tensor(tensor) for tensor in model.inputs),
+            outputs=tuple(_output(tensor) for tensor in model.outputs),
+            layers=tuple(layers_by_name(model)),
+            compiled=model.get_compile_config() if getattr(model, "compiled", False) else None,
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the archive: what tells one network from another."""
+        return hashlib.sha256(self.archive).hexdigest()
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def with_archive(self, archive: bytes) -> Network:
+        """The same network with other weights."""
+        return Network(archive, self.inputs, self.outputs, self.layers, self.compiled)
+
+    def facts(self) -> str:
+        """All but the archive, as JSON."""
+        return json.dumps({name: value for name, value in asdict(self).items() if name != "archive"})
+
+    @classmethod
+    def from_facts(cls, facts: str, archive: bytes) -> Network:
+        """The network of which ``facts`` and the archive were kept."""
+        values = json.loads(facts)
+        for name in ("inputs", "outputs"):
+            values[name] = tuple(Tensor(**tensor | {"shape": tuple(tensor["shape"])}) for tensor in values[name])
+        return cls(archive=archive, **values | {"layers": tuple(values["layers"])})
+
+
+def load(archive: bytes) -> Any:
+    """The ``keras.Model`` in a ``.keras`` archive, not compiled.
+
+    Raises:
+        SavedModelError: the bytes are no archive of Keras's, or hold what its safe mode does not load.
+    """
+    keras = import_keras()
+    with tempfile.TemporaryDirectory(prefix="cos_ml-") as folder:
+        path = Path(folder, "network.keras")
+        path.write_bytes(archive)
+        if not zipfile.is_zipfile(path):
+            raise SavedModelError(f"The network's {len(archive)} bytes are no .keras archive: the saved model is damaged.")
+        try:
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
+        except (TypeError, ValueError, KeyError, OSError) as error:
+            raise SavedModelError(f"Keras {keras.version()} does not load the network: {error}") from error
+
+
+def dump(model: Any) -> bytes:
+    """A model as the bytes of a ``.keras`` archive, without its optimizer."""
+    return _archive(model)
+
+
+def layers_by_name(model: Any, prefix: str = "") -> dict[str, Any]:
+    """All layers of a model by name; those inside a nested model as "outer/inner"."""
+    found: dict[str, Any] = {}
+    for layer in model.layers:
+        found[prefix + layer.name] = layer
+        if hasattr(layer, "layers"):
+            found |= layers_by_name(layer, f"{prefix}{layer.name}/")
+    return found
+
+
+def find_layer(names: Any, wanted: str) -> str:
+    """The full name of a layer asked for by full name, or by its own name where only one layer has it.
+
+    Raises:
+        InvalidInputError: no layer, or several, have that name; the message lists those there are.
+    """
+    matches = [name for name in names if name == wanted] or [name for name in names if name.rsplit("/", 1)[-1] == wanted]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise InvalidInputError(f"Param featureLayers: several layers are named {wanted!r}. Say which of {matches}.")
+    raise InvalidInputError(f"Param featureLayers: the network has no layer {wanted!r}. It has {list(names)}.")
+
+
+def _refuse_unsafe(model: Any) -> None:
+    keras = import_keras()
+    for name, layer in layers_by_name(model).items():
+        if isinstance(layer, keras.layers.Lambda):
+            raise InvalidInputError(
+                f"Param model: layer {name!r} is a Lambda, whose Python code Keras's safe mode does not load again. Make it a "
+                "keras.layers.Layer of your own, registered with @keras.saving.register_keras_serializable(), in a module that the "
+                "executors can import; or use keras.ops, a Rescaling or another layer of Keras's that does the same."
+            )
+
+
+def _archive(model: Any) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="cos_ml-") as folder:
+        path = Path(folder, "network.keras")
+        model.save(path, include_optimizer=False)
+        return path.read_bytes()
+
+
+def _tensor(tensor: Any) -> Tensor:
+    return Tensor(tensor.name, tuple(tensor.shape[1:]), tensor.dtype)
+
+
+def _output(tensor: Any) -> Tensor:
+    layer = tensor._keras_history.operation
+    return Tensor(layer.name, tuple(tensor.shape[1:]), tensor.dtype, _activation(layer))
+
+
+def _activation(layer: Any) -> str | None:
+    """The activation that ends ``layer``, a model in a model too; "linear" for a layer that says so or has none to say."""
+    keras = import_keras()
+    if isinstance(layer, keras.Model) and getattr(layer, "outputs", None):
+        return _activation(layer.outputs[0]._keras_history.operation)
+    if isinstance(layer, keras.layers.Softmax):
+        return "softmax"
+    function = getattr(layer, "activation", None)
+    return getattr(function, "__name__", None)

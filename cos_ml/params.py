@@ -1,0 +1,243 @@
+"""Every Param once: those that estimator and model share, and those of the estimator alone (driver side)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pyspark.ml.param import Param, Params, TypeConverters
+from pyspark.ml.param.shared import (
+    HasBatchSize,
+    HasFeaturesCol,
+    HasHandleInvalid,
+    HasInputCols,
+    HasLabelCol,
+    HasLearningRate,
+    HasNumTrainWorkers,
+    HasOutputCols,
+    HasPredictionCol,
+    HasProbabilityCol,
+    HasRawPredictionCol,
+    HasSeed,
+    HasValidationIndicatorCol,
+    HasWeightCol,
+)
+
+from cos_ml.errors import InvalidInputError
+from cos_ml.networks import Network
+from cos_ml.quiet import import_keras
+
+__all__ = ["EstimatorParams", "ModelParams"]
+
+
+def _param(name: str, doc: str, converter: Callable[[Any], Any]) -> Any:
+    return Param(Params._dummy(), name, doc, typeConverter=converter)
+
+
+def _whole(name: str, low: int) -> Callable[[Any], int]:
+    """Converter to a whole number of ``low`` or more."""
+
+    def convert(value: Any) -> int:
+        if isinstance(value, bool) or not TypeConverters._is_integer(value) or value < low:
+            raise InvalidInputError(f"Param {name}: expected a whole number of {low} or more, received {value!r}.")
+        return int(value)
+
+    return convert
+
+
+def _positive(name: str) -> Callable[[Any], float]:
+    def convert(value: Any) -> float:
+        if isinstance(value, bool) or not TypeConverters._is_numeric(value) or not 0 < float(value) < float("inf"):
+            raise InvalidInputError(f"Param {name}: expected a number greater than 0, received {value!r}.")
+        return float(value)
+
+    return convert
+
+
+def _one_of(name: str, *choices: str) -> Callable[[Any], str]:
+    def convert(value: Any) -> str:
+        if value not in choices:
+            raise InvalidInputError(f"Param {name}: expected one of {', '.join(map(repr, choices))}, received {value!r}.")
+        return str(value)
+
+    return convert
+
+
+def _setters(cls: type) -> type:
+    """Class decorator: every Param gets its setter, ``setX(value)``, which returns self."""
+    for name in dir(cls):
+        param = getattr(cls, name)
+        setter = f"set{name[0].upper()}{name[1:]}"
+        if isinstance(param, Param) and not hasattr(cls, setter):
+            setattr(cls, setter, _setter(name, setter))
+    return cls
+
+
+def _setter(name: str, setter: str) -> Callable[[Any, Any], Any]:
+    def set_param(self: Any, value: Any) -> Any:
+        return self._set(**{name: value})
+
+    set_param.__name__ = setter
+    set_param.__doc__ = f"Sets the value of {name}."
+    return set_param
+
+
+def _network(value: Any) -> Network:
+    return value if isinstance(value, Network) else Network.of(value)
+
+
+def _keras_objects(name: str) -> Callable[[Any], Any]:
+    """Converter of Keras identifiers and objects to what JSON holds: strings, and Keras's own serialised form."""
+
+    def convert(value: Any) -> Any:
+        if value is None or isinstance(value, (str, int, float)):
+            return value
+        if isinstance(value, (list, tuple)):
+            return [convert(item) for item in value]
+        if isinstance(value, dict):
+            return {key: convert(item) for key, item in value.items()}
+        keras = import_keras()
+        try:
+            plain = keras.saving.serialize_keras_object(value)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise InvalidInputError(f"Param {name}: Keras can't serialise {value!r}: {error}") from error
+        if not isinstance(plain, dict) or "class_name" not in plain or plain["class_name"] in ("function", "__lambda__"):
+            raise InvalidInputError(
+                f"Param {name}: expected a Keras identifier, or a Keras object that serialises, received {value!r}. Make a function of "
+                "your own a class registered with @keras.saving.register_keras_serializable(), in a module that the executors import."
+            )
+        return plain
+
+    return convert
+
+
+@_setters
+class ModelParams(
+    HasFeaturesCol,
+    HasInputCols,
+    HasOutputCols,
+    HasPredictionCol,
+    HasProbabilityCol,
+    HasRawPredictionCol,
+    HasHandleInvalid,
+):
+    """The Params that DeepNetEstimator and DeepNetModel share."""
+
+    model = _param("model", "the Keras network. Its weights are kept, and are where training starts", _network)
+    featureLayers = _param(
+        "featureLayers",
+        "names of layers whose activations become Vector columns, in one forward pass with the predictions. A layer inside a "
+        "nested model is named 'outer/inner', or 'inner' where only one is named so. Their columns: outputCols, else the names",
+        TypeConverters.toListString,
+    )
+    handleInvalid = _param(
+        "handleInvalid",
+        "what to do with rows that have a null, a NaN or the wrong size: 'error' (name row and column), 'skip' (leave them "
+        "out) or 'keep' (NaN in, NaN out)",
+        _one_of("handleInvalid", "error", "skip", "keep"),
+    )
+    predictBatchSize = _param("predictBatchSize", "rows per forward pass in transform (>= 1)", _whole("predictBatchSize", 1))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._setDefault(
+            featureLayers=[],
+            handleInvalid="error",
+            predictBatchSize=1024,
+            featuresCol="features",
+            predictionCol="prediction",
+            probabilityCol="probability",
+            rawPredictionCol="rawPrediction",
+        )
+
+    def getModel(self) -> Any:
+        """The network, as a ``keras.Model`` of the caller's own."""
+        from cos_ml import networks
+
+        return networks.load(self.getOrDefault(self.model).archive)
+
+    def getFeatureLayers(self) -> list[str]:
+        """Gets the value of featureLayers or its default value."""
+        return self.getOrDefault(self.featureLayers)
+
+    def getPredictBatchSize(self) -> int:
+        """Gets the value of predictBatchSize or its default value."""
+        return self.getOrDefault(self.predictBatchSize)
+
+    def input_columns(self) -> list[str]:
+        """The user's input columns: inputCols where it is set, else featuresCol."""
+        return self.getInputCols() if self.isSet(self.inputCols) else [self.getFeaturesCol()]
+
+
+@_setters
+class EstimatorParams(
+    ModelParams,
+    HasLabelCol,
+    HasWeightCol,
+    HasValidationIndicatorCol,
+    HasLearningRate,
+    HasBatchSize,
+    HasSeed,
+    HasNumTrainWorkers,
+):
+    """The Params of DeepNetEstimator."""
+
+    labelCols = _param("labelCols", "label columns, one per output of the network, in its order", TypeConverters.toListString)
+    loss = _param("loss", "loss: a Keras identifier, or a Keras object that serialises. Unset: a compiled model's own", _keras_objects("loss"))
+    metrics = _param("metrics", "metrics: Keras identifiers, or Keras objects that serialise. Unset: a compiled model's own", _keras_objects("metrics"))
+    lossWeights = _param("lossWeights", "weight of each output's loss. Unset: a compiled model's own", _keras_objects("lossWeights"))
+    optimizer = _param(
+        "optimizer", "optimizer: a Keras identifier, or a Keras object that serialises. Unset: a compiled model's own, else 'adam'", _keras_objects("optimizer")
+    )
+    learningRate = _param(
+        "learningRate", "learning rate in place of the optimizer's own (> 0). Never scaled by the number of ranks", _positive("learningRate")
+    )
+    batchSize = _param("batchSize", "rows per rank and step (>= 1); the global batch is batchSize * numTrainWorkers", _whole("batchSize", 1))
+    epochs = _param("epochs", "passes over the training rows (>= 1)", _whole("epochs", 1))
+    shuffle = _param("shuffle", "a new order of each rank's rows in every epoch, from the seed", TypeConverters.toBoolean)
+    numTrainWorkers = _param("numTrainWorkers", "ranks, one barrier task each (>= 1)", _whole("numTrainWorkers", 1))
+    useGpu = _param("useGpu", "train on the GPUs that Spark assigned, one per rank", TypeConverters.toBoolean)
+    progress = _param("progress", "show a line per epoch at the driver while the fit runs", TypeConverters.toBoolean)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._setDefault(
+            labelCol="label", metrics=[], optimizer="adam", batchSize=32, epochs=1, shuffle=True, numTrainWorkers=1,
+            useGpu=False, progress=True, seed=0,
+        )  # fmt: skip
+
+    def getLabelCols(self) -> list[str]:
+        """The label columns: labelCols where it is set, else labelCol alone."""
+        return self.getOrDefault(self.labelCols) if self.isSet(self.labelCols) else [self.getLabelCol()]
+
+    def getLoss(self) -> Any:
+        """Gets the value of loss: an identifier, or the serialised form of a Keras object."""
+        return self.getOrDefault(self.loss)
+
+    def getMetrics(self) -> Any:
+        """Gets the value of metrics or its default value."""
+        return self.getOrDefault(self.metrics)
+
+    def getLossWeights(self) -> Any:
+        """Gets the value of lossWeights."""
+        return self.getOrDefault(self.lossWeights)
+
+    def getOptimizer(self) -> Any:
+        """Gets the value of optimizer or its default value."""
+        return self.getOrDefault(self.optimizer)
+
+    def getEpochs(self) -> int:
+        """Gets the value of epochs or its default value."""
+        return self.getOrDefault(self.epochs)
+
+    def getShuffle(self) -> bool:
+        """Gets the value of shuffle or its default value."""
+        return self.getOrDefault(self.shuffle)
+
+    def getUseGpu(self) -> bool:
+        """Gets the value of useGpu or its default value."""
+        return self.getOrDefault(self.useGpu)
+
+    def getProgress(self) -> bool:
+        """Gets the value of progress or its default value."""
+        return self.getOrDefault(self.progress)

@@ -1,0 +1,178 @@
+"""Load a network once per Python worker, and predict batches (scoring task side)."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from cos_ml import heads, networks
+from cos_ml.columns import Column, as_list_array, decode
+from cos_ml.feeds import refuse
+from cos_ml.quiet import import_keras
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Scorer", "score"]
+
+KEPT = 4  # networks that a Python worker holds at a time: a pipeline's, a cross-validation's
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """All that a scoring task knows: plain values.
+
+    Attributes:
+        archive, digest: the network, and what tells it from others.
+        inputs: the columns that it takes.
+        layers: full names of the layers to tap.
+        head: the kind of prediction, as ``heads.head_of`` names it.
+        wanted: the prediction columns to compute, of "prediction", "probability" and "rawPrediction".
+        batch_size: rows per forward pass.
+        handle_invalid: "error", "skip" (an empty row comes out) or "keep".
+    """
+
+    archive: bytes
+    digest: str
+    inputs: tuple[Column, ...]
+    layers: tuple[str, ...]
+    head: str
+    wanted: tuple[str, ...]
+    batch_size: int
+    handle_invalid: str
+
+    @property
+    def fields(self) -> list[str]:
+        """The names of what comes out, in order: f0, f1, ... for the layers, then the wanted prediction columns."""
+        return [*(f"f{index}" for index in range(len(self.layers))), *self.wanted]
+
+
+def score(scorer: Scorer, batches: Iterator[pd.Series | tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
+    """Score Arrow batches, in order: one row of ``scorer.fields`` for every row."""
+    import pandas as pd
+
+    forward = _loaded(scorer)
+    row = 0
+    for batch in batches:
+        columns = (batch,) if isinstance(batch, pd.Series) else batch  # Spark gives one column without its tuple
+        count = len(columns[0])
+        arrays, kept = _arrays(scorer, columns, row)
+        outputs = _forward(scorer, forward, arrays)
+        frame = pd.DataFrame({name: _series(values) for name, values in zip(scorer.fields, outputs, strict=True)})
+        if not kept.all():
+            frame = frame.reindex(np.where(kept, np.cumsum(kept) - 1, -1)).reset_index(drop=True)
+        assert len(frame) == count
+        row += count
+        yield frame
+
+
+def _arrays(scorer: Scorer, columns: tuple[pd.Series, ...], first_row: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """The inputs' arrays, without the rows that are to be skipped, and which rows those are."""
+    arrays, problems = [], []
+    for series, column in zip(columns, scorer.inputs, strict=True):
+        array, found = decode(_arrow(series, column), column)
+        arrays.append(array)
+        problems += found
+    kept = np.ones(len(columns[0]), bool)
+    if problems:
+        refuse(problems, scorer.handle_invalid)
+        if scorer.handle_invalid == "skip":
+            kept[[problem.row for problem in problems]] = False
+            arrays = [array[kept] for array in arrays]
+    return arrays, kept
+
+
+def _arrow(series: pd.Series, column: Column) -> pa.Array:
+    if series.dtype != object:
+        return pa.Array.from_pandas(series)
+    first = next((value for value in series if value is not None), None)
+    if isinstance(first, np.ndarray):
+        return pa.Array.from_pandas(series, type=pa.list_(pa.from_numpy_dtype(first.dtype)))
+    return pa.Array.from_pandas(series, type=pa.binary() if isinstance(first, (bytes, bytearray)) else None)
+
+
+def _forward(scorer: Scorer, forward: Callable[..., list[Any]], arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """What comes out, by field; arrays of [rows, ...]."""
+    parts: list[list[np.ndarray]] = []
+    for start in range(0, max(len(arrays[0]), 1), scorer.batch_size):
+        batch = [array[start : start + scorer.batch_size] for array in arrays]
+        output, *taps = [tensor.numpy() for tensor in forward(*batch)]
+        columns = [tap.reshape(len(tap), int(np.prod(tap.shape[1:]))).astype(np.float64) for tap in taps]
+        if scorer.wanted:
+            predictions = heads.predictions(scorer.head, output)
+            columns += [predictions[name] for name in scorer.wanted]
+        parts.append(columns)
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def _series(values: np.ndarray) -> pd.Series:
+    import pandas as pd
+
+    if values.ndim == 1:
+        return pd.Series(values)
+    return pd.Series(pd.arrays.ArrowExtensionArray(as_list_array(values)))
+
+
+# ── the network ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_networks: OrderedDict[tuple[str, tuple[str, ...]], Callable[..., list[Any]]] = OrderedDict()
+_loading = threading.Lock()
+
+
+def _loaded(scorer: Scorer) -> Callable[..., list[Any]]:
+    """The network's forward pass: loaded by the first task of this Python worker, kept for the next ones."""
+    key = (scorer.digest, scorer.layers)
+    with _loading:
+        if key not in _networks:
+            _networks[key] = _load(scorer)
+            while len(_networks) > KEPT:
+                _networks.popitem(last=False)
+        _networks.move_to_end(key)
+        return _networks[key]
+
+
+def _load(scorer: Scorer) -> Callable[..., list[Any]]:
+    import_keras()
+    import tensorflow as tf
+
+    try:  # a task takes spark.task.cpus cores, which Spark tells its Python workers by this name
+        tf.config.threading.set_intra_op_parallelism_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    except RuntimeError:
+        pass  # TensorFlow runs in this worker already
+    return forward_pass(networks.load(scorer.archive), scorer.layers)
+
+
+def forward_pass(network: Any, layers: tuple[str, ...]) -> Callable[..., list[Any]]:
+    """One pass through ``network``: a function of its input arrays that returns its first output and ``layers``' own.
+
+    A layer is tapped where it is called, so those of nested models are reached as well as any other.
+    """
+    import tensorflow as tf
+
+    taps: dict[str, Any] = {}
+    found = networks.layers_by_name(network)
+    for name in layers:
+        found[name].call = _tap(found[name].call, taps, name)
+
+    @tf.function(reduce_retracing=True)
+    def forward(*inputs: Any) -> list[Any]:
+        output = network(list(inputs) if len(inputs) > 1 else inputs[0], training=False)
+        return [output[0] if isinstance(output, (list, tuple)) else output, *(taps[name] for name in layers)]
+
+    return forward
+
+
+def _tap(call: Callable[..., Any], taps: dict[str, Any], name: str) -> Callable[..., Any]:
+    def tapped(*args: Any, **kwargs: Any) -> Any:
+        taps[name] = call(*args, **kwargs)
+        return taps[name]
+
+    return tapped

@@ -1,0 +1,70 @@
+"""The child process that is a rank: ``python -m cos_ml.rank_process`` (rank side).
+
+Its barrier task (``ranks.py``) starts it, and talks to it over inherited file descriptors and two lines of JSON on its
+standard input: the first when it starts, the second when all ranks have met. It dies with that task, whatever happens.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from cos_ml import artifacts
+
+__all__ = ["main"]
+
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
+
+def main() -> None:
+    """Run the function that the task names, and leave its named bytes, or its traceback, in the results file."""
+    task = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != task:  # it died before the line above
+        os._exit(1)
+    start = json.loads(sys.stdin.buffer.readline())
+    with os.fdopen(start["results"], "wb") as results:
+        try:
+            artifacts.write(results, _function(start["function"])(start, _meeting))
+        except BaseException:  # SystemExit too: whatever ends a rank, the driver shall read it
+            results.seek(0)
+            results.truncate()
+            artifacts.write(results, {"error": traceback.format_exc().encode()})
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # the threads of TensorFlow and Horovod have nothing left to say
+
+
+def _function(name: str) -> Callable[..., dict[str, bytes]]:
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _meeting() -> dict[str, Any]:
+    """Wait until all ranks have met; returns what the task then says of them, and sets this rank's environment."""
+    line = sys.stdin.buffer.readline()
+    if not line:
+        os._exit(1)  # the task is gone
+    threading.Thread(target=_follow_task, daemon=True).start()
+    meeting = json.loads(line)
+    os.environ.update(meeting["environment"])
+    return meeting
+
+
+def _follow_task() -> None:
+    """End this process when the task's end of standard input closes; where there is no PR_SET_PDEATHSIG."""
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""Run a function on n ranks in one barrier job: slots, placement, child processes, errors (both sides).
+
+Top to bottom: ``run`` on the driver; ``_task`` in each barrier task, which spools its rows, meets the others and watches
+its child; the child itself is ``rank_process.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+from pyspark import BarrierTaskContext
+from pyspark.sql import DataFrame, SparkSession
+
+from cos_ml import artifacts, progress
+from cos_ml.errors import ClusterError, CosMLError, InvalidInputError, RankError, SetupError
+from cos_ml.feeds import Spool, spread
+from cos_ml.rendezvous import Place, Rendezvous, local_addresses, place, rank_environment, server_address
+from cos_ml.spec import TrainSpec
+
+__all__ = ["Job", "check_cluster", "run"]
+
+LOG_TAIL = 64 << 10  # bytes of a rank's output that are kept
+MESSAGE_TAIL = 30  # lines of it in an exception
+HOROVOD_ECHO = "Horovod has been shut down"  # what the other ranks say when one fails
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all ranks of one barrier job are given: plain values.
+
+    Attributes:
+        function: "module:name" of the function that the rank runs; it takes the start message and a function that waits
+            until all ranks have met, and returns named bytes.
+        spec: what to train.
+        network: the archive to begin with.
+        progress: where the driver listens, if it does.
+    """
+
+    function: str
+    spec: TrainSpec
+    network: bytes
+    progress: progress.Address | None = None
+
+
+# ── driver ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def run(df: DataFrame, job: Job, ranks: int) -> list[dict[str, bytes]]:
+    """Run ``job`` on the rows of ``df``, one rank a partition.
+
+    Args:
+        df: the narrow DataFrame that the spool takes.
+        job: what each rank does.
+        ranks: how many there are.
+
+    Returns:
+        list[dict[str, bytes]]: what each rank's function returned, by rank.
+
+    Raises:
+        ClusterError: the cluster can't run so many tasks at once.
+        InvalidInputError: a row can't be used.
+        RankError: a rank failed; the message has its traceback.
+    """
+    check_cluster(df.sparkSession, ranks)
+    tasks = spread(df, ranks).mapInArrow(partial(_task, job), "rank int, " + artifacts.SCHEMA, barrier=True)
+    try:
+        # The shuffle is what lets Spark retry: it never repeats a barrier stage whose result is collected directly.
+        rows = tasks.repartition(1).collect()
+    except Exception as error:
+        raise _own_error(error) or error from None
+    results: list[dict[str, bytes]] = [
+        artifacts.join((row["name"], row["part"], row["data"]) for row in rows if row["rank"] == rank) for rank in range(ranks)
+    ]
+    _raise_reported(results)
+    return results
+
+
+def check_cluster(spark: SparkSession, ranks: int) -> None:
+    """Raises ClusterError where Spark would wait, or fail after a long time, for ``ranks`` tasks at once."""
+    if spark.conf.get("spark.dynamicAllocation.enabled", "false") == "true":
+        raise ClusterError(
+            "spark.dynamicAllocation.enabled is true, and Spark runs no barrier job then (SPARK-24942), which the ranks of a fit are. "
+            "Set spark.dynamicAllocation.enabled=false and spark.executor.instances for the application that trains."
+        )
+    slots = _slots(spark)
+    if slots is not None and slots < ranks:
+        raise ClusterError(
+            f"numTrainWorkers={ranks} needs {ranks} tasks at the same time, and this application has slots for {slots}. Set "
+            f"numTrainWorkers to {slots} or less, or start Spark with more: --master 'local[{ranks}]', or more executors or cores "
+            "(spark.executor.instances, spark.executor.cores; a task takes spark.task.cpus of them)."
+        )
+
+
+def _slots(spark: SparkSession) -> int | None:
+    """How many tasks run at once on the executors there are now; None where Spark Connect does not tell."""
+    if not hasattr(spark, "_jsparkSession"):
+        return None
+    context = spark.sparkContext._jsc.sc()
+    return context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile())
+
+
+def _raise_reported(results: list[dict[str, bytes]]) -> None:
+    """Raise what the ranks report: bad rows first, then the rank that failed by itself and not because another did."""
+    problems = [result["problem"].decode() for result in results if "problem" in result]
+    if problems:
+        raise InvalidInputError(problems[0])
+    failed = {rank: result["error"].decode() for rank, result in enumerate(results) if "error" in result}
+    if failed:
+        first = min(failed, key=lambda rank: (HOROVOD_ECHO in failed[rank], rank))
+        host = results[first].get("host", b"?").decode()
+        raise RankError(_message(f"Rank {first} on {host} failed.", failed[first], results[first].get("log", b"")))
+
+
+def _own_error(error: Exception) -> CosMLError | None:
+    """What a barrier task could not report in a row, out of the text in which Spark wraps it; None for what is Spark's own."""
+    missing = re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", str(error))
+    if missing:
+        return SetupError(
+            f"The executors' Python has no module {missing[1]!r}. Spark starts it as {os.environ.get('PYSPARK_PYTHON', 'python3')!r}: set the "
+            "environment variable PYSPARK_PYTHON, or spark.pyspark.python, to one in which cos_ml is installed, before Spark starts."
+        )
+    found = re.search(r"cos_ml\.errors\.RankError: (.*?)(?:\n\s*\n?\s+at [\w.$]+\(|\n\tat |\Z)", str(error), re.DOTALL)
+    return RankError(found[1].strip()) if found else None
+
+
+def _message(what: str, traceback: str, log: bytes) -> str:
+    tail = log.decode(errors="replace").splitlines()[-MESSAGE_TAIL:]
+    parts = [what, traceback.strip(), "Its last output:\n" + "\n".join(tail) if tail else ""]
+    return "\n".join(part for part in parts if part)
+
+
+# ── barrier task ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _task(job: Job, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """One barrier task: spool the partition, meet the others, watch the rank, pass on what it returns."""
+    context = BarrierTaskContext.get()
+    hosts = [info.address.rsplit(":", 1)[0] for info in context.getTaskInfos()]
+    places = place(hosts)
+    here = places[context.partitionId()]
+    spool = Spool(job.spec)
+    with RankProcess(job, here, spool) as process:  # TensorFlow loads while rows arrive
+        problem = _fill(spool, batches)
+        meeting = _meet(context, hosts, places, spool, problem)
+        if any(task["problem"] for task in meeting.tasks):
+            result = {"problem": problem.encode()} if problem else {}
+        elif not sum(task["rows"]["train"] for task in meeting.tasks):
+            meeting.close()
+            result = {"problem": _no_rows(meeting.tasks).encode()} if here.rank == 0 else {}
+        else:
+            with meeting:
+                result = process.train(meeting, progress.Reporter(job.progress if here.rank == 0 else None))
+        for batch in artifacts.record_batches(result | {"host": here.host.encode()}):
+            rank = pa.array([here.rank], pa.int32())
+            yield pa.RecordBatch.from_arrays([rank, *batch.columns], ["rank", *batch.schema.names])
+
+
+def _fill(spool: Spool, batches: Iterable[pa.RecordBatch]) -> str:
+    """Spool the partition; returns what is wrong with it, which no retry would mend, or ""."""
+    try:
+        spool.fill(batches)
+    except InvalidInputError as error:
+        return f"{error} (Rows are counted from 0 within partition {BarrierTaskContext.get().partitionId()} of the training data.)"
+    except OSError as error:
+        return f"The executor {socket.gethostname()} can't spool its partition to local disk: {error}. Give spark.local.dir more room."
+    return ""
+
+
+def _no_rows(tasks: list[dict[str, Any]]) -> str:
+    skipped, validation = (sum(task[name] for task in tasks) for name in ("skipped", "validation"))
+    if skipped or validation:
+        return f"There are no rows to train on: {skipped} were skipped as invalid, {validation} are marked for validation."
+    return "The DataFrame is empty: there are no rows to train on."
+
+
+@dataclass
+class Meeting:
+    """What the ranks know of each other once all have met.
+
+    Attributes:
+        tasks: what each task said, by rank.
+        environment: in which ``hvd.init()`` finds the others.
+        rendezvous: Horovod's server, in task 0 and where there is more than one rank.
+    """
+
+    tasks: list[dict[str, Any]]
+    environment: dict[str, str]
+    rendezvous: Rendezvous | None
+
+    def close(self) -> None:
+        """Stop the rendezvous server, if it runs here and still does."""
+        if self.rendezvous is not None:
+            self.rendezvous.close()
+
+    def __enter__(self) -> Meeting:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _meet(context: BarrierTaskContext, hosts: list[str], places: list[Place], spool: Spool, problem: str) -> Meeting:
+    """Tell the others what this task has, and wait for all: one allGather, which is also the rendezvous for Horovod."""
+    several = len(hosts) > 1
+    task = context.partitionId()
+    rendezvous = Rendezvous(server_address(hosts)) if several and task == 0 else None
+    mine = {
+        "rank": places[task].rank, "rows": spool.rows, "skipped": spool.skipped, "validation": spool.rows["validation"],
+        "shapes": spool.shapes, "dtypes": spool.dtypes, "problem": bool(problem),
+        "addresses": list(local_addresses()) if several else [], "port": rendezvous.port if rendezvous else 0,
+    }  # fmt: skip
+    told = [json.loads(message) for message in context.allGather(json.dumps(mine))]
+    if rendezvous is not None:
+        rendezvous.serve(places, [address for other in told for address in other["addresses"]])
+    environment = rank_environment(places[task], hosts, told[0]["port"]) if several else {}
+    return Meeting(sorted(told, key=lambda other: other["rank"]), environment, rendezvous)
+
+
+class RankProcess:
+    """The child process of one barrier task, which is killed when the task leaves the ``with`` block."""
+
+    def __init__(self, job: Job, here: Place, spool: Spool) -> None:
+        self.here, self.spool = here, spool
+        self.results, self.network, self.log = (tempfile.TemporaryFile() for _ in range(3))
+        self.network.write(job.network)
+        self.network.flush()
+        events, events_of_child = os.pipe()
+        start = {
+            "function": job.function, "spec": job.spec.to_json(), "place": asdict(here), "spool": spool.descriptors(),
+            "network": self.network.fileno(), "results": self.results.fileno(), "events": events_of_child,
+        }  # fmt: skip
+        inherited = [events_of_child, self.network.fileno(), self.results.fileno()]
+        inherited += [fd for part in spool.descriptors().values() for fd in part.values()]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "cos_ml.rank_process"],
+            env=_child_environment(job.spec), pass_fds=inherited, stdin=subprocess.PIPE, stdout=self.log, stderr=self.log,
+        )  # fmt: skip
+        os.close(events_of_child)
+        self.events = os.fdopen(events, "rb")
+        self._say(start)
+
+    def train(self, meeting: Meeting, reporter: progress.Reporter) -> dict[str, bytes]:
+        """Let the rank begin, pass on what it reports, and return what it leaves.
+
+        Raises:
+            RankError: it died without a word; Spark then tries the whole stage again.
+        """
+        self._say({"tasks": meeting.tasks, "environment": meeting.environment})
+        for line in self.events:
+            event = json.loads(line)
+            if event["event"] == "joined":
+                meeting.close()  # all ranks are connected: nobody has to be answered any more
+            else:
+                reporter.send(event)
+        reporter.close()
+        code = self.process.wait()
+        log = self._log()
+        result = artifacts.read(self.results)
+        if code or not result:
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+            hint = " The host may be out of memory." if code == -signal.SIGKILL else ""
+            raise RankError(_message(f"Rank {self.here.rank} on {self.here.host} {how}.{hint}", "", log))
+        return result | {"log": log}
+
+    def _say(self, message: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(message).encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it is dead already; its exit status says how
+
+    def _log(self) -> bytes:
+        self.log.seek(max(0, self.log.seek(0, os.SEEK_END) - LOG_TAIL))
+        return self.log.read()
+
+    def __enter__(self) -> RankProcess:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.process.kill()
+        self.process.wait()
+        for file in (self.process.stdin, self.events, self.results, self.network, self.log):
+            if file is not None:
+                file.close()
+        self.spool.close()
+
+
+def _child_environment(spec: TrainSpec) -> dict[str, str]:
+    """This worker's environment, with its import path and quiet TensorFlow; the task's own GPUs and no others."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    environment.pop("OMP_NUM_THREADS", None)  # Spark sets it to spark.task.cpus for the Python worker
+    if not spec.use_gpu:
+        return environment | {"CUDA_VISIBLE_DEVICES": "-1"}
+    gpus = BarrierTaskContext.get().resources().get("gpu")
+    return environment | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus.addresses)} if gpus else {})

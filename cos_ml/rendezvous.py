@@ -1,0 +1,158 @@
+"""Where ranks meet: placement, Horovod's rendezvous server and the environment of a rank (barrier task side)."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+__all__ = ["Place", "Rendezvous", "local_addresses", "place", "rank_environment"]
+
+JOIN_TIMEOUT = "120"  # seconds until a rank whose peers don't come gives up
+
+
+@dataclass(frozen=True)
+class Place:
+    """A rank and its neighbours, in the words of MPI and Horovod.
+
+    Attributes:
+        rank, size: among all ranks.
+        local_rank, local_size: among the ranks of this host.
+        cross_rank, cross_size: among the ranks of the same local rank, one a host.
+        host: as Spark names it.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    cross_rank: int
+    cross_size: int
+    host: str
+
+
+def place(hosts: Sequence[str]) -> list[Place]:
+    """The place of each barrier task.
+
+    Ranks of one host are neighbours, whatever the order of the partition ids: hosts come in the order in which they
+    first appear, and tasks of a host in the order of their partition ids. Several executors on a host count as one.
+
+    Args:
+        hosts: the host of each task, by partition id.
+
+    Returns:
+        list[Place]: by partition id.
+    """
+    by_host: dict[str, list[int]] = {}
+    for task, host in enumerate(hosts):
+        by_host.setdefault(host, []).append(task)
+    places: dict[int, Place] = {}
+    for host, tasks in by_host.items():
+        for local_rank, task in enumerate(tasks):
+            column = [other for other, its_tasks in by_host.items() if len(its_tasks) > local_rank]
+            places[task] = Place(
+                rank=len(places), size=len(hosts), local_rank=local_rank, local_size=len(tasks),
+                cross_rank=column.index(host), cross_size=len(column), host=host,
+            )  # fmt: skip
+    return [places[task] for task in range(len(hosts))]
+
+
+class Rendezvous:
+    """Horovod's rendezvous server on one address of this host, answering only the hosts of its own ranks.
+
+    It is bound at once, so that its port can be told to the others, and serves when they are known.
+    """
+
+    def __init__(self, address: str) -> None:
+        # Imported here: numTrainWorkers=1 needs no Horovod.
+        from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
+
+        class Server(RendezvousHTTPServer):  # type: ignore[misc]
+            request_queue_size = 1024  # connections that come before it serves wait
+            daemon_threads = True
+            allowed: frozenset[str] = frozenset()
+
+            def verify_request(self, request: Any, client_address: Any) -> bool:
+                return client_address[0] in self.allowed
+
+        self._server = Server((address, 0), RendezvousHandler, 0)
+        self._thread: threading.Thread | None = None
+        self.port: int = self._server.server_address[1]
+
+    def serve(self, places: Iterable[Place], addresses: Iterable[str]) -> None:
+        """Begin to answer the ranks at ``places``, when they call from one of ``addresses``."""
+        from horovod.runner.common.util.hosts import SlotInfo
+
+        self._server.allowed = frozenset(addresses)
+        self._server.init(
+            [
+                SlotInfo(
+                    hostname=here.host, rank=here.rank, local_rank=here.local_rank, cross_rank=here.cross_rank,
+                    size=here.size, local_size=here.local_size, cross_size=here.cross_size,
+                )
+                for here in sorted(places, key=lambda here: here.rank)
+            ]
+        )  # fmt: skip
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop answering and free the port; the second call does nothing."""
+        if self._thread is not None:
+            self._server.shutdown()
+            self._thread.join()
+            self._thread = None
+        self._server.server_close()
+
+    def __enter__(self) -> Rendezvous:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def server_address(hosts: Sequence[str]) -> str:
+    """Address for the rendezvous of ranks on ``hosts``, by partition id: the loopback where all are one host's."""
+    return "127.0.0.1" if len(set(hosts)) == 1 else socket.gethostbyname(hosts[0])
+
+
+def local_addresses() -> dict[str, str]:
+    """The IPv4 addresses of this host, each with its network interface's name."""
+    import psutil
+
+    return {
+        entry.address: name
+        for name, entries in psutil.net_if_addrs().items()
+        for entry in entries
+        if entry.family == socket.AF_INET
+    }
+
+
+def rank_environment(here: Place, hosts: Sequence[str], port: int) -> dict[str, str]:
+    """The environment in which ``hvd.init()`` finds its peers, to be added to its own.
+
+    Args:
+        here: the rank's place.
+        hosts: the host of each task, by partition id.
+        port: of the rendezvous server, which task 0 runs.
+    """
+    address = server_address(hosts)
+    own = address if address == "127.0.0.1" else socket.gethostbyname(here.host)
+    interface = local_addresses().get(own)
+    return {
+        "HOROVOD_RANK": str(here.rank),
+        "HOROVOD_SIZE": str(here.size),
+        "HOROVOD_LOCAL_RANK": str(here.local_rank),
+        "HOROVOD_LOCAL_SIZE": str(here.local_size),
+        "HOROVOD_CROSS_RANK": str(here.cross_rank),
+        "HOROVOD_CROSS_SIZE": str(here.cross_size),
+        "HOROVOD_HOSTNAME": here.host,
+        "HOROVOD_CONTROLLER": "gloo",
+        "HOROVOD_CPU_OPERATIONS": "gloo",
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": address,
+        "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
+        "HOROVOD_GLOO_TIMEOUT_SECONDS": JOIN_TIMEOUT,
+    } | ({"HOROVOD_GLOO_IFACE": interface} if interface else {})

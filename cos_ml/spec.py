@@ -1,0 +1,68 @@
+"""TrainSpec: all that a rank knows (both sides)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from cos_ml.columns import Column
+
+__all__ = ["TrainSpec"]
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """One training, as plain values: what the driver's Params come down to.
+
+    Attributes:
+        inputs, labels: the columns of the network's inputs and outputs, in its order.
+        weight: the column of row weights, if there is one.
+        validation: the boolean column that marks validation rows, if there is one.
+        compile: arguments of ``keras.Model.compile``, each in Keras's serialised form.
+        learning_rate: in place of the optimizer's own.
+        batch_size: rows per rank and step.
+        epochs: passes over the data.
+        shuffle: a new order in every epoch, within each rank's own rows.
+        seed: of the order of rows and of Dropout.
+        handle_invalid: "error" or "skip" bad rows, or "keep" them as NaN.
+        steps_per_execution: training steps in one call of TensorFlow.
+        use_gpu: train on the GPU that Spark assigned.
+    """
+
+    inputs: tuple[Column, ...]
+    labels: tuple[Column, ...]
+    weight: Column | None = None
+    validation: Column | None = None
+    compile: dict[str, Any] = field(default_factory=dict)
+    learning_rate: float | None = None
+    batch_size: int = 32
+    epochs: int = 1
+    shuffle: bool = True
+    seed: int = 0
+    handle_invalid: str = "error"
+    steps_per_execution: int = 16
+    use_gpu: bool = False
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Every column that a rank reads: inputs, labels, weight; not the validation mark, which sorts rows."""
+        return (*self.inputs, *self.labels, *((self.weight,) if self.weight else ()))
+
+    def to_json(self) -> str:
+        """This spec as one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainSpec:
+        """The spec that ``to_json`` wrote."""
+        values = json.loads(text)
+        for name in ("inputs", "labels"):
+            values[name] = tuple(_column(column) for column in values[name])
+        for name in ("weight", "validation"):
+            values[name] = _column(values[name]) if values[name] else None
+        return cls(**values)
+
+
+def _column(values: dict[str, Any]) -> Column:
+    return Column(**values | {"shape": tuple(values["shape"])})

@@ -1,0 +1,34 @@
+#!/bin/sh
+# Make a virtual environment with everything cos_ml needs: set-up.sh VENV STACK. Called by the Makefile.
+set -eu
+venv=$1
+stack=$2
+python=${PYTHON:-python3}
+
+missing=""
+need() { # WHAT  DEBIAN-PACKAGE  FEDORA-PACKAGE
+    missing="$missing
+  $1
+      Debian, Ubuntu:  apt-get install $2
+      Fedora, RHEL:    dnf install $3"
+}
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || need "CPython 3.11 or later (as $python; PYTHON=... names another)" "python3" "python3.11"
+"$python" -c 'import ensurepip, venv' 2>/dev/null || need "Python's venv module" "python3-venv" "python3.11"
+java=${JAVA_HOME:+$JAVA_HOME/bin/}java
+version=$("$java" -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p' | head -n 1) || version=""
+[ "${version:-0}" -ge 17 ] || need "a Java runtime, 17 or 21 (found: ${version:-none})" "openjdk-17-jre-headless" "java-17-openjdk-headless"
+command -v c++ >/dev/null || command -v g++ >/dev/null || need "a C++ compiler" "g++" "gcc-c++"
+[ -f "$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])' 2>/dev/null)/Python.h" ] || need "Python's headers" "python3-dev" "python3-devel"
+if [ -n "$missing" ]; then
+    printf 'This machine lacks:%s\n' "$missing" >&2
+    exit 1
+fi
+
+extras=cpu,test
+[ "$stack" = petastorm ] && extras=$extras,petastorm
+echo "Setting up $venv with the \"$stack\" stack (about 5 minutes, once) ..."
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+pip="$venv/bin/python -m pip --disable-pip-version-check -q"
+$pip install -c "constraints/$stack.txt" setuptools wheel
+$pip install -c "constraints/$stack.txt" --no-build-isolation -e ".[$extras]"
+"$venv/bin/cos-ml" install-horovod
