@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Column", "Problem", "as_list_array", "decode", "expression", "renumber", "spark_dtype"]
 
+
 @dataclass(frozen=True)
 class Column:
     """A column of the user's as an array of rows.
@@ -187,9 +188,7 @@ def _not_numbers(numbers: np.ndarray, column: Column) -> list[Problem]:
     ]
 
 
-def _decode_bad(
-    values: pa.Array, flat: pa.Array, sizes: np.ndarray, size: int, column: Column
-) -> tuple[np.ndarray, list[Problem]]:
+def _decode_bad(values: pa.Array, flat: pa.Array, sizes: np.ndarray, size: int, column: Column) -> tuple[np.ndarray, list[Problem]]:
     """The rare case: some row is null, holds a null, or has the wrong size."""
     owners = np.repeat(np.arange(len(sizes)), np.maximum(sizes, 0))  # the row of each number
     holes = np.zeros(len(sizes), bool)

@@ -85,8 +85,7 @@ class Spool:
     def __init__(self, spec: TrainSpec) -> None:
         self.spec = spec
         self.files: dict[str, dict[str, IO[bytes]]] = {
-            part: {column.field: tempfile.TemporaryFile(dir=local_folder(), buffering=0) for column in spec.columns}
-            for part in PARTS
+            part: {column.field: tempfile.TemporaryFile(dir=local_folder(), buffering=0) for column in spec.columns} for part in PARTS
         }
         self.rows = dict.fromkeys(PARTS, 0)
         self.skipped = 0
@@ -129,7 +128,9 @@ class Spool:
         shape = self.shapes.setdefault(field, array.shape[1:])
         dtype = self.dtypes.setdefault(field, array.dtype.str)
         if shape != array.shape[1:]:
-            raise InvalidInputError(f"Column {self._name(field)!r} has rows of shape {array.shape[1:]} after rows of {shape}: expected one shape.")
+            raise InvalidInputError(
+                f"Column {self._name(field)!r} has rows of shape {array.shape[1:]} after rows of {shape}: expected one shape."
+            )
         data = memoryview(np.ascontiguousarray(array, dtype)).cast("B") if array.size else b""
         written = 0
         while written < len(data):
@@ -184,9 +185,7 @@ class Rows:
         shapes, dtypes: of one row, by field.
     """
 
-    def __init__(
-        self, descriptors: dict[str, int], count: int, shapes: dict[str, Any], dtypes: dict[str, str]
-    ) -> None:
+    def __init__(self, descriptors: dict[str, int], count: int, shapes: dict[str, Any], dtypes: dict[str, str]) -> None:
         self.count = count
         self.arrays = {field: _map(fd, count, tuple(shapes[field]), dtypes[field]) for field, fd in descriptors.items()}
 

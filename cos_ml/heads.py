@@ -82,13 +82,22 @@ def check_loss(output: Tensor, loss: Any) -> None:
         return
     if output.activation in ("linear", "relu", "tanh"):
         wanted = "softmax" if family != "binary" else "sigmoid"
-        name = next(shown for shown in ("SparseCategorical", "Categorical", "Binary") if shown.lower() == family + ("categorical" if family == "sparse" else "")) + "Crossentropy"
+        name = (
+            next(
+                shown
+                for shown in ("SparseCategorical", "Categorical", "Binary")
+                if shown.lower() == family + ("categorical" if family == "sparse" else "")
+            )
+            + "Crossentropy"
+        )
         raise InvalidInputError(
             f"Param loss: {_shown(loss)} expects probabilities, received {what} and activation {output.activation!r}. End the "
             f"network with activation={wanted!r}, or use keras.losses.{name}(from_logits=True)."
         )
     if family == "sparse" and output.activation == "sigmoid":
-        raise InvalidInputError(f"Param loss: {_shown(loss)} expects probabilities that sum to 1, received {what} and activation 'sigmoid': use softmax.")
+        raise InvalidInputError(
+            f"Param loss: {_shown(loss)} expects probabilities that sum to 1, received {what} and activation 'sigmoid': use softmax."
+        )
 
 
 def _shown(loss: Any) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
+import pandas as pd
 from pyspark import keyword_only
 from pyspark.ml import Model
 from pyspark.ml.functions import array_to_vector
@@ -149,7 +150,8 @@ def input_columns(network: Network, names: list[str]) -> tuple[Column, ...]:
     if set(names) == {tensor.name for tensor in inputs}:
         names = [tensor.name for tensor in inputs]
     return tuple(
-        Column(name, f"x{index}", tensor.shape, spark_dtype(tensor.dtype)) for index, (name, tensor) in enumerate(zip(names, inputs, strict=True))
+        Column(name, f"x{index}", tensor.shape, spark_dtype(tensor.dtype))
+        for index, (name, tensor) in enumerate(zip(names, inputs, strict=True))
     )
 
 
@@ -191,9 +193,13 @@ def _type(field: str, head: str) -> T.DataType:
 
 def _udf(scorer: predicting.Scorer) -> Any:
     fields = [T.StructField(field, _type(field, scorer.head)) for field in scorer.fields]
-    udf = F.pandas_udf(partial(predicting.score, scorer), T.StructType(fields), F.PandasUDFType.SCALAR_ITER)
+
+    @F.pandas_udf(T.StructType(fields))  # type: ignore[call-overload]
+    def score(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
+        return predicting.score(scorer, batches)
+
     # Spark would push the filter that skips bad rows below this UDF, and run it twice.
-    return udf.asNondeterministic() if scorer.handle_invalid == "skip" else udf
+    return score.asNondeterministic() if scorer.handle_invalid == "skip" else score
 
 
 class DeepNetModelWriter(MLWriter):
@@ -232,7 +238,9 @@ class DeepNetModelReader(MLReader["DeepNetModel"]):
         """Raises SavedModelError for a place that holds no DeepNetModel, one of a later format, or a damaged one."""
         metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession)
         if metadata.get("format") != FORMAT:
-            raise SavedModelError(f"{path} has format {metadata.get('format')}, and this cos_ml reads format {FORMAT}: load it with the version that wrote it.")
+            raise SavedModelError(
+                f"{path} has format {metadata.get('format')}, and this cos_ml reads format {FORMAT}: load it with the version that wrote it."
+            )
         rows = self.sparkSession.read.parquet(f"{path.rstrip('/')}/data").collect()
         archive = artifacts.join((row["name"], row["part"], row["data"]) for row in rows)["network"]
         model = self.cls()._resetUid(metadata["uid"])

@@ -183,16 +183,26 @@ class EstimatorParams(
     """The Params of DeepNetEstimator."""
 
     labelCols = _param("labelCols", "label columns, one per output of the network, in its order", TypeConverters.toListString)
-    loss = _param("loss", "loss: a Keras identifier, or a Keras object that serialises. Unset: a compiled model's own", _keras_objects("loss"))
-    metrics = _param("metrics", "metrics: Keras identifiers, or Keras objects that serialise. Unset: a compiled model's own", _keras_objects("metrics"))
+    loss = _param(
+        "loss", "loss: a Keras identifier, or a Keras object that serialises. Unset: a compiled model's own", _keras_objects("loss")
+    )
+    metrics = _param(
+        "metrics", "metrics: Keras identifiers, or Keras objects that serialise. Unset: a compiled model's own", _keras_objects("metrics")
+    )
     lossWeights = _param("lossWeights", "weight of each output's loss. Unset: a compiled model's own", _keras_objects("lossWeights"))
     optimizer = _param(
-        "optimizer", "optimizer: a Keras identifier, or a Keras object that serialises. Unset: a compiled model's own, else 'adam'", _keras_objects("optimizer")
+        "optimizer",
+        "optimizer: a Keras identifier, or a Keras object that serialises. Unset: a compiled model's own, else 'adam'",
+        _keras_objects("optimizer"),
     )
     learningRate = _param(
-        "learningRate", "learning rate in place of the optimizer's own (> 0). Never scaled by the number of ranks", _positive("learningRate")
+        "learningRate",
+        "learning rate in place of the optimizer's own (> 0). Never scaled by the number of ranks",
+        _positive("learningRate"),
     )
-    batchSize = _param("batchSize", "rows per rank and step (>= 1); the global batch is batchSize * numTrainWorkers", _whole("batchSize", 1))
+    batchSize = _param(
+        "batchSize", "rows per rank and step (>= 1); the global batch is batchSize * numTrainWorkers", _whole("batchSize", 1)
+    )
     epochs = _param("epochs", "passes over the training rows (>= 1)", _whole("epochs", 1))
     shuffle = _param("shuffle", "a new order of each rank's rows in every epoch, from the seed", TypeConverters.toBoolean)
     numTrainWorkers = _param("numTrainWorkers", "ranks, one barrier task each (>= 1)", _whole("numTrainWorkers", 1))

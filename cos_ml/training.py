@@ -93,6 +93,7 @@ def fit(trainer: Any, spec: TrainSpec, ranks: Ranks, feeds: dict[str, Feed], eve
         epochs=spec.epochs,
         validation_data=validation.dataset() if validation.steps else None,
         callbacks=[AverageStatistics(ranks, training.share), watch],
+        shuffle=False,  # the feed does
         verbose=0,
     )
     return {
