@@ -83,7 +83,9 @@ def expression(schema: T.StructType, column: Column) -> SparkColumn:
         raise InvalidInputError(f"There is no column {column.name!r}. The DataFrame has {schema.fieldNames()}.")
     given = schema[column.name].dataType
     source = F.col("`" + column.name.replace("`", "``") + "`")
-    target = {"float32": T.FloatType(), "int32": T.IntegerType(), "int64": T.LongType(), "bool": T.BooleanType()}[column.dtype]
+    target = {"float32": T.FloatType(), "int32": T.IntegerType(), "int64": T.LongType(), "bool": T.BooleanType()}[
+        column.dtype
+    ]
     if isinstance(given, VectorUDT):
         array = vector_to_array(source, "float32" if column.dtype == "float32" else "float64")
         return array if column.dtype == "float32" else array.cast(T.ArrayType(target))
@@ -183,19 +185,25 @@ def _all_numbers(numbers: np.ndarray) -> bool:
 def _not_numbers(numbers: np.ndarray, column: Column) -> list[Problem]:
     bad = np.isnan(numbers).reshape(len(numbers), math.prod(numbers.shape[1:]))
     return [
-        Problem(int(row), column.name, "is NaN" if bad.shape[1] == 1 else f"has NaN at position {int(bad[row].argmax())}")
+        Problem(
+            int(row), column.name, "is NaN" if bad.shape[1] == 1 else f"has NaN at position {int(bad[row].argmax())}"
+        )
         for row in np.flatnonzero(bad.any(axis=1))
     ]
 
 
-def _decode_bad(values: pa.Array, flat: pa.Array, sizes: np.ndarray, size: int, column: Column) -> tuple[np.ndarray, list[Problem]]:
+def _decode_bad(
+    values: pa.Array, flat: pa.Array, sizes: np.ndarray, size: int, column: Column
+) -> tuple[np.ndarray, list[Problem]]:
     """The rare case: some row is null, holds a null, or has the wrong size."""
     owners = np.repeat(np.arange(len(sizes)), np.maximum(sizes, 0))  # the row of each number
     holes = np.zeros(len(sizes), bool)
     holes[owners[_nulls(flat)]] = True
     wrong = (sizes != size) & (sizes >= 0)
     problems = [Problem(int(row), column.name, "is null") for row in np.flatnonzero(sizes < 0)]
-    problems += [Problem(int(row), column.name, "has a null among its numbers") for row in np.flatnonzero(holes & ~wrong)]
+    problems += [
+        Problem(int(row), column.name, "has a null among its numbers") for row in np.flatnonzero(holes & ~wrong)
+    ]
     problems += [
         Problem(int(row), column.name, f"has {int(sizes[row])} numbers, and the network's input of shape "
                 f"{column.shape} takes {size}") for row in np.flatnonzero(wrong)

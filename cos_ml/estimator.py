@@ -153,18 +153,33 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams):
         """Arguments of ``keras.Model.compile``: the Params that are set, else the compiled model's own."""
         arguments = {"optimizer": self.getOptimizer()}
         own = network.compiled or {}
-        arguments |= {name: own[name] for name in ("optimizer", "loss", "metrics", "loss_weights", "weighted_metrics") if own.get(name)}
-        chosen = {"optimizer": self.optimizer, "loss": self.loss, "metrics": self.metrics, "loss_weights": self.lossWeights}
+        arguments |= {
+            name: own[name]
+            for name in ("optimizer", "loss", "metrics", "loss_weights", "weighted_metrics")
+            if own.get(name)
+        }
+        chosen = {
+            "optimizer": self.optimizer,
+            "loss": self.loss,
+            "metrics": self.metrics,
+            "loss_weights": self.lossWeights,
+        }
         arguments |= {name: self.getOrDefault(param) for name, param in chosen.items() if self.isSet(param)}
         if not arguments.get("loss"):
-            raise InvalidInputError('Param loss is not set, and the model is not compiled with one: set it, for example to "mse".')
+            raise InvalidInputError(
+                'Param loss is not set, and the model is not compiled with one: set it, for example to "mse".'
+            )
         _check_identifiers(arguments)
         return arguments
 
 
 def _check_identifiers(arguments: dict[str, Any]) -> None:
     """Raises InvalidInputError for a name that Keras does not know."""
-    for name, getter in (("optimizer", keras.optimizers.get), ("loss", keras.losses.get), ("metrics", keras.metrics.get)):
+    for name, getter in (
+        ("optimizer", keras.optimizers.get),
+        ("loss", keras.losses.get),
+        ("metrics", keras.metrics.get),
+    ):
         value = arguments.get(name)
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, str) and item not in ("accuracy", "acc", "crossentropy", "ce"):
@@ -177,7 +192,7 @@ def _check_identifiers(arguments: dict[str, Any]) -> None:
 def _label(name: str, index: int, output: Any, loss: Any) -> Column:
     classes = heads.label_classes(output, loss) if not isinstance(loss, (list, dict)) or "class_name" in loss else None
     sparse = heads.CLASS_LOSSES.get(heads.loss_name(loss)) == "sparse"
-    scalar = output.units == 1 and len(output.shape) <= 1 or sparse
+    scalar = (output.units == 1 and len(output.shape) <= 1) or sparse
     shape = () if scalar and len(output.shape) <= 1 else output.shape[:-1] if sparse else output.shape
     return Column(name, f"y{index}", shape, classes=classes)
 

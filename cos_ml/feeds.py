@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from cos_ml.columns import Column, Problem, decode, expression, renumber
+from cos_ml.columns import Problem, decode, expression, renumber
 from cos_ml.errors import InvalidInputError
 from cos_ml.spec import TrainSpec
 
@@ -66,7 +66,9 @@ def _fits_barrier(df: DataFrame, partitions: int) -> bool:
 def check_not_streaming(df: DataFrame) -> None:
     """Raises InvalidInputError for a streaming DataFrame: it has no end to train until."""
     if df.isStreaming:
-        raise InvalidInputError("fit() takes a batch DataFrame, and this one is streaming. Train on a stored part of the stream.")
+        raise InvalidInputError(
+            "fit() takes a batch DataFrame, and this one is streaming. Train on a stored part of the stream."
+        )
 
 
 # ── barrier task ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -85,7 +87,8 @@ class Spool:
     def __init__(self, spec: TrainSpec) -> None:
         self.spec = spec
         self.files: dict[str, dict[str, IO[bytes]]] = {
-            part: {column.field: tempfile.TemporaryFile(dir=local_folder(), buffering=0) for column in spec.columns} for part in PARTS
+            part: {column.field: tempfile.TemporaryFile(dir=local_folder(), buffering=0) for column in spec.columns}
+            for part in PARTS
         }
         self.rows = dict.fromkeys(PARTS, 0)
         self.skipped = 0

@@ -37,7 +37,9 @@ BUILD_SETTINGS = {
 }
 
 # What Horovod includes -> where the TensorFlow versions keep it, newest first.
-MOVED_HEADERS = {"tensorflow/compiler/xla/client/xla_builder.h": ("xla/hlo/builder/xla_builder.h", "xla/client/xla_builder.h")}
+MOVED_HEADERS = {
+    "tensorflow/compiler/xla/client/xla_builder.h": ("xla/hlo/builder/xla_builder.h", "xla/client/xla_builder.h")
+}
 EXTERNAL_HEADERS = ("external/highwayhash", "external/farmhash_archive/src")
 
 
@@ -83,7 +85,9 @@ def missing_tools() -> list[str]:
     if not shutil.which("make"):
         missing.append("make               (Debian, Ubuntu: apt-get install make; Fedora, RHEL: dnf install make)")
     if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
-        missing.append("Python's headers   (Debian, Ubuntu: apt-get install python3-dev; Fedora, RHEL: dnf install python3-devel)")
+        missing.append(
+            "Python's headers   (Debian, Ubuntu: apt-get install python3-dev; Fedora, RHEL: dnf install python3-devel)"
+        )
     return missing
 
 
@@ -125,7 +129,9 @@ def check() -> None:
     Raises:
         SetupError: Horovod does not load, or what it computes is wrong.
     """
-    done = subprocess.run([sys.executable, "-m", "cos_ml.horovod_check"], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "cos_ml.horovod_check"], capture_output=True, text=True, timeout=300, check=False
+    )
     if done.returncode:
         raise SetupError(f"Horovod is installed but does not work:\n{(done.stdout + done.stderr)[-4000:]}")
     print(done.stdout, end="")

@@ -15,7 +15,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from cos_ml import artifacts, heads, networks, predicting
+from cos_ml import artifacts, heads, predicting
 from cos_ml.columns import Column, expression, spark_dtype
 from cos_ml.errors import InvalidInputError, SavedModelError
 from cos_ml.networks import Network, find_layer
@@ -85,7 +85,9 @@ class DeepNetModel(Model, ModelParams, MLReadable["DeepNetModel"], MLWritable):
             RuntimeError: this model comes from a file or from a pretrained network.
         """
         if self._summary is None:
-            raise RuntimeError("No training summary available for this DeepNetModel: it was not made by fit() in this process.")
+            raise RuntimeError(
+                "No training summary available for this DeepNetModel: it was not made by fit() in this process."
+            )
         return self._summary
 
     @property
@@ -170,7 +172,9 @@ def check_outputs(params: ModelParams, schema: T.StructType, head: str) -> dict[
     layers = params.getFeatureLayers()
     names = params.getOutputCols() if params.isSet(params.outputCols) else [name.rsplit("/", 1)[-1] for name in layers]
     if len(names) != len(layers):
-        raise InvalidInputError(f"Param outputCols: expected a name for each of the featureLayers {layers}, received {names}.")
+        raise InvalidInputError(
+            f"Param outputCols: expected a name for each of the featureLayers {layers}, received {names}."
+        )
     columns = {f"f{index}": name for index, name in enumerate(names)}
     for field, param in PREDICTIONS.items():
         name = params.getOrDefault(param)

@@ -109,7 +109,9 @@ def load(archive: bytes) -> Any:
         path = Path(folder, "network.keras")
         path.write_bytes(archive)
         if not zipfile.is_zipfile(path):
-            raise SavedModelError(f"The network's {len(archive)} bytes are no .keras archive: the saved model is damaged.")
+            raise SavedModelError(
+                f"The network's {len(archive)} bytes are no .keras archive: the saved model is damaged."
+            )
         try:
             return keras.saving.load_model(path, compile=False, safe_mode=True)
         except (TypeError, ValueError, KeyError, OSError) as error:
@@ -137,7 +139,9 @@ def find_layer(names: Any, wanted: str) -> str:
     Raises:
         InvalidInputError: no layer, or several, have that name; the message lists those there are.
     """
-    matches = [name for name in names if name == wanted] or [name for name in names if name.rsplit("/", 1)[-1] == wanted]
+    matches = [name for name in names if name == wanted] or [
+        name for name in names if name.rsplit("/", 1)[-1] == wanted
+    ]
     if len(matches) == 1:
         return matches[0]
     if matches:

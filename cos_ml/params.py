@@ -57,7 +57,9 @@ def _positive(name: str) -> Callable[[Any], float]:
 def _one_of(name: str, *choices: str) -> Callable[[Any], str]:
     def convert(value: Any) -> str:
         if value not in choices:
-            raise InvalidInputError(f"Param {name}: expected one of {', '.join(map(repr, choices))}, received {value!r}.")
+            raise InvalidInputError(
+                f"Param {name}: expected one of {', '.join(map(repr, choices))}, received {value!r}."
+            )
         return str(value)
 
     return convert
@@ -101,7 +103,11 @@ def _keras_objects(name: str) -> Callable[[Any], Any]:
             plain = keras.saving.serialize_keras_object(value)
         except (TypeError, ValueError, NotImplementedError) as error:
             raise InvalidInputError(f"Param {name}: Keras can't serialise {value!r}: {error}") from error
-        if not isinstance(plain, dict) or "class_name" not in plain or plain["class_name"] in ("function", "__lambda__"):
+        if (
+            not isinstance(plain, dict)
+            or "class_name" not in plain
+            or plain["class_name"] in ("function", "__lambda__")
+        ):
             raise InvalidInputError(
                 f"Param {name}: expected a Keras identifier, or a Keras object that serialises, received {value!r}. Make a function of "
                 "your own a class registered with @keras.saving.register_keras_serializable(), in a module that the executors import."
@@ -136,7 +142,9 @@ class ModelParams(
         "out) or 'keep' (NaN in, NaN out)",
         _one_of("handleInvalid", "error", "skip", "keep"),
     )
-    predictBatchSize = _param("predictBatchSize", "rows per forward pass in transform (>= 1)", _whole("predictBatchSize", 1))
+    predictBatchSize = _param(
+        "predictBatchSize", "rows per forward pass in transform (>= 1)", _whole("predictBatchSize", 1)
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,14 +190,22 @@ class EstimatorParams(
 ):
     """The Params of DeepNetEstimator."""
 
-    labelCols = _param("labelCols", "label columns, one per output of the network, in its order", TypeConverters.toListString)
+    labelCols = _param(
+        "labelCols", "label columns, one per output of the network, in its order", TypeConverters.toListString
+    )
     loss = _param(
-        "loss", "loss: a Keras identifier, or a Keras object that serialises. Unset: a compiled model's own", _keras_objects("loss")
+        "loss",
+        "loss: a Keras identifier, or a Keras object that serialises. Unset: a compiled model's own",
+        _keras_objects("loss"),
     )
     metrics = _param(
-        "metrics", "metrics: Keras identifiers, or Keras objects that serialise. Unset: a compiled model's own", _keras_objects("metrics")
+        "metrics",
+        "metrics: Keras identifiers, or Keras objects that serialise. Unset: a compiled model's own",
+        _keras_objects("metrics"),
     )
-    lossWeights = _param("lossWeights", "weight of each output's loss. Unset: a compiled model's own", _keras_objects("lossWeights"))
+    lossWeights = _param(
+        "lossWeights", "weight of each output's loss. Unset: a compiled model's own", _keras_objects("lossWeights")
+    )
     optimizer = _param(
         "optimizer",
         "optimizer: a Keras identifier, or a Keras object that serialises. Unset: a compiled model's own, else 'adam'",
@@ -201,10 +217,14 @@ class EstimatorParams(
         _positive("learningRate"),
     )
     batchSize = _param(
-        "batchSize", "rows per rank and step (>= 1); the global batch is batchSize * numTrainWorkers", _whole("batchSize", 1)
+        "batchSize",
+        "rows per rank and step (>= 1); the global batch is batchSize * numTrainWorkers",
+        _whole("batchSize", 1),
     )
     epochs = _param("epochs", "passes over the training rows (>= 1)", _whole("epochs", 1))
-    shuffle = _param("shuffle", "a new order of each rank's rows in every epoch, from the seed", TypeConverters.toBoolean)
+    shuffle = _param(
+        "shuffle", "a new order of each rank's rows in every epoch, from the seed", TypeConverters.toBoolean
+    )
     numTrainWorkers = _param("numTrainWorkers", "ranks, one barrier task each (>= 1)", _whole("numTrainWorkers", 1))
     useGpu = _param("useGpu", "train on the GPUs that Spark assigned, one per rank", TypeConverters.toBoolean)
     progress = _param("progress", "show a line per epoch at the driver while the fit runs", TypeConverters.toBoolean)

@@ -29,7 +29,9 @@ def import_keras() -> ModuleType:
             import keras
             import tensorflow  # noqa: F401
     if keras.backend.backend() != "tensorflow":
-        raise ImportError(f"cos_ml needs Keras on TensorFlow, and it is on {keras.backend.backend()}: set KERAS_BACKEND=tensorflow.")
+        raise ImportError(
+            f"cos_ml needs Keras on TensorFlow, and it is on {keras.backend.backend()}: set KERAS_BACKEND=tensorflow."
+        )
     return keras
 
 

@@ -82,7 +82,8 @@ def run(df: DataFrame, job: Job, ranks: int) -> list[dict[str, bytes]]:
     except Exception as error:
         raise _own_error(error) or error from None
     results: list[dict[str, bytes]] = [
-        artifacts.join((row["name"], row["part"], row["data"]) for row in rows if row["rank"] == rank) for rank in range(ranks)
+        artifacts.join((row["name"], row["part"], row["data"]) for row in rows if row["rank"] == rank)
+        for rank in range(ranks)
     ]
     _raise_reported(results)
     return results
@@ -182,7 +183,9 @@ def _fill(spool: Spool, batches: Iterable[pa.RecordBatch]) -> str:
 def _no_rows(tasks: list[dict[str, Any]]) -> str:
     skipped, validation = (sum(task[name] for task in tasks) for name in ("skipped", "validation"))
     if skipped or validation:
-        return f"There are no rows to train on: {skipped} were skipped as invalid, {validation} are marked for validation."
+        return (
+            f"There are no rows to train on: {skipped} were skipped as invalid, {validation} are marked for validation."
+        )
     return "The DataFrame is empty: there are no rows to train on."
 
 
@@ -208,7 +211,9 @@ class Meeting:
     def __enter__(self) -> Meeting:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -290,7 +295,9 @@ class RankProcess:
     def __enter__(self) -> RankProcess:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.process.kill()
         self.process.wait()
         for file in (self.process.stdin, self.events, self.results, self.network, self.log):

@@ -110,7 +110,9 @@ class Rendezvous:
     def __enter__(self) -> Rendezvous:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -123,7 +125,12 @@ def local_addresses() -> dict[str, str]:
     """The IPv4 addresses of this host, each with its network interface's name."""
     import psutil
 
-    return {entry.address: name for name, entries in psutil.net_if_addrs().items() for entry in entries if entry.family == socket.AF_INET}
+    return {
+        entry.address: name
+        for name, entries in psutil.net_if_addrs().items()
+        for entry in entries
+        if entry.family == socket.AF_INET
+    }
 
 
 def rank_environment(here: Place, hosts: Sequence[str], port: int) -> dict[str, str]:

@@ -12,8 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -53,7 +52,10 @@ def train(start: dict[str, Any], meet: Callable[[], dict[str, Any]]) -> dict[str
     report(events, event="joined")
     clock.lap("join")
     trainer = make_trainer(network, spec, ranks)
-    feeds = {part: Feed(part, spec, ranks, place["rank"], meeting["tasks"], start["spool"][part]) for part in ("train", "validation")}
+    feeds = {
+        part: Feed(part, spec, ranks, place["rank"], meeting["tasks"], start["spool"][part])
+        for part in ("train", "validation")
+    }
     history = fit(trainer, spec, ranks, feeds, events if place["rank"] == 0 else None)
     clock.lap("train")
     result = {"summary": json.dumps(history | {"seconds": clock.seconds, "place": place}).encode()}
@@ -140,7 +142,7 @@ class StepMean(keras.metrics.Mean):
         super().update_state(values, sample_weight=self.weight)
 
 
-class SharedSteps:
+class SharedSteps(keras.Model if TYPE_CHECKING else object):  # type: ignore[misc]
     """Mixin for a ``keras.Model``: training and test steps whose loss, gradients and metrics are those of all ranks.
 
     A step's data are ``(inputs, labels, weights, scale, weight, real)``: row weights [B], the factor B·n/W that makes
@@ -178,7 +180,9 @@ class SharedSteps:
 
     def _metrics_of(self, data: Any, outputs: Any) -> dict[str, Any]:
         inputs, labels, weights, _, _, real = data
-        inputs, labels, outputs, weights = tf.nest.map_structure(lambda rows: rows[:real], (inputs, labels, outputs, weights))
+        inputs, labels, outputs, weights = tf.nest.map_structure(
+            lambda rows: rows[:real], (inputs, labels, outputs, weights)
+        )
         return self.compute_metrics(inputs, labels, outputs, weights)
 
 
@@ -249,11 +253,19 @@ class Feed:
     """
 
     def __init__(
-        self, part: str, spec: TrainSpec, ranks: Ranks, rank: int, tasks: list[dict[str, Any]], descriptors: dict[str, int]
+        self,
+        part: str,
+        spec: TrainSpec,
+        ranks: Ranks,
+        rank: int,
+        tasks: list[dict[str, Any]],
+        descriptors: dict[str, int],
     ) -> None:
         counts = [task["rows"][part] for task in tasks]
         somebody = next((index for index, task in enumerate(tasks) if task["shapes"]), 0)
-        self.shapes, self.dtypes = ({field: tasks[at][name][field] for field in descriptors} for name, at in _layout(tasks, rank, somebody))
+        self.shapes, self.dtypes = (
+            {field: tasks[at][name][field] for field in descriptors} for name, at in _layout(tasks, rank, somebody)
+        )
         self.spec, self.ranks, self.rank = spec, ranks, rank
         self.rows = Rows(descriptors, counts[rank], self.shapes, self.dtypes)
         self.total_rows = sum(counts)
@@ -316,7 +328,9 @@ def _seed(network: Any, seed: int, rank: int) -> None:
     """Make Dropout and its kin depend on seed and rank alone, and not on what the network was built with."""
     keras.utils.set_random_seed(seed % 2**32)
     generators = [
-        variable for variable in network.non_trainable_variables if "seed_generator" in variable.path and len(variable.shape) == 1
+        variable
+        for variable in network.non_trainable_variables
+        if "seed_generator" in variable.path and len(variable.shape) == 1
     ]
     words = np.random.SeedSequence([seed % 2**63, rank]).generate_state(max(len(generators), 1))
     for variable, word in zip(generators, words, strict=False):

@@ -1,0 +1,125 @@
+"""n ranks compute what one rank computes, and what a loop written out by hand computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from cos_ml import DeepNetEstimator
+from tests import reference
+from tests.sessions import frame, rows_of
+
+EPOCHS = 3
+
+
+def estimator(model: Any, **params: Any) -> DeepNetEstimator:
+    defaults = {
+        "loss": "sparse_categorical_crossentropy",
+        "metrics": ["accuracy"],
+        "optimizer": keras.optimizers.SGD(0.1, momentum=0.9),
+        "batchSize": 32,
+        "epochs": EPOCHS,
+        "shuffle": False,
+        "numTrainWorkers": 2,
+        "progress": False,
+    }
+    return DeepNetEstimator(model=model, **defaults | params)
+
+
+def split(part: reference.Part, *sizes: int) -> list[reference.Part]:
+    edges = np.cumsum(sizes)[:-1]
+    return list(zip(*(np.split(array, edges) for array in part), strict=True))
+
+
+def assert_same_weights(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
+    for one, other in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
+
+
+def accuracy(model: Any, part: reference.Part) -> float:
+    return float((model(part[0]).numpy().argmax(axis=1) == part[1]).mean())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weighted"),
+    [
+        pytest.param((320, 320), False, id="even"),
+        pytest.param((700, 300), False, id="uneven"),
+        pytest.param((640, 0), False, id="an empty partition"),
+        pytest.param((0, 640), False, id="an empty first partition"),
+        pytest.param((333, 211), False, id="no batch divides"),
+        pytest.param((5, 3), False, id="fewer rows than a batch"),
+        pytest.param((320, 320), True, id="weighted"),
+        pytest.param((700, 300), True, id="weighted and uneven"),
+    ],
+)
+def test_two_ranks_are_the_loop_by_hand(spark, sizes, weighted):
+    features, labels, weights = reference.data(sum(sizes))
+    if weighted:
+        weights = np.random.default_rng(1).integers(0, 4, len(labels)).astype(np.float32)
+    parts = split((features, labels, weights), *sizes)
+    df = frame(spark, [rows_of(*part) for part in parts])
+
+    expected = reference.network()
+    losses = reference.train(expected, parts, 32, EPOCHS, keras.optimizers.SGD(0.1, momentum=0.9))
+    model = estimator(reference.network(), **({"weightCol": "weight"} if weighted else {})).fit(df)
+
+    assert_same_weights(model.toKeras(), expected)
+    np.testing.assert_allclose(model.summary.history["loss"], losses, atol=1e-5)
+    assert model.summary.rows == sum(sizes)
+
+
+def test_two_ranks_of_32_are_one_rank_of_64(spark):
+    part = reference.data(640)
+    halves = split(part, 320, 320)
+    in_turn = [np.concatenate(arrays) for arrays in zip(*reference.global_batches(halves, 32), strict=True)]
+    two = estimator(reference.network()).fit(frame(spark, [rows_of(*half) for half in halves]))
+    one = estimator(reference.network(), numTrainWorkers=1, batchSize=64).fit(frame(spark, [rows_of(*in_turn)]))
+
+    assert_same_weights(two.toKeras(), one.toKeras())
+    for name in ("loss", "accuracy"):
+        np.testing.assert_allclose(two.summary.history[name], one.summary.history[name], atol=1e-6)
+    assert two.summary.steps == one.summary.steps == 10
+
+
+def test_validation_is_exact_over_all_ranks(spark):
+    train, held_out = reference.data(300), reference.data(130, seed=5)
+    df = frame(spark, [rows_of(*train[:2], np.zeros(300))[:200] + rows_of(*held_out[:2])[:100],
+                       rows_of(*train[:2], np.zeros(300))[200:] + rows_of(*held_out[:2])[100:]])  # fmt: skip
+    marked = df.withColumn("held_out", df.weight > 0)
+    model = estimator(reference.network(), validationIndicatorCol="held_out").fit(marked)
+
+    assert (model.summary.rows, model.summary.validationRows) == (300, 130)
+    history = model.summary.history
+    assert history["val_accuracy"][-1] == pytest.approx(accuracy(model.toKeras(), held_out), abs=1e-6)
+    trained = model.toKeras()
+    each = keras.losses.sparse_categorical_crossentropy(held_out[1], trained(held_out[0])).numpy()
+    assert history["val_loss"][-1] == pytest.approx(each.mean() + float(sum(trained.losses)), abs=1e-5)
+
+
+def test_same_seed_same_weights_with_shuffle_batch_normalization_and_dropout(spark):
+    keras.utils.set_random_seed(3)
+    network = keras.Sequential(
+        [
+            keras.Input((12,)),
+            keras.layers.Dense(16, activation="relu"),
+            keras.layers.BatchNormalization(momentum=0.5),
+            keras.layers.Dropout(0.3),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    )
+    part = reference.data(900)
+    df = frame(spark, [rows_of(*half) for half in split(part, 600, 300)]).cache()
+    fitted = [
+        estimator(network, shuffle=True, seed=seed, epochs=8, optimizer="adam", learningRate=0.02).fit(df)
+        for seed in (1, 1, 2)
+    ]
+    first, again, other = (model.toKeras() for model in fitted)
+    assert_same_weights(first, again, 0)
+    assert not np.allclose(first.get_weights()[0], other.get_weights()[0])
+    assert accuracy(first, part) > 0.9  # in inference the statistics of both ranks count
+    mean = first.layers[1].moving_mean.numpy()
+    np.testing.assert_allclose(mean, first.layers[0](part[0]).numpy().mean(axis=0), atol=0.2)

@@ -1,0 +1,60 @@
+"""Spark sessions of the two kinds of tests, and DataFrames with exactly the partitions that a test wants."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from pyspark.ml.linalg import Vectors, VectorUDT
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import types as T
+
+ROOT = Path(__file__).parents[1]
+
+
+def session(master: str, folder: Path, **settings: str) -> Iterator[SparkSession]:
+    """A quiet session that keeps its files in ``folder``; as a generator, for a fixture to yield from."""
+    os.environ["PYSPARK_PYTHON"] = sys.executable  # executors run this environment
+    os.environ["PYTHONPATH"] = str(ROOT)  # and find the tests' own layers
+    builder = SparkSession.builder.master(master).appName("cos_ml tests")
+    settings = {
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.sql.shuffle.partitions": "2",
+        "spark.local.dir": str(folder / "local"),
+        "spark.sql.warehouse.dir": str(folder / "warehouse"),
+        "spark.stage.maxConsecutiveAttempts": "2",
+        "spark.driver.memory": "2g",
+    } | settings
+    for name, value in settings.items():
+        builder = builder.config(name, value)
+    spark = builder.getOrCreate()
+    spark.sparkContext.setLogLevel("OFF")
+    yield spark
+    spark.stop()
+
+
+def rows_of(
+    features: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+) -> list[tuple[object, float, float]]:
+    weights = np.ones(len(features)) if weights is None else weights
+    return [
+        (Vectors.dense(x), float(y), float(w))
+        for x, y, w in zip(features.astype(float), labels, weights, strict=True)
+    ]
+
+
+def frame(spark: SparkSession, partitions: Sequence[Sequence[tuple[object, float, float]]]) -> DataFrame:
+    """A DataFrame of these partitions, in this order: features (Vector), label, weight."""
+    schema = T.StructType(
+        [
+            T.StructField("features", VectorUDT()),
+            T.StructField("label", T.DoubleType()),
+            T.StructField("weight", T.DoubleType()),
+        ]
+    )
+    rdd = spark.sparkContext.parallelize([list(rows) for rows in partitions], len(partitions))
+    return spark.createDataFrame(rdd.flatMap(list), schema)
