@@ -10,7 +10,7 @@ from pyspark import keyword_only
 from pyspark.ml import Estimator
 from pyspark.sql import DataFrame, SparkSession
 
-from cos_ml import feeds, heads, progress, ranks
+from cos_ml import feeds, heads, networks, progress, ranks
 from cos_ml.columns import Column
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.model import DeepNetModel, check_layers, check_outputs, input_columns
@@ -136,6 +136,7 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams):
             weight=Column(self.getWeightCol(), "w", low=0.0) if self.isSet(self.weightCol) else None,
             validation=Column(self.getValidationIndicatorCol(), "v", dtype="bool") if self.isSet(self.validationIndicatorCol) else None,
             compile=arguments,
+            modules=tuple({*network.modules, *networks.custom_modules(arguments)}),
             learning_rate=self.getLearningRate() if self.isSet(self.learningRate) else None,
             batch_size=self.getBatchSize(),
             epochs=self.getEpochs(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -109,6 +110,7 @@ class DeepNetModel(Model, ModelParams, MLReadable["DeepNetModel"], MLWritable):
         scorer = predicting.Scorer(
             archive=network.archive,
             digest=network.digest,
+            modules=network.modules,
             inputs=inputs,
             layers=tuple(find_layer(network.layers, name) for name in self.getFeatureLayers()),
             head=head,
@@ -249,6 +251,15 @@ class DeepNetModelReader(MLReader["DeepNetModel"]):
         archive = artifacts.join((row["name"], row["part"], row["data"]) for row in rows)["network"]
         model = self.cls()._resetUid(metadata["uid"])
         DefaultParamsReader.getAndSetParams(model, metadata)
-        model._set(model=Network.from_facts(json.dumps(metadata["network"]), archive))
+        network = Network.from_facts(json.dumps(metadata["network"]), archive)
+        _check_imported(network.modules)
+        model._set(model=network)
         model.loss = metadata["loss"]
         return model
+
+
+def _check_imported(modules: tuple[str, ...]) -> None:
+    """A saved file names no module to import by itself: what it needs, this program has imported."""
+    missing = [module for module in modules if module not in sys.modules]
+    if missing:
+        raise SavedModelError(f"The network has custom layers: import {', '.join(missing)} before it is loaded.")

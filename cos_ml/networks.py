@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import tempfile
 import zipfile
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ class Network:
         archive: the network in Keras's own ``.keras`` format, weights and all.
         inputs, outputs: what goes in and comes out, in the network's order.
         layers: the names of all layers, nested ones as "outer/inner".
+        modules: the modules of custom layers, which have to be imported before it is loaded.
         compiled: the arguments it was compiled with, in Keras's serialised form; None where it was not.
     """
 
@@ -47,6 +50,7 @@ class Network:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     layers: tuple[str, ...]
+    modules: tuple[str, ...] = ()
     compiled: dict[str, Any] | None = None
 
     @classmethod
@@ -70,6 +74,7 @@ class Network:
             inputs=tuple(_tensor(tensor) for tensor in model.inputs),
             outputs=tuple(_output(tensor) for tensor in model.outputs),
             layers=tuple(layers_by_name(model)),
+            modules=custom_modules(keras.saving.serialize_keras_object(model)),
             compiled=model.get_compile_config() if getattr(model, "compiled", False) else None,
         )
 
@@ -83,7 +88,7 @@ class Network:
 
     def with_archive(self, archive: bytes) -> Network:
         """The same network with other weights."""
-        return Network(archive, self.inputs, self.outputs, self.layers, self.compiled)
+        return replace(self, archive=archive)
 
     def facts(self) -> str:
         """All but the archive, as JSON."""
@@ -95,16 +100,47 @@ class Network:
         values = json.loads(facts)
         for name in ("inputs", "outputs"):
             values[name] = tuple(Tensor(**tensor | {"shape": tuple(tensor["shape"])}) for tensor in values[name])
-        return cls(archive=archive, **values | {"layers": tuple(values["layers"])})
+        for name in ("layers", "modules"):
+            values[name] = tuple(values[name])
+        return cls(archive=archive, **values)
 
 
-def load(archive: bytes) -> Any:
+def custom_modules(config: Any) -> tuple[str, ...]:
+    """The modules of the registered custom classes in a serialised Keras object.
+
+    Raises:
+        InvalidInputError: one is defined in the program itself, where no other process can import it from.
+    """
+    found: set[str] = set()
+    if isinstance(config, (list, tuple)):
+        for item in config:
+            found.update(custom_modules(item))
+    if isinstance(config, dict):
+        if ">" in (config.get("registered_name") or ""):
+            if config["module"] == "__main__":
+                raise InvalidInputError(
+                    f"{config['class_name']} is defined in the program or notebook itself, and the executors can't import it "
+                    "from there. Move it into a module that is installed on them, or that spark.sparkContext.addPyFile ships."
+                )
+            found.add(config["module"])
+        for item in config.values():
+            found.update(custom_modules(item))
+    return tuple(sorted(found))
+
+
+def load(archive: bytes, modules: Iterable[str] = ()) -> Any:
     """The ``keras.Model`` in a ``.keras`` archive, not compiled.
+
+    Args:
+        archive: its bytes.
+        modules: modules of custom layers, to import first.
 
     Raises:
         SavedModelError: the bytes are no archive of Keras's, or hold what its safe mode does not load.
     """
     keras = import_keras()
+    for module in modules:
+        importlib.import_module(module)
     with tempfile.TemporaryDirectory(prefix="cos_ml-") as folder:
         path = Path(folder, "network.keras")
         path.write_bytes(archive)

@@ -30,7 +30,7 @@ class Scorer:
     """All that a scoring task knows: plain values.
 
     Attributes:
-        archive, digest: the network, and what tells it from others.
+        archive, digest, modules: the network, what tells it from others, and the modules of its custom layers.
         inputs: the columns that it takes.
         layers: full names of the layers to tap.
         head: the kind of prediction, as ``heads.head_of`` names it.
@@ -41,6 +41,7 @@ class Scorer:
 
     archive: bytes
     digest: str
+    modules: tuple[str, ...]
     inputs: tuple[Column, ...]
     layers: tuple[str, ...]
     head: str
@@ -154,7 +155,7 @@ def _load(scorer: Scorer) -> Callable[..., list[Any]]:
         tf.config.threading.set_inter_op_parallelism_threads(1)
     except RuntimeError:
         pass  # TensorFlow runs in this worker already
-    return forward_pass(networks.load(scorer.archive), scorer.layers)
+    return forward_pass(networks.load(scorer.archive, scorer.modules), scorer.layers)
 
 
 def forward_pass(network: Any, layers: tuple[str, ...]) -> Callable[..., list[Any]]:

@@ -20,6 +20,7 @@ class TrainSpec:
         weight: the column of row weights, if there is one.
         validation: the boolean column that marks validation rows, if there is one.
         compile: arguments of ``keras.Model.compile``, each in Keras's serialised form.
+        modules: modules of custom Keras classes, to import first.
         learning_rate: in place of the optimizer's own.
         batch_size: rows per rank and step.
         epochs: passes over the data.
@@ -35,6 +36,7 @@ class TrainSpec:
     weight: Column | None = None
     validation: Column | None = None
     compile: dict[str, Any] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()
     learning_rate: float | None = None
     batch_size: int = 32
     epochs: int = 1

@@ -42,7 +42,7 @@ def train(start: dict[str, Any], meet: Callable[[], dict[str, Any]]) -> dict[str
     _limit_threads(place["local_size"])
     with os.fdopen(start["network"], "rb") as file:
         file.seek(0)
-        network = networks.load(file.read())
+        network = networks.load(file.read(), spec.modules)
     _seed(network, spec.seed, place["rank"])
     clock.lap("start")
     meeting = meet()

@@ -1,0 +1,63 @@
+"""Layers that misbehave on purpose, in a module that ranks and executors can import."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+@keras.saving.register_keras_serializable("cos_ml_tests")
+class Misbehaving(keras.layers.Layer):
+    """Passes its input on; in training, on one rank, does ``what`` when it is called for real.
+
+    ``marker`` is a file that is made then; where it exists already the layer behaves.
+    """
+
+    def __init__(self, what: str, rank: str = "1", marker: str = "", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.what, self.rank, self.marker = what, rank, marker
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        if not training:
+            return inputs
+        with tf.control_dependencies([tf.py_function(self._act, [], [])]):
+            return tf.identity(inputs)
+
+    def _act(self) -> None:
+        if os.environ.get("HOROVOD_RANK", "0") != self.rank or (self.marker and Path(self.marker).exists()):
+            return
+        if self.marker:
+            Path(self.marker).touch()
+        print("about to misbehave", flush=True)
+        if self.what == "raise":
+            raise ValueError("this layer broke on purpose")
+        os.kill(os.getpid(), {"die": signal.SIGKILL, "hang": signal.SIGSTOP}[self.what])
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"what": self.what, "rank": self.rank, "marker": self.marker}
+
+
+@keras.saving.register_keras_serializable("cos_ml_tests")
+class Counting(keras.layers.Layer):
+    """Passes its input on; adds a line to ``file`` whenever a network with it is loaded."""
+
+    def __init__(self, file: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.file = file
+
+    def call(self, inputs: Any) -> Any:
+        return inputs
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Counting:
+        with open(config["file"], "a") as file:
+            print(os.getpid(), file=file)
+        return cls(**config)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"file": self.file}

@@ -1,0 +1,150 @@
+"""What reaches the driver when something goes wrong, and what is left behind: nothing."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import keras
+import psutil
+import pytest
+
+from cos_ml import DeepNetEstimator
+from cos_ml.errors import ClusterError, RankError, SetupError
+from tests import reference
+from tests.layers import Misbehaving
+from tests.sessions import frame, rows_of
+
+
+def network(what: str, **options: Any) -> Any:
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [keras.Input((12,)), Misbehaving(what, **options), keras.layers.Dense(3, activation="softmax")]
+    )
+
+
+def estimator(model: Any, **params: Any) -> DeepNetEstimator:
+    defaults = {"loss": "sparse_categorical_crossentropy", "numTrainWorkers": 2, "progress": False}
+    return DeepNetEstimator(model=model, **defaults | params)
+
+
+def rank_processes() -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "cos_ml.rank_process" in process.cmdline():
+                found.append(process)
+        except psutil.Error:
+            pass
+    return found
+
+
+def assert_nothing_left(spark: Any) -> None:
+    gone, alive = psutil.wait_procs(rank_processes(), timeout=20)
+    assert not alive
+    local = Path(spark.conf.get("spark.local.dir"))
+    ours = [path for path in local.rglob("*") if path.is_file() and "blockmgr" not in str(path)]
+    assert not [path for path in ours if "broadcast" not in path.name and path.suffix != ".data"]
+
+
+@pytest.fixture
+def data(spark):
+    rows = rows_of(*reference.data(128))
+    return frame(spark, [rows[:64], rows[64:]])
+
+
+def test_a_failing_rank_is_named_with_its_traceback_and_output(spark, data):
+    with pytest.raises(RankError) as caught:
+        estimator(network("raise")).fit(data)
+    message = str(caught.value)
+    assert message.startswith("Rank 1 on ")
+    assert "this layer broke on purpose" in message
+    assert "tests/layers.py" in message  # its own traceback
+    assert "about to misbehave" in message  # its own output
+    assert_nothing_left(spark)
+
+
+def test_a_rank_that_dies_every_time_is_named_with_its_signal(spark, data):
+    with pytest.raises(RankError) as caught:
+        estimator(network("die")).fit(data)
+    assert str(caught.value).startswith("Rank 1 on ")
+    assert "SIGKILL" in str(caught.value)
+    assert "about to misbehave" in str(caught.value)
+    assert "\tat org.apache" not in str(caught.value)
+    assert_nothing_left(spark)
+
+
+def test_a_rank_that_dies_once_is_tried_again_by_spark(spark, data, tmp_path):
+    options = {"epochs": 2, "shuffle": False}
+    model = estimator(network("die", marker=str(tmp_path / "died")), **options).fit(data)
+    undisturbed = estimator(network("die", rank="none"), **options).fit(data)
+    assert (tmp_path / "died").exists()
+    for one, other in zip(model.toKeras().get_weights(), undisturbed.toKeras().get_weights(), strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+
+
+def test_cancelling_the_job_ends_every_rank(spark, data, tmp_path):
+    marker = tmp_path / "hangs"
+    failure: list[BaseException] = []
+
+    def fit() -> None:
+        spark.sparkContext.setJobGroup("doomed", "a fit that is cancelled", interruptOnCancel=True)
+        try:
+            estimator(network("hang", marker=str(marker))).fit(data)
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=fit)
+    thread.start()
+    ended = threading.Event()
+    while not marker.exists() and thread.is_alive():  # a rank has stopped in the middle of a step
+        ended.wait(0.05)
+    processes = rank_processes()
+    assert len(processes) == 2
+    spark.sparkContext.cancelJobGroup("doomed")
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    thread.join(timeout=30)
+    assert not alive
+    assert failure
+    assert_nothing_left(spark)
+
+
+def test_too_few_slots_is_an_error_at_once(spark, data):
+    with pytest.raises(ClusterError, match=r"numTrainWorkers=3 .*slots for 2.*local\[3\]"):
+        estimator(reference.network(), numTrainWorkers=3).fit(data)
+
+
+def test_dynamic_allocation_is_an_error_at_once(spark, data, monkeypatch):
+    from cos_ml import ranks
+
+    class Conf:
+        def get(self, name: str, default: str | None = None) -> str | None:
+            return "true" if name == "spark.dynamicAllocation.enabled" else default
+
+    class Session:
+        conf = Conf()
+
+    with pytest.raises(ClusterError, match="spark.dynamicAllocation.enabled=false"):
+        ranks.check_cluster(Session(), 1)
+
+
+def test_without_horovod_several_ranks_are_an_error_and_one_is_none(spark, data, monkeypatch):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "horovod" else find(name, *rest))
+    with pytest.raises(SetupError, match="cos-ml install-horovod"):
+        estimator(reference.network()).fit(data)
+    # The rank is another process, which has Horovod: make it fail to import there too.
+    monkeypatch.setenv("PYTHONPATH", "")
+    assert estimator(reference.network(), numTrainWorkers=1).fit(data.coalesce(1)).summary.rows == 128
+
+
+def test_progress_reaches_the_driver(spark, data, capsys):
+    estimator(reference.network(), epochs=2, progress=True, metrics=["accuracy"]).fit(data)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" - ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
+    assert "accuracy: " in lines[0]
+    assert "loss: " in lines[0]
+    assert "rows/s" in lines[0]
