@@ -5,13 +5,14 @@ A network of several hundred MB must fit neither one Arrow batch nor one Parquet
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
 import pyarrow as pa
 
-__all__ = ["PIECE", "SCHEMA", "join", "pieces", "read", "record_batches", "write"]
+__all__ = ["PIECE", "SCHEMA", "grouped", "join", "pieces", "read", "record_batches", "write"]
 
 PIECE = 8 << 20  # bytes of one row
 SCHEMA = "name string, part int, data binary"
@@ -22,6 +23,13 @@ def pieces(items: Mapping[str, bytes], size: int = PIECE) -> Iterator[tuple[str,
     for name, data in items.items():
         for part, start in enumerate(range(0, max(len(data), 1), size)):
             yield name, part, bytes(data[start : start + size])
+
+
+def grouped(rows: Iterable[Any], count: int = 4) -> Iterator[list[Any]]:
+    """``rows`` in lists of ``count``."""
+    rows = iter(rows)
+    while group := list(itertools.islice(rows, count)):
+        yield group
 
 
 def join(rows: Iterable[Any]) -> dict[str, bytes]:

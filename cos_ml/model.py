@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 from pyspark import keyword_only
 from pyspark.ml import Model
 from pyspark.ml.functions import array_to_vector
@@ -229,8 +230,10 @@ class DeepNetModelWriter(MLWriter):
                     f"There is something at {path} already. To replace it: model.write().overwrite().save({path!r})"
                 ) from None
             raise
-        rows = list(artifacts.pieces({"network": network.archive}))
-        self.sparkSession.createDataFrame(rows, artifacts.SCHEMA).write.parquet(f"{path.rstrip('/')}/data")
+        # A few pieces at a time: a driver's JVM of ordinary size can't hold a network of several hundred MB.
+        for batches in artifacts.grouped(artifacts.record_batches({"network": network.archive})):
+            part = self.sparkSession.createDataFrame(pa.Table.from_batches(batches)).coalesce(1)
+            part.write.mode("append").parquet(f"{path.rstrip('/')}/data")
 
 
 class DeepNetModelReader(MLReader["DeepNetModel"]):
@@ -247,7 +250,7 @@ class DeepNetModelReader(MLReader["DeepNetModel"]):
             raise SavedModelError(
                 f"{path} has format {metadata.get('format')}, and this cos_ml reads format {FORMAT}: load it with the version that wrote it."
             )
-        rows = self.sparkSession.read.parquet(f"{path.rstrip('/')}/data").collect()
+        rows = self.sparkSession.read.parquet(f"{path.rstrip('/')}/data").toLocalIterator()
         archive = artifacts.join((row["name"], row["part"], row["data"]) for row in rows)["network"]
         model = self.cls()._resetUid(metadata["uid"])
         DefaultParamsReader.getAndSetParams(model, metadata)

@@ -63,15 +63,11 @@ def score(scorer: Scorer, batches: Iterator[pd.Series | tuple[pd.Series, ...]]) 
     row = 0
     for batch in batches:
         columns = (batch,) if isinstance(batch, pd.Series) else batch  # Spark gives one column without its tuple
-        count = len(columns[0])
         arrays, kept = _arrays(scorer, columns, row)
         outputs = _forward(scorer, forward, arrays)
-        frame = pd.DataFrame({name: _series(values) for name, values in zip(scorer.fields, outputs, strict=True)})
-        if not kept.all():
-            frame = frame.reindex(np.where(kept, np.cumsum(kept) - 1, -1)).reset_index(drop=True)
-        assert len(frame) == count
-        row += count
-        yield frame
+        series = (_series(values) if kept.all() else _with_gaps(values, kept) for values in outputs)
+        yield pd.DataFrame(dict(zip(scorer.fields, series, strict=True)))
+        row += len(kept)
 
 
 def _arrays(scorer: Scorer, columns: tuple[pd.Series, ...], first_row: int) -> tuple[list[np.ndarray], np.ndarray]:
@@ -92,14 +88,14 @@ def _arrays(scorer: Scorer, columns: tuple[pd.Series, ...], first_row: int) -> t
 
 def _arrow(series: pd.Series, column: Column) -> pa.Array:
     """A column as Spark hands it over, in Arrow's form again."""
-    if series.dtype != object:
-        return pa.Array.from_pandas(series)
     rows = series.to_numpy()
+    if rows.dtype != object:
+        return pa.array(rows)
     first = next((row for row in rows if row is not None), None)
     if not isinstance(first, np.ndarray):
-        return pa.Array.from_pandas(series, type=pa.binary() if isinstance(first, (bytes, bytearray)) else None)
+        return pa.array(rows, pa.binary() if isinstance(first, (bytes, bytearray)) else None)
     if first.dtype == object or any(row is None for row in rows):
-        return pa.Array.from_pandas(series)
+        return pa.array(list(rows), from_pandas=False)
     # A tenth of the time of from_pandas: the rows are slices of one array already.
     offsets = np.zeros(len(rows) + 1, np.int32)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
@@ -126,6 +122,15 @@ def _series(values: np.ndarray) -> pd.Series:
     if values.ndim == 1:
         return pd.Series(values)
     return pd.Series(pd.arrays.ArrowExtensionArray(as_list_array(values)))
+
+
+def _with_gaps(values: np.ndarray, kept: np.ndarray) -> pd.Series:
+    """The rows of ``values`` where ``kept`` is true, and None elsewhere."""
+    import pandas as pd
+
+    rows = np.full(len(kept), None, object)
+    rows[kept] = list(values)
+    return pd.Series(rows)
 
 
 # ── the network ───────────────────────────────────────────────────────────────────────────────────────────────────────

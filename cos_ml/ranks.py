@@ -32,6 +32,7 @@ from cos_ml.spec import TrainSpec
 
 __all__ = ["Job", "check_cluster", "run"]
 
+RESULT_PART = 64 << 20  # bytes that reach the driver at a time
 LOG_TAIL = 64 << 10  # bytes of a rank's output that are kept
 MESSAGE_TAIL = 30  # lines of it in an exception
 HOROVOD_ECHO = "Horovod has been shut down"  # what the other ranks say when one fails
@@ -78,7 +79,8 @@ def run(df: DataFrame, job: Job, ranks: int) -> list[dict[str, bytes]]:
     tasks = spread(df, ranks).mapInArrow(partial(_task, job), "rank int, " + artifacts.SCHEMA, barrier=True)
     try:
         # The shuffle is what lets Spark retry: it never repeats a barrier stage whose result is collected directly.
-        rows = tasks.repartition(1).collect()
+        # In as many parts as the driver can take one after the other.
+        rows = list(tasks.repartition(1 + len(job.network) // RESULT_PART).toLocalIterator())
     except Exception as error:
         raise _own_error(error) or error from None
     results: list[dict[str, bytes]] = [

@@ -42,8 +42,7 @@ def rows_of(
 ) -> list[tuple[object, float, float]]:
     weights = np.ones(len(features)) if weights is None else weights
     return [
-        (Vectors.dense(x), float(y), float(w))
-        for x, y, w in zip(features.astype(float), labels, weights, strict=True)
+        (Vectors.dense(x), float(y), float(w)) for x, y, w in zip(features.astype(float), labels, weights, strict=True)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from cos_ml import DeepNetEstimator
 from cos_ml.errors import ClusterError, RankError, SetupError
 from tests import reference
 from tests.layers import Misbehaving
-from tests.sessions import frame, rows_of
+from tests.sessions import ROOT, frame, rows_of
 
 
 def network(what: str, **options: Any) -> Any:
@@ -129,16 +130,23 @@ def test_dynamic_allocation_is_an_error_at_once(spark, data, monkeypatch):
         ranks.check_cluster(Session(), 1)
 
 
-def test_without_horovod_several_ranks_are_an_error_and_one_is_none(spark, data, monkeypatch):
-    import importlib.util
-
+def test_several_ranks_without_horovod_are_an_error_before_the_job(spark, data, monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "horovod" else find(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "horovod" else find(name, *rest)
+    )
     with pytest.raises(SetupError, match="cos-ml install-horovod"):
         estimator(reference.network()).fit(data)
-    # The rank is another process, which has Horovod: make it fail to import there too.
-    monkeypatch.setenv("PYTHONPATH", "")
-    assert estimator(reference.network(), numTrainWorkers=1).fit(data.coalesce(1)).summary.rows == 128
+
+
+def test_one_rank_needs_no_horovod(spark, data, tmp_path, monkeypatch):
+    blocked = tmp_path / "horovod"
+    blocked.mkdir()
+    (blocked / "__init__.py").write_text("raise ImportError('Horovod is blocked here')")
+    monkeypatch.setitem(spark.sparkContext.environment, "PYTHONPATH", f"{tmp_path}:{ROOT}")
+    assert estimator(reference.network(), numTrainWorkers=1).fit(data).summary.rows == 128
+    with pytest.raises(Exception, match="Horovod is blocked here"):  # two do, and did not find it
+        estimator(reference.network()).fit(data)
 
 
 def test_progress_reaches_the_driver(spark, data, capsys):

@@ -1,0 +1,78 @@
+"""Small networks and spooled rows, without Spark."""
+
+import os
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import settings
+
+from cos_ml.columns import as_list_array
+from cos_ml.feeds import Rows, Spool
+from cos_ml.quiet import import_keras
+
+keras = import_keras()
+
+settings.register_profile("unit", deadline=None, max_examples=25, database=None, derandomize=True)
+settings.load_profile("unit")
+
+
+def record_batch(columns):
+    """An Arrow batch as Spark sends it, of arrays by field: rows of numbers become lists."""
+    arrays = [
+        value if isinstance(value, pa.Array) else as_list_array(value) if value.ndim > 1 else pa.array(value)
+        for value in columns.values()
+    ]
+    return pa.RecordBatch.from_arrays(arrays, list(columns))
+
+
+@pytest.fixture
+def spool():
+    """A function that spools arrays by field, in batches of so many rows; what it returns is closed in the end."""
+    made = []
+
+    def fill(spec, columns, size=1000):
+        made.append(Spool(spec))
+        batch = record_batch(columns)
+        made[-1].fill(batch.slice(start, size) for start in range(0, batch.num_rows, size))
+        return made[-1]
+
+    yield fill
+    for one in made:
+        one.close()
+
+
+def inherited(spool, part):
+    """The descriptors of one part, doubled, as a rank inherits them."""
+    return {field: os.dup(descriptor) for field, descriptor in spool.descriptors()[part].items()}
+
+
+def rows_of(spool, part="train"):
+    return Rows(inherited(spool, part), spool.rows[part], spool.shapes, spool.dtypes)
+
+
+@pytest.fixture
+def classifier():
+    """Four numbers in, probabilities of three classes out; always with the same weights."""
+    return keras.Sequential(
+        [
+            keras.Input((4,), name="numbers"),
+            keras.layers.Dense(5, activation="relu", name="hidden", kernel_initializer=_spread(0)),
+            keras.layers.Dense(3, activation="softmax", name="classes", kernel_initializer=_spread(1)),
+        ],
+        name="classifier",
+    )
+
+
+def _spread(seed):
+    return keras.initializers.RandomUniform(-1, 1, seed=seed)
+
+
+@pytest.fixture
+def numbers():
+    """A function that makes float32 rows, always the same."""
+
+    def make(*shape, seed=0):
+        return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
+
+    return make

@@ -1,0 +1,351 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from cos_ml.columns import Column, Problem, as_list_array, decode, renumber, spark_dtype
+
+PIXELS = Column("pixels", "x0", (2,))
+NUMBER = Column("size", "x0")
+
+
+def said(problems):
+    return [str(problem) for problem in problems]
+
+
+# ── what is right ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([[1.5, 2.5], [3.5, 4.5]], pa.float32()),
+        ([[1.5, 2.5], [3.5, 4.5]], pa.float64()),
+        ([[1, 2], [3, 4]], pa.int32()),
+        ([[1, 2], [3, 4]], pa.int64()),
+        ([[True, False], [False, True]], pa.bool_()),
+    ],
+)
+@pytest.mark.parametrize("kind", [pa.list_, pa.large_list])
+def test_lists(values, dtype, kind):
+    numbers, problems = decode(pa.array(values, kind(dtype)), PIXELS)
+    assert numbers.tolist() == values
+    assert numbers.dtype == dtype.to_pandas_dtype()
+    assert problems == []
+
+
+@pytest.mark.parametrize(
+    "values", [pa.array([1.5, -2.5], pa.float32()), pa.array([3, 4], pa.int32()), pa.array([True, False])]
+)
+def test_numbers(values):
+    numbers, problems = decode(values, NUMBER)
+    assert numbers.tolist() == values.to_pylist()
+    assert numbers.shape == (2,)
+    assert problems == []
+
+
+def test_numbers_for_an_input_of_one():
+    numbers, _ = decode(pa.array([1.5, -2.5], pa.float32()), Column("size", "x0", (1,)))
+    assert numbers.tolist() == [[1.5], [-2.5]]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+def test_binary(kind):
+    numbers, problems = decode(pa.array([b"\x00\x01", b"\x02\xff"], kind), PIXELS)
+    assert numbers.dtype == np.uint8
+    assert numbers.tolist() == [[0, 1], [2, 255]]
+    assert problems == []
+
+
+def test_rows_take_the_shape_of_the_input():
+    rows = np.arange(2 * 64, dtype=np.float32).reshape(2, 64)
+    image = Column("image", "x0", (8, 8, 1))
+    numbers, problems = decode(as_list_array(rows), image)
+    assert numbers.shape == (2, 8, 8, 1)
+    assert (numbers.reshape(2, 64) == rows).all()
+    assert problems == []
+    numbers, _ = decode(pa.array([bytes(range(64)), bytes(64)]), image)
+    assert numbers.shape == (2, 8, 8, 1)
+    assert numbers[0, 1, 0, 0] == 8
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([[9.0, 9.0], [1.0, 2.0], [3.0, 4.0], [9.0, 9.0]]),
+        pa.array([[9, 9], [1, 2], [3, 4], [9, 9]], pa.list_(pa.int32())),
+        pa.array([b"\x09\x09", b"\x01\x02", b"\x03\x04", b"\x09"]),
+    ],
+)
+def test_slices(values):
+    numbers, problems = decode(values.slice(1, 2), PIXELS)
+    assert numbers.tolist() == [[1, 2], [3, 4]]
+    assert problems == []
+
+
+def test_slices_of_numbers():
+    assert decode(pa.array([9.0, 1.0, 2.0, 9.0]).slice(1, 2), NUMBER)[0].tolist() == [1, 2]
+    assert decode(pa.array([True, False, True]).slice(1, 2), NUMBER)[0].tolist() == [False, True]
+
+
+def test_slices_with_bad_rows():
+    values = pa.array([[9.0], None, [1.0, 2.0], [3.0, None], [4.0, 5.0], None]).slice(1, 4)
+    numbers, problems = decode(values, PIXELS)
+    assert said(problems) == [
+        "column 'pixels', row 0: is null",
+        "column 'pixels', row 2: has a null among its numbers",
+    ]
+    assert numbers[[1, 3]].tolist() == [[1, 2], [4, 5]]
+    numbers, problems = decode(pa.array([b"\x09", None, b"\x01\x02", b"\x03"]).slice(1, 3), PIXELS)
+    assert [problem.row for problem in problems] == [0, 2]
+    assert numbers[1].tolist() == [1, 2]
+
+
+def test_chunks():
+    numbers, problems = decode(pa.chunked_array([[[1.0, 2.0]], [[3.0, 4.0], None]]), PIXELS)
+    assert numbers[:2].tolist() == [[1, 2], [3, 4]]
+    assert said(problems) == ["column 'pixels', row 2: is null"]
+    numbers, _ = decode(pa.chunked_array([[b"\x01\x02"], [b"\x03\x04"]]), PIXELS)
+    assert numbers.tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.binary()])
+def test_no_rows(kind):
+    numbers, problems = decode(pa.array([], kind), Column("image", "x0", (8, 8, 1)))
+    assert numbers.shape == (0, 8, 8, 1)
+    assert problems == []
+
+
+def test_no_numbers():
+    numbers, problems = decode(pa.array([], pa.float32()), Column("label", "y0", classes=3, low=0.0))
+    assert numbers.shape == (0,)
+    assert problems == []
+
+
+def test_infinities_are_numbers():
+    for values in ([np.inf, 1.0], [-np.inf, np.inf]):
+        numbers, problems = decode(pa.array([values]), PIXELS)
+        assert numbers.tolist() == [values]
+        assert problems == []
+
+
+def test_nan_beside_infinities_is_found():
+    _, problems = decode(pa.array([[np.inf, -np.inf], [np.inf, np.nan]]), PIXELS)
+    assert said(problems) == ["column 'pixels', row 1: has NaN at position 1"]
+
+
+@given(st.integers(0, 5), st.integers(0, 6), st.sampled_from([np.float32, np.float64, np.int32]), st.data())
+def test_a_round_trip(rows, width, dtype, data):
+    elements = {"allow_nan": False, "allow_infinity": False} if np.dtype(dtype).kind == "f" else None
+    before = data.draw(arrays(dtype, (rows, width), elements=elements))
+    values = as_list_array(before)
+    assert values.type == pa.list_(pa.from_numpy_dtype(dtype))
+    values.validate(full=True)
+    after, problems = decode(values, Column("c", "x0", (width,)))
+    assert after.dtype == before.dtype
+    assert np.array_equal(after, before)
+    assert problems == []
+
+
+def test_a_round_trip_of_a_part():
+    rows = np.arange(12.0).reshape(4, 3)[:, :2]  # not contiguous
+    assert as_list_array(rows).to_pylist() == rows.tolist()
+
+
+# ── open shapes ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_open_side_is_as_long_as_the_first_row_needs():
+    column = Column("steps", "x0", (None, 2))
+    assert column.size is None
+    numbers, problems = decode(pa.array([[1.0, 2, 3, 4, 5, 6]] * 2), column)
+    assert numbers.shape == (2, 3, 2)
+    assert problems == []
+    numbers, problems = decode(pa.array([None, [1.0, 2, 3, 4], [1.0, 2]]), column)
+    assert numbers.shape == (3, 2, 2)
+    assert [problem.row for problem in problems] == [0, 2]
+
+
+def test_an_open_side_with_rows_of_no_fitting_size():
+    _, problems = decode(pa.array([[1.0, 2, 3]]), Column("steps", "x0", (None, 2)))
+    assert [problem.row for problem in problems] == [0]
+
+
+def test_an_open_side_with_nothing_but_nulls():
+    numbers, problems = decode(pa.array([None, None], pa.list_(pa.float32())), Column("steps", "x0", (None, 2)))
+    assert len(numbers) == 2
+    assert said(problems) == ["column 'steps', row 0: is null", "column 'steps', row 1: is null"]
+
+
+def test_two_open_sides_are_refused():
+    # An Input of (None, None, 3) is common among image networks, and how a flat row divides over it is unknown.
+    with pytest.raises(ValueError, match="'image'"):
+        decode(pa.array([[1.0] * 48]), Column("image", "x0", (None, None, 3)))
+
+
+# ── what is wrong ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_null_rows_become_nan():
+    numbers, problems = decode(pa.array([[1.0, 2.0], None, [3.0, 4.0]]), PIXELS)
+    assert said(problems) == ["column 'pixels', row 1: is null"]
+    assert np.isnan(numbers[1]).all()
+    assert numbers[[0, 2]].tolist() == [[1, 2], [3, 4]]
+
+
+def test_null_rows_of_whole_numbers_become_0():
+    numbers, problems = decode(pa.array([[1, 2], None], pa.list_(pa.int32())), PIXELS)
+    assert numbers.tolist() == [[1, 2], [0, 0]]
+    assert numbers.dtype == np.int32
+    assert len(problems) == 1
+    numbers, problems = decode(pa.array([b"\x01\x02", None]), PIXELS)
+    assert numbers.tolist() == [[1, 2], [0, 0]]
+    assert len(problems) == 1
+
+
+def test_null_numbers():
+    numbers, problems = decode(pa.array([1.0, None, 3.0]), NUMBER)
+    assert said(problems) == ["column 'size', row 1: is null"]
+    assert numbers[[0, 2]].tolist() == [1, 3]
+    assert np.isnan(numbers[1])
+
+
+def test_null_rows_over_bytes_that_are_there():
+    # Arrow allows a null row to have something under it.
+    whole = pa.array([b"\x01\x02", b"\x09\x09", b"\x03\x04"])
+    masked = pa.Array.from_buffers(pa.binary(), 3, [pa.py_buffer(b"\x05"), *whole.buffers()[1:]])
+    numbers, problems = decode(masked, PIXELS)
+    assert [problem.row for problem in problems] == [1]
+    assert numbers[[0, 2]].tolist() == [[1, 2], [3, 4]]
+    whole = pa.array([[1.0, 2.0], [9.0, 9.0], [3.0, 4.0]])
+    masked = pa.ListArray.from_arrays(whole.offsets, whole.values, mask=pa.array([False, True, False]))
+    numbers, problems = decode(masked, PIXELS)
+    assert [problem.row for problem in problems] == [1]
+    assert numbers[[0, 2]].tolist() == [[1, 2], [3, 4]]
+
+
+def test_nulls_inside_lists():
+    numbers, problems = decode(pa.array([[1.0, None], [3.0, 4.0]]), PIXELS)
+    assert said(problems) == ["column 'pixels', row 0: has a null among its numbers"]
+    assert np.isnan(numbers[0]).all()
+    assert numbers[1].tolist() == [3, 4]
+
+
+def test_nan():
+    _, problems = decode(pa.array([[1.0, 2.0], [3.0, np.nan], [np.nan, np.nan]]), PIXELS)
+    assert said(problems) == [
+        "column 'pixels', row 1: has NaN at position 1",
+        "column 'pixels', row 2: has NaN at position 0",
+    ]
+    _, problems = decode(pa.array([1.0, np.nan]), NUMBER)
+    assert said(problems) == ["column 'size', row 1: is NaN"]
+
+
+@pytest.mark.parametrize(
+    ("values", "count"), [([[1.0, 2.0], [3.0]], 1), ([[1.0, 2.0], [3.0, 4.0, 5.0]], 3), ([[1.0, 2.0], []], 0)]
+)
+def test_wrong_sizes(values, count):
+    numbers, problems = decode(pa.array(values), PIXELS)
+    assert [problem.row for problem in problems] == [1]
+    assert str(problems[0]).startswith(f"column 'pixels', row 1: has {count} numbers")
+    assert str(problems[0]).endswith("takes 2")
+    assert numbers[0].tolist() == [1, 2]
+    assert np.isnan(numbers[1]).all()
+
+
+def test_wrong_sizes_of_all_rows():
+    numbers, problems = decode(pa.array([[1.0, 2.0, 3.0]] * 2), PIXELS)
+    assert numbers.shape == (2, 2)
+    assert [problem.row for problem in problems] == [0, 1]
+
+
+def test_everything_wrong_comes_in_the_order_of_the_rows():
+    values = pa.array([[np.nan, 1.0], None, [1.0], [1.0, None], [5.0, 6.0], [7.0, np.nan]])
+    numbers, problems = decode(values, PIXELS)
+    assert said(problems) == [
+        "column 'pixels', row 0: has NaN at position 0",
+        "column 'pixels', row 1: is null",
+        "column 'pixels', row 2: has 1 numbers, and the network's input of shape (2,) takes 2",
+        "column 'pixels', row 3: has a null among its numbers",
+        "column 'pixels', row 5: has NaN at position 1",
+    ]
+    assert numbers[4].tolist() == [5, 6]
+    assert not any(problem.fatal for problem in problems)
+
+
+@given(
+    st.lists(
+        st.none() | st.lists(st.none() | st.floats(width=32, allow_infinity=False), max_size=3), max_size=6
+    )
+)  # fmt: skip
+def test_a_row_is_right_or_has_a_problem(rows):
+    numbers, problems = decode(pa.array(rows, pa.list_(pa.float32())), PIXELS)
+    bad = [problem.row for problem in problems]
+    assert bad == sorted(set(bad))
+    for index, row in enumerate(rows):
+        right = row is not None and len(row) == 2 and None not in row and not np.isnan(row).any()
+        assert right == (index not in bad)
+        if right:
+            assert numbers[index].tolist() == row
+
+
+@pytest.mark.parametrize(("value", "shown"), [(3.0, "3"), (-1.0, "-1"), (0.5, "0.5"), (np.inf, "inf")])
+def test_labels_out_of_range(value, shown):
+    _, problems = decode(pa.array([0.0, 2.0, value]), Column("digit", "y0", classes=3))
+    assert said(problems) == [
+        f"column 'digit', row 2: is {shown}, and the network's output has 3 classes: expected whole numbers from 0 to 2"
+    ]
+    assert problems[0].fatal
+
+
+def test_labels_in_range():
+    for values in (pa.array([0.0, 2.0]), pa.array([0, 2], pa.int32())):
+        assert decode(values, Column("digit", "y0", classes=3))[1] == []
+
+
+def test_labels_of_several_positions_are_shown_by_the_one_that_is_out_of_range():
+    _, problems = decode(pa.array([[0.0, 1.0], [0.0, 5.0]]), Column("digits", "y0", (2,), classes=3))
+    assert [problem.row for problem in problems] == [1]
+    assert "is 5," in str(problems[0])
+
+
+def test_null_labels_are_null_and_not_out_of_range():
+    _, problems = decode(pa.array([0.0, None, np.nan]), Column("digit", "y0", classes=3))
+    assert said(problems) == ["column 'digit', row 1: is null", "column 'digit', row 2: is NaN"]
+
+
+def test_negative_weights():
+    weight = Column("weight", "w", low=0.0)
+    assert decode(pa.array([0.0, 2.0]), weight)[1] == []
+    _, problems = decode(pa.array([1.0, -2.5, 0.0]), weight)
+    assert said(problems) == ["column 'weight', row 1: is -2.5, and has to be 0 or more"]
+    assert problems[0].fatal
+    _, problems = decode(pa.array([None, -2.5]), weight)
+    assert [problem.row for problem in problems] == [0, 1]
+
+
+def test_nothing_but_null_weights():
+    _, problems = decode(pa.array([None, None], pa.float32()), Column("weight", "w", low=0.0))
+    assert said(problems) == ["column 'weight', row 0: is null", "column 'weight', row 1: is null"]
+
+
+def test_renumber():
+    assert renumber([Problem(1, "c", "is null", fatal=True)], 10) == [Problem(11, "c", "is null", fatal=True)]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "travels"),
+    [
+        ("float32", "float32"),
+        ("float64", "float32"),
+        ("bfloat16", "float32"),
+        ("int32", "int32"),
+        ("uint8", "int32"),
+        ("int64", "int64"),
+        ("bool", "bool"),
+    ],
+)
+def test_spark_dtype(tensor, travels):
+    assert spark_dtype(tensor) == travels

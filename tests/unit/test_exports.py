@@ -1,0 +1,73 @@
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import cos_ml
+from cos_ml import errors
+
+MODULES = sorted(module.name for module in pkgutil.walk_packages(cos_ml.__path__, "cos_ml."))
+
+
+def test_the_public_names():
+    assert cos_ml.__all__ == ["DeepNetEstimator", "DeepNetModel", "__version__"]
+    for name in cos_ml.__all__:
+        assert getattr(cos_ml, name)
+    with pytest.raises(AttributeError, match="has no attribute 'DeepNet'"):
+        cos_ml.DeepNet  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("name", "builtin"),
+    [
+        ("InvalidInputError", ValueError),
+        ("SavedModelError", ValueError),
+        ("ClusterError", RuntimeError),
+        ("RankError", RuntimeError),
+        ("SetupError", RuntimeError),
+    ],
+)
+def test_the_exception_tree(name, builtin):
+    error = getattr(errors, name)
+    assert issubclass(error, errors.CosMLError)
+    assert issubclass(error, builtin)
+    assert f"{name} " in errors.__doc__
+
+
+def test_the_exception_tree_is_whole():
+    exceptions = {
+        name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)
+    }
+    assert exceptions == set(errors.__all__)
+    assert issubclass(errors.CosMLError, Exception)
+    assert not issubclass(errors.CosMLError, (ValueError, RuntimeError))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_what_is_public_has_a_docstring(name):
+    module = importlib.import_module(name)
+    assert module.__doc__
+    own = [
+        value
+        for key, value in vars(module).items()
+        if not key.startswith("_") and callable(value) and getattr(value, "__module__", None) == name
+    ]
+    without = [value.__name__ for value in own if not (getattr(value, "__doc__", None) or "").strip()]
+    assert without == []
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_all_names_what_is_there(name):
+    module = importlib.import_module(name)
+    assert [export for export in module.__all__ if not hasattr(module, export)] == []
+
+
+@pytest.mark.parametrize("name", ["cos_ml.rank_process", "cos_ml.columns", "cos_ml.feeds", "cos_ml.rendezvous"])
+def test_what_a_rank_starts_with_is_light(name):
+    """Ranks start sooner without Spark; and the task imports no TensorFlow."""
+    code = f"import sys, {name}; print([heavy for heavy in ('pyspark', 'tensorflow', 'keras') if heavy in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

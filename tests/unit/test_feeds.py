@@ -1,0 +1,232 @@
+import itertools
+import os
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cos_ml.columns import Column, Problem
+from cos_ml.errors import InvalidInputError
+from cos_ml.feeds import Rows, Spool, local_folder, refuse, step_weights
+from cos_ml.spec import TrainSpec
+
+from .conftest import record_batch, rows_of
+
+X, Y = Column("features", "x0", (2,)), Column("label", "y0")
+SPEC = TrainSpec(inputs=(X,), labels=(Y,))
+
+
+def columns(count, seed=0):
+    return {
+        "x0": np.random.default_rng(seed).uniform(size=(count, 2)).astype(np.float32),
+        "y0": np.arange(count, dtype=np.float32),
+    }
+
+
+def bytes_of(spool):
+    return {
+        part: {field: os.pread(fd, os.fstat(fd).st_size, 0) for field, fd in fields.items()}
+        for part, fields in spool.descriptors().items()
+    }
+
+
+# ── the barrier task's side ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(st.integers(0, 20), st.lists(st.integers(0, 20), max_size=5))
+def test_any_split_of_batches_gives_the_same_bytes(count, cuts):
+    data = columns(count)
+    whole = record_batch(data)
+    edges = [0, *sorted(min(cut, count) for cut in cuts), count]
+    spool = Spool(SPEC)
+    try:
+        spool.fill(whole.slice(start, stop - start) for start, stop in itertools.pairwise(edges))
+        assert bytes_of(spool)["train"] == {field: array.tobytes() for field, array in data.items()}
+        assert spool.rows == {"train": count, "validation": 0}
+        assert spool.shapes == ({"x0": (2,), "y0": ()} if count else {})
+    finally:
+        spool.close()
+
+
+def test_rows_are_split_by_their_mark(spool):
+    data = columns(5) | {"v": pa.array([False, True, None, True, False])}
+    spec = TrainSpec(inputs=(X,), labels=(Y,), validation=Column("held", "v", dtype="bool"))
+    spooled = spool(spec, data, size=2)
+    assert spooled.rows == {"train": 3, "validation": 2}
+    assert rows_of(spooled, "train").arrays["y0"].tolist() == [0, 2, 4]
+    assert rows_of(spooled, "validation").arrays["y0"].tolist() == [1, 3]
+    assert (rows_of(spooled, "validation").arrays["x0"] == data["x0"][[1, 3]]).all()
+    assert "v" not in spooled.descriptors()["train"]
+
+
+BAD = {
+    "x0": pa.array([[1, 2], None, [3, 4], [5], [6, 7]], pa.list_(pa.float32())),
+    "y0": pa.array([0, 1, None, 3, 4], pa.float32()),
+}
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_an_error_names_column_and_row(spool, size):
+    with pytest.raises(InvalidInputError, match=r"^column 'features', row 1: is null\..*handleInvalid=\"skip\""):
+        spool(SPEC, BAD, size)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_skip(spool, size):
+    spooled = spool(TrainSpec(inputs=(X,), labels=(Y,), handle_invalid="skip"), BAD, size)
+    assert spooled.rows["train"] == 2
+    assert spooled.skipped == 3
+    rows = rows_of(spooled)
+    assert rows.arrays["x0"].tolist() == [[1, 2], [6, 7]]
+    assert rows.arrays["y0"].tolist() == [0, 4]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_keep(spool, size):
+    spooled = spool(TrainSpec(inputs=(X,), labels=(Y,), handle_invalid="keep"), BAD, size)
+    assert spooled.rows["train"] == 5
+    assert spooled.skipped == 0
+    rows = rows_of(spooled)
+    assert np.isnan(rows.arrays["x0"]).all(axis=1).tolist() == [False, True, False, True, False]
+    assert np.isnan(rows.arrays["y0"]).tolist() == [False, False, True, False, False]
+
+
+def test_skip_all(spool):
+    spooled = spool(TrainSpec(inputs=(X,), labels=(Y,), handle_invalid="skip"), {k: v[1:4] for k, v in BAD.items()})
+    assert spooled.rows == {"train": 0, "validation": 0}
+    assert spooled.skipped == 3
+
+
+def test_rows_of_one_shape_after_rows_of_another(spool):
+    spec = TrainSpec(inputs=(Column("steps", "x0", (None,)),), labels=(Y,))
+    data = {"x0": pa.array([[1.0, 2.0], [1.0, 2.0, 3.0]]), "y0": np.zeros(2)}
+    with pytest.raises(InvalidInputError, match=r"'steps'.*\(3,\).*\(2,\)"):
+        spool(spec, data, size=1)
+
+
+def test_refuse():
+    null, label = Problem(3, "features", "is null"), Problem(5, "label", "is 9", fatal=True)
+    with pytest.raises(InvalidInputError, match="column 'features', row 3: is null"):
+        refuse([null, label][:1], "error")
+    for handle_invalid in ("error", "skip", "keep"):  # data that does not fit the network is no bad row
+        with pytest.raises(InvalidInputError, match="column 'label', row 5: is 9"):
+            refuse([null, label], handle_invalid)
+    refuse([null], "skip")
+    refuse([null], "keep")
+
+
+def test_no_name_on_disk(monkeypatch, tmp_path, spool):
+    monkeypatch.setenv("SPARK_LOCAL_DIRS", f"/nowhere,{tmp_path}")
+    assert local_folder() == str(tmp_path)
+    spooled = spool(SPEC, columns(100))
+    places = [os.readlink(f"/proc/self/fd/{fd}") for fields in spooled.descriptors().values() for fd in fields.values()]
+    assert len(places) == 4
+    assert all(place.startswith(str(tmp_path)) for place in places)  # it is there ...
+    assert list(tmp_path.iterdir()) == []  # ... and has no name
+    rows = rows_of(spooled)
+    spooled.close()
+    assert list(tmp_path.iterdir()) == []
+    assert all(file.closed for files in spooled.files.values() for file in files.values())
+    assert rows.arrays["y0"].tolist() == list(range(100))  # who has it open keeps it
+
+
+def test_the_folder_without_spark(monkeypatch, tmp_path):
+    monkeypatch.delenv("SPARK_LOCAL_DIRS", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert local_folder() == str(tmp_path)
+
+
+# ── the rank's side ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_rows_read_what_was_spooled(spool):
+    data = columns(7)
+    rows = rows_of(spool(SPEC, data, size=3))
+    assert all((rows.arrays[field] == data[field]).all() for field in data)
+    assert rows.arrays["x0"].dtype == np.float32
+    assert not rows.arrays["x0"].flags.writeable
+    assert rows.weights().tolist() == [1.0] * 7
+
+
+def test_rows_of_whole_numbers_and_bytes(spool):
+    spec = TrainSpec(inputs=(Column("image", "x0", (2, 1)), Column("id", "x1", (), "int64")), labels=(Y,))
+    data = {"x0": pa.array([b"\x01\x02", b"\xfe\xff"]), "x1": np.array([1, 2**40]), "y0": np.zeros(2, np.float32)}
+    arrays = rows_of(spool(spec, data)).arrays
+    assert arrays["x0"].dtype == np.uint8
+    assert arrays["x0"].tolist() == [[[1], [2]], [[254], [255]]]
+    assert arrays["x1"].tolist() == [1, 2**40]
+
+
+def test_weights(spool):
+    spec = TrainSpec(inputs=(X,), labels=(Y,), weight=Column("weight", "w", low=0.0))
+    rows = rows_of(spool(spec, columns(3) | {"w": np.array([0, 0.5, 2], np.float32)}))
+    assert rows.weights().tolist() == [0, 0.5, 2]
+    assert rows.weights().dtype == np.float64
+
+
+def test_the_order_has_every_row_once(spool):
+    rows = rows_of(spool(SPEC, columns(50)))
+    assert rows.order(False, (7, 0, 0)).tolist() == list(range(50))
+    orders = [rows.order(True, seed).tolist() for seed in ((7, 0, 0), (7, 1, 0), (7, 0, 1), (8, 0, 0))]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4  # by epoch, by rank, by seed
+    assert rows.order(True, (7, 1, 0)).tolist() == orders[1]
+
+
+def test_batches(spool):
+    data = columns(5)
+    rows = rows_of(spool(SPEC, data))
+    batches = list(rows.batches(np.array([4, 0, 3, 1, 2]), 2, 4, {}))
+    assert [batch.real for batch in batches] == [2, 2, 1, 0]
+    assert [batch.arrays["y0"].tolist() for batch in batches] == [[4, 0], [3, 1], [2], [4, 0]]
+    assert all((batch.arrays["x0"] == data["x0"][batch.arrays["y0"].astype(int)]).all() for batch in batches)
+
+
+@given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 3), st.booleans())
+def test_batches_have_every_row_once(count, size, more, shuffle):
+    rows = Rows({}, 0, {}, {})
+    rows.count, rows.arrays = count, {"y0": np.arange(count)}
+    steps = -(-count // size) + more
+    order = rows.order(shuffle, (1, 2, 3))
+    batches = list(rows.batches(order, size, steps, {}))
+    assert len(batches) == steps
+    assert np.concatenate([batch.arrays["y0"][: batch.real] for batch in batches]).tolist() == order.tolist()
+    assert all(batch.real in (0, len(batch.arrays["y0"])) for batch in batches)
+    assert all(1 <= len(batch.arrays["y0"]) <= size for batch in batches)
+    assert [batch.real for batch in batches[steps - more :]] == [0] * more
+
+
+def test_neighbours_are_not_gathered(spool):
+    rows = rows_of(spool(SPEC, columns(4)))
+    (first, _) = rows.batches(rows.order(False, ()), 2, 2, {})
+    assert np.shares_memory(first.arrays["x0"], rows.arrays["x0"])
+
+
+def test_a_rank_without_rows_takes_filler(spool):
+    empty = spool(SPEC, columns(0))
+    rows = Rows({f: os.dup(fd) for f, fd in empty.descriptors()["train"].items()}, 0, {"x0": [2], "y0": []},
+                {"x0": "<f4", "y0": "<f4"})  # fmt: skip
+    assert rows.arrays["x0"].shape == (0, 2)
+    assert rows.weights().tolist() == []
+    filler = {"x0": np.ones((1, 2), np.float32), "y0": np.ones(1, np.float32)}
+    batches = list(rows.batches(rows.order(True, (1,)), 2, 3, filler))
+    assert [batch.real for batch in batches] == [0, 0, 0]
+    assert all(batch.arrays is filler for batch in batches)
+
+
+def test_step_weights():
+    weights = np.array([1.0, 2, 3, 4, 5])
+    assert step_weights(weights, np.array([4, 3, 2, 1, 0]), 2, 4).tolist() == [9, 5, 1, 0]
+    assert step_weights(weights, np.arange(5), 5, 1).tolist() == [15]
+    assert step_weights(np.empty(0), np.arange(0), 2, 3).tolist() == [0, 0, 0]
+
+
+@given(st.lists(st.integers(0, 9), max_size=12), st.integers(1, 5), st.integers(0, 3))
+def test_step_weights_add_up(weights, size, more):
+    weights = np.array(weights, float)
+    steps = -(-len(weights) // size) + more
+    sums = step_weights(weights, np.arange(len(weights))[::-1], size, steps)
+    assert sums.shape == (steps,)
+    assert sums.sum() == weights.sum()

@@ -1,0 +1,210 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from cos_ml.errors import InvalidInputError
+from cos_ml.heads import check_loss, class_count, head_of, is_classifier, label_classes, loss_name, predictions
+from cos_ml.networks import Tensor
+from cos_ml.quiet import import_keras
+
+losses = import_keras().losses
+
+
+def serialised(loss):
+    return import_keras().saving.serialize_keras_object(loss)
+
+
+def output(units, activation="linear", name="out"):
+    return Tensor(name, (units,), "float32", activation)
+
+
+SPARSE_LOGITS = serialised(losses.SparseCategoricalCrossentropy(from_logits=True))
+LOGITS = serialised(losses.CategoricalCrossentropy(from_logits=True))
+BINARY_LOGITS = serialised(losses.BinaryCrossentropy(from_logits=True))
+BINARY = serialised(losses.BinaryCrossentropy())
+SPARSE = serialised(losses.SparseCategoricalCrossentropy())
+
+
+# ── the kind of prediction ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("tensor", "loss", "head"),
+    [
+        (output(10, "softmax"), None, "classes"),
+        (output(10, "softmax"), "sparse_categorical_crossentropy", "classes"),
+        (output(10, "softmax"), SPARSE, "classes"),
+        (output(10, None), "categorical_crossentropy", "classes"),
+        (output(10), SPARSE_LOGITS, "class_logits"),
+        (output(10), LOGITS, "class_logits"),
+        (output(1, "sigmoid"), None, "chance"),
+        (output(1, "sigmoid"), "binary_crossentropy", "chance"),
+        (output(1, None), BINARY, "chance"),
+        (output(1), BINARY_LOGITS, "chance_logit"),
+        (output(1), None, "number"),
+        (output(1), "mse", "number"),
+        (output(1, "relu"), serialised(losses.Huber()), "number"),
+        (Tensor("out", (), "float32", "linear"), "mse", "number"),
+        (output(4), "mse", "vector"),
+        (output(4), None, "vector"),
+        (output(4, "sigmoid"), "binary_crossentropy", "vector"),
+        (output(4), BINARY_LOGITS, "vector"),
+        (Tensor("out", (8, 3), "float32", "softmax"), "sparse_categorical_crossentropy", "vector"),
+    ],
+)
+def test_head_of(tensor, loss, head):
+    assert head_of(tensor, loss) == head
+
+
+def test_is_classifier():
+    assert [head for head in ("classes", "class_logits", "chance", "chance_logit") if not is_classifier(head)] == []
+    assert not is_classifier("number")
+    assert not is_classifier("vector")
+
+
+def test_loss_name():
+    assert loss_name("sparse_categorical_crossentropy") == loss_name(SPARSE) == "sparsecategoricalcrossentropy"
+    assert loss_name(None) == ""
+
+
+def test_counts():
+    assert class_count(output(10)) == 10
+    assert class_count(output(1)) == 2
+    assert label_classes(output(10, "softmax"), SPARSE) == 10
+    assert label_classes(output(1, "sigmoid"), "binary_crossentropy") == 2
+    assert label_classes(output(10, "softmax"), "categorical_crossentropy") is None
+    assert label_classes(output(4, "sigmoid"), "binary_crossentropy") is None
+    assert label_classes(output(1), "mse") is None
+
+
+# ── losses that can't be meant ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("tensor", "loss"),
+    [
+        (output(10, "softmax"), SPARSE),
+        (output(10), SPARSE_LOGITS),
+        (output(10, "sigmoid"), "binary_crossentropy"),
+        (output(1, "sigmoid"), BINARY),
+        (output(10, None), "sparse_categorical_crossentropy"),  # a layer that says nothing may compute probabilities
+        (output(1), "mse"),
+        (output(10, "softmax"), "kl_divergence"),
+    ],
+)
+def test_losses_that_fit(tensor, loss):
+    check_loss(tensor, loss)
+
+
+@pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", "categorical_crossentropy", SPARSE_LOGITS])
+def test_one_unit_for_several_classes(loss):
+    with pytest.raises(InvalidInputError, match=r"one unit per class, received output 'digit' with 1 unit. .*binary_"):
+        check_loss(output(1, "softmax", "digit"), loss)
+
+
+@pytest.mark.parametrize(
+    ("units", "loss", "shown", "wanted", "instead"),
+    [
+        (10, "sparse_categorical_crossentropy", "sparse_categorical_crossentropy", "softmax",
+         "SparseCategoricalCrossentropy"),
+        (10, SPARSE, "SparseCategoricalCrossentropy", "softmax", "SparseCategoricalCrossentropy"),
+        (10, "categorical_crossentropy", "categorical_crossentropy", "softmax", "CategoricalCrossentropy"),
+        (1, BINARY, "BinaryCrossentropy", "sigmoid", "BinaryCrossentropy"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("activation", ["linear", "relu"])
+def test_no_probabilities(units, loss, shown, wanted, instead, activation):
+    with pytest.raises(InvalidInputError) as error:
+        check_loss(output(units, activation, "digit"), loss)
+    assert f"Param loss: {shown} expects probabilities" in str(error.value)
+    assert f"received output 'digit' with {units} unit{'s' * (units > 1)} and activation '{activation}'" in str(
+        error.value
+    )
+    assert f"activation='{wanted}', or use keras.losses.{instead}(from_logits=True)" in str(error.value)
+
+
+def test_sigmoids_do_not_sum_to_1():
+    with pytest.raises(InvalidInputError, match=r"sum to 1, received output 'out' with 10 units.*'sigmoid'"):
+        check_loss(output(10, "sigmoid"), SPARSE)
+
+
+# ── predictions ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+NUMBERS = st.floats(-50, 50, width=32)
+
+
+def test_classes():
+    found = predictions("classes", np.array([[0.1, 0.7, 0.2], [1.0, 0.0, 0.0]], np.float32))
+    assert found["prediction"].tolist() == [1, 0]
+    assert found["prediction"].dtype == np.float64
+    assert np.allclose(found["probability"], [[0.1, 0.7, 0.2], [1, 0, 0]])
+    assert np.allclose(found["rawPrediction"][0], np.log([0.1, 0.7, 0.2]))
+    assert np.isfinite(found["rawPrediction"]).all()  # the log of nothing too
+
+
+@given(arrays(np.float32, (3, 4), elements=NUMBERS))
+def test_class_logits(logits):
+    found = predictions("class_logits", logits)
+    assert np.allclose(found["probability"].sum(axis=1), 1)
+    assert (found["probability"] >= 0).all()
+    assert (found["prediction"] == found["probability"].argmax(axis=1)).all()
+    chosen = np.take_along_axis(logits, found["prediction"].astype(int)[:, None], axis=1)
+    assert np.allclose(chosen[:, 0], logits.max(axis=1))
+    assert (found["rawPrediction"] == logits).all()
+
+
+def test_large_logits():
+    found = predictions("class_logits", np.array([[1e30, 0.0], [-1e30, 0.0]], np.float32))
+    assert found["probability"].tolist() == [[1, 0], [0, 1]]
+
+
+@given(arrays(np.float32, (3, 1), elements=NUMBERS))
+def test_chance_logit(logits):
+    found = predictions("chance_logit", logits)
+    assert (found["rawPrediction"] == np.hstack([-logits, logits])).all()
+    assert np.allclose(found["probability"].sum(axis=1), 1)
+    assert np.allclose(found["probability"][:, 1], 1 / (1 + np.exp(-logits[:, 0].astype(float))))
+    assert (found["prediction"] == found["probability"].argmax(axis=1)).all()
+
+
+def test_large_chance_logits():
+    found = predictions("chance_logit", np.array([[1000.0], [-1000.0]], np.float32))
+    assert found["probability"].tolist() == [[0, 1], [1, 0]]
+    assert found["prediction"].tolist() == [1, 0]
+
+
+def test_chance():
+    found = predictions("chance", np.array([[0.75], [0.25], [1.0], [0.0]], np.float32))
+    assert found["prediction"].tolist() == [1, 0, 1, 0]
+    assert found["probability"].tolist() == [[0.25, 0.75], [0.75, 0.25], [0, 1], [1, 0]]
+    assert np.allclose(found["rawPrediction"][:2], [[-np.log(3), np.log(3)], [np.log(3), -np.log(3)]])
+    assert np.isfinite(found["rawPrediction"]).all()
+    assert (found["rawPrediction"][:, 0] == -found["rawPrediction"][:, 1]).all()
+
+
+@pytest.mark.parametrize(("head", "units"), [("classes", 3), ("class_logits", 3), ("chance", 1), ("chance_logit", 1)])
+def test_nan_gives_nan(head, units):
+    values = np.full((2, units), 0.5, np.float32)
+    values[0, -1] = np.nan
+    found = predictions(head, values)
+    assert np.isnan(found["prediction"]).tolist() == [True, False]
+    assert np.isnan(found["probability"][0]).any()
+    assert np.isnan(found["rawPrediction"][0]).any()
+
+
+def test_number_and_vector():
+    assert predictions("number", np.array([[1.5], [2.5]], np.float32))["prediction"].tolist() == [1.5, 2.5]
+    assert predictions("number", np.array([1.5, 2.5], np.float32))["prediction"].tolist() == [1.5, 2.5]
+    found = predictions("vector", np.arange(12, dtype=np.float32).reshape(2, 3, 2))
+    assert list(found) == ["prediction"]
+    assert found["prediction"].tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+
+
+@pytest.mark.parametrize(
+    ("head", "shape"), [("classes", (0, 3)), ("class_logits", (0, 3)), ("chance", (0, 1)), ("chance_logit", (0, 1)),
+                        ("number", (0, 1)), ("vector", (0, 3))]
+)  # fmt: skip
+def test_no_rows(head, shape):
+    assert {len(values) for values in predictions(head, np.empty(shape, np.float32)).values()} == {0}

@@ -1,0 +1,353 @@
+import json
+
+import numpy as np
+import pytest
+from pyspark.ml.param import Param
+
+from cos_ml import DeepNetEstimator, DeepNetModel
+from cos_ml.errors import InvalidInputError
+from cos_ml.networks import Network
+from cos_ml.quiet import import_keras
+
+keras = import_keras()
+
+# The defaults of the public contract; None where a Param is not set.
+DEFAULTS = {
+    "model": None,
+    "featuresCol": "features",
+    "inputCols": None,
+    "labelCol": "label",
+    "labelCols": None,
+    "weightCol": None,
+    "validationIndicatorCol": None,
+    "loss": None,
+    "metrics": [],
+    "lossWeights": None,
+    "optimizer": "adam",
+    "learningRate": None,
+    "batchSize": 32,
+    "epochs": 1,
+    "shuffle": True,
+    "numTrainWorkers": 1,
+    "useGpu": False,
+    "featureLayers": [],
+    "outputCols": None,
+    "predictionCol": "prediction",
+    "probabilityCol": "probability",
+    "rawPredictionCol": "rawPrediction",
+    "handleInvalid": "error",
+    "predictBatchSize": 1024,
+}
+SHARED = [
+    "model", "featuresCol", "inputCols", "featureLayers", "outputCols", "predictionCol", "probabilityCol",
+    "rawPredictionCol", "handleInvalid", "predictBatchSize",
+]  # fmt: skip
+VALUES = {
+    "featuresCol": "pixels",
+    "inputCols": ["a", "b"],
+    "labelCol": "digit",
+    "labelCols": ["y", "z"],
+    "weightCol": "weight",
+    "validationIndicatorCol": "held",
+    "loss": "mse",
+    "metrics": ["mae"],
+    "lossWeights": [0.5, 2.0],
+    "optimizer": "sgd",
+    "learningRate": 0.5,
+    "batchSize": 64,
+    "epochs": 3,
+    "shuffle": False,
+    "seed": 7,
+    "numTrainWorkers": 2,
+    "useGpu": True,
+    "featureLayers": ["hidden"],
+    "outputCols": ["h"],
+    "predictionCol": "p",
+    "probabilityCol": "",
+    "rawPredictionCol": "r",
+    "handleInvalid": "skip",
+    "predictBatchSize": 16,
+    "progress": False,
+}
+
+
+def accessor(kind, name):
+    return f"{kind}{name[0].upper()}{name[1:]}"
+
+
+def stages():
+    return [(DeepNetEstimator, name) for name in VALUES] + [(DeepNetModel, name) for name in SHARED if name in VALUES]
+
+
+# ── defaults, setters, getters ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_defaults(name):
+    estimator = DeepNetEstimator()
+    param = getattr(estimator, name)
+    assert not estimator.isSet(param)
+    assert (estimator.getOrDefault(param) if estimator.hasDefault(param) else None) == DEFAULTS[name]
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_defaults_of_the_model(name):
+    model = DeepNetModel()
+    param = getattr(model, name)
+    assert (model.getOrDefault(param) if model.hasDefault(param) else None) == DEFAULTS[name]
+
+
+def test_the_seed_is_fixed():
+    assert DeepNetEstimator().getSeed() == DeepNetEstimator().getSeed() == 0
+
+
+@pytest.mark.parametrize("stage", [DeepNetEstimator, DeepNetModel])
+def test_every_param_can_be_set_by_keyword_setter_and_set_params(stage):
+    params = [name for name in dir(stage) if isinstance(getattr(stage, name), Param)]
+    assert set(params) == (set(VALUES) | {"model"} if stage is DeepNetEstimator else set(SHARED))
+    keywords = stage.__init__.__wrapped__.__kwdefaults__
+    assert set(keywords) == set(params)
+    for name in params:
+        assert callable(getattr(stage, accessor("set", name)))
+        assert callable(getattr(stage, accessor("get", name)))
+        assert getattr(stage, accessor("set", name)).__doc__
+        assert getattr(stage, accessor("get", name)).__doc__
+
+
+@pytest.mark.parametrize(("stage", "name"), stages())
+def test_set_and_get(stage, name):
+    made = stage()
+    assert getattr(made, accessor("set", name))(VALUES[name]) is made
+    assert getattr(made, accessor("get", name))() == VALUES[name]
+    if name != "featureLayers":  # DeepNetModel looks for them in the network
+        assert getattr(stage(**{name: VALUES[name]}), accessor("get", name))() == VALUES[name]
+    made = stage()
+    assert made.setParams(**{name: VALUES[name]}) is made
+    assert getattr(made, accessor("get", name))() == VALUES[name]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, value in DeepNetEstimator.__init__.__wrapped__.__kwdefaults__.items() if value is None]
+)
+def test_none_is_as_good_as_nothing(name):
+    # The constructor's own signature says None for what is not set.
+    assert not DeepNetEstimator(**{name: None}).isSet(name)
+
+
+def test_input_and_label_columns():
+    estimator = DeepNetEstimator()
+    assert estimator.input_columns() == ["features"]
+    assert estimator.getLabelCols() == ["label"]
+    estimator.setFeaturesCol("x").setLabelCol("y")
+    assert estimator.input_columns() == ["x"]
+    assert estimator.getLabelCols() == ["y"]
+    estimator.setInputCols(["a", "b"]).setLabelCols(["c"])
+    assert estimator.input_columns() == ["a", "b"]
+    assert estimator.getLabelCols() == ["c"]
+
+
+def test_the_model_param(classifier):
+    estimator = DeepNetEstimator(model=classifier)
+    assert isinstance(estimator.getOrDefault("model"), Network)
+    mine = estimator.getModel()
+    assert mine is not classifier
+    assert all((a == b).all() for a, b in zip(mine.get_weights(), classifier.get_weights(), strict=True))
+    mine.set_weights([weight * 0 for weight in mine.get_weights()])
+    assert any(weight.any() for weight in estimator.getModel().get_weights())
+    assert DeepNetEstimator(model=estimator.getOrDefault("model")).getOrDefault("model") is estimator.getOrDefault(
+        "model"
+    )
+
+
+def test_a_model_without_the_layer_that_is_asked_for(classifier):
+    with pytest.raises(InvalidInputError, match=r"no layer 'conv'.*'hidden'"):
+        DeepNetModel(model=classifier, featureLayers=["conv"])
+
+
+def test_no_summary():
+    assert not DeepNetModel().hasSummary
+    with pytest.raises(RuntimeError, match=r"No training summary available"):
+        DeepNetModel().summary  # noqa: B018
+
+
+# ── what is refused ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ["batchSize", "epochs", "numTrainWorkers", "predictBatchSize"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "3", True, [1], float("nan"), float("inf")])
+def test_whole_numbers(name, value):
+    with pytest.raises(InvalidInputError) as error:
+        DeepNetEstimator(**{name: value})
+    assert str(error.value) == f"Param {name}: expected a whole number of 1 or more, received {value!r}."
+
+
+@pytest.mark.parametrize("value", [2, 2.0, np.int64(2), np.float64(2)])
+def test_whole_numbers_of_any_type(value):
+    epochs = DeepNetEstimator(epochs=value).getEpochs()
+    assert epochs == 2
+    assert type(epochs) is int
+
+
+@pytest.mark.parametrize("value", [0, -0.1, "0.1", True, float("nan"), float("inf"), [0.1]])
+def test_learning_rate(value):
+    with pytest.raises(InvalidInputError) as error:
+        DeepNetEstimator(learningRate=value)
+    assert str(error.value) == f"Param learningRate: expected a number greater than 0, received {value!r}."
+
+
+@pytest.mark.parametrize("value", [1, 1.0, np.int64(1), np.float64(1)])
+def test_learning_rate_of_any_type(value):
+    rate = DeepNetEstimator(learningRate=value).getLearningRate()
+    assert rate == 1
+    assert type(rate) is float
+
+
+@pytest.mark.parametrize("value", ["drop", "ERROR", "", 1])
+@pytest.mark.parametrize("stage", [DeepNetEstimator, DeepNetModel])
+def test_handle_invalid(stage, value):
+    with pytest.raises(InvalidInputError) as error:
+        stage(handleInvalid=value)
+    assert str(error.value) == (f"Param handleInvalid: expected one of 'error', 'skip', 'keep', received {value!r}.")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("featuresCol", 3),
+        ("labelCol", ["label"]),
+        ("weightCol", 3),
+        ("validationIndicatorCol", True),
+        ("inputCols", "features"),
+        ("inputCols", [1]),
+        ("labelCols", "label"),
+        ("featureLayers", "hidden"),
+        ("outputCols", "hidden"),
+        ("predictionCol", 3),
+        ("shuffle", "yes"),
+        ("useGpu", 1),
+        ("progress", 0),
+        ("seed", "7"),
+        ("seed", 1.5),
+    ],
+)
+def test_wrong_types(name, value):
+    # As the docstring of DeepNetEstimator says: InvalidInputError for a Param of the wrong type.
+    with pytest.raises(InvalidInputError) as error:
+        DeepNetEstimator(**{name: value})
+    assert name in str(error.value)
+    assert repr(value) in str(error.value)
+
+
+def test_not_a_network():
+    with pytest.raises(InvalidInputError, match=r"Param model: expected a keras.Model, received str"):
+        DeepNetEstimator(model="resnet")
+
+
+def test_unknown_and_positional_arguments():
+    with pytest.raises(TypeError):
+        DeepNetEstimator(batch_size=3)
+    with pytest.raises(TypeError):
+        DeepNetEstimator("features")
+
+
+# ── Keras's objects ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "classes"),
+    [
+        ("loss", keras.losses.SparseCategoricalCrossentropy(from_logits=True), ["SparseCategoricalCrossentropy"]),
+        ("loss", {"a": "mse", "b": keras.losses.Huber(delta=2.0)}, ["Huber"]),
+        ("loss", ["mse", keras.losses.Huber()], ["Huber"]),
+        ("optimizer", keras.optimizers.Adam(1e-3, beta_1=0.8), ["Adam"]),
+        ("optimizer", keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)),
+         ["SGD", "ExponentialDecay"]),
+        ("metrics", ["accuracy", keras.metrics.AUC(name="auc")], ["AUC"]),
+        ("metrics", {"a": ["mae"], "b": [keras.metrics.MeanSquaredError()]}, ["MeanSquaredError"]),
+        ("lossWeights", {"a": 1, "b": 0.5}, []),
+    ],
+)  # fmt: skip
+def test_keras_objects_become_plain(name, value, classes):
+    estimator = DeepNetEstimator(**{name: value})
+    plain = getattr(estimator, accessor("get", name))()
+    text = json.dumps(plain)
+    assert json.loads(text) == plain
+    assert all(f'"class_name": "{one}"' in text for one in classes)
+
+
+def test_plain_objects_come_alive_again():
+    loss = DeepNetEstimator(loss=keras.losses.BinaryCrossentropy(from_logits=True)).getLoss()
+    assert keras.saving.deserialize_keras_object(loss).get_config()["from_logits"]
+    assert DeepNetEstimator(loss=loss).getLoss() == loss
+
+
+@pytest.mark.parametrize("loss", [keras.losses.Huber(delta=0.1), keras.losses.CosineSimilarity(axis=0)])
+def test_a_loss_keeps_its_arguments(loss):
+    # Keras 3.15 itself leaves these two out of what it serialises.
+    again = keras.saving.deserialize_keras_object(DeepNetEstimator(loss=loss).getLoss())
+    labels, outputs = np.array([[0.0, 1.0], [2.0, 3.0]]), np.array([[3.0, 1.0], [1.0, 5.0]])
+    assert float(again(labels, outputs)) == float(loss(labels, outputs))
+
+
+def own_loss(y_true, y_pred):
+    return y_pred - y_true
+
+
+@pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`:UserWarning")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("loss", own_loss), ("loss", lambda y_true, y_pred: y_pred), ("metrics", [own_loss]), ("optimizer", object())],
+)
+def test_what_does_not_serialise(name, value):
+    with pytest.raises(InvalidInputError, match=rf"Param {name}: .*"):
+        DeepNetEstimator(**{name: value})
+
+
+# ── copies ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_copy_has_its_own_values():
+    estimator = DeepNetEstimator(**VALUES)
+    other = estimator.copy({estimator.epochs: 9})
+    assert other.uid == estimator.uid
+    assert other.getEpochs() == 9
+    assert estimator.getEpochs() == 3
+    other.setBatchSize(1).setMetrics(["mse"])
+    assert estimator.getBatchSize() == 64
+    assert estimator.getMetrics() == ["mae"]
+
+
+def test_lists_of_the_caller_are_not_kept():
+    metrics, layers, inputs = ["mae"], ["hidden"], ["a"]
+    estimator = DeepNetEstimator(metrics=metrics, featureLayers=layers, inputCols=inputs)
+    for given in (metrics, layers, inputs):
+        given.append("more")
+    assert (estimator.getMetrics(), estimator.getFeatureLayers(), estimator.getInputCols()) == (
+        ["mae"],
+        ["hidden"],
+        ["a"],
+    )
+
+
+@pytest.mark.parametrize("name", ["metrics", "featureLayers", "inputCols", "labelCols", "outputCols", "lossWeights"])
+def test_a_copy_shares_nothing_that_changes(name):
+    estimator = DeepNetEstimator(**VALUES)
+    getattr(estimator.copy(), accessor("get", name))().append("more")
+    assert getattr(estimator, accessor("get", name))() == VALUES[name]
+
+
+@pytest.mark.parametrize("name", ["metrics", "featureLayers"])
+def test_defaults_are_not_changed_through_a_getter(name):
+    estimator = DeepNetEstimator()
+    getattr(estimator.copy(), accessor("get", name))().append("more")
+    assert getattr(estimator, accessor("get", name))() == []
+
+
+def test_a_copy_of_a_model(classifier):
+    model = DeepNetModel(model=classifier, featureLayers=["hidden"])
+    model.loss = "mse"
+    other = model.copy()
+    assert other.loss == "mse"
+    assert other.getOrDefault("model") is model.getOrDefault("model")  # frozen
+    other.setHandleInvalid("skip")
+    assert model.getHandleInvalid() == "error"

@@ -1,0 +1,291 @@
+from collections import OrderedDict
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cos_ml import networks, predicting
+from cos_ml.columns import Column
+from cos_ml.errors import InvalidInputError
+from cos_ml.networks import Network
+from cos_ml.predicting import Scorer, forward_pass, score
+from cos_ml.quiet import import_keras
+
+keras = import_keras()
+layers = keras.layers
+
+ALL = ("prediction", "probability", "rawPrediction")
+
+
+@pytest.fixture(autouse=True)
+def fresh_worker(monkeypatch):
+    """No test sees a network that another has loaded."""
+    monkeypatch.setattr(predicting, "_networks", OrderedDict())
+
+
+def scorer_of(model, taps=(), head="classes", wanted=ALL, batch_size=1000, handle_invalid="error"):
+    network = Network.of(model)
+    inputs = tuple(
+        Column(tensor.name, f"x{index}", tensor.shape, tensor.dtype) for index, tensor in enumerate(network.inputs)
+    )
+    return Scorer(
+        archive=network.archive, digest=network.digest, modules=(), inputs=inputs, layers=tuple(taps), head=head,
+        wanted=tuple(wanted), batch_size=batch_size, handle_invalid=handle_invalid,
+    )  # fmt: skip
+
+
+def series(rows):
+    """A list column as Spark hands it to a pandas UDF: an ndarray a row, None for null."""
+    return pd.Series([None if row is None else np.asarray(row, np.float32) for row in rows], dtype=object)
+
+
+def scored(scorer, *batches):
+    return list(score(scorer, iter(batches)))
+
+
+def matrix(column):
+    return np.array(column.tolist())
+
+
+@pytest.fixture
+def nested():
+    """A model within a model, and a convolution."""
+    block = keras.Sequential(
+        [keras.Input((2, 2, 1)), layers.Conv2D(3, 1, name="conv"), layers.ReLU(name="relu")], name="block"
+    )
+    image = keras.Input((2, 2, 1), name="image")
+    flat = layers.Flatten(name="flat")(block(image))
+    return keras.Model(image, layers.Dense(3, activation="softmax", name="classes")(flat), name="nested")
+
+
+def test_scores_are_the_networks_own(classifier, numbers):
+    rows = numbers(7, 4)
+    expected = classifier(rows).numpy()
+    batches = scored(scorer_of(classifier), series(rows[:4]), series(rows[4:]))
+    assert [len(frame) for frame in batches] == [4, 3]
+    assert list(batches[0]) == list(ALL)
+    frame = pd.concat(batches)
+    assert np.allclose(matrix(frame.probability), expected, atol=1e-6)
+    assert frame.prediction.tolist() == expected.argmax(axis=1).tolist()
+    assert frame.prediction.dtype == np.float64
+    assert np.allclose(matrix(frame.rawPrediction), np.log(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
+def test_the_batch_size_does_not_change_the_scores(classifier, numbers, batch_size):
+    rows = numbers(7, 4)
+    (frame,) = scored(scorer_of(classifier, batch_size=batch_size), series(rows))
+    assert np.allclose(matrix(frame.probability), classifier(rows).numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("tap", ["block/conv", "block/relu", "block", "flat", "classes"])
+def test_a_tap_is_the_layers_own_output(nested, numbers, tap):
+    rows = numbers(5, 2, 2, 1)
+    block = nested.get_layer("block")
+    inner = keras.Model(block.inputs[0], block.get_layer("conv").output)(rows).numpy()
+    expected = {
+        "block/conv": inner,
+        "block/relu": np.maximum(inner, 0),
+        "block": np.maximum(inner, 0),
+        "flat": keras.Model(nested.inputs[0], nested.get_layer("flat").output)(rows).numpy(),
+        "classes": nested(rows).numpy(),
+    }[tap]
+    (frame,) = scored(scorer_of(nested, taps=[tap]), series(rows.reshape(5, 4)))
+    assert list(frame) == ["f0", *ALL]
+    assert np.allclose(matrix(frame.f0), expected.reshape(5, -1), atol=1e-6)
+    assert matrix(frame.f0).dtype == np.float64
+
+
+def test_the_tap_of_an_input_layer(nested, numbers):
+    rows = numbers(2, 2, 2, 1)
+    (frame,) = scored(scorer_of(nested, taps=["image"], wanted=()), series(rows.reshape(2, 4)))
+    assert np.allclose(matrix(frame.f0), rows.reshape(2, 4))
+
+
+def test_taps_alone(nested, numbers):
+    (frame,) = scored(scorer_of(nested, taps=["flat", "block/conv"], wanted=()), series(numbers(2, 4)))
+    assert list(frame) == ["f0", "f1"]
+    assert matrix(frame.f0).shape == matrix(frame.f1).shape == (2, 12)
+
+
+def test_one_pass_a_batch(nested, numbers):
+    """Taps and predictions come from the same pass, and a batch of Spark's is cut into passes of the batch size."""
+    passes = []
+    model = forward_pass(nested, ("flat", "block/relu"))
+
+    def counted(*inputs):
+        passes.append(len(inputs[0]))
+        return model(*inputs)
+
+    scorer = scorer_of(nested, taps=["flat", "block/relu"], batch_size=4)
+    predicting._networks[scorer.digest, scorer.layers] = counted
+    scored(scorer, series(numbers(10, 4)), series(numbers(3, 4)))
+    assert passes == [4, 4, 2, 3]
+
+
+def test_a_pass_calls_every_layer_once(nested, numbers):
+    calls = []
+
+    def counted(layer):
+        call = layer.call
+        layer.call = lambda *args, **kwargs: calls.append(layer.name) or call(*args, **kwargs)
+
+    for name in ("flat", "classes"):
+        counted(nested.get_layer(name))
+    output, tap = forward_pass(nested, ("flat",))(numbers(2, 2, 2, 1))
+    assert (output.shape, tap.shape) == ((2, 3), (2, 12))
+    assert calls == ["flat", "classes"]  # while the one graph was traced
+
+
+def test_dropout_rests(numbers):
+    model = keras.Sequential([keras.Input((4,)), layers.Dropout(0.5, name="drop"), layers.Dense(1)])
+    rows = numbers(6, 4)
+    (frame,) = scored(scorer_of(model, taps=["drop"], head="number", wanted=["prediction"]), series(rows))
+    assert np.allclose(matrix(frame.f0), rows)
+    assert frame.prediction.shape == (6,)
+
+
+def test_several_inputs(numbers):
+    left, right = keras.Input((2,), name="left"), keras.Input((), name="right")
+    wide = layers.Reshape((1,))(right)
+    model = keras.Model([left, right], layers.Concatenate(name="both")([left, wide]))
+    rows = numbers(3, 2)
+    scorer = scorer_of(model, head="vector", wanted=["prediction"])
+    (frame,) = scored(scorer, (series(rows), pd.Series(np.array([1, 2, 3], np.float32))))
+    assert np.allclose(matrix(frame.prediction), np.hstack([rows, [[1], [2], [3]]]))
+
+
+@pytest.mark.parametrize("kind", ["list of one", "dict"])
+def test_inputs_as_the_network_was_built_with(numbers, kind):
+    """Keras warns, where the structure of what it is called with is not the one that it was built with."""
+    size = keras.Input((2,), name="size")
+    model = keras.Model([size] if kind == "list of one" else {"size": size}, layers.Rescaling(2.0)(size))
+    rows = numbers(3, 2)
+    (frame,) = scored(scorer_of(model, head="vector", wanted=["prediction"]), series(rows))
+    assert np.allclose(matrix(frame.prediction), rows * 2)
+
+
+def test_bytes():
+    model = keras.Sequential([keras.Input((2,)), layers.Rescaling(0.5)])
+    scorer = scorer_of(model, head="vector", wanted=["prediction"])
+    (frame,) = scored(scorer, pd.Series([b"\x02\x04", b"\xff\x00"]))
+    assert matrix(frame.prediction).tolist() == [[1, 2], [127.5, 0]]
+    (frame,) = scored(scorer, pd.Series([bytearray(b"\x02\x04")]))
+    assert matrix(frame.prediction).tolist() == [[1, 2]]
+
+
+# ── rows that can't be used ───────────────────────────────────────────────────────────────────────────────────────────
+
+GOOD, SHORT, HOLE = [1, 2, 3, 4], [1, 2], [1, np.nan, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("bad", "what"), [(None, "is null"), (SHORT, "has 2 numbers"), (HOLE, "has NaN at position 1")]
+)
+def test_error_names_column_and_row(classifier, bad, what):
+    with pytest.raises(InvalidInputError, match=f"column 'numbers', row 1: {what}"):
+        scored(scorer_of(classifier), series([GOOD, bad, GOOD]))
+
+
+def is_null(column):
+    return column.isna().tolist()
+
+
+@pytest.mark.parametrize("bad", [None, SHORT, HOLE])
+def test_skip_gives_null_rows_in_place(classifier, bad):
+    scorer = scorer_of(classifier, taps=["hidden"], handle_invalid="skip")
+    (frame,) = scored(scorer, series([bad, GOOD, bad, GOOD]))
+    expected = classifier(np.array([GOOD], np.float32)).numpy()
+    for name in scorer.fields:
+        assert is_null(frame[name]) == [True, False, True, False]
+    # PySpark calls list(value) on whatever is not None in a column of arrays; pandas.NA is.
+    assert [frame[name][0] for name in ("f0", "probability", "rawPrediction")] == [None] * 3
+    assert np.allclose(matrix(frame.probability[[1, 3]]), [*expected, *expected], atol=1e-6)
+    assert frame.index.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("bad", [None, SHORT, HOLE])
+def test_skip_a_whole_batch(classifier, bad):
+    scorer = scorer_of(classifier, taps=["hidden"], handle_invalid="skip")
+    none, some = scored(scorer, series([bad, bad]), series([GOOD]))
+    assert all(is_null(none[name]) == [True, True] for name in scorer.fields)
+    assert all(is_null(some[name]) == [False] for name in scorer.fields)
+
+
+@pytest.mark.parametrize("bad", [None, SHORT, HOLE])
+@pytest.mark.parametrize("whole", [True, False])
+def test_keep_gives_nan(classifier, bad, whole):
+    scorer = scorer_of(classifier, handle_invalid="keep")
+    (frame,) = scored(scorer, series([bad] if whole else [bad, GOOD]))
+    assert np.isnan(frame.prediction[0])
+    assert np.isnan(frame.probability[0]).all()
+    if not whole:
+        assert frame.prediction[1] in (0, 1, 2)
+
+
+@pytest.mark.parametrize("handle_invalid", ["skip", "keep"])
+def test_numbers_that_are_null(handle_invalid):
+    model = keras.Sequential([keras.Input((1,), name="size"), layers.Rescaling(2.0)])
+    scorer = scorer_of(model, head="number", wanted=["prediction"], handle_invalid=handle_invalid)
+    (frame,) = scored(scorer, pd.Series([1.5, np.nan, 2.5], dtype=np.float32))
+    assert frame.prediction.isna().tolist() == [False, True, False]
+    assert frame.prediction[[0, 2]].tolist() == [3, 5]
+
+
+@pytest.mark.parametrize("handle_invalid", ["error", "skip"])
+def test_no_rows(classifier, handle_invalid):
+    (frame,) = scored(scorer_of(classifier, taps=["hidden"], handle_invalid=handle_invalid), series([]))
+    assert list(frame) == ["f0", *ALL]
+    assert len(frame) == 0
+
+
+def test_no_batches(classifier):
+    assert scored(scorer_of(classifier)) == []
+
+
+def test_rows_are_counted_over_batches(classifier):
+    with pytest.raises(InvalidInputError, match="column 'numbers', row 3: is null"):
+        scored(scorer_of(classifier), series([GOOD, GOOD]), series([GOOD, None]))
+
+
+# ── once per worker ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """A list that grows with every network that is loaded."""
+    seen, load = [], networks.load
+
+    def counted(archive, *more):
+        seen.append(archive)
+        return load(archive, *more)
+
+    monkeypatch.setattr(networks, "load", counted)
+    return seen
+
+
+def test_a_network_is_loaded_once(classifier, numbers, loads):
+    scorer = scorer_of(classifier)
+    for _ in range(3):
+        scored(scorer, series(numbers(2, 4)), series(numbers(2, 4)))
+    assert len(loads) == 1
+    scored(scorer_of(classifier, wanted=["prediction"], batch_size=1), series(numbers(2, 4)))
+    assert len(loads) == 1  # the network is the same
+
+
+def test_other_weights_are_another_network(classifier, numbers, loads):
+    rows = series(numbers(2, 4))
+    (before,) = scored(scorer_of(classifier), rows)
+    classifier.set_weights([weight * 2 for weight in classifier.get_weights()])
+    (after,) = scored(scorer_of(classifier), rows)
+    assert len(loads) == 2
+    assert not np.allclose(matrix(before.probability), matrix(after.probability))
+
+
+def test_few_networks_are_kept(monkeypatch, classifier):
+    monkeypatch.setattr(predicting, "_load", lambda scorer: lambda *inputs: None)
+    for index in range(predicting.KEPT + 2):
+        scorer = scorer_of(classifier)
+        object.__setattr__(scorer, "digest", str(index))
+        predicting._loaded(scorer)
+    assert [digest for digest, _ in predicting._networks] == ["2", "3", "4", "5"]

@@ -1,0 +1,147 @@
+import http.client
+import itertools
+import socket
+
+import pytest
+from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cos_ml.rendezvous import Place, Rendezvous, local_addresses, place, rank_environment, server_address
+
+
+def brief(places):
+    """(rank, local rank, local size, cross rank, cross size) by partition id."""
+    return [(here.rank, here.local_rank, here.local_size, here.cross_rank, here.cross_size) for here in places]
+
+
+def test_one_rank():
+    assert place(["a"]) == [
+        Place(rank=0, size=1, local_rank=0, local_size=1, cross_rank=0, cross_size=1, host="a"),
+    ]
+
+
+def test_one_host():
+    assert brief(place(["a", "a", "a"])) == [(0, 0, 3, 0, 1), (1, 1, 3, 0, 1), (2, 2, 3, 0, 1)]
+
+
+def test_two_hosts_of_two():
+    assert brief(place(["a", "a", "b", "b"])) == [(0, 0, 2, 0, 2), (1, 1, 2, 0, 2), (2, 0, 2, 1, 2), (3, 1, 2, 1, 2)]
+
+
+def test_uneven_hosts():
+    # Only host a has local ranks 1 and 2: those stand alone across hosts.
+    assert brief(place(["a", "a", "a", "b"])) == [(0, 0, 3, 0, 2), (1, 1, 3, 0, 1), (2, 2, 3, 0, 1), (3, 0, 1, 1, 2)]
+    assert brief(place(["b", "a", "a", "a"])) == [(0, 0, 1, 0, 2), (1, 0, 3, 1, 2), (2, 1, 3, 0, 1), (3, 2, 3, 0, 1)]
+
+
+def test_several_executors_of_one_host_count_as_one():
+    # Spark names tasks by host and port; executors differ in their ports only, and come in any order of partitions.
+    assert brief(place(["a", "b", "a"])) == [(0, 0, 2, 0, 2), (2, 0, 1, 1, 2), (1, 1, 2, 0, 1)]
+
+
+def test_interleaved_partitions():
+    places = place(["a", "b", "a", "b"])
+    assert brief(places) == [(0, 0, 2, 0, 2), (2, 0, 2, 1, 2), (1, 1, 2, 0, 2), (3, 1, 2, 1, 2)]
+    assert [here.host for here in places] == ["a", "b", "a", "b"]
+    assert {here.size for here in places} == {4}
+
+
+@given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=12))
+def test_places_are_those_of_horovod(hosts):
+    places = place(hosts)
+    by_rank = sorted(places, key=lambda here: here.rank)
+    assert [here.rank for here in by_rank] == list(range(len(hosts)))
+    assert [here.host for here in places] == hosts
+    for one, other in itertools.pairwise(by_rank):  # neighbours share a host
+        assert (one.host == other.host) == (other.local_rank == one.local_rank + 1)
+        assert one.host == other.host or other.local_rank == 0
+    for here in places:
+        assert here.local_size == hosts.count(here.host)
+        assert here.cross_size == sum(hosts.count(host) > here.local_rank for host in set(hosts))
+
+    slots = ",".join(f"{host}:{hosts.count(host)}" for host in dict.fromkeys(hosts))
+    theirs = get_host_assignments(parse_hosts(slots), len(hosts))
+    assert [
+        (s.hostname, s.rank, s.size, s.local_rank, s.local_size, s.cross_rank, s.cross_size) for s in theirs
+    ] == [
+        (h.host, h.rank, h.size, h.local_rank, h.local_size, h.cross_rank, h.cross_size) for h in by_rank
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def rendezvous():
+    with Rendezvous("127.0.0.1") as server:
+        yield server
+
+
+def ask(port, method, path, body=None):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request(method, path, body)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def test_an_allowed_address_is_answered(rendezvous):
+    rendezvous.serve(place(["a", "a"]), ["127.0.0.1"])
+    assert ask(rendezvous.port, "PUT", "/scope/key", b"value")[0] == 200
+    assert ask(rendezvous.port, "GET", "/scope/key") == (200, b"value")
+
+
+def test_another_address_is_refused(rendezvous):
+    rendezvous.serve(place(["a", "a"]), ["127.0.0.2"])
+    with pytest.raises(OSError):  # noqa: PT011 - closed or reset, as the kernel has it
+        ask(rendezvous.port, "GET", "/scope/key")
+
+
+def test_who_comes_before_it_serves_waits(rendezvous):
+    with socket.create_connection(("127.0.0.1", rendezvous.port), 10) as early:
+        early.sendall(b"GET /scope/key HTTP/1.0\r\n\r\n")
+        rendezvous.serve(place(["a", "a"]), ["127.0.0.1"])
+        assert b" 404 " in early.recv(1024)
+
+
+def test_the_port_is_free_after_close(rendezvous):
+    rendezvous.serve(place(["a"]), ["127.0.0.1"])
+    ask(rendezvous.port, "GET", "/scope/key")
+    rendezvous.close()
+    rendezvous.close()
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", rendezvous.port))
+        other.listen()
+
+
+def test_closed_without_serving():
+    server = Rendezvous("127.0.0.1")
+    server.close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", server.port), 10)
+
+
+def test_one_host_meets_on_the_loopback():
+    assert server_address(["a", "a"]) == "127.0.0.1"
+    assert "127.0.0.1" in local_addresses()
+
+
+def test_the_environment_of_a_rank():
+    hosts = ["a", "a", "a"]
+    environment = rank_environment(place(hosts)[2], hosts, 4711)
+    assert environment.pop("HOROVOD_GLOO_IFACE") == local_addresses()["127.0.0.1"]
+    assert environment == {
+        "HOROVOD_RANK": "2",
+        "HOROVOD_SIZE": "3",
+        "HOROVOD_LOCAL_RANK": "2",
+        "HOROVOD_LOCAL_SIZE": "3",
+        "HOROVOD_CROSS_RANK": "0",
+        "HOROVOD_CROSS_SIZE": "1",
+        "HOROVOD_HOSTNAME": "a",
+        "HOROVOD_CONTROLLER": "gloo",
+        "HOROVOD_CPU_OPERATIONS": "gloo",
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": "127.0.0.1",
+        "HOROVOD_GLOO_RENDEZVOUS_PORT": "4711",
+        "HOROVOD_GLOO_TIMEOUT_SECONDS": "120",
+    }
