@@ -40,6 +40,13 @@ class Column:
     classes: int | None = None
     low: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.shape.count(None) > 1:
+            raise InvalidInputError(
+                f"Column {self.name!r} belongs to an input of shape {self.shape}, and flat rows fill one open side at most: "
+                "give the network's input its size."
+            )
+
     @property
     def size(self) -> int | None:
         """Numbers in one row, or None where the shape leaves it open."""
@@ -143,13 +150,11 @@ def decode(values: pa.Array, column: Column) -> tuple[np.ndarray, list[Problem]]
     return numbers, sorted(problems, key=lambda problem: problem.row)
 
 
-def as_list_array(rows: np.ndarray) -> pa.Array:
-    """An array of rows as Arrow lists, without copying (scoring task side)."""
-    width = rows.shape[1]
-    offsets = np.arange(0, (len(rows) + 1) * width, width or 1, dtype=np.int32)
-    if not width:
-        offsets = np.zeros(len(rows) + 1, np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(rows.reshape(-1)))
+def as_list_array(rows: np.ndarray, empty: np.ndarray | None = None) -> pa.Array:
+    """An array of rows as Arrow lists, without copying; null where ``empty`` is true (scoring task side)."""
+    offsets = np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]
+    mask = None if empty is None or not empty.any() else np.append(empty, False)
+    return pa.ListArray.from_arrays(pa.array(offsets, mask=mask), pa.array(rows.reshape(-1)))
 
 
 def renumber(problems: Sequence[Problem], first_row: int) -> list[Problem]:
@@ -163,11 +168,11 @@ def _flatten(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
         flat, sizes = values.flatten(), pc.list_value_length(values)
     elif pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type):
         sizes = pc.binary_length(values)
-        buffer = values.buffers()[2]
+        values = values.drop_null()  # a null row may have bytes under it
         wide = np.int64 if pa.types.is_large_binary(values.type) else np.int32
-        offsets = np.frombuffer(values.buffers()[1], wide)[values.offset : values.offset + len(values) + 1]
+        offsets = np.frombuffer(values.buffers()[1] or b"", wide)[values.offset : values.offset + len(values) + 1]
         start, stop = (int(offsets[0]), int(offsets[-1])) if len(offsets) else (0, 0)
-        flat = pa.array(np.frombuffer(buffer or b"", np.uint8)[start:stop])
+        flat = pa.array(np.frombuffer(values.buffers()[2] or b"", np.uint8)[start:stop])
     else:
         return values.drop_null() if values.null_count else values, np.where(_nulls(values), -1, 1)
     return flat, sizes.fill_null(-1).to_numpy(zero_copy_only=False)
@@ -178,8 +183,10 @@ def _nulls(values: pa.Array) -> np.ndarray:
 
 
 def _all_numbers(numbers: np.ndarray) -> bool:
-    # One pass without a temporary array; infinities that cancel to NaN are sorted out by the slower look.
-    return numbers.dtype.kind != "f" or not np.isnan(numbers.sum(dtype=np.float64))
+    # A sum of squares is NaN where one of them is, and else at most infinite: one fast pass, no temporary array.
+    flat = numbers.reshape(-1)
+    with np.errstate(over="ignore"):
+        return flat.dtype.kind != "f" or not np.isnan(np.dot(flat, flat))
 
 
 def _not_numbers(numbers: np.ndarray, column: Column) -> list[Problem]:
@@ -205,8 +212,8 @@ def _decode_bad(
         Problem(int(row), column.name, "has a null among its numbers") for row in np.flatnonzero(holes & ~wrong)
     ]
     problems += [
-        Problem(int(row), column.name, f"has {int(sizes[row])} numbers, and the network's input of shape "
-                f"{column.shape} takes {size}") for row in np.flatnonzero(wrong)
+        Problem(int(row), column.name, f"has {int(sizes[row])} numbers, and the network takes {size}, of shape "
+                f"{column.shape}") for row in np.flatnonzero(wrong)
     ]  # fmt: skip
     good = ~holes & (sizes == size)
     raw = flat.fill_null(0).to_numpy(zero_copy_only=False)
@@ -219,15 +226,16 @@ def _decode_bad(
 
 def _out_of_range(numbers: np.ndarray, column: Column, known: set[int]) -> list[Problem]:
     """Labels that are no class of the network's output, and numbers below the least that makes sense."""
-    if column.low is not None and len(numbers) and np.nanmin(numbers) < column.low:
+    if column.low is not None and len(numbers) and np.fmin.reduce(numbers) < column.low:
         row = int(np.nanargmin(numbers))
         return [Problem(row, column.name, f"is {numbers[row]:g}, and has to be {column.low:g} or more", fatal=True)]
     if column.classes is None or not len(numbers):
         return []
     labels = numbers.reshape(len(numbers), math.prod(numbers.shape[1:]))
-    bad = ((labels < 0) | (labels >= column.classes) | (labels != np.floor(labels))).any(axis=1)
+    bad_at = (labels < 0) | (labels >= column.classes) | (labels != np.floor(labels))
+    bad = bad_at.any(axis=1)
     rows = [int(row) for row in np.flatnonzero(bad) if int(row) not in known]
     return [
-        Problem(row, column.name, f"is {labels[row][0]:g}, and the network's output has {column.classes} classes: "
+        Problem(row, column.name, f"is {labels[row][bad_at[row]][0]:g}, and the network's output has {column.classes} classes: "
                 f"expected whole numbers from 0 to {column.classes - 1}", fatal=True) for row in rows[:1]
     ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,12 @@ def predictions(head: str, output: np.ndarray) -> dict[str, np.ndarray]:
         "probability" and "rawPrediction", [rows, classes]: logits, or log-probabilities where the network computes
         probabilities; of one unit, as Spark's LogisticRegression has them, [-logit, logit].
     """
-    flat = output.reshape(len(output), -1).astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN in, NaN out
+        return _predictions(head, output)
+
+
+def _predictions(head: str, output: np.ndarray) -> dict[str, np.ndarray]:
+    flat = output.reshape(len(output), math.prod(output.shape[1:])).astype(np.float64)
     if head == "vector":
         return {"prediction": flat}
     if head == "number":
@@ -128,7 +134,7 @@ def predictions(head: str, output: np.ndarray) -> dict[str, np.ndarray]:
         probability, raw = exponents / exponents.sum(axis=1, keepdims=True), flat
     else:
         logit = flat if head == "chance_logit" else np.log(np.maximum(flat, TINY)) - np.log(np.maximum(1 - flat, TINY))
-        chance = flat if head == "chance" else 1 / (1 + np.exp(-flat))
+        chance = flat if head == "chance" else np.exp(-np.logaddexp(0, -flat))
         probability, raw = np.hstack([1 - chance, chance]), np.hstack([-logit, logit])
     prediction = np.where(np.isnan(flat).any(axis=1), np.nan, probability.argmax(axis=1))
     return {"prediction": prediction, "probability": probability, "rawPrediction": raw}

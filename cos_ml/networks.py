@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
 import tempfile
+import warnings
 import zipfile
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -68,13 +71,16 @@ class Network:
                 f"Param model: {model.name!r} does not know its input shape yet. Begin it with keras.Input(shape), or make it a "
                 "functional model."
             )
-        _refuse_unsafe(model)
+        config = _config(model)
+        _refuse_unsafe(config)
+        archive, modules = _archive(model), custom_modules(config)
+        _check_loads(archive)
         return cls(
-            archive=_archive(model),
+            archive=archive,
             inputs=tuple(_tensor(tensor) for tensor in model.inputs),
             outputs=tuple(_output(tensor) for tensor in model.outputs),
             layers=tuple(layers_by_name(model)),
-            modules=custom_modules(keras.saving.serialize_keras_object(model)),
+            modules=modules,
             compiled=model.get_compile_config() if getattr(model, "compiled", False) else None,
         )
 
@@ -150,8 +156,18 @@ def load(archive: bytes, modules: Iterable[str] = ()) -> Any:
             )
         try:
             return keras.saving.load_model(path, compile=False, safe_mode=True)
-        except (TypeError, ValueError, KeyError, OSError) as error:
+        except (TypeError, ValueError, KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
             raise SavedModelError(f"Keras {keras.version()} does not load the network: {error}") from error
+
+
+def pack_inputs(model: Any, inputs: Sequence[Any]) -> Any:
+    """Input tensors, in the network's order, in the form that it was built with: one, a list or a dict."""
+    structure = getattr(model, "_inputs_struct", None)
+    if isinstance(structure, dict):
+        import tensorflow as tf
+
+        return tf.nest.pack_sequence_as(structure, list(inputs))
+    return list(inputs) if len(inputs) > 1 else inputs[0]
 
 
 def dump(model: Any) -> bytes:
@@ -161,8 +177,11 @@ def dump(model: Any) -> bytes:
 
 def layers_by_name(model: Any, prefix: str = "") -> dict[str, Any]:
     """All layers of a model by name; those inside a nested model as "outer/inner"."""
+    keras = import_keras()
     found: dict[str, Any] = {}
     for layer in model.layers:
+        if isinstance(layer, keras.layers.InputLayer):
+            continue  # has no activations
         found[prefix + layer.name] = layer
         if hasattr(layer, "layers"):
             found |= layers_by_name(layer, f"{prefix}{layer.name}/")
@@ -185,22 +204,65 @@ def find_layer(names: Any, wanted: str) -> str:
     raise InvalidInputError(f"Param featureLayers: the network has no layer {wanted!r}. It has {list(names)}.")
 
 
-def _refuse_unsafe(model: Any) -> None:
+def _refuse_unsafe(config: Any) -> None:
+    """Raises InvalidInputError for Python code in a serialised model, which Keras's safe mode does not load again."""
+    if isinstance(config, (list, tuple)):
+        for item in config:
+            _refuse_unsafe(item)
+    if not isinstance(config, dict):
+        return
+    if config.get("class_name") in ("Lambda", "__lambda__"):
+        inner = config.get("config")
+        name = inner.get("name") if isinstance(inner, dict) else None
+        raise InvalidInputError(
+            f"Param model: {f'layer {name!r} is a Lambda' if name else 'an activation is a lambda'}, Python code that Keras's "
+            "safe mode does not load again. Make it a keras.layers.Layer of your own, registered with "
+            "@keras.saving.register_keras_serializable(), in a module that the executors can import; or use "
+            "keras.ops, a Rescaling or another layer of Keras's that does the same."
+        )
+    for item in config.values():
+        _refuse_unsafe(item)
+
+
+def _config(model: Any) -> Any:
+    """A model in Keras's serialised form; without Keras's warning about lambdas, which are refused anyway."""
     keras = import_keras()
-    for name, layer in layers_by_name(model).items():
-        if isinstance(layer, keras.layers.Lambda):
-            raise InvalidInputError(
-                f"Param model: layer {name!r} is a Lambda, whose Python code Keras's safe mode does not load again. Make it a "
-                "keras.layers.Layer of your own, registered with @keras.saving.register_keras_serializable(), in a module that the "
-                "executors can import; or use keras.ops, a Rescaling or another layer of Keras's that does the same."
-            )
+    with _uncompiled(model), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*lambda", category=UserWarning)
+        try:
+            return keras.saving.serialize_keras_object(model)
+        except (NotImplementedError, OSError, TypeError, ValueError) as error:
+            raise InvalidInputError(f"Param model: Keras can't save {model.name!r}: {error}") from error
+
+
+def _check_loads(archive: bytes) -> None:
+    """Raises InvalidInputError for a network that the ranks could not load: better here than there."""
+    try:
+        load(archive)
+    except SavedModelError as error:
+        raise InvalidInputError(f"Param model: what Keras saves of it, its safe mode does not load. {error}") from error
 
 
 def _archive(model: Any) -> bytes:
     with tempfile.TemporaryDirectory(prefix="cos_ml-") as folder:
         path = Path(folder, "network.keras")
-        model.save(path, include_optimizer=False)
+        with _uncompiled(model):  # else the archive holds the optimizer's state, twice the size of the weights
+            model.save(path)
         return path.read_bytes()
+
+
+@contextlib.contextmanager
+def _uncompiled(model: Any) -> Iterator[None]:
+    """For the length of a ``with`` block ``model`` is as it was before it was compiled."""
+    if not getattr(model, "compiled", False):
+        yield
+        return
+    optimizer = model.optimizer
+    model.compiled, model.optimizer = False, None
+    try:
+        yield
+    finally:
+        model.compiled, model.optimizer = True, optimizer
 
 
 def _tensor(tensor: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -112,6 +113,8 @@ def _keras_objects(name: str) -> Callable[[Any], Any]:
                 f"Param {name}: expected a Keras identifier, or a Keras object that serialises, received {value!r}. Make a function of "
                 "your own a class registered with @keras.saving.register_keras_serializable(), in a module that the executors import."
             )
+        if isinstance(plain["config"], dict):  # Keras 3.15 leaves arguments of some losses out, Huber's delta say
+            plain["config"] = getattr(value, "_fn_kwargs", {}) | plain["config"]
         return plain
 
     return convert
@@ -158,6 +161,18 @@ class ModelParams(
             rawPredictionCol="rawPrediction",
         )
 
+    def _set(self, **kwargs: Any) -> Any:
+        """Set Params by keyword; None, as in the constructors' signatures, is the same as not set."""
+        for name, value in kwargs.items():
+            if value is None:
+                self.clear(self.getParam(name))
+                continue
+            try:
+                super()._set(**{name: value})
+            except TypeError as error:
+                raise InvalidInputError(f"Param {name}: {error} Received {value!r}.") from error
+        return self
+
     def getModel(self) -> Any:
         """The network, as a ``keras.Model`` of the caller's own."""
         from cos_ml import networks
@@ -166,7 +181,7 @@ class ModelParams(
 
     def getFeatureLayers(self) -> list[str]:
         """Gets the value of featureLayers or its default value."""
-        return self.getOrDefault(self.featureLayers)
+        return list(self.getOrDefault(self.featureLayers))
 
     def getPredictBatchSize(self) -> int:
         """Gets the value of predictBatchSize or its default value."""
@@ -246,7 +261,7 @@ class EstimatorParams(
 
     def getMetrics(self) -> Any:
         """Gets the value of metrics or its default value."""
-        return self.getOrDefault(self.metrics)
+        return copy.copy(self.getOrDefault(self.metrics))
 
     def getLossWeights(self) -> Any:
         """Gets the value of lossWeights."""

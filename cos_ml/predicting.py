@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 import threading
 from collections import OrderedDict
@@ -13,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from cos_ml import heads, networks
-from cos_ml.columns import Column, as_list_array, decode
+from cos_ml.columns import Column, as_list_array, decode, renumber
 from cos_ml.feeds import refuse
 from cos_ml.quiet import import_keras
 
@@ -60,30 +62,27 @@ def score(scorer: Scorer, batches: Iterator[pd.Series | tuple[pd.Series, ...]]) 
     import pandas as pd
 
     forward = _loaded(scorer)
-    row = 0
+    first_row = 0
     for batch in batches:
         columns = (batch,) if isinstance(batch, pd.Series) else batch  # Spark gives one column without its tuple
-        arrays, kept = _arrays(scorer, columns, row)
+        arrays, bad = _arrays(scorer, columns, first_row)
         outputs = _forward(scorer, forward, arrays)
-        series = (_series(values) if kept.all() else _with_gaps(values, kept) for values in outputs)
-        yield pd.DataFrame(dict(zip(scorer.fields, series, strict=True)))
-        row += len(kept)
+        yield _frame(scorer, outputs, bad)
+        first_row += len(bad)
 
 
 def _arrays(scorer: Scorer, columns: tuple[pd.Series, ...], first_row: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """The inputs' arrays, without the rows that are to be skipped, and which rows those are."""
+    """The inputs' arrays, and which of their rows can't be used."""
     arrays, problems = [], []
     for series, column in zip(columns, scorer.inputs, strict=True):
         array, found = decode(_arrow(series, column), column)
         arrays.append(array)
         problems += found
-    kept = np.ones(len(columns[0]), bool)
     if problems:
-        refuse(problems, scorer.handle_invalid)
-        if scorer.handle_invalid == "skip":
-            kept[[problem.row for problem in problems]] = False
-            arrays = [array[kept] for array in arrays]
-    return arrays, kept
+        refuse(renumber(problems, first_row), scorer.handle_invalid)
+    bad = np.zeros(len(columns[0]), bool)
+    bad[[problem.row for problem in problems]] = True
+    return arrays, bad
 
 
 def _arrow(series: pd.Series, column: Column) -> pa.Array:
@@ -92,14 +91,19 @@ def _arrow(series: pd.Series, column: Column) -> pa.Array:
     if rows.dtype != object:
         return pa.array(rows)
     first = next((row for row in rows if row is not None), None)
+    if first is None:
+        return pa.nulls(len(rows), pa.list_(pa.from_numpy_dtype(np.dtype(column.dtype))))
     if not isinstance(first, np.ndarray):
         return pa.array(rows, pa.binary() if isinstance(first, (bytes, bytearray)) else None)
     if first.dtype == object or any(row is None for row in rows):
         return pa.array(list(rows), from_pandas=False)
-    # A tenth of the time of from_pandas: the rows are slices of one array already.
+    # A tenth of the time of from_pandas, and mostly no copy: Spark's rows are slices of one array.
     offsets = np.zeros(len(rows) + 1, np.int32)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(rows)))
+    whole = first.base
+    if not isinstance(whole, np.ndarray) or whole.size != offsets[-1] or any(row.base is not whole for row in rows):
+        whole = np.concatenate(rows)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(whole.reshape(-1)))
 
 
 def _forward(scorer: Scorer, forward: Callable[..., list[Any]], arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -108,7 +112,7 @@ def _forward(scorer: Scorer, forward: Callable[..., list[Any]], arrays: list[np.
     for start in range(0, max(len(arrays[0]), 1), scorer.batch_size):
         batch = [array[start : start + scorer.batch_size] for array in arrays]
         output, *taps = [tensor.numpy() for tensor in forward(*batch)]
-        columns = [tap.reshape(len(tap), int(np.prod(tap.shape[1:]))).astype(np.float64) for tap in taps]
+        columns = [tap.reshape(len(tap), math.prod(tap.shape[1:])).astype(np.float64) for tap in taps]
         if scorer.wanted:
             predictions = heads.predictions(scorer.head, output)
             columns += [predictions[name] for name in scorer.wanted]
@@ -116,21 +120,46 @@ def _forward(scorer: Scorer, forward: Callable[..., list[Any]], arrays: list[np.
     return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
-def _series(values: np.ndarray) -> pd.Series:
+def _frame(scorer: Scorer, outputs: list[np.ndarray], bad: np.ndarray) -> pd.DataFrame:
+    """What comes out as Spark takes it: bad rows are empty where they are to be skipped, else NaN."""
+    skip = scorer.handle_invalid == "skip"
+    if bad.any() and not skip:
+        for values in outputs:
+            values[bad] = np.nan
+    frame = _arrow_frame()
+    return frame({name: _arrow_series(values, bad & skip) for name, values in zip(scorer.fields, outputs, strict=True)})
+
+
+def _arrow_series(values: np.ndarray, empty: np.ndarray) -> pd.api.extensions.ExtensionArray:
     import pandas as pd
 
-    if values.ndim == 1:
-        return pd.Series(values)
-    return pd.Series(pd.arrays.ArrowExtensionArray(as_list_array(values)))
+    array = as_list_array(values, empty) if values.ndim > 1 else pa.array(values, mask=empty, from_pandas=False)
+    return pd.arrays.ArrowExtensionArray(array)
 
 
-def _with_gaps(values: np.ndarray, kept: np.ndarray) -> pd.Series:
-    """The rows of ``values`` where ``kept`` is true, and None elsewhere."""
+@functools.cache
+def _arrow_frame() -> type[pd.DataFrame]:
+    """A DataFrame whose Arrow columns Spark takes as they are.
+
+    Spark turns every row of an array column into a Python list first, by Series.apply, which takes more time than the
+    network; Arrow arrays need none of it, and keep NaN apart from null.
+    """
     import pandas as pd
 
-    rows = np.full(len(kept), None, object)
-    rows[kept] = list(values)
-    return pd.Series(rows)
+    class ArrowSeries(pd.Series):
+        @property
+        def _constructor(self) -> Any:
+            return ArrowSeries
+
+        def apply(self, *_: Any, **__: Any) -> Any:
+            return self
+
+    class ArrowFrame(pd.DataFrame):
+        @property
+        def _constructor_sliced(self) -> Any:
+            return ArrowSeries
+
+    return ArrowFrame
 
 
 # ── the network ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -175,9 +204,9 @@ def forward_pass(network: Any, layers: tuple[str, ...]) -> Callable[..., list[An
     for name in layers:
         found[name].call = _tap(found[name].call, taps, name)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def forward(*inputs: Any) -> list[Any]:
-        output = network(list(inputs) if len(inputs) > 1 else inputs[0], training=False)
+        output = network(networks.pack_inputs(network, inputs), training=False)
         return [output[0] if isinstance(output, (list, tuple)) else output, *(taps[name] for name in layers)]
 
     return forward

@@ -85,12 +85,13 @@ class Reporter:
             try:
                 self._socket.sendall(json.dumps(event).encode() + b"\n")
             except OSError:
-                self._socket = None
+                self.close()
 
     def close(self) -> None:
         """End the connection."""
         if self._socket is not None:
             self._socket.close()
+            self._socket = None
 
 
 def epoch_line(event: Mapping[str, Any]) -> str:

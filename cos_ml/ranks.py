@@ -26,7 +26,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from cos_ml import artifacts, progress
 from cos_ml.errors import ClusterError, CosMLError, InvalidInputError, RankError, SetupError
-from cos_ml.feeds import Spool, spread
+from cos_ml.feeds import Spool, local_folder, spread
 from cos_ml.rendezvous import Place, Rendezvous, local_addresses, place, rank_environment, server_address
 from cos_ml.spec import TrainSpec
 
@@ -241,7 +241,8 @@ class RankProcess:
 
     def __init__(self, job: Job, here: Place, spool: Spool) -> None:
         self.here, self.spool = here, spool
-        self.results, self.network, self.log = (tempfile.TemporaryFile() for _ in range(3))
+        self.results, self.network, self.log = (tempfile.TemporaryFile(dir=local_folder()) for _ in range(3))
+        self.scratch = tempfile.TemporaryDirectory(prefix="cos_ml-rank-", dir=local_folder())  # what libraries leave
         self.network.write(job.network)
         self.network.flush()
         events, events_of_child = os.pipe()
@@ -253,7 +254,7 @@ class RankProcess:
         inherited += [fd for part in spool.descriptors().values() for fd in part.values()]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cos_ml.rank_process"],
-            env=_child_environment(job.spec), pass_fds=inherited, stdin=subprocess.PIPE, stdout=self.log, stderr=self.log,
+            env=_child_environment(job.spec) | {"TMPDIR": self.scratch.name}, pass_fds=inherited, stdin=subprocess.PIPE, stdout=self.log, stderr=self.log,
         )  # fmt: skip
         os.close(events_of_child)
         self.events = os.fdopen(events, "rb")
@@ -305,6 +306,7 @@ class RankProcess:
         for file in (self.process.stdin, self.events, self.results, self.network, self.log):
             if file is not None:
                 file.close()
+        self.scratch.cleanup()
         self.spool.close()
 
 

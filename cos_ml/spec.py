@@ -63,6 +63,7 @@ class TrainSpec:
             values[name] = tuple(_column(column) for column in values[name])
         for name in ("weight", "validation"):
             values[name] = _column(values[name]) if values[name] else None
+        values["modules"] = tuple(values["modules"])
         return cls(**values)
 
 

@@ -172,7 +172,7 @@ class SharedSteps(keras.Model if TYPE_CHECKING else object):  # type: ignore[mis
 
     def _loss_of(self, data: Any, training: bool) -> tuple[Any, Any]:
         inputs, labels, weights, scale, weight, _ = data
-        outputs = self(inputs, training=training)
+        outputs = self(networks.pack_inputs(self, inputs), training=training)
         loss = self.compute_loss(inputs, labels, outputs, weights * scale, training=training)
         self._loss_tracker.weight = weight
         self._loss_tracker.update_state(loss)
@@ -304,7 +304,7 @@ class Feed:
         inputs = tuple(arrays[column.field] for column in self.spec.inputs)
         labels = tuple(arrays[column.field] for column in self.spec.labels)
         return (
-            inputs if len(inputs) > 1 else inputs[0],
+            inputs,
             labels if len(labels) > 1 else labels[0],
             weights, np.float32(scale), np.float32(total), np.int32(batch.real),
         )  # fmt: skip

@@ -250,7 +250,7 @@ def test_wrong_sizes(values, count):
     numbers, problems = decode(pa.array(values), PIXELS)
     assert [problem.row for problem in problems] == [1]
     assert str(problems[0]).startswith(f"column 'pixels', row 1: has {count} numbers")
-    assert str(problems[0]).endswith("takes 2")
+    assert str(problems[0]).endswith("the network takes 2, of shape (2,)")
     assert numbers[0].tolist() == [1, 2]
     assert np.isnan(numbers[1]).all()
 
@@ -267,7 +267,7 @@ def test_everything_wrong_comes_in_the_order_of_the_rows():
     assert said(problems) == [
         "column 'pixels', row 0: has NaN at position 0",
         "column 'pixels', row 1: is null",
-        "column 'pixels', row 2: has 1 numbers, and the network's input of shape (2,) takes 2",
+        "column 'pixels', row 2: has 1 numbers, and the network takes 2, of shape (2,)",
         "column 'pixels', row 3: has a null among its numbers",
         "column 'pixels', row 5: has NaN at position 1",
     ]
