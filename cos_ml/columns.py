@@ -152,9 +152,14 @@ def decode(values: pa.Array, column: Column) -> tuple[np.ndarray, list[Problem]]
 
 def as_list_array(rows: np.ndarray, empty: np.ndarray | None = None) -> pa.Array:
     """An array of rows as Arrow lists, without copying; null where ``empty`` is true (scoring task side)."""
-    offsets = np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]
-    mask = None if empty is None or not empty.any() else np.append(empty, False)
-    return pa.ListArray.from_arrays(pa.array(offsets, mask=mask), pa.array(rows.reshape(-1)))
+    width = rows.shape[1]
+    if empty is None or not empty.any():
+        offsets = pa.array(np.arange(len(rows) + 1, dtype=np.int32) * width)
+    else:
+        lengths = np.where(empty, 0, width)
+        offsets = pa.array(np.append(0, np.cumsum(lengths)).astype(np.int32), mask=np.append(empty, False))
+        rows = rows[~empty]
+    return pa.ListArray.from_arrays(offsets, pa.array(rows.reshape(-1)))
 
 
 def renumber(problems: Sequence[Problem], first_row: int) -> list[Problem]:

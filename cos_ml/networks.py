@@ -123,7 +123,7 @@ def custom_modules(config: Any) -> tuple[str, ...]:
             found.update(custom_modules(item))
     if isinstance(config, dict):
         if ">" in (config.get("registered_name") or ""):
-            if config["module"] == "__main__":
+            if config["module"] in (None, "__main__"):  # Keras writes None for the program itself
                 raise InvalidInputError(
                     f"{config['class_name']} is defined in the program or notebook itself, and the executors can't import it "
                     "from there. Move it into a module that is installed on them, or that spark.sparkContext.addPyFile ships."

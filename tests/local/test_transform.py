@@ -135,8 +135,8 @@ def test_sparks_evaluators_take_the_columns_as_they_are(df, part):
 def test_the_network_is_loaded_once_per_python_worker(spark, df, tmp_path):
     file = tmp_path / "loads"
     network = keras.Sequential([keras.Input((12,)), Counting(str(file)), keras.layers.Dense(2)])
-    file.unlink(missing_ok=True)
     model = DeepNetModel(model=network)
+    file.unlink()  # the driver has looked whether it loads
     for _ in range(3):
         model.transform(df.repartition(8)).write.format("noop").mode("overwrite").save()
     workers = file.read_text().split()
