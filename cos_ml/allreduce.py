@@ -30,7 +30,7 @@ class Ranks:
             self.sum(np.zeros(1))  # returns when every rank is connected to every other
 
     def average_gradients(self, gradients: Sequence[Any]) -> list[Any]:
-        """Tensors averaged over the ranks, inside a training step; None, for a variable that has no part in it, stays."""
+        """Tensors averaged over the ranks, inside a training step; None, for a variable without part in it, stays."""
         if self.size == 1:
             return list(gradients)
         import tensorflow as tf

@@ -32,8 +32,10 @@ def _parser() -> argparse.ArgumentParser:
     install = commands.add_parser(
         "install-horovod",
         help="build Horovod for this environment's TensorFlow, install it, and check an allreduce",
-        description=f"Build Horovod {horovod_build.HOROVOD} for the TensorFlow of this environment ({first} to {last}), install it, and check an "
-        f"allreduce between two ranks. The wheel is kept in {horovod_build.cache_folder()} ($COS_ML_CACHE sets another folder).",
+        description=f"Build Horovod {horovod_build.HOROVOD} for this environment's TensorFlow ({first} to {last}), "
+        "install it, and check an "
+        f"allreduce between two ranks. The wheel is kept in {horovod_build.cache_folder()} ($COS_ML_CACHE sets "
+        "another folder).",
     )
     install.add_argument(
         "--force", action="store_true", help="build again even where a wheel is cached or Horovod is installed"

@@ -43,7 +43,8 @@ class Column:
     def __post_init__(self) -> None:
         if self.shape.count(None) > 1:
             raise InvalidInputError(
-                f"Column {self.name!r} belongs to an input of shape {self.shape}, and flat rows fill one open side at most: "
+                f"Column {self.name!r} belongs to an input of shape {self.shape}, and flat rows fill one open side "
+                "at most: "
                 "give the network's input its size."
             )
 
@@ -241,6 +242,7 @@ def _out_of_range(numbers: np.ndarray, column: Column, known: set[int]) -> list[
     bad = bad_at.any(axis=1)
     rows = [int(row) for row in np.flatnonzero(bad) if int(row) not in known]
     return [
-        Problem(row, column.name, f"is {labels[row][bad_at[row]][0]:g}, and the network's output has {column.classes} classes: "
+        Problem(row, column.name, f"is {labels[row][bad_at[row]][0]:g}, and the network's output has "
+                f"{column.classes} classes: "
                 f"expected whole numbers from 0 to {column.classes - 1}", fatal=True) for row in rows[:1]
     ]  # fmt: skip

@@ -26,15 +26,15 @@ keras = import_keras()
 
 
 class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams):
-    """Trains a Keras network on the rows of a DataFrame, with one Horovod rank in each of ``numTrainWorkers`` barrier tasks.
+    """Trains a Keras network on a DataFrame, with one Horovod rank in each of ``numTrainWorkers`` barrier tasks.
 
-    The result does not depend on the number of ranks but through the global batch, ``batchSize * numTrainWorkers``: every
-    row trains once per epoch, and a step's gradient is the mean over its rows on all ranks, weighted by ``weightCol``.
+    The number of ranks matters only through the global batch, ``batchSize * numTrainWorkers``: every row
+    trains once per epoch, and a step's gradient is the mean over its rows on all ranks, weighted by ``weightCol``.
 
     Args:
         model: a built ``keras.Model``, compiled or not. Its weights are where training starts.
-        featuresCol, inputCols: a column, or one per input of the network (by the inputs' names, else in their order): Vector
-            (dense or sparse), array of numbers, number, or binary (uint8). Flat rows take the input's shape.
+        featuresCol, inputCols: a column, or one per input of the network (by the inputs' names, else in order):
+            Vector (dense or sparse), array of numbers, number, or binary (uint8). Flat rows take the input's shape.
         labelCol, labelCols: a column, or one per output: a number, or a Vector or array for vector-valued targets.
         weightCol: row weights (>= 0), in the loss and in a compiled model's weighted metrics.
         validationIndicatorCol: boolean; true rows validate after every epoch, and do not train.
@@ -89,7 +89,7 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams):
         progress: bool = True,
     ) -> None:
         super().__init__()
-        self._set(**self._input_kwargs)
+        self._set(**self._input_kwargs)  # type: ignore[attr-defined]
 
     def setParams(self, **kwargs: Any) -> DeepNetEstimator:
         """Set any of the Params by keyword, as the constructor does."""
@@ -123,7 +123,8 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams):
         labels = self.getLabelCols()
         if len(labels) != len(network.outputs):
             raise InvalidInputError(
-                f"The network has {len(network.outputs)} outputs, {[output.name for output in network.outputs]}, and there are {len(labels)} label "
+                f"The network has {len(network.outputs)} outputs, {[output.name for output in network.outputs]}, and "
+                f"there are {len(labels)} label "
                 f"columns, {labels}: expected one each. Set labelCols."
             )
         if len(network.outputs) == 1:
@@ -131,10 +132,12 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams):
         spec = TrainSpec(
             inputs=input_columns(network, self.input_columns()),
             labels=tuple(
-                _label(name, index, output, arguments["loss"]) for index, (name, output) in enumerate(zip(labels, network.outputs, strict=True))
+                _label(name, index, network.outputs[index], arguments["loss"]) for index, name in enumerate(labels)
             ),
             weight=Column(self.getWeightCol(), "w", low=0.0) if self.isSet(self.weightCol) else None,
-            validation=Column(self.getValidationIndicatorCol(), "v", dtype="bool") if self.isSet(self.validationIndicatorCol) else None,
+            validation=Column(self.getValidationIndicatorCol(), "v", dtype="bool")
+            if self.isSet(self.validationIndicatorCol)
+            else None,
             compile=arguments,
             modules=tuple({*network.modules, *networks.custom_modules(arguments)}),
             learning_rate=self.getLearningRate() if self.isSet(self.learningRate) else None,
@@ -203,7 +206,8 @@ def _check_horovod() -> None:
 
     if importlib.util.find_spec("horovod") is None:
         raise SetupError(
-            "Horovod is not installed, and numTrainWorkers is more than 1. Build it with: cos-ml install-horovod (here and in the executors' "
+            "Horovod is not installed, and numTrainWorkers is more than 1. Build it with: cos-ml install-horovod "
+            "(here and in the executors' "
             "environment). One rank, numTrainWorkers=1, needs none."
         )
 

@@ -1,4 +1,4 @@
-"""The Arrow feed: rows stream from Spark to local disk in bounded memory, and are memory-mapped by the rank (both sides).
+"""The Arrow feed: rows stream from Spark to local disk in bounded memory, and the rank memory-maps them (both sides).
 
 ``narrow`` runs on the driver, ``Spool`` in the barrier task, ``Rows`` in the rank. The spool's files have no name from
 the moment they are made, so nothing is left on disk whatever ends the fit.
@@ -132,9 +132,10 @@ class Spool:
         dtype = self.dtypes.setdefault(field, array.dtype.str)
         if shape != array.shape[1:]:
             raise InvalidInputError(
-                f"Column {self._name(field)!r} has rows of shape {array.shape[1:]} after rows of {shape}: expected one shape."
+                f"Column {self._name(field)!r} has rows of shape {array.shape[1:]} after rows of {shape}: expected "
+                "one shape."
             )
-        data = memoryview(np.ascontiguousarray(array, dtype)).cast("B") if array.size else b""
+        data = np.ascontiguousarray(array, dtype).data.cast("B") if array.size else b""
         written = 0
         while written < len(data):
             written += self.files[part][field].write(data[written:])

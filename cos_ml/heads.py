@@ -1,4 +1,4 @@
-"""What kind of prediction a network makes, and its columns as Spark ML's models write them (driver and scoring task)."""
+"""What kind of prediction a network makes, and its columns as Spark ML writes them (driver and scoring task)."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def check_loss(output: Tensor, loss: Any) -> None:
     what = f"output {output.name!r} with {units} unit{'s' if units != 1 else ''}"
     if family in ("sparse", "categorical") and units == 1:
         raise InvalidInputError(
-            f"Param loss: {_shown(loss)} expects one unit per class, received {what}. Give the last layer as many units as there are "
+            f"Param loss: {_shown(loss)} expects one unit per class, received {what}. Give the last layer as many "
+            "units as there are "
             "classes, or use binary_crossentropy."
         )
     if not family or from_logits(loss):
@@ -92,12 +93,14 @@ def check_loss(output: Tensor, loss: Any) -> None:
             + "Crossentropy"
         )
         raise InvalidInputError(
-            f"Param loss: {_shown(loss)} expects probabilities, received {what} and activation {output.activation!r}. End the "
+            f"Param loss: {_shown(loss)} expects probabilities, received {what} and activation "
+            f"{output.activation!r}. End the "
             f"network with activation={wanted!r}, or use keras.losses.{name}(from_logits=True)."
         )
     if family == "sparse" and output.activation == "sigmoid":
         raise InvalidInputError(
-            f"Param loss: {_shown(loss)} expects probabilities that sum to 1, received {what} and activation 'sigmoid': use softmax."
+            f"Param loss: {_shown(loss)} expects probabilities that sum to 1, received {what} and activation "
+            "'sigmoid': use softmax."
         )
 
 

@@ -176,7 +176,8 @@ def _build(version: str, folder: Path) -> Path:
 def _include_path(headers: Path) -> list[str]:
     """Folders that let Horovod's includes find what TensorFlow ships under other names."""
     spec = importlib.util.find_spec("tensorflow")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     include = Path(spec.origin).parent / "include"
     for wanted, places in MOVED_HEADERS.items():
         target = next((place for place in places if (include / place).exists()), None)

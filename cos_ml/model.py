@@ -31,17 +31,17 @@ PREDICTIONS = {"prediction": "predictionCol", "probability": "probabilityCol", "
 
 
 class DeepNetModel(Model, ModelParams, MLReadable["DeepNetModel"], MLWritable):
-    """A Keras network as a Transformer: predictions and layer activations as columns, one output row for every input row.
+    """A Keras network as a Transformer: predictions and layer activations as columns, a row for every row.
 
     What ``DeepNetEstimator.fit`` returns; or, made from a pretrained network, a Transformer without training.
 
     Args:
         model: a built ``keras.Model``.
         featuresCol, inputCols: a column, or one per input of the network.
-        featureLayers, outputCols: layers whose activations become Vector columns (flattened to one axis), and the names of
-            those columns; without outputCols they are named as the layers.
-        predictionCol, probabilityCol, rawPredictionCol: as in Spark ML; "" leaves one out. A softmax or sigmoid output, or
-            one trained with a cross-entropy, is a classifier's: the class index as double, probabilities and logits (or
+        featureLayers, outputCols: layers whose activations become Vector columns (flattened to one axis), and the names
+            of those columns; without outputCols they are named as the layers.
+        predictionCol, probabilityCol, rawPredictionCol: as in Spark ML; "" leaves one out. A softmax or sigmoid output,
+            or one trained with a cross-entropy, is a classifier's: the class index as double, probabilities and logits (or
             log-probabilities) as Vectors. One linear unit is a regressor's: a double. Anything else: a Vector.
         handleInvalid: "error", "skip" or "keep" rows with a null, a NaN or the wrong size.
         predictBatchSize: rows per forward pass.
@@ -71,7 +71,7 @@ class DeepNetModel(Model, ModelParams, MLReadable["DeepNetModel"], MLWritable):
         super().__init__()
         self.loss: Any = None
         self._summary: TrainingSummary | None = None
-        self._set(**self._input_kwargs)
+        self._set(**self._input_kwargs)  # type: ignore[attr-defined]
         if self.isSet(self.model):
             check_layers(self.getOrDefault(self.model), self.getFeatureLayers())
 
@@ -141,7 +141,7 @@ class DeepNetModel(Model, ModelParams, MLReadable["DeepNetModel"], MLWritable):
 
 
 def input_columns(network: Network, names: list[str]) -> tuple[Column, ...]:
-    """The columns of the network's inputs, in its order: by the inputs' names where those are the columns', else by order.
+    """The columns of the network's inputs, in its order: by the inputs' names where they match, else by order.
 
     Raises:
         InvalidInputError: there are more or fewer columns than inputs.
@@ -149,7 +149,8 @@ def input_columns(network: Network, names: list[str]) -> tuple[Column, ...]:
     inputs = network.inputs
     if len(names) != len(inputs):
         raise InvalidInputError(
-            f"The network has {len(inputs)} inputs, {[tensor.name for tensor in inputs]}, and there are {len(names)} input columns, {names}: "
+            f"The network has {len(inputs)} inputs, {[tensor.name for tensor in inputs]}, and there are {len(names)} "
+            f"input columns, {names}: "
             "expected one each. Set inputCols."
         )
     if set(names) == {tensor.name for tensor in inputs}:
@@ -187,7 +188,8 @@ def check_outputs(params: ModelParams, schema: T.StructType, head: str) -> dict[
     twice = sorted({name for name in columns.values() if list(columns.values()).count(name) > 1})
     if taken or twice:
         raise InvalidInputError(
-            f"Output column {(taken or twice)[0]!r} {'is in the DataFrame already' if taken else 'would be there twice'}. Drop or rename it, or set another "
+            f"Output column {(taken or twice)[0]!r} "
+            f"{'is in the DataFrame already' if taken else 'would be there twice'}. Drop or rename it, or set another "
             'name; "" for predictionCol, probabilityCol or rawPredictionCol leaves that one out.'
         )
     return columns
@@ -201,7 +203,7 @@ def _type(field: str, head: str) -> T.DataType:
 def _udf(scorer: predicting.Scorer) -> Any:
     fields = [T.StructField(field, _type(field, scorer.head)) for field in scorer.fields]
 
-    @F.pandas_udf(T.StructType(fields))  # type: ignore[call-overload]
+    @F.pandas_udf(T.StructType(fields))  # type: ignore[attr-defined]
     def score(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
         return predicting.score(scorer, batches)
 
@@ -248,7 +250,8 @@ class DeepNetModelReader(MLReader["DeepNetModel"]):
         metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession)
         if metadata.get("format") != FORMAT:
             raise SavedModelError(
-                f"{path} has format {metadata.get('format')}, and this cos_ml reads format {FORMAT}: load it with the version that wrote it."
+                f"{path} has format {metadata.get('format')}, and this cos_ml reads format {FORMAT}: load it with "
+                "the version that wrote it."
             )
         rows = self.sparkSession.read.parquet(f"{path.rstrip('/')}/data").toLocalIterator()
         archive = artifacts.join((row["name"], row["part"], row["data"]) for row in rows)["network"]

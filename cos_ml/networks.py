@@ -68,7 +68,8 @@ class Network:
             raise InvalidInputError(f"Param model: expected a keras.Model, received {type(model).__name__}.")
         if not model.built or not getattr(model, "inputs", None):
             raise InvalidInputError(
-                f"Param model: {model.name!r} does not know its input shape yet. Begin it with keras.Input(shape), or make it a "
+                f"Param model: {model.name!r} does not know its input shape yet. Begin it with keras.Input(shape), "
+                "or make it a "
                 "functional model."
             )
         config = _config(model)
@@ -125,8 +126,10 @@ def custom_modules(config: Any) -> tuple[str, ...]:
         if ">" in (config.get("registered_name") or ""):
             if config["module"] in (None, "__main__"):  # Keras writes None for the program itself
                 raise InvalidInputError(
-                    f"{config['class_name']} is defined in the program or notebook itself, and the executors can't import it "
-                    "from there. Move it into a module that is installed on them, or that spark.sparkContext.addPyFile ships."
+                    f"{config['class_name']} is defined in the program or notebook itself, and the executors can't "
+                    "import it "
+                    "from there. Move it into a module that is installed on them, or that "
+                    "spark.sparkContext.addPyFile ships."
                 )
             found.add(config["module"])
         for item in config.values():
@@ -215,7 +218,8 @@ def _refuse_unsafe(config: Any) -> None:
         inner = config.get("config")
         name = inner.get("name") if isinstance(inner, dict) else None
         raise InvalidInputError(
-            f"Param model: {f'layer {name!r} is a Lambda' if name else 'an activation is a lambda'}, Python code that Keras's "
+            f"Param model: {f'layer {name!r} is a Lambda' if name else 'an activation is a lambda'}, Python code "
+            "that Keras's "
             "safe mode does not load again. Make it a keras.layers.Layer of your own, registered with "
             "@keras.saving.register_keras_serializable(), in a module that the executors can import; or use "
             "keras.ops, a Rescaling or another layer of Keras's that does the same."
@@ -275,7 +279,7 @@ def _output(tensor: Any) -> Tensor:
 
 
 def _activation(layer: Any) -> str | None:
-    """The activation that ends ``layer``, a model in a model too; "linear" for a layer that says so or has none to say."""
+    """The activation that ends ``layer``, a model in a model too; None where nothing says."""
     keras = import_keras()
     if isinstance(layer, keras.Model) and getattr(layer, "outputs", None):
         return _activation(layer.outputs[0]._keras_history.operation)

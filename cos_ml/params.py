@@ -110,8 +110,10 @@ def _keras_objects(name: str) -> Callable[[Any], Any]:
             or plain["class_name"] in ("function", "__lambda__")
         ):
             raise InvalidInputError(
-                f"Param {name}: expected a Keras identifier, or a Keras object that serialises, received {value!r}. Make a function of "
-                "your own a class registered with @keras.saving.register_keras_serializable(), in a module that the executors import."
+                f"Param {name}: expected a Keras identifier, or a Keras object that serialises, received {value!r}. "
+                "Make a function of "
+                "your own a class registered with @keras.saving.register_keras_serializable(), in a module that the "
+                "executors import."
             )
         if isinstance(plain["config"], dict):  # Keras 3.15 leaves arguments of some losses out, Huber's delta say
             plain["config"] = getattr(value, "_fn_kwargs", {}) | plain["config"]
@@ -135,13 +137,16 @@ class ModelParams(
     model = _param("model", "the Keras network. Its weights are kept, and are where training starts", _network)
     featureLayers = _param(
         "featureLayers",
-        "names of layers whose activations become Vector columns, in one forward pass with the predictions. A layer inside a "
-        "nested model is named 'outer/inner', or 'inner' where only one is named so. Their columns: outputCols, else the names",
+        "names of layers whose activations become Vector columns, in one forward pass with the predictions. A layer "
+        "inside a "
+        "nested model is named 'outer/inner', or 'inner' where only one is named so. Their columns: outputCols, else "
+        "the names",
         TypeConverters.toListString,
     )
     handleInvalid = _param(
         "handleInvalid",
-        "what to do with rows that have a null, a NaN or the wrong size: 'error' (name row and column), 'skip' (leave them "
+        "what to do with rows that have a null, a NaN or the wrong size: 'error' (name row and column), 'skip' "
+        "(leave them "
         "out) or 'keep' (NaN in, NaN out)",
         _one_of("handleInvalid", "error", "skip", "keep"),
     )

@@ -1,7 +1,7 @@
 """Run a function on n ranks in one barrier job: slots, placement, child processes, errors (both sides).
 
-Top to bottom: ``run`` on the driver; ``_task`` in each barrier task, which spools its rows, meets the others and watches
-its child; the child itself is ``rank_process.py``.
+Top to bottom: ``run`` on the driver; ``_task`` in each barrier task, which spools its rows, meets the others and
+watches its child; the child itself is ``rank_process.py``.
 """
 
 from __future__ import annotations
@@ -95,14 +95,17 @@ def check_cluster(spark: SparkSession, ranks: int) -> None:
     """Raises ClusterError where Spark would wait, or fail after a long time, for ``ranks`` tasks at once."""
     if spark.conf.get("spark.dynamicAllocation.enabled", "false") == "true":
         raise ClusterError(
-            "spark.dynamicAllocation.enabled is true, and Spark runs no barrier job then (SPARK-24942), which the ranks of a fit are. "
+            "spark.dynamicAllocation.enabled is true, and Spark runs no barrier job then (SPARK-24942), which the "
+            "ranks of a fit are. "
             "Set spark.dynamicAllocation.enabled=false and spark.executor.instances for the application that trains."
         )
     slots = _slots(spark)
     if slots is not None and slots < ranks:
         raise ClusterError(
-            f"numTrainWorkers={ranks} needs {ranks} tasks at the same time, and this application has slots for {slots}. Set "
-            f"numTrainWorkers to {slots} or less, or start Spark with more: --master 'local[{ranks}]', or more executors or cores "
+            f"numTrainWorkers={ranks} needs {ranks} tasks at the same time, and this application has slots for "
+            f"{slots}. Set "
+            f"numTrainWorkers to {slots} or less, or start Spark with more: --master 'local[{ranks}]', or more "
+            "executors or cores "
             "(spark.executor.instances, spark.executor.cores; a task takes spark.task.cpus of them)."
         )
 
@@ -128,12 +131,14 @@ def _raise_reported(results: list[dict[str, bytes]]) -> None:
 
 
 def _own_error(error: Exception) -> CosMLError | None:
-    """What a barrier task could not report in a row, out of the text in which Spark wraps it; None for what is Spark's own."""
+    """What a barrier task could not report in a row, out of the text that Spark wraps it in; None for Spark's own."""
     missing = re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", str(error))
     if missing:
         return SetupError(
-            f"The executors' Python has no module {missing[1]!r}. Spark starts it as {os.environ.get('PYSPARK_PYTHON', 'python3')!r}: set the "
-            "environment variable PYSPARK_PYTHON, or spark.pyspark.python, to one in which cos_ml is installed, before Spark starts."
+            f"The executors' Python has no module {missing[1]!r}. Spark starts it as "
+            f"{os.environ.get('PYSPARK_PYTHON', 'python3')!r}: set the "
+            "environment variable PYSPARK_PYTHON, or spark.pyspark.python, to one in which cos_ml is installed, "
+            "before Spark starts."
         )
     found = re.search(r"cos_ml\.errors\.RankError: (.*?)(?:\n\s*\n?\s+at [\w.$]+\(|\n\tat |\Z)", str(error), re.DOTALL)
     return RankError(found[1].strip()) if found else None
@@ -176,9 +181,11 @@ def _fill(spool: Spool, batches: Iterable[pa.RecordBatch]) -> str:
     try:
         spool.fill(batches)
     except InvalidInputError as error:
-        return f"{error} (Rows are counted from 0 within partition {BarrierTaskContext.get().partitionId()} of the training data.)"
+        partition = BarrierTaskContext.get().partitionId()
+        return f"{error} (Rows are counted from 0 within partition {partition} of the training data.)"
     except OSError as error:
-        return f"The executor {socket.gethostname()} can't spool its partition to local disk: {error}. Give spark.local.dir more room."
+        host = socket.gethostname()
+        return f"The executor {host} can't spool its partition to local disk: {error}. Give spark.local.dir more room."
     return ""
 
 
@@ -254,7 +261,8 @@ class RankProcess:
         inherited += [fd for part in spool.descriptors().values() for fd in part.values()]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cos_ml.rank_process"],
-            env=_child_environment(job.spec) | {"TMPDIR": self.scratch.name}, pass_fds=inherited, stdin=subprocess.PIPE, stdout=self.log, stderr=self.log,
+            env=_child_environment(job.spec) | {"TMPDIR": self.scratch.name},
+            pass_fds=inherited, stdin=subprocess.PIPE, stdout=self.log, stderr=self.log,
         )  # fmt: skip
         os.close(events_of_child)
         self.events = os.fdopen(events, "rb")

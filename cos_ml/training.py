@@ -187,7 +187,7 @@ class SharedSteps(keras.Model if TYPE_CHECKING else object):  # type: ignore[mis
 
 
 class AverageStatistics(keras.callbacks.Callback):
-    """After each epoch, what layers as BatchNormalization learned of the data without gradients, averaged over the ranks.
+    """After each epoch, what layers as BatchNormalization learned without gradients, averaged over the ranks.
 
     Args:
         share: this rank's part of all rows.

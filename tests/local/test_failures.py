@@ -42,7 +42,7 @@ def rank_processes() -> list[psutil.Process]:
 
 
 def assert_nothing_left(spark: Any) -> None:
-    gone, alive = psutil.wait_procs(rank_processes(), timeout=20)
+    _, alive = psutil.wait_procs(rank_processes(), timeout=20)
     assert not alive
     local = Path(spark.conf.get("spark.local.dir"))
     ours = [path for path in local.rglob("*") if path.is_file() and "blockmgr" not in str(path)]
@@ -126,7 +126,7 @@ def test_dynamic_allocation_is_an_error_at_once(spark, data, monkeypatch):
     class Session:
         conf = Conf()
 
-    with pytest.raises(ClusterError, match="spark.dynamicAllocation.enabled=false"):
+    with pytest.raises(ClusterError, match=r"spark.dynamicAllocation.enabled=false"):
         ranks.check_cluster(Session(), 1)
 
 

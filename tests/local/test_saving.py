@@ -126,7 +126,7 @@ def test_custom_layers_name_the_module_to_import(spark, tmp_path, monkeypatch):
     DeepNetModel(model=network).save(str(tmp_path / "model"))
     assert DeepNetModel.load(str(tmp_path / "model")).getModel().layers[0].file == str(tmp_path / "loads")
     monkeypatch.delitem(sys.modules, "tests.layers")
-    with pytest.raises(SavedModelError, match="import tests.layers before"):
+    with pytest.raises(SavedModelError, match=r"import tests.layers before"):
         DeepNetModel.load(str(tmp_path / "model"))
 
 
