@@ -41,7 +41,7 @@ class DeepNetModel(Model, ModelParams, MLReadable["DeepNetModel"], MLWritable):
         featureLayers, outputCols: layers whose activations become Vector columns (flattened to one axis), and the names
             of those columns; without outputCols they are named as the layers.
         predictionCol, probabilityCol, rawPredictionCol: as in Spark ML; "" leaves one out. A softmax or sigmoid
-            output, or one trained with a cross-entropy, is a classifier's: the class index as double, probabilities, and
+            output, or one trained with a cross-entropy, is a classifier's: the class index as double, probabilities and
             logits or log-probabilities as Vectors. One linear unit is a regressor's: a double. Anything else: a Vector.
         handleInvalid: "error", "skip" or "keep" rows with a null, a NaN or the wrong size.
         predictBatchSize: rows per forward pass.
