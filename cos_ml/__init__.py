@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["DeepNetEstimator", "DeepNetModel", "__version__"]
+__all__ = ["DeepNetEstimator", "DeepNetModel", "__version__", "callback"]
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from cos_ml.callbacks import callback
     from cos_ml.estimator import DeepNetEstimator
     from cos_ml.model import DeepNetModel
 
-_HOMES = {"DeepNetEstimator": "cos_ml.estimator", "DeepNetModel": "cos_ml.model"}
+_HOMES = {
+    "DeepNetEstimator": "cos_ml.estimator",
+    "DeepNetModel": "cos_ml.model",
+    "callback": "cos_ml.callbacks",
+}
 
 
 def __getattr__(name: str) -> Any:

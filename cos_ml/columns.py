@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,7 @@ class Column:
         name: the user's name for it, as messages say it.
         field: its fixed name in the narrow DataFrame, in the spool and in the rank.
         shape: of one row; a ``None`` is as long as the first row needs.
-        dtype: NumPy's name of the element type.
+        dtype: NumPy's name of the element type, or "string".
         classes: for a column of class labels: how many classes there are.
         low: for a column of numbers: the least value that makes sense.
     """
@@ -91,6 +91,8 @@ def expression(schema: T.StructType, column: Column) -> SparkColumn:
         raise InvalidInputError(f"There is no column {column.name!r}. The DataFrame has {schema.fieldNames()}.")
     given = schema[column.name].dataType
     source = F.col("`" + column.name.replace("`", "``") + "`")
+    if column.dtype == "string":
+        return _string_expression(given, column, source)
     target = {"float32": T.FloatType(), "int32": T.IntegerType(), "int64": T.LongType(), "bool": T.BooleanType()}[
         column.dtype
     ]
@@ -114,8 +116,22 @@ def expression(schema: T.StructType, column: Column) -> SparkColumn:
     )
 
 
+def _string_expression(given: T.DataType, column: Column, source: SparkColumn) -> SparkColumn:
+    from pyspark.sql import types as T
+
+    element = given.elementType if isinstance(given, T.ArrayType) else given
+    if isinstance(element, T.StringType):
+        return source
+    raise InvalidInputError(
+        f"Column {column.name!r} is of type {given.simpleString()}: the network's input takes strings: expected a "
+        "string or an array of strings."
+    )
+
+
 def spark_dtype(tensor_dtype: str) -> str:
     """The element type in which values of a tensor of ``tensor_dtype`` travel."""
+    if tensor_dtype == "string":
+        return "string"
     if tensor_dtype.startswith(("int", "uint")):
         return "int64" if tensor_dtype.endswith("64") else "int32"
     return "bool" if tensor_dtype == "bool" else "float32"
@@ -129,12 +145,15 @@ def decode(values: pa.Array, column: Column) -> tuple[np.ndarray, list[Problem]]
         column: what they should be.
 
     Returns:
-        tuple[np.ndarray, list[Problem]]: rows of ``column.shape``, of its dtype or uint8 for binary values, the bad
-        ones filled with NaN (integers: 0); and a Problem for each bad row, in the order of the rows.
+        tuple[np.ndarray, list[Problem]]: rows of ``column.shape``, of its dtype, uint8 for binary values, or bytes
+        objects in UTF-8 for strings, the bad ones filled with NaN (integers: 0; strings: empty); and a Problem for each
+        bad row, in the order of the rows.
     """
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     flat, sizes = _flatten(values)
+    if pa.types.is_string(flat.type) or pa.types.is_large_string(flat.type):
+        flat = flat.cast(pa.large_binary())
     size = column.size
     if size is None:
         known = sizes[sizes > 0]
@@ -217,16 +236,19 @@ def _decode_bad(
     problems += [
         Problem(int(row), column.name, "has a null among its numbers") for row in np.flatnonzero(holes & ~wrong)
     ]
+    what = "strings" if column.dtype == "string" else "numbers"
     problems += [
-        Problem(int(row), column.name, f"has {int(sizes[row])} numbers, and the network takes {size}, of shape "
-                f"{column.shape}") for row in np.flatnonzero(wrong)
+        Problem(int(row), column.name, f"has {int(sizes[row])} {what}, and "
+                f"the network takes {size}, of shape {column.shape}") for row in np.flatnonzero(wrong)
     ]  # fmt: skip
     good = ~holes & (sizes == size)
-    raw = flat.fill_null(0).to_numpy(zero_copy_only=False)
-    numbers = np.full((len(sizes), *column.row_shape(size)), np.nan if raw.dtype.kind == "f" else 0, raw.dtype)
+    empty: Any = b"" if column.dtype == "string" else 0
+    raw = flat.fill_null(empty).to_numpy(zero_copy_only=False)
+    numbers = np.full((len(sizes), *column.row_shape(size)), np.nan if raw.dtype.kind == "f" else empty, raw.dtype)
     numbers[good] = raw[good[owners]].reshape(-1, *column.row_shape(size))
-    some = np.flatnonzero(good)
-    problems += [replace(problem, row=int(some[problem.row])) for problem in _not_numbers(numbers[good], column)]
+    if raw.dtype.kind == "f":
+        some = np.flatnonzero(good)
+        problems += [replace(problem, row=int(some[problem.row])) for problem in _not_numbers(numbers[good], column)]
     return numbers, problems
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pyspark import keyword_only
@@ -13,9 +16,10 @@ from pyspark.sql import DataFrame, SparkSession
 from cos_ml import feeds, heads, networks, progress, ranks
 from cos_ml.columns import Column
 from cos_ml.errors import InvalidInputError, SetupError
-from cos_ml.model import DeepNetModel, check_layers, check_outputs, input_columns
+from cos_ml.model import COMPILED, DeepNetModel, check_layers, check_outputs, input_columns, label_columns
 from cos_ml.networks import Network
 from cos_ml.params import EstimatorParams
+from cos_ml.persistence import NetworkStage
 from cos_ml.quiet import import_keras
 from cos_ml.spec import TrainSpec
 from cos_ml.summary import TrainingSummary
@@ -25,14 +29,15 @@ __all__ = ["DeepNetEstimator"]
 keras = import_keras()
 
 
-class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams):
+class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
     """Trains a Keras network on a DataFrame, with one Horovod rank in each of ``numTrainWorkers`` barrier tasks.
 
     The number of ranks matters only through the global batch, ``batchSize * numTrainWorkers``: every row
     trains once per epoch, and a step's gradient is the mean over its rows on all ranks, weighted by ``weightCol``.
 
     Args:
-        model: a built ``keras.Model``, compiled or not. Its weights are where training starts.
+        model: a built ``keras.Model``, compiled or not, the path of a ``.keras`` file, or a DeepNetModel. Its weights
+            are where training starts.
         featuresCol, inputCols: a column, or one per input of the network (by the inputs' names, else in order):
             Vector (dense or sparse), array of numbers, number, or binary (uint8). Flat rows take the input's shape.
         labelCol, labelCols: a column, or one per output: a number, or a Vector or array for vector-valued targets.
@@ -42,12 +47,17 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams):
         learningRate: in place of the optimizer's own; never scaled by the number of ranks.
         batchSize: rows per rank and step.
         epochs, shuffle, seed: passes over the rows, in a new order each time, from the seed.
+        patience, restoreBestWeights: stop after so many epochs without a better validation loss (or loss); end with the
+            weights of the best epoch.
+        callbacks: Keras callbacks, each made with ``cos_ml.callback``.
+        frozenLayers: layers that this training leaves as they are.
         numTrainWorkers, useGpu: ranks, and whether each takes the GPU that Spark assigned.
         featureLayers, outputCols: layers whose activations become Vector columns, and the names of those columns.
         predictionCol, probabilityCol, rawPredictionCol: as in Spark ML; "" leaves one out.
         handleInvalid: "error", "skip" or "keep" rows with a null, a NaN or the wrong size.
         predictBatchSize: rows per forward pass in ``transform``.
-        progress: show a line per epoch on standard error.
+        handleMismatch: of the model, when it is saved and loaded again.
+        progress: show on standard error how the fit goes.
 
     Raises:
         InvalidInputError: a Param is of the wrong type or out of range.
@@ -77,6 +87,10 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams):
         epochs: int = 1,
         shuffle: bool = True,
         seed: int | None = None,
+        patience: int | None = None,
+        restoreBestWeights: bool = False,
+        callbacks: Any = None,
+        frozenLayers: list[str] | None = None,
         numTrainWorkers: int = 1,
         useGpu: bool = False,
         featureLayers: list[str] | None = None,
@@ -86,6 +100,7 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams):
         rawPredictionCol: str = "rawPrediction",
         handleInvalid: str = "error",
         predictBatchSize: int = 1024,
+        handleMismatch: str = "warn",
         progress: bool = True,
     ) -> None:
         super().__init__()
@@ -95,51 +110,48 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams):
         """Set any of the Params by keyword, as the constructor does."""
         return self._set(**kwargs)
 
+    def fitMultiple(
+        self, dataset: DataFrame, paramMaps: Sequence[dict[Any, Any]]
+    ) -> Iterator[tuple[int, DeepNetModel]]:
+        """Fit a whole grid of Params in one barrier job: ranks start once, and read the data once.
+
+        Candidates train one after the other. Those that read other columns, or need another number of ranks, have a
+        job of their own.
+
+        Returns:
+            Iterator[tuple[int, DeepNetModel]]: the index of a map and the model of it; safe to share between threads.
+        """
+        return _Grid(dataset, [self.copy(extra) for extra in paramMaps], [_described(extra) for extra in paramMaps])
+
     def _fit(self, dataset: DataFrame) -> DeepNetModel:
-        feeds.check_not_streaming(dataset)
-        network = self._network()
-        spec = self._spec(dataset, network)
-        workers = self.getNumTrainWorkers()
-        if workers > 1:
-            _check_horovod()
-        with _listening(dataset.sparkSession, self.getProgress()) as address:
-            job = ranks.Job("cos_ml.training:train", spec, network.archive, address)
-            results = ranks.run(feeds.narrow(dataset, spec), job, workers)
-        model = DeepNetModel()._resetUid(self.uid)
-        self._copyValues(model)
-        model._set(model=network.with_archive(results[0]["network"]))
-        model.loss = spec.compile["loss"]
-        model._summary = _summary(results)
-        return model
+        return _train(dataset, [_candidate(self, dataset, "")])[0]
 
     def _network(self) -> Network:
         if not self.isSet(self.model):
             raise InvalidInputError("Param model is not set: give DeepNetEstimator a keras.Model.")
-        return self.getOrDefault(self.model)
+        return self.getOrDefault(self.model)._network()
+
+    def _stored_network(self) -> Network | None:
+        return self._network() if self.isSet(self.model) else None
 
     def _spec(self, dataset: DataFrame, network: Network) -> TrainSpec:
         """What the ranks shall do, with all that can be checked before a job checked."""
         arguments = self._compile_arguments(network)
-        labels = self.getLabelCols()
-        if len(labels) != len(network.outputs):
-            raise InvalidInputError(
-                f"The network has {len(network.outputs)} outputs, {[output.name for output in network.outputs]}, and "
-                f"there are {len(labels)} label "
-                f"columns, {labels}: expected one each. Set labelCols."
-            )
-        if len(network.outputs) == 1:
-            heads.check_loss(network.outputs[0], arguments["loss"])
+        losses = heads.losses_by_output(arguments["loss"], network.outputs)
+        labels = label_columns(network, self.getLabelCols(), arguments["loss"])
+        for output, loss in zip(network.outputs, losses, strict=True):
+            heads.check_loss(output, loss)
+        plain = self.getCallbacks()
+        modules = {*network.modules, *networks.custom_modules(arguments), *networks.custom_modules(plain)}
         spec = TrainSpec(
             inputs=input_columns(network, self.input_columns()),
-            labels=tuple(
-                _label(name, index, network.outputs[index], arguments["loss"]) for index, name in enumerate(labels)
-            ),
+            labels=labels,
             weight=Column(self.getWeightCol(), "w", low=0.0) if self.isSet(self.weightCol) else None,
             validation=Column(self.getValidationIndicatorCol(), "v", dtype="bool")
             if self.isSet(self.validationIndicatorCol)
             else None,
             compile=arguments,
-            modules=tuple({*network.modules, *networks.custom_modules(arguments)}),
+            modules=tuple(sorted(modules)),
             learning_rate=self.getLearningRate() if self.isSet(self.learningRate) else None,
             batch_size=self.getBatchSize(),
             epochs=self.getEpochs(),
@@ -147,9 +159,14 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams):
             seed=self.getSeed(),
             handle_invalid=self.getHandleInvalid(),
             use_gpu=self.getUseGpu(),
+            frozen=tuple(networks.find_layer(network.layers, name, "frozenLayers") for name in self.getFrozenLayers()),
+            callbacks=tuple(plain),
+            patience=self.getPatience() if self.isSet(self.patience) else None,
+            restore_best=self.getRestoreBestWeights(),
         )  # fmt: skip
         check_layers(network, self.getFeatureLayers())
-        check_outputs(self, dataset.schema, heads.head_of(network.outputs[0], spec.compile["loss"]))
+        kinds = tuple(heads.head_of(output, loss) for output, loss in zip(network.outputs, losses, strict=True))
+        check_outputs(self, dataset.schema, network, kinds)
         feeds.narrow(dataset, spec)  # raises for columns that are missing or of no use
         return spec
 
@@ -157,11 +174,7 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams):
         """Arguments of ``keras.Model.compile``: the Params that are set, else the compiled model's own."""
         arguments = {"optimizer": self.getOptimizer()}
         own = network.compiled or {}
-        arguments |= {
-            name: own[name]
-            for name in ("optimizer", "loss", "metrics", "loss_weights", "weighted_metrics")
-            if own.get(name)
-        }
+        arguments |= {name: own[name] for name in ("optimizer", *COMPILED) if own.get(name)}
         chosen = {
             "optimizer": self.optimizer,
             "loss": self.loss,
@@ -193,12 +206,82 @@ def _check_identifiers(arguments: dict[str, Any]) -> None:
                     raise InvalidInputError(f"Param {name}: Keras {keras.version()} knows no {item!r}.") from error
 
 
-def _label(name: str, index: int, output: Any, loss: Any) -> Column:
-    classes = heads.label_classes(output, loss) if not isinstance(loss, (list, dict)) or "class_name" in loss else None
-    sparse = heads.CLASS_LOSSES.get(heads.loss_name(loss)) == "sparse"
-    scalar = (output.units == 1 and len(output.shape) <= 1) or sparse
-    shape = () if scalar and len(output.shape) <= 1 else output.shape[:-1] if sparse else output.shape
-    return Column(name, f"y{index}", shape, classes=classes)
+@dataclass(frozen=True)
+class _Candidate:
+    """One training: the estimator with the Params of it, what its ranks shall do, and the network to begin with."""
+
+    estimator: DeepNetEstimator
+    spec: TrainSpec
+    network: Network
+
+
+def _candidate(estimator: DeepNetEstimator, dataset: DataFrame, name: str) -> _Candidate:
+    """A candidate, with all that can be checked before a job checked."""
+    feeds.check_not_streaming(dataset)
+    try:
+        network = estimator._network()
+        return _Candidate(estimator, replace(estimator._spec(dataset, network), name=name), network)
+    except InvalidInputError as error:
+        if not name:
+            raise
+        raise InvalidInputError(f"In {name}: {error}") from error
+
+
+def _train(dataset: DataFrame, candidates: Sequence[_Candidate]) -> list[DeepNetModel]:
+    """Train candidates of one layout and number of ranks, in one barrier job."""
+    first = candidates[0]
+    workers = first.estimator.getNumTrainWorkers()
+    if workers > 1:
+        _check_horovod()
+    archives = tuple({candidate.network.archive: None for candidate in candidates})
+    specs = tuple(replace(one.spec, network=archives.index(one.network.archive)) for one in candidates)
+    with _listening(dataset.sparkSession, first.estimator.getProgress()) as address:
+        job = ranks.Job("cos_ml.training:train", specs, archives, address)
+        results = ranks.run(feeds.narrow(dataset, first.spec), job, workers)
+    return [_model(candidate, results, index) for index, candidate in enumerate(candidates)]
+
+
+def _model(candidate: _Candidate, results: list[dict[str, bytes]], index: int) -> DeepNetModel:
+    model = DeepNetModel()._resetUid(candidate.estimator.uid)
+    candidate.estimator._copyValues(model)
+    model._set(model=candidate.network.with_archive(results[0][f"{index}/network"]))
+    model.compiled = {name: value for name, value in candidate.spec.compile.items() if name != "optimizer"}
+    model._summary = _summary(results, index)
+    return model
+
+
+class _Grid:
+    """What ``fitMultiple`` returns: trains the group of a candidate when it is asked for, and hands out the models."""
+
+    def __init__(self, dataset: DataFrame, estimators: list[DeepNetEstimator], names: list[str]) -> None:
+        self.dataset, self.lock, self.next, self.count = dataset, threading.Lock(), 0, len(estimators)
+        self.models: dict[int, DeepNetModel] = {}
+        self.groups: dict[Any, list[int]] = {}
+        self.candidates = []
+        for index, (estimator, name) in enumerate(zip(estimators, names, strict=True)):
+            candidate = _candidate(estimator, dataset, f"candidate {index + 1} of {len(names)} ({name})")
+            self.candidates.append(candidate)
+            self.groups.setdefault((estimator.getNumTrainWorkers(), candidate.spec.layout), []).append(index)
+
+    def __iter__(self) -> _Grid:
+        return self
+
+    def __next__(self) -> tuple[int, DeepNetModel]:
+        with self.lock:
+            index = self.next
+            if index >= self.count:
+                raise StopIteration
+            self.next += 1
+            if index not in self.models:
+                group = next(group for group in self.groups.values() if index in group)
+                models = _train(self.dataset, [self.candidates[one] for one in group])
+                self.models |= zip(group, models, strict=True)
+            return index, self.models.pop(index)
+
+
+def _described(extra: dict[Any, Any]) -> str:
+    """The Params of a candidate, as a person reads them."""
+    return ", ".join(f"{param.name}={value!r}" for param, value in extra.items()) or "no Params of its own"
 
 
 def _check_horovod() -> None:
@@ -228,8 +311,8 @@ def _listening(spark: SparkSession, wanted: bool) -> Any:
         yield listener.address
 
 
-def _summary(results: list[dict[str, bytes]]) -> TrainingSummary:
-    told = [json.loads(result["summary"]) for result in results]
+def _summary(results: list[dict[str, bytes]], index: int) -> TrainingSummary:
+    told = [json.loads(result[f"{index}/summary"]) for result in results]
     return TrainingSummary(
         history=told[0]["history"],
         rows=told[0]["rows"],

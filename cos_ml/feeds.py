@@ -6,6 +6,8 @@ the moment they are made, so nothing is left on disk whatever ends the fit.
 
 from __future__ import annotations
 
+import copy
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -15,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from cos_ml.columns import Problem, decode, expression, renumber
+from cos_ml.columns import Column, Problem, decode, expression, renumber
 from cos_ml.errors import InvalidInputError
 from cos_ml.spec import TrainSpec
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "Rows", "Spool", "check_not_streaming", "narrow", "spread", "step_weights"]
 
 PARTS = ("train", "validation")
+ENDS = ".ends"  # after a field's name: where its strings end
 
 
 # ── driver ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -77,6 +80,8 @@ def check_not_streaming(df: DataFrame) -> None:
 class Spool:
     """One partition on local disk, as a file of fixed-width rows per column, for training and for validation rows.
 
+    Strings have no fixed width: their bytes go to one file, and where each of them ends to another.
+
     Attributes:
         files: by part and field; open, and without a name.
         rows: how many rows each part has.
@@ -86,9 +91,10 @@ class Spool:
 
     def __init__(self, spec: TrainSpec) -> None:
         self.spec = spec
+        fields = [column.field for column in spec.columns]
+        fields += [column.field + ENDS for column in spec.columns if column.dtype == "string"]
         self.files: dict[str, dict[str, IO[bytes]]] = {
-            part: {column.field: tempfile.TemporaryFile(dir=local_folder(), buffering=0) for column in spec.columns}
-            for part in PARTS
+            part: {field: tempfile.TemporaryFile(dir=local_folder(), buffering=0) for field in fields} for part in PARTS
         }
         self.rows = dict.fromkeys(PARTS, 0)
         self.skipped = 0
@@ -107,19 +113,11 @@ class Spool:
             seen += batch.num_rows
 
     def _write(self, batch: pa.RecordBatch, first_row: int) -> None:
-        arrays, problems = {}, []
-        for column in self.spec.columns:
-            arrays[column.field], found = decode(batch.column(column.field), column)
-            problems += renumber(found, first_row)
-        kept = np.ones(batch.num_rows, bool)
-        if problems:
-            refuse(problems, self.spec.handle_invalid)
-            if self.spec.handle_invalid == "skip":
-                kept[[problem.row - first_row for problem in problems]] = False
+        arrays, kept, skipped = usable_rows(batch, self.spec, first_row)
+        self.skipped += skipped
         marked = np.zeros(batch.num_rows, bool)
         if self.spec.validation:
             marked = batch.column(self.spec.validation.field).fill_null(False).to_numpy(zero_copy_only=False)
-        self.skipped += int((~kept).sum())
         for part, rows in (("train", kept & ~marked), ("validation", kept & marked)):
             if not rows.any():
                 continue
@@ -135,7 +133,16 @@ class Spool:
                 f"Column {self._name(field)!r} has rows of shape {array.shape[1:]} after rows of {shape}: expected "
                 "one shape."
             )
-        data = np.ascontiguousarray(array, dtype).data.cast("B") if array.size else b""
+        if array.dtype == object:
+            texts = array.reshape(-1)
+            end = self.files[part][field].tell()
+            self._put(part, field + ENDS, end + np.cumsum([len(text) for text in texts], dtype=np.int64))
+            array = np.frombuffer(b"".join(texts), np.uint8)
+            dtype = "|u1"
+        self._put(part, field, np.ascontiguousarray(array, dtype))
+
+    def _put(self, part: str, field: str, array: np.ndarray) -> None:
+        data = array.data.cast("B") if array.size else b""
         written = 0
         while written < len(data):
             written += self.files[part][field].write(data[written:])
@@ -152,6 +159,26 @@ class Spool:
         for files in self.files.values():
             for file in files.values():
                 file.close()
+
+
+def usable_rows(
+    batch: pa.RecordBatch, spec: TrainSpec, first_row: int
+) -> tuple[dict[str, np.ndarray], np.ndarray, int]:
+    """A batch's columns as arrays by field, which of its rows are to be used, and how many are not.
+
+    Raises:
+        InvalidInputError: a row can't be used, and is not to be skipped; its number counts from ``first_row``.
+    """
+    arrays, problems = {}, []
+    for column in spec.columns:
+        arrays[column.field], found = decode(batch.column(column.field), column)
+        problems += renumber(found, first_row)
+    kept = np.ones(batch.num_rows, bool)
+    if problems:
+        refuse(problems, spec.handle_invalid)
+        if spec.handle_invalid == "skip":
+            kept[[problem.row - first_row for problem in problems]] = False
+    return arrays, kept, int((~kept).sum())
 
 
 def refuse(problems: list[Problem], handle_invalid: str) -> None:
@@ -191,7 +218,27 @@ class Rows:
 
     def __init__(self, descriptors: dict[str, int], count: int, shapes: dict[str, Any], dtypes: dict[str, str]) -> None:
         self.count = count
-        self.arrays = {field: _map(fd, count, tuple(shapes[field]), dtypes[field]) for field, fd in descriptors.items()}
+        self.arrays: dict[str, Any] = {}
+        for field, fd in descriptors.items():
+            if field.endswith(ENDS):
+                continue
+            shape, dtype = tuple(shapes[field]), dtypes[field]
+            if field + ENDS in descriptors:
+                ends = _map(descriptors[field + ENDS], count, shape, "<i8")
+                self.arrays[field] = Strings(_map(fd, os.fstat(fd).st_size, (), "|u1"), ends)
+            else:
+                self.arrays[field] = _map(fd, count, shape, dtype)
+
+    def reshaped(self, columns: Iterable[Column]) -> Rows:
+        """The same rows, each in the shape of its column: networks of one job may see them in different ones."""
+        other = copy.copy(self)
+        other.arrays = {
+            column.field: (rows := self.arrays[column.field]).reshape(
+                self.count, *column.row_shape(math.prod(rows.shape[1:]))
+            )
+            for column in columns
+        }
+        return other
 
     def weights(self) -> np.ndarray:
         """float64 [count]: the row weights, all 1 where there is no weight column."""
@@ -220,6 +267,33 @@ class Rows:
             else:
                 rows = chosen
             yield Batch({field: array[rows] for field, array in self.arrays.items()}, real)
+
+
+class Strings:
+    """Memory-mapped strings, which give an array of [rows, ...] bytes objects where they are indexed by rows.
+
+    Args:
+        data: uint8 [bytes], all strings one after the other.
+        ends: int64 [rows, ...], where each string ends.
+    """
+
+    dtype = np.dtype(object)
+
+    def __init__(self, data: np.ndarray, ends: np.ndarray) -> None:
+        self.data, self.ends = data, ends
+        self.shape = ends.shape
+
+    def reshape(self, *shape: int) -> Strings:
+        """The same strings, in another shape."""
+        return Strings(self.data, self.ends.reshape(shape))
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        flat = self.ends.reshape(-1)
+        chosen = np.arange(flat.size).reshape(self.shape)[rows]
+        texts = np.empty(chosen.size, object)
+        for at, index in enumerate(chosen.reshape(-1)):
+            texts[at] = self.data[flat[index - 1] if index else 0 : flat[index]].tobytes()
+        return texts.reshape(chosen.shape)
 
 
 def _map(descriptor: int, count: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from cos_ml.errors import InvalidInputError
 from cos_ml.networks import Tensor
 
-__all__ = ["check_loss", "class_count", "head_of", "label_classes", "predictions"]
+__all__ = ["check_loss", "class_count", "head_of", "label_classes", "losses_by_output", "predictions"]
 
 CLASS_LOSSES = {
     "sparsecategoricalcrossentropy": "sparse",
@@ -26,6 +27,15 @@ def loss_name(loss: Any) -> str:
     """A loss by one spelling: "sparse_categorical_crossentropy" and SparseCategoricalCrossentropy alike."""
     name = loss.get("class_name", "") if isinstance(loss, dict) else str(loss or "")
     return name.replace("_", "").lower()
+
+
+def losses_by_output(loss: Any, outputs: Sequence[Tensor]) -> list[Any]:
+    """The loss of each output: Keras takes one for all of them, a list in their order, or a dict by their names."""
+    if isinstance(loss, (list, tuple)):
+        return [loss[index] if index < len(loss) else None for index in range(len(outputs))]
+    if isinstance(loss, dict) and "class_name" not in loss:
+        return [loss.get(output.name) for output in outputs]
+    return [loss] * len(outputs)
 
 
 def from_logits(loss: Any) -> bool:

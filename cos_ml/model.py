@@ -1,56 +1,54 @@
-"""DeepNetModel: a Keras network as a Transformer, its writer and its reader (driver side)."""
+"""DeepNetModel: a Keras network as a Transformer (driver side)."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 from pyspark import keyword_only
 from pyspark.ml import Model
 from pyspark.ml.functions import array_to_vector
-from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from cos_ml import artifacts, heads, predicting
+from cos_ml import evaluating, heads, predicting
 from cos_ml.columns import Column, expression, spark_dtype
-from cos_ml.errors import InvalidInputError, SavedModelError
-from cos_ml.networks import Network, find_layer
+from cos_ml.errors import InvalidInputError
+from cos_ml.networks import Network, Tensor, custom_modules, find_layer
 from cos_ml.params import ModelParams
+from cos_ml.persistence import NetworkStage
+from cos_ml.spec import TrainSpec
 from cos_ml.summary import TrainingSummary
 
 __all__ = ["DeepNetModel"]
 
-FORMAT = 1  # of saved models; docs/saved-models.md describes it
+COMPILED = ("loss", "metrics", "loss_weights", "weighted_metrics")  # of keras.Model.compile: what evaluate needs
 PREDICTIONS = {"prediction": "predictionCol", "probability": "probabilityCol", "rawPrediction": "rawPredictionCol"}
 
 
-class DeepNetModel(Model, ModelParams, MLReadable["DeepNetModel"], MLWritable):
+class DeepNetModel(Model, ModelParams, NetworkStage):
     """A Keras network as a Transformer: predictions and layer activations as columns, a row for every row.
 
     What ``DeepNetEstimator.fit`` returns; or, made from a pretrained network, a Transformer without training.
 
     Args:
-        model: a built ``keras.Model``.
+        model: a built ``keras.Model``, or the path of a ``.keras`` file.
         featuresCol, inputCols: a column, or one per input of the network.
+        labelCol, labelCols, weightCol: for ``evaluate``.
         featureLayers, outputCols: layers whose activations become Vector columns (flattened to one axis), and the names
             of those columns; without outputCols they are named as the layers.
         predictionCol, probabilityCol, rawPredictionCol: as in Spark ML; "" leaves one out. A softmax or sigmoid
             output, or one trained with a cross-entropy, is a classifier's: the class index as double, probabilities and
             logits or log-probabilities as Vectors. One linear unit is a regressor's: a double. Anything else: a Vector.
+            A network's second and further outputs have columns of these names, with "_" and the output's name added.
         handleInvalid: "error", "skip" or "keep" rows with a null, a NaN or the wrong size.
         predictBatchSize: rows per forward pass.
+        handleMismatch: "warn", "error" or "ignore", when a loaded model computes something else on this machine.
 
     Raises:
         InvalidInputError: a Param is wrong, or the network has no layer of a name in featureLayers.
-
-    Attributes:
-        loss: what the network was trained with, in Keras's serialised form; None for a pretrained one.
     """
 
     @keyword_only
@@ -60,6 +58,9 @@ class DeepNetModel(Model, ModelParams, MLReadable["DeepNetModel"], MLWritable):
         model: Any = None,
         featuresCol: str = "features",
         inputCols: list[str] | None = None,
+        labelCol: str = "label",
+        labelCols: list[str] | None = None,
+        weightCol: str | None = None,
         featureLayers: list[str] | None = None,
         outputCols: list[str] | None = None,
         predictionCol: str = "prediction",
@@ -67,9 +68,9 @@ class DeepNetModel(Model, ModelParams, MLReadable["DeepNetModel"], MLWritable):
         rawPredictionCol: str = "rawPrediction",
         handleInvalid: str = "error",
         predictBatchSize: int = 1024,
+        handleMismatch: str = "warn",
     ) -> None:
         super().__init__()
-        self.loss: Any = None
         self._summary: TrainingSummary | None = None
         self._set(**self._input_kwargs)  # type: ignore[attr-defined]
         if self.isSet(self.model):
@@ -97,14 +98,65 @@ class DeepNetModel(Model, ModelParams, MLReadable["DeepNetModel"], MLWritable):
         """Whether there is a summary."""
         return self._summary is not None
 
+    def copy(self, extra: Any = None) -> DeepNetModel:
+        """A copy with ``extra`` Params; a trained model's network is not among them.
+
+        Spark's validators pass the grid's Params on to the models, est.model too: that is what training began with.
+        """
+        if self.compiled is not None and extra:
+            extra = {param: value for param, value in extra.items() if param.name != "model"}
+        return super().copy(extra)
+
+    def evaluate(self, dataset: DataFrame) -> dict[str, float]:
+        """The loss and the metrics over all rows, computed on the cluster.
+
+        Rows weigh as they do in training: by ``weightCol`` in the loss and in weighted metrics. Each partition sums up
+        the state of the metrics, as sums and counts; only these reach the driver.
+
+        Returns:
+            dict[str, float]: "loss", and a value per metric, as ``summary.history`` names them; NaN for no rows.
+
+        Raises:
+            InvalidInputError: a column or a row can't be used, or nothing says which loss to compute.
+        """
+        network = self._network()
+        compiled = self.compiled or network.compiled
+        if not compiled or not compiled.get("loss"):
+            raise InvalidInputError(
+                "evaluate() needs a loss, and this network was neither trained by an estimator nor compiled: "
+                "compile it before it is given to DeepNetModel."
+            )
+        spec = TrainSpec(
+            inputs=input_columns(network, self.input_columns()),
+            labels=label_columns(network, self.getLabelCols(), compiled["loss"]),
+            weight=Column(self.getWeightCol(), "w", low=0.0) if self.isSet(self.weightCol) else None,
+            compile={"optimizer": "sgd"} | {name: compiled[name] for name in COMPILED if compiled.get(name)},
+            modules=tuple(sorted({*network.modules, *custom_modules(compiled)})),
+            batch_size=self.getPredictBatchSize(),
+            handle_invalid=self.getHandleInvalid(),
+        )
+        return evaluating.evaluate(dataset, network, spec)
+
+    def _network(self) -> Network:
+        if not self.isSet(self.model):
+            raise InvalidInputError("Param model is not set: give DeepNetModel a keras.Model.")
+        return self.getOrDefault(self.model)
+
+    def _stored_network(self) -> Network | None:
+        return self.getOrDefault(self.model) if self.isSet(self.model) else None
+
+    def _heads(self, network: Network) -> tuple[str, ...]:
+        losses = heads.losses_by_output((self.compiled or {}).get("loss"), network.outputs)
+        return tuple(heads.head_of(output, loss) for output, loss in zip(network.outputs, losses, strict=True))
+
     def toKeras(self) -> Any:
         """The network as a ``keras.Model`` of the caller's own."""
         return self.getModel()
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
-        network: Network = self.getOrDefault(self.model)
-        head = heads.head_of(network.outputs[0], self.loss)
-        columns = check_outputs(self, dataset.schema, head)
+        network = self._network()
+        kinds = self._heads(network)
+        columns = check_outputs(self, dataset.schema, network, kinds)
         inputs = input_columns(network, self.input_columns())
         if not columns:
             return dataset
@@ -114,30 +166,26 @@ class DeepNetModel(Model, ModelParams, MLReadable["DeepNetModel"], MLWritable):
             modules=network.modules,
             inputs=inputs,
             layers=tuple(find_layer(network.layers, name) for name in self.getFeatureLayers()),
-            head=head,
-            wanted=tuple(field for field in columns if field in PREDICTIONS),
+            heads=kinds,
+            wanted=tuple(key for key in columns if isinstance(key, tuple)),
             batch_size=self.getPredictBatchSize(),
             handle_invalid=self.getHandleInvalid(),
         )
-        score = _udf(scorer)(*(expression(dataset.schema, column) for column in inputs))
-        skip = scorer.handle_invalid == "skip"
-        scored = f"{self.uid}_scored"
-        out = dataset.withColumn(scored, score)
-        if skip:
+        scored, taken = f"{self.uid}_scored", f"{self.uid}_inputs"
+        out, given = dataset, [expression(dataset.schema, column) for column in inputs]
+        if _has_user_type(dataset.schema):
+            # Spark 4.3 runs a pandas UDF right on a scan of Parquet, and fails there where any column is a Vector. What
+            # explode makes, always one row of one, lies between, and lets filters and unused columns through.
+            row = F.struct(*(value.alias(column.field) for value, column in zip(given, inputs, strict=True)))
+            out = dataset.select("*", F.explode(F.array(row)).alias(taken))
+            given = [F.col(taken)[column.field] for column in inputs]
+        out = out.withColumn(scored, _udf(scorer)(*given))
+        if scorer.handle_invalid == "skip":
             out = out.filter(F.col(scored)[scorer.fields[0]].isNotNull())
-        for field, name in columns.items():
+        for field, type_, name in zip(scorer.fields, _types(scorer), columns.values(), strict=True):
             value = F.col(scored)[field]
-            out = out.withColumn(name, value if _type(field, head) == T.DoubleType() else array_to_vector(value))
-        return out.drop(scored)
-
-    def write(self) -> MLWriter:
-        """A writer that saves this model through Spark's own file systems."""
-        return DeepNetModelWriter(self)
-
-    @classmethod
-    def read(cls) -> MLReader[DeepNetModel]:
-        """A reader of saved models."""
-        return DeepNetModelReader(cls)
+            out = out.withColumn(name, value if type_ == T.DoubleType() else array_to_vector(value))
+        return out.drop(scored, taken)
 
 
 def input_columns(network: Network, names: list[str]) -> tuple[Column, ...]:
@@ -167,8 +215,33 @@ def check_layers(network: Network, layers: list[str]) -> None:
         find_layer(network.layers, name)
 
 
-def check_outputs(params: ModelParams, schema: T.StructType, head: str) -> dict[str, str]:
-    """The output columns, field -> name.
+def label_columns(network: Network, names: list[str], loss: Any) -> tuple[Column, ...]:
+    """The columns of the labels, one per output, in the network's order.
+
+    Raises:
+        InvalidInputError: there are more or fewer columns than outputs.
+    """
+    outputs = network.outputs
+    if len(names) != len(outputs):
+        raise InvalidInputError(
+            f"The network has {len(outputs)} outputs, {[output.name for output in outputs]}, and there are "
+            f"{len(names)} label columns, {names}: expected one each. Set labelCols."
+        )
+    losses = heads.losses_by_output(loss, outputs)
+    return tuple(_label(name, f"y{index}", outputs[index], losses[index]) for index, name in enumerate(names))
+
+
+def _label(name: str, field: str, output: Tensor, loss: Any) -> Column:
+    sparse = heads.CLASS_LOSSES.get(heads.loss_name(loss)) == "sparse"
+    scalar = (output.units == 1 and len(output.shape) <= 1) or sparse
+    shape = () if scalar and len(output.shape) <= 1 else output.shape[:-1] if sparse else output.shape
+    return Column(name, field, shape, classes=heads.label_classes(output, loss))
+
+
+def check_outputs(
+    params: ModelParams, schema: T.StructType, network: Network, kinds: tuple[str, ...]
+) -> dict[str | tuple[int, str], str]:
+    """The names of the output columns, in order: by the layer's name, or by an output's index and what it is.
 
     Raises:
         InvalidInputError: outputCols does not fit featureLayers, or a name is taken.
@@ -179,11 +252,12 @@ def check_outputs(params: ModelParams, schema: T.StructType, head: str) -> dict[
         raise InvalidInputError(
             f"Param outputCols: expected a name for each of the featureLayers {layers}, received {names}."
         )
-    columns = {f"f{index}": name for index, name in enumerate(names)}
-    for field, param in PREDICTIONS.items():
-        name = params.getOrDefault(param)
-        if name and (field == "prediction" or heads.is_classifier(head)):
-            columns[field] = name
+    columns: dict[str | tuple[int, str], str] = dict(zip(layers, names, strict=True))
+    for index, (output, kind) in enumerate(zip(network.outputs, kinds, strict=True)):
+        for what, param in PREDICTIONS.items():
+            name = params.getOrDefault(param)
+            if name and (what == "prediction" or heads.is_classifier(kind)):
+                columns[index, what] = f"{name}_{output.name}" if index else name
     taken = [name for name in columns.values() if name in schema.fieldNames()]
     twice = sorted({name for name in columns.values() if list(columns.values()).count(name) > 1})
     if taken or twice:
@@ -195,13 +269,24 @@ def check_outputs(params: ModelParams, schema: T.StructType, head: str) -> dict[
     return columns
 
 
-def _type(field: str, head: str) -> T.DataType:
-    """What a field of the scored struct is: a number, or an array that becomes a Vector."""
-    return T.DoubleType() if field == "prediction" and head != "vector" else T.ArrayType(T.DoubleType())
+def _types(scorer: predicting.Scorer) -> list[T.DataType]:
+    """What the fields of the scored struct are: numbers, or arrays that become Vectors."""
+    array = T.ArrayType(T.DoubleType())
+    numbers = [kind == "prediction" and scorer.heads[index] != "vector" for index, kind in scorer.wanted]
+    return [array] * len(scorer.layers) + [T.DoubleType() if number else array for number in numbers]
+
+
+def _has_user_type(kind: T.DataType) -> bool:
+    """Whether values of a user-defined type, as Vectors are, are in it."""
+    if isinstance(kind, T.StructType):
+        return any(_has_user_type(field.dataType) for field in kind.fields)
+    if isinstance(kind, T.MapType):
+        return _has_user_type(kind.keyType) or _has_user_type(kind.valueType)
+    return _has_user_type(kind.elementType) if isinstance(kind, T.ArrayType) else isinstance(kind, T.UserDefinedType)
 
 
 def _udf(scorer: predicting.Scorer) -> Any:
-    fields = [T.StructField(field, _type(field, scorer.head)) for field in scorer.fields]
+    fields = [T.StructField(field, type_) for field, type_ in zip(scorer.fields, _types(scorer), strict=True)]
 
     @F.pandas_udf(T.StructType(fields))  # type: ignore[attr-defined]
     def score(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
@@ -209,63 +294,3 @@ def _udf(scorer: predicting.Scorer) -> Any:
 
     # Spark would push the filter that skips bad rows below this UDF, and run it twice.
     return score.asNondeterministic() if scorer.handle_invalid == "skip" else score
-
-
-class DeepNetModelWriter(MLWriter):
-    """Writes a DeepNetModel: Spark ML's metadata, and the network as Parquet rows of 8 MiB."""
-
-    def __init__(self, instance: DeepNetModel) -> None:
-        super().__init__()
-        self.instance = instance
-
-    def saveImpl(self, path: str) -> None:
-        """Raises SavedModelError where something is at ``path`` already, and overwrite was not asked for."""
-        instance = self.instance
-        network: Network = instance.getOrDefault(instance.model)
-        plain = {param.name: value for param, value in instance._paramMap.items() if param.name != "model"}
-        extra = {"format": FORMAT, "network": json.loads(network.facts()), "loss": instance.loss}
-        try:
-            DefaultParamsWriter.saveMetadata(instance, path, self.sparkSession, extra, plain)
-        except Exception as error:
-            if "already exists" in str(error).lower() or "PATH_ALREADY_EXISTS" in str(error):
-                raise SavedModelError(
-                    f"There is something at {path} already. To replace it: model.write().overwrite().save({path!r})"
-                ) from None
-            raise
-        # A few pieces at a time: a driver's JVM of ordinary size can't hold a network of several hundred MB.
-        for batches in artifacts.grouped(artifacts.record_batches({"network": network.archive})):
-            part = self.sparkSession.createDataFrame(pa.Table.from_batches(batches)).coalesce(1)
-            part.write.mode("append").parquet(f"{path.rstrip('/')}/data")
-
-
-class DeepNetModelReader(MLReader["DeepNetModel"]):
-    """Reads what DeepNetModelWriter wrote."""
-
-    def __init__(self, cls: type[DeepNetModel]) -> None:
-        super().__init__()
-        self.cls = cls
-
-    def load(self, path: str) -> DeepNetModel:
-        """Raises SavedModelError for a place that holds no DeepNetModel, one of a later format, or a damaged one."""
-        metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession)
-        if metadata.get("format") != FORMAT:
-            raise SavedModelError(
-                f"{path} has format {metadata.get('format')}, and this cos_ml reads format {FORMAT}: load it with "
-                "the version that wrote it."
-            )
-        rows = self.sparkSession.read.parquet(f"{path.rstrip('/')}/data").toLocalIterator()
-        archive = artifacts.join((row["name"], row["part"], row["data"]) for row in rows)["network"]
-        model = self.cls()._resetUid(metadata["uid"])
-        DefaultParamsReader.getAndSetParams(model, metadata)
-        network = Network.from_facts(json.dumps(metadata["network"]), archive)
-        _check_imported(network.modules)
-        model._set(model=network)
-        model.loss = metadata["loss"]
-        return model
-
-
-def _check_imported(modules: tuple[str, ...]) -> None:
-    """A saved file names no module to import by itself: what it needs, this program has imported."""
-    missing = [module for module in modules if module not in sys.modules]
-    if missing:
-        raise SavedModelError(f"The network has custom layers: import {', '.join(missing)} before it is loaded.")

@@ -37,7 +37,7 @@ class Tensor:
         return self.shape[-1] if self.shape else 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Network:
     """A Keras network, frozen: copies of a Param that holds it share nothing that changes.
 
@@ -65,7 +65,9 @@ class Network:
         """
         keras = import_keras()
         if not isinstance(model, keras.Model):
-            raise InvalidInputError(f"Param model: expected a keras.Model, received {type(model).__name__}.")
+            raise InvalidInputError(
+                f"Param model: expected a keras.Model, received {type(model).__name__} {model!r:.60}."
+            )
         if not model.built or not getattr(model, "inputs", None):
             raise InvalidInputError(
                 f"Param model: {model.name!r} does not know its input shape yet. Begin it with keras.Input(shape), "
@@ -92,6 +94,9 @@ class Network:
 
     def __hash__(self) -> int:
         return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"Network({len(self.layers)} layers, {len(self.archive):,} bytes, {self.digest[:8]})"
 
     def with_archive(self, archive: bytes) -> Network:
         """The same network with other weights."""
@@ -163,6 +168,23 @@ def load(archive: bytes, modules: Iterable[str] = ()) -> Any:
             raise SavedModelError(f"Keras {keras.version()} does not load the network: {error}") from error
 
 
+def from_file(path: str) -> Network:
+    """The network in a ``.keras`` file, anywhere that fsspec reads.
+
+    Raises:
+        InvalidInputError: there is no such file, or none that Keras loads.
+    """
+    import fsspec
+
+    try:
+        with fsspec.open(path, "rb") as file:
+            return Network.of(load(file.read()))
+    except (OSError, ValueError, ImportError) as error:
+        raise InvalidInputError(
+            f"Param model: expected a keras.Model, or the path of a .keras file, received {path!r}: {error}"
+        ) from error
+
+
 def pack_inputs(model: Any, inputs: Sequence[Any]) -> Any:
     """Input tensors, in the network's order, in the form that it was built with: one, a list or a dict."""
     structure = getattr(model, "_inputs_struct", None)
@@ -191,7 +213,7 @@ def layers_by_name(model: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def find_layer(names: Any, wanted: str) -> str:
+def find_layer(names: Any, wanted: str, param: str = "featureLayers") -> str:
     """The full name of a layer asked for by full name, or by its own name where only one layer has it.
 
     Raises:
@@ -203,8 +225,8 @@ def find_layer(names: Any, wanted: str) -> str:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise InvalidInputError(f"Param featureLayers: several layers are named {wanted!r}. Say which of {matches}.")
-    raise InvalidInputError(f"Param featureLayers: the network has no layer {wanted!r}. It has {list(names)}.")
+        raise InvalidInputError(f"Param {param}: several layers are named {wanted!r}. Say which of {matches}.")
+    raise InvalidInputError(f"Param {param}: the network has no layer {wanted!r}. It has {list(names)}.")
 
 
 def _refuse_unsafe(config: Any) -> None:

@@ -24,6 +24,8 @@ from pyspark.ml.param.shared import (
     HasWeightCol,
 )
 
+from cos_ml import networks
+from cos_ml.callbacks import plain_callback
 from cos_ml.errors import InvalidInputError
 from cos_ml.networks import Network
 from cos_ml.quiet import import_keras
@@ -42,6 +44,29 @@ def _whole(name: str, low: int) -> Callable[[Any], int]:
         if isinstance(value, bool) or not TypeConverters._is_integer(value) or value < low:
             raise InvalidInputError(f"Param {name}: expected a whole number of {low} or more, received {value!r}.")
         return int(value)
+
+    return convert
+
+
+def _switch(name: str) -> Callable[[Any], bool]:
+    def convert(value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise InvalidInputError(f"Param {name}: expected True or False, received {value!r}.")
+        return value
+
+    return convert
+
+
+def _names(name: str) -> Callable[[Any], list[str]]:
+    """Converter to a list of different names."""
+
+    def convert(value: Any) -> list[str]:
+        if isinstance(value, str) or not TypeConverters._can_convert_to_list(value):
+            raise InvalidInputError(f"Param {name}: expected a list of names, received {value!r}.")
+        names = TypeConverters.toList(value)
+        if not all(isinstance(one, str) and one for one in names) or len(set(names)) < len(names):
+            raise InvalidInputError(f"Param {name}: expected a list of names, each once, received {names!r}.")
+        return [str(one) for one in names]
 
     return convert
 
@@ -86,7 +111,25 @@ def _setter(name: str, setter: str) -> Callable[[Any, Any], Any]:
 
 
 def _network(value: Any) -> Network:
+    """Converter to a network: of one, a ``keras.Model``, the path of a ``.keras`` file, or a DeepNetModel."""
+    if isinstance(value, ModelParams):
+        value = value.getOrDefault(value.model)
+    if isinstance(value, str):
+        return networks.from_file(value)
     return value if isinstance(value, Network) else Network.of(value)
+
+
+def _pretrained(value: Any) -> Any:
+    """Converter to a DeepNetModel of the estimator's own: a Transformer is what Spark saves in grids of Params."""
+    from cos_ml.model import DeepNetModel
+
+    return DeepNetModel(model=value)
+
+
+def _callbacks(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, (list, tuple)):
+        raise InvalidInputError(f"Param callbacks: expected a list, received {value!r}.")
+    return [plain_callback(item) for item in value]
 
 
 def _keras_objects(name: str) -> Callable[[Any], Any]:
@@ -104,22 +147,26 @@ def _keras_objects(name: str) -> Callable[[Any], Any]:
             plain = keras.saving.serialize_keras_object(value)
         except (TypeError, ValueError, NotImplementedError) as error:
             raise InvalidInputError(f"Param {name}: Keras can't serialise {value!r}: {error}") from error
-        if (
-            not isinstance(plain, dict)
-            or "class_name" not in plain
-            or plain["class_name"] in ("function", "__lambda__")
-        ):
+        if isinstance(plain, dict) and plain.get("class_name") == "function" and ">" in plain["config"]:
+            # Keras leaves out where a registered function is from.
+            plain |= {"registered_name": plain["config"], "module": value.__module__}
+        if not isinstance(plain, dict) or "class_name" not in plain or _unregistered(plain):
             raise InvalidInputError(
                 f"Param {name}: expected a Keras identifier, or a Keras object that serialises, received {value!r}. "
-                "Make a function of "
-                "your own a class registered with @keras.saving.register_keras_serializable(), in a module that the "
-                "executors import."
+                "Register a function or class of your own with @keras.saving.register_keras_serializable(), in a "
+                "module that the executors import."
             )
         if isinstance(plain["config"], dict):  # Keras 3.15 leaves arguments of some losses out, Huber's delta say
             plain["config"] = getattr(value, "_fn_kwargs", {}) | plain["config"]
         return plain
 
     return convert
+
+
+def _unregistered(plain: dict[str, Any]) -> bool:
+    """Whether this is Python code that Keras can't find again by a name."""
+    is_function = plain["class_name"] in ("function", "__lambda__")
+    return is_function and ">" not in (plain.get("registered_name") or "")
 
 
 @_setters
@@ -131,17 +178,28 @@ class ModelParams(
     HasProbabilityCol,
     HasRawPredictionCol,
     HasHandleInvalid,
+    HasLabelCol,
+    HasWeightCol,
 ):
     """The Params that DeepNetEstimator and DeepNetModel share."""
 
-    model = _param("model", "the Keras network. Its weights are kept, and are where training starts", _network)
+    model = _param("model", "the network: a keras.Model, the path of a .keras file, or another DeepNetModel", _network)
+    inputCols = _param(
+        "inputCols",
+        "input columns, one per input of the network: matched by the inputs' names, else in their order",
+        _names("inputCols"),
+    )
+    outputCols = _param(
+        "outputCols", "names of the columns of featureLayers, one each. Unset: the layers' names", _names("outputCols")
+    )
+    labelCols = _param("labelCols", "label columns, one per output of the network, in its order", _names("labelCols"))
     featureLayers = _param(
         "featureLayers",
         "names of layers whose activations become Vector columns, in one forward pass with the predictions. A layer "
         "inside a "
         "nested model is named 'outer/inner', or 'inner' where only one is named so. Their columns: outputCols, else "
         "the names",
-        TypeConverters.toListString,
+        _names("featureLayers"),
     )
     handleInvalid = _param(
         "handleInvalid",
@@ -153,18 +211,20 @@ class ModelParams(
     predictBatchSize = _param(
         "predictBatchSize", "rows per forward pass in transform (>= 1)", _whole("predictBatchSize", 1)
     )
+    handleMismatch = _param(
+        "handleMismatch",
+        "what to do when a loaded model does not compute, on this machine, what it computed where it was saved: "
+        "'warn', 'error' or 'ignore' (do not look)",
+        _one_of("handleMismatch", "warn", "error", "ignore"),
+    )
 
     def __init__(self) -> None:
         super().__init__()
         self._setDefault(
-            featureLayers=[],
-            handleInvalid="error",
-            predictBatchSize=1024,
-            featuresCol="features",
-            predictionCol="prediction",
-            probabilityCol="probability",
+            featureLayers=[], handleInvalid="error", predictBatchSize=1024, handleMismatch="warn",
+            featuresCol="features", labelCol="label", predictionCol="prediction", probabilityCol="probability",
             rawPredictionCol="rawPrediction",
-        )
+        )  # fmt: skip
 
     def _set(self, **kwargs: Any) -> Any:
         """Set Params by keyword; None, as in the constructors' signatures, is the same as not set."""
@@ -178,11 +238,22 @@ class ModelParams(
                 raise InvalidInputError(f"Param {name}: {error} Received {value!r}.") from error
         return self
 
+    def set(self, param: Param, value: Any) -> None:
+        """Sets a Param of this stage."""
+        self._shouldOwn(param)
+        self._set(**{param.name: value})
+
     def getModel(self) -> Any:
         """The network, as a ``keras.Model`` of the caller's own."""
-        from cos_ml import networks
-
         return networks.load(self.getOrDefault(self.model).archive)
+
+    def getHandleMismatch(self) -> str:
+        """Gets the value of handleMismatch or its default value."""
+        return self.getOrDefault(self.handleMismatch)
+
+    def getLabelCols(self) -> list[str]:
+        """The label columns: labelCols where it is set, else labelCol alone."""
+        return list(self.getOrDefault(self.labelCols)) if self.isSet(self.labelCols) else [self.getLabelCol()]
 
     def getFeatureLayers(self) -> list[str]:
         """Gets the value of featureLayers or its default value."""
@@ -200,8 +271,6 @@ class ModelParams(
 @_setters
 class EstimatorParams(
     ModelParams,
-    HasLabelCol,
-    HasWeightCol,
     HasValidationIndicatorCol,
     HasLearningRate,
     HasBatchSize,
@@ -210,8 +279,10 @@ class EstimatorParams(
 ):
     """The Params of DeepNetEstimator."""
 
-    labelCols = _param(
-        "labelCols", "label columns, one per output of the network, in its order", TypeConverters.toListString
+    model = _param(
+        "model",
+        "where training starts, its weights are kept: a keras.Model, the path of a .keras file, or a DeepNetModel",
+        _pretrained,
     )
     loss = _param(
         "loss",
@@ -242,39 +313,75 @@ class EstimatorParams(
         _whole("batchSize", 1),
     )
     epochs = _param("epochs", "passes over the training rows (>= 1)", _whole("epochs", 1))
-    shuffle = _param(
-        "shuffle", "a new order of each rank's rows in every epoch, from the seed", TypeConverters.toBoolean
+    shuffle = _param("shuffle", "a new order of each rank's rows in every epoch, from the seed", _switch("shuffle"))
+    seed = _param("seed", "of the order of rows and of Dropout (a whole number)", _whole("seed", -(2**63)))
+    patience = _param(
+        "patience",
+        "stop when the validation loss (without validation rows: the loss) has not become better for so many epochs "
+        "(>= 0). Unset: train all epochs",
+        _whole("patience", 0),
+    )
+    restoreBestWeights = _param(
+        "restoreBestWeights",
+        "in the end take the weights of the epoch with the least such loss, not the last ones",
+        _switch("restoreBestWeights"),
+    )
+    callbacks = _param(
+        "callbacks",
+        "callbacks of Keras, each made with cos_ml.callback(class, arguments); they run in the ranks",
+        _callbacks,
+    )
+    frozenLayers = _param(
+        "frozenLayers",
+        "names of layers, or of models in the model, that this training leaves as they are",
+        _names("frozenLayers"),
     )
     numTrainWorkers = _param("numTrainWorkers", "ranks, one barrier task each (>= 1)", _whole("numTrainWorkers", 1))
-    useGpu = _param("useGpu", "train on the GPUs that Spark assigned, one per rank", TypeConverters.toBoolean)
-    progress = _param("progress", "show a line per epoch at the driver while the fit runs", TypeConverters.toBoolean)
+    useGpu = _param("useGpu", "train on the GPUs that Spark assigned, one per rank", _switch("useGpu"))
+    progress = _param("progress", "show at the driver how the fit goes, while it runs", _switch("progress"))
 
     def __init__(self) -> None:
         super().__init__()
         self._setDefault(
-            labelCol="label", metrics=[], optimizer="adam", batchSize=32, epochs=1, shuffle=True, numTrainWorkers=1,
-            useGpu=False, progress=True, seed=0,
+            metrics=[], optimizer="adam", batchSize=32, epochs=1, shuffle=True, numTrainWorkers=1, useGpu=False,
+            progress=True, seed=0, restoreBestWeights=False, callbacks=[], frozenLayers=[],
         )  # fmt: skip
 
-    def getLabelCols(self) -> list[str]:
-        """The label columns: labelCols where it is set, else labelCol alone."""
-        return self.getOrDefault(self.labelCols) if self.isSet(self.labelCols) else [self.getLabelCol()]
+    def getModel(self) -> Any:
+        """The network that training starts from, as a ``keras.Model`` of the caller's own."""
+        return self.getOrDefault(self.model).getModel()
+
+    def getPatience(self) -> int:
+        """Gets the value of patience."""
+        return self.getOrDefault(self.patience)
+
+    def getRestoreBestWeights(self) -> bool:
+        """Gets the value of restoreBestWeights or its default value."""
+        return self.getOrDefault(self.restoreBestWeights)
+
+    def getCallbacks(self) -> list[dict[str, Any]]:
+        """Gets the value of callbacks, as plain data, or its default value."""
+        return copy.deepcopy(self.getOrDefault(self.callbacks))
+
+    def getFrozenLayers(self) -> list[str]:
+        """Gets the value of frozenLayers or its default value."""
+        return list(self.getOrDefault(self.frozenLayers))
 
     def getLoss(self) -> Any:
         """Gets the value of loss: an identifier, or the serialised form of a Keras object."""
-        return self.getOrDefault(self.loss)
+        return copy.deepcopy(self.getOrDefault(self.loss))
 
     def getMetrics(self) -> Any:
         """Gets the value of metrics or its default value."""
-        return copy.copy(self.getOrDefault(self.metrics))
+        return copy.deepcopy(self.getOrDefault(self.metrics))
 
     def getLossWeights(self) -> Any:
         """Gets the value of lossWeights."""
-        return self.getOrDefault(self.lossWeights)
+        return copy.deepcopy(self.getOrDefault(self.lossWeights))
 
     def getOptimizer(self) -> Any:
         """Gets the value of optimizer or its default value."""
-        return self.getOrDefault(self.optimizer)
+        return copy.deepcopy(self.getOrDefault(self.optimizer))
 
     def getEpochs(self) -> int:
         """Gets the value of epochs or its default value."""

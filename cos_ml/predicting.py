@@ -35,8 +35,9 @@ class Scorer:
         archive, digest, modules: the network, what tells it from others, and the modules of its custom layers.
         inputs: the columns that it takes.
         layers: full names of the layers to tap.
-        head: the kind of prediction, as ``heads.head_of`` names it.
-        wanted: the prediction columns to compute, of "prediction", "probability" and "rawPrediction".
+        heads: the kind of prediction of each output, as ``heads.head_of`` names it.
+        wanted: the prediction columns to compute: the index of an output, and "prediction", "probability" or
+            "rawPrediction".
         batch_size: rows per forward pass.
         handle_invalid: "error", "skip" (an empty row comes out) or "keep".
     """
@@ -46,15 +47,16 @@ class Scorer:
     modules: tuple[str, ...]
     inputs: tuple[Column, ...]
     layers: tuple[str, ...]
-    head: str
-    wanted: tuple[str, ...]
+    heads: tuple[str, ...]
+    wanted: tuple[tuple[int, str], ...]
     batch_size: int
     handle_invalid: str
 
     @property
     def fields(self) -> list[str]:
-        """The names of what comes out, in order: f0, f1, ... for the layers, then the wanted prediction columns."""
-        return [*(f"f{index}" for index in range(len(self.layers))), *self.wanted]
+        """The names of what comes out, in order: f0, f1, ... for the layers, then prediction, prediction1 and so on."""
+        taps = [f"f{index}" for index in range(len(self.layers))]
+        return taps + [f"{kind}{index or ''}" for index, kind in self.wanted]
 
 
 def score(scorer: Scorer, batches: Iterator[pd.Series | tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
@@ -92,9 +94,11 @@ def _arrow(series: pd.Series, column: Column) -> pa.Array:
         return pa.array(rows)
     first = next((row for row in rows if row is not None), None)
     if first is None:
-        return pa.nulls(len(rows), pa.list_(pa.from_numpy_dtype(np.dtype(column.dtype))))
+        kind = pa.string() if column.dtype == "string" else pa.from_numpy_dtype(np.dtype(column.dtype))
+        return pa.nulls(len(rows), pa.list_(kind))
     if not isinstance(first, np.ndarray):
-        return pa.array(rows, pa.binary() if isinstance(first, (bytes, bytearray)) else None)
+        kinds: dict[type, pa.DataType] = {bytes: pa.binary(), bytearray: pa.binary(), str: pa.large_string()}
+        return pa.array(rows, kinds.get(type(first)))
     if first.dtype == object or any(row is None for row in rows):
         return pa.array(list(rows), from_pandas=False)
     # A tenth of the time of from_pandas, and mostly no copy: Spark's rows are slices of one array.
@@ -111,12 +115,12 @@ def _forward(scorer: Scorer, forward: Callable[..., list[Any]], arrays: list[np.
     parts: list[list[np.ndarray]] = []
     for start in range(0, max(len(arrays[0]), 1), scorer.batch_size):
         batch = [array[start : start + scorer.batch_size] for array in arrays]
-        output, *taps = [tensor.numpy() for tensor in forward(*batch)]
+        tensors = [tensor.numpy() for tensor in forward(*batch)]
+        outputs, taps = tensors[: len(scorer.heads)], tensors[len(scorer.heads) :]
         columns = [tap.reshape(len(tap), math.prod(tap.shape[1:])).astype(np.float64) for tap in taps]
-        if scorer.wanted:
-            predictions = heads.predictions(scorer.head, output)
-            columns += [predictions[name] for name in scorer.wanted]
-        parts.append(columns)
+        wanted = {index for index, _ in scorer.wanted}
+        predictions = {index: heads.predictions(scorer.heads[index], outputs[index]) for index in wanted}
+        parts.append(columns + [predictions[index][kind] for index, kind in scorer.wanted])
     return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
@@ -156,6 +160,10 @@ def _arrow_frame() -> type[pd.DataFrame]:
 
     class ArrowFrame(pd.DataFrame):
         @property
+        def _constructor(self) -> Any:  # Spark 4.3 puts the columns in its own order first, which makes a new frame
+            return ArrowFrame
+
+        @property
         def _constructor_sliced(self) -> Any:
             return ArrowSeries
 
@@ -181,6 +189,12 @@ def _loaded(scorer: Scorer) -> Callable[..., list[Any]]:
 
 
 def _load(scorer: Scorer) -> Callable[..., list[Any]]:
+    limit_threads()
+    return forward_pass(networks.load(scorer.archive, scorer.modules), scorer.layers)
+
+
+def limit_threads() -> None:
+    """Let TensorFlow use this task's cores, and no more."""
     import_keras()
     import tensorflow as tf
 
@@ -189,11 +203,10 @@ def _load(scorer: Scorer) -> Callable[..., list[Any]]:
         tf.config.threading.set_inter_op_parallelism_threads(1)
     except RuntimeError:
         pass  # TensorFlow runs in this worker already
-    return forward_pass(networks.load(scorer.archive, scorer.modules), scorer.layers)
 
 
 def forward_pass(network: Any, layers: tuple[str, ...]) -> Callable[..., list[Any]]:
-    """One pass through ``network``: a function of its input arrays that returns its first output and ``layers``' own.
+    """One pass through ``network``: a function of its input arrays that returns its outputs, then those of ``layers``.
 
     A layer is tapped where it is called, so those of nested models are reached as well as any other.
     """
@@ -206,8 +219,8 @@ def forward_pass(network: Any, layers: tuple[str, ...]) -> Callable[..., list[An
 
     @tf.function(reduce_retracing=True, autograph=False)
     def forward(*inputs: Any) -> list[Any]:
-        output = network(networks.pack_inputs(network, inputs), training=False)
-        return [output[0] if isinstance(output, (list, tuple)) else output, *(taps[name] for name in layers)]
+        outputs = network(networks.pack_inputs(network, inputs), training=False)
+        return [*tf.nest.flatten(outputs), *(taps[name] for name in layers)]
 
     return forward
 

@@ -1,4 +1,4 @@
-"""Run a function on n ranks in one barrier job: slots, placement, child processes, errors (both sides).
+"""Run a function on n ranks in one barrier job: placement, child processes, errors (both sides).
 
 Top to bottom: ``run`` on the driver; ``_task`` in each barrier task, which spools its rows, meets the others and
 watches its child; the child itself is ``rank_process.py``.
@@ -22,15 +22,15 @@ from typing import Any
 
 import pyarrow as pa
 from pyspark import BarrierTaskContext
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 
-from cos_ml import artifacts, progress
-from cos_ml.errors import ClusterError, CosMLError, InvalidInputError, RankError, SetupError
+from cos_ml import artifacts, progress, slots
+from cos_ml.errors import CosMLError, InvalidInputError, RankError, SetupError
 from cos_ml.feeds import Spool, local_folder, spread
 from cos_ml.rendezvous import Place, Rendezvous, local_addresses, place, rank_environment, server_address
 from cos_ml.spec import TrainSpec
 
-__all__ = ["Job", "check_cluster", "run"]
+__all__ = ["Job", "run"]
 
 RESULT_PART = 64 << 20  # bytes that reach the driver at a time
 LOG_TAIL = 64 << 10  # bytes of a rank's output that are kept
@@ -45,14 +45,14 @@ class Job:
     Attributes:
         function: "module:name" of the function that the rank runs; it takes the start message and a function that waits
             until all ranks have met, and returns named bytes.
-        spec: what to train.
-        network: the archive to begin with.
+        specs: what to train, one after the other on the same rows.
+        networks: the archives to begin with, which the specs name by index.
         progress: where the driver listens, if it does.
     """
 
     function: str
-    spec: TrainSpec
-    network: bytes
+    specs: tuple[TrainSpec, ...]
+    networks: tuple[bytes, ...]
     progress: progress.Address | None = None
 
 
@@ -75,12 +75,14 @@ def run(df: DataFrame, job: Job, ranks: int) -> list[dict[str, bytes]]:
         InvalidInputError: a row can't be used.
         RankError: a rank failed; the message has its traceback.
     """
-    check_cluster(df.sparkSession, ranks)
+    slots.check_cluster(df.sparkSession, ranks)
+    returned = sum(len(job.networks[spec.network]) for spec in job.specs)
     tasks = spread(df, ranks).mapInArrow(partial(_task, job), "rank int, " + artifacts.SCHEMA, barrier=True)
     try:
         # The shuffle is what lets Spark retry: it never repeats a barrier stage whose result is collected directly.
         # In as many parts as the driver can take one after the other.
-        rows = list(tasks.repartition(1 + len(job.network) // RESULT_PART).toLocalIterator())
+        with slots.taken(df.sparkSession, ranks):
+            rows = list(tasks.repartition(1 + returned // RESULT_PART).toLocalIterator())
     except Exception as error:
         raise _own_error(error) or error from None
     results: list[dict[str, bytes]] = [
@@ -89,33 +91,6 @@ def run(df: DataFrame, job: Job, ranks: int) -> list[dict[str, bytes]]:
     ]
     _raise_reported(results)
     return results
-
-
-def check_cluster(spark: SparkSession, ranks: int) -> None:
-    """Raises ClusterError where Spark would wait, or fail after a long time, for ``ranks`` tasks at once."""
-    if spark.conf.get("spark.dynamicAllocation.enabled", "false") == "true":
-        raise ClusterError(
-            "spark.dynamicAllocation.enabled is true, and Spark runs no barrier job then (SPARK-24942), which the "
-            "ranks of a fit are. "
-            "Set spark.dynamicAllocation.enabled=false and spark.executor.instances for the application that trains."
-        )
-    slots = _slots(spark)
-    if slots is not None and slots < ranks:
-        raise ClusterError(
-            f"numTrainWorkers={ranks} needs {ranks} tasks at the same time, and this application has slots for "
-            f"{slots}. Set "
-            f"numTrainWorkers to {slots} or less, or start Spark with more: --master 'local[{ranks}]', or more "
-            "executors or cores "
-            "(spark.executor.instances, spark.executor.cores; a task takes spark.task.cpus of them)."
-        )
-
-
-def _slots(spark: SparkSession) -> int | None:
-    """How many tasks run at once on the executors there are now; None where Spark Connect does not tell."""
-    if not hasattr(spark, "_jsparkSession"):
-        return None
-    context = spark.sparkContext._jsc.sc()
-    return context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile())
 
 
 def _raise_reported(results: list[dict[str, bytes]]) -> None:
@@ -159,7 +134,7 @@ def _task(job: Job, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatc
     hosts = [info.address.rsplit(":", 1)[0] for info in context.getTaskInfos()]
     places = place(hosts)
     here = places[context.partitionId()]
-    spool = Spool(job.spec)
+    spool = Spool(job.specs[0])
     with RankProcess(job, here, spool) as process:  # TensorFlow loads while rows arrive
         problem = _fill(spool, batches)
         meeting = _meet(context, hosts, places, spool, problem)
@@ -248,20 +223,20 @@ class RankProcess:
 
     def __init__(self, job: Job, here: Place, spool: Spool) -> None:
         self.here, self.spool = here, spool
-        self.results, self.network, self.log = (tempfile.TemporaryFile(dir=local_folder()) for _ in range(3))
+        self.results, self.networks, self.log = (tempfile.TemporaryFile(dir=local_folder()) for _ in range(3))
         self.scratch = tempfile.TemporaryDirectory(prefix="cos_ml-rank-", dir=local_folder())  # what libraries leave
-        self.network.write(job.network)
-        self.network.flush()
+        artifacts.write(self.networks, {str(index): archive for index, archive in enumerate(job.networks)})
         events, events_of_child = os.pipe()
         start = {
-            "function": job.function, "spec": job.spec.to_json(), "place": asdict(here), "spool": spool.descriptors(),
-            "network": self.network.fileno(), "results": self.results.fileno(), "events": events_of_child,
+            "function": job.function, "specs": [spec.to_json() for spec in job.specs], "place": asdict(here),
+            "spool": spool.descriptors(), "networks": self.networks.fileno(),
+            "results": self.results.fileno(), "events": events_of_child,
         }  # fmt: skip
-        inherited = [events_of_child, self.network.fileno(), self.results.fileno()]
+        inherited = [events_of_child, self.networks.fileno(), self.results.fileno()]
         inherited += [fd for part in spool.descriptors().values() for fd in part.values()]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cos_ml.rank_process"],
-            env=_child_environment(job.spec) | {"TMPDIR": self.scratch.name},
+            env=_child_environment(job.specs[0]) | {"TMPDIR": self.scratch.name},
             pass_fds=inherited, stdin=subprocess.PIPE, stdout=self.log, stderr=self.log,
         )  # fmt: skip
         os.close(events_of_child)
@@ -311,7 +286,7 @@ class RankProcess:
     ) -> None:
         self.process.kill()
         self.process.wait()
-        for file in (self.process.stdin, self.events, self.results, self.network, self.log):
+        for file in (self.process.stdin, self.events, self.results, self.networks, self.log):
             if file is not None:
                 file.close()
         self.scratch.cleanup()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cos_ml.columns import Column
@@ -29,6 +29,12 @@ class TrainSpec:
         handle_invalid: "error" or "skip" bad rows, or "keep" them as NaN.
         steps_per_execution: training steps in one call of TensorFlow.
         use_gpu: train on the GPU that Spark assigned.
+        frozen: names of layers that stay as they are.
+        callbacks: Keras callbacks as plain data, as ``callbacks.callback`` makes it.
+        patience: epochs without improvement after which training stops; None trains them all.
+        restore_best: end with the weights of the best epoch.
+        network: which of the job's networks it begins with.
+        name: of this candidate, in a job that trains several; else empty.
     """
 
     inputs: tuple[Column, ...]
@@ -45,11 +51,23 @@ class TrainSpec:
     handle_invalid: str = "error"
     steps_per_execution: int = 16
     use_gpu: bool = False
+    frozen: tuple[str, ...] = ()
+    callbacks: tuple[dict[str, Any], ...] = ()
+    patience: int | None = None
+    restore_best: bool = False
+    network: int = 0
+    name: str = ""
 
     @property
     def columns(self) -> tuple[Column, ...]:
         """Every column that a rank reads: inputs, labels, weight; not the validation mark, which sorts rows."""
         return (*self.inputs, *self.labels, *((self.weight,) if self.weight else ()))
+
+    @property
+    def layout(self) -> tuple[Any, ...]:
+        """What decides the spool: candidates of one layout train on the same spooled rows, each in its own shape."""
+        flat = [replace(one, shape=(one.size,)) if one.shape and one.size is not None else one for one in self.columns]
+        return (*flat, self.validation, self.handle_invalid, self.use_gpu)
 
     def to_json(self) -> str:
         """This spec as one line of JSON."""
@@ -63,7 +81,8 @@ class TrainSpec:
             values[name] = tuple(_column(column) for column in values[name])
         for name in ("weight", "validation"):
             values[name] = _column(values[name]) if values[name] else None
-        values["modules"] = tuple(values["modules"])
+        for name in ("modules", "frozen", "callbacks"):
+            values[name] = tuple(values[name])
         return cls(**values)
 
 

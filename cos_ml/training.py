@@ -18,9 +18,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cos_ml import networks
+from cos_ml import artifacts, callbacks, networks
 from cos_ml.allreduce import Ranks
-from cos_ml.feeds import Batch, Rows, step_weights
+from cos_ml.feeds import PARTS, Batch, Rows, step_weights
 from cos_ml.spec import TrainSpec
 
 __all__ = ["train"]
@@ -37,32 +37,81 @@ def train(start: dict[str, Any], meet: Callable[[], dict[str, Any]]) -> dict[str
         dict[str, bytes]: "summary" as JSON; from rank 0 also "network", the trained archive.
     """
     clock = Clock()
-    spec = TrainSpec.from_json(start["spec"])
+    specs = [TrainSpec.from_json(text) for text in start["specs"]]
     place = start["place"]
+    rank = place["rank"]
     _limit_threads(place["local_size"])
-    with os.fdopen(start["network"], "rb") as file:
-        file.seek(0)
-        network = networks.load(file.read(), spec.modules)
-    _seed(network, spec.seed, place["rank"])
+    with os.fdopen(start["networks"], "rb") as file:
+        archives = artifacts.read(file)
+    network = _begin(specs[0], archives, rank)
     clock.lap("start")
-    meeting = meet()
+    tasks = meet()["tasks"]
     clock.lap("read")
     events = os.fdopen(start["events"], "w")
     ranks = Ranks(place["size"])
     report(events, event="joined")
     clock.lap("join")
-    trainer = make_trainer(network, spec, ranks)
-    feeds = {
-        part: Feed(part, spec, ranks, place["rank"], meeting["tasks"], start["spool"][part])
-        for part in ("train", "validation")
-    }
-    history = fit(trainer, spec, ranks, feeds, events if place["rank"] == 0 else None)
-    clock.lap("train")
-    result = {"summary": json.dumps(history | {"seconds": clock.seconds, "place": place}).encode()}
-    if place["rank"] == 0:
-        result["network"] = networks.dump(network_of(trainer))
+    rows = {part: stored_rows(part, tasks, rank, start["spool"][part]) for part in PARTS}
+    results: dict[str, bytes] = {}
+    for index, spec in enumerate(specs):
+        try:
+            if index:
+                network = _begin(spec, archives, rank)
+            history, network = train_one(network, spec, ranks, rank, tasks, rows, clock, events)
+        except Exception as error:
+            if spec.name:
+                error.add_note(f"This was {spec.name}.")
+            raise
+        results[f"{index}/summary"] = json.dumps(history | {"seconds": clock.seconds, "place": place}).encode()
+        if rank == 0:
+            results[f"{index}/network"] = networks.dump(network)
+        clock.forget("compile", "train")
     ranks.close()
-    return result
+    return results
+
+
+def _begin(spec: TrainSpec, archives: dict[str, bytes], rank: int) -> Any:
+    """The network of one candidate, in a process that remembers nothing of those before it."""
+    keras.utils.clear_session()
+    network = networks.load(archives[str(spec.network)], spec.modules)
+    _seed(network, spec.seed, rank)
+    return network
+
+
+def train_one(
+    network: Any,
+    spec: TrainSpec,
+    ranks: Ranks,
+    rank: int,
+    tasks: list[dict[str, Any]],
+    rows: dict[str, Rows],
+    clock: Clock,
+    events: Any,
+) -> tuple[dict[str, Any], Any]:
+    """Train one candidate; returns the course of it, and the trained network."""
+    thaw = freeze(network, spec.frozen)
+    trainer = make_trainer(network, spec, ranks)
+    feeds = {part: Feed(part, spec, ranks, rank, tasks, rows[part]) for part in PARTS}
+    clock.lap("compile")
+    history = fit(trainer, spec, ranks, feeds, events if rank == 0 else None, rank)
+    clock.lap("train")
+    trained = network_of(trainer)
+    thaw()
+    return history, trained
+
+
+def freeze(network: Any, names: tuple[str, ...]) -> Callable[[], None]:
+    """Keep these layers as they are; returns what makes them trainable again, as far as they were."""
+    layers = networks.layers_by_name(network)
+    before = [(layer, layer.trainable) for layer in layers.values()]
+    for name in names:
+        layers[networks.find_layer(layers, name, "frozenLayers")].trainable = False
+
+    def thaw() -> None:
+        for layer, trainable in before if names else ():  # a model comes before its layers, which it changes too
+            layer.trainable = trainable
+
+    return thaw
 
 
 class Clock:
@@ -71,6 +120,11 @@ class Clock:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.monotonic()
+
+    def forget(self, *phases: str) -> None:
+        """Count these phases from 0 again."""
+        for phase in phases:
+            self.seconds.pop(phase, None)
 
     def lap(self, phase: str) -> None:
         """Count the time since the last lap as ``phase``."""
@@ -85,7 +139,9 @@ def report(events: Any, **event: Any) -> None:
     events.flush()
 
 
-def fit(trainer: Any, spec: TrainSpec, ranks: Ranks, feeds: dict[str, Feed], events: Any) -> dict[str, Any]:
+def fit(
+    trainer: Any, spec: TrainSpec, ranks: Ranks, feeds: dict[str, Feed], events: Any, rank: int = 0
+) -> dict[str, Any]:
     """Keras's own loop over the feeds; returns the history by metric and the rows seen in each epoch."""
     training, validation = feeds["train"], feeds["validation"]
     watch = Watch(training, spec.epochs, events)
@@ -94,7 +150,13 @@ def fit(trainer: Any, spec: TrainSpec, ranks: Ranks, feeds: dict[str, Feed], eve
         training.dataset(),
         epochs=spec.epochs,
         validation_data=validation.dataset() if validation.steps else None,
-        callbacks=[AverageStatistics(ranks, training.share), watch],
+        callbacks=[
+            AverageStatistics(ranks, training.share),
+            *(callbacks.make(plain) for plain in spec.callbacks if plain["ranks"] == "all" or rank == 0),
+            *_early_stopping(spec, "val_loss" if validation.steps else "loss"),
+            AgreeToStop(ranks),
+            watch,
+        ],
         shuffle=False,  # the feed does
         verbose=0,
     )
@@ -103,6 +165,17 @@ def fit(trainer: Any, spec: TrainSpec, ranks: Ranks, feeds: dict[str, Feed], eve
         "rows": training.total_rows, "validation_rows": validation.total_rows, "steps": training.steps,
         "epoch_seconds": watch.seconds,
     }  # fmt: skip
+
+
+def _early_stopping(spec: TrainSpec, monitor: str) -> list[Any]:
+    """Keras's own; all ranks see the same loss, so they decide alike."""
+    if spec.patience is None and not spec.restore_best:
+        return []
+    patience = spec.epochs if spec.patience is None else spec.patience
+    stopping = keras.callbacks.EarlyStopping(
+        monitor, patience=patience, mode="min", restore_best_weights=spec.restore_best
+    )
+    return [stopping]
 
 
 # ── the step ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -150,6 +223,17 @@ class SharedSteps(keras.Model if TYPE_CHECKING else object):  # type: ignore[mis
     """
 
     ranks: Ranks
+    wants_stop = agreed_stop = False
+
+    @property
+    def stop_training(self) -> bool:
+        """Whether Keras's loop shall end; one rank that ended by itself would leave the others waiting."""
+        return self.agreed_stop
+
+    @stop_training.setter
+    def stop_training(self, value: bool) -> None:
+        self.wants_stop = bool(value)
+        self.agreed_stop &= self.wants_stop
 
     def train_step(self, data: Any) -> dict[str, Any]:
         with tf.GradientTape() as tape:
@@ -173,13 +257,25 @@ class SharedSteps(keras.Model if TYPE_CHECKING else object):  # type: ignore[mis
     def _loss_of(self, data: Any, training: bool) -> tuple[Any, Any]:
         inputs, labels, weights, scale, weight, _ = data
         outputs = self(networks.pack_inputs(self, inputs), training=training)
+        labels = tf.nest.pack_sequence_as(outputs, tf.nest.flatten(labels))
+        trackers = [self._loss_tracker, *self._losses_by_output(labels, outputs)]
+        for tracker in trackers:
+            tracker.weight = weight
         loss = self.compute_loss(inputs, labels, outputs, weights * scale, training=training)
-        self._loss_tracker.weight = weight
         self._loss_tracker.update_state(loss)
         return loss, outputs
 
+    def _losses_by_output(self, labels: Any, outputs: Any) -> list[Any]:
+        """Keras's means of each output's loss, made exact as that of the whole is."""
+        if not self._compile_loss.built:
+            self._compile_loss.build(labels, outputs)
+        for tracker in self._compile_loss.metrics:
+            tracker.__class__ = StepMean
+        return self._compile_loss.metrics
+
     def _metrics_of(self, data: Any, outputs: Any) -> dict[str, Any]:
         inputs, labels, weights, _, _, real = data
+        labels = tf.nest.pack_sequence_as(outputs, tf.nest.flatten(labels))
         inputs, labels, outputs, weights = tf.nest.map_structure(
             lambda rows: rows[:real], (inputs, labels, outputs, weights)
         )
@@ -215,6 +311,17 @@ class AverageStatistics(keras.callbacks.Callback):
             after = before + self.ranks.sum((variable.numpy() - before) * self.share).astype(before.dtype)
             variable.assign(after)
             self.before[index] = (variable, after)
+
+
+class AgreeToStop(keras.callbacks.Callback):
+    """After each epoch, ends the training on all ranks when a callback on one of them asked for it."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        super().__init__()
+        self.ranks = ranks
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.model.agreed_stop = bool(self.ranks.sum(np.array([float(self.model.wants_stop)]))[0])
 
 
 class Watch(keras.callbacks.Callback):
@@ -253,21 +360,11 @@ class Feed:
     """
 
     def __init__(
-        self,
-        part: str,
-        spec: TrainSpec,
-        ranks: Ranks,
-        rank: int,
-        tasks: list[dict[str, Any]],
-        descriptors: dict[str, int],
+        self, part: str, spec: TrainSpec, ranks: Ranks, rank: int, tasks: list[dict[str, Any]], rows: Rows
     ) -> None:
         counts = [task["rows"][part] for task in tasks]
-        somebody = next((index for index, task in enumerate(tasks) if task["shapes"]), 0)
-        self.shapes, self.dtypes = (
-            {field: tasks[at][name][field] for field in descriptors} for name, at in _layout(tasks, rank, somebody)
-        )
         self.spec, self.ranks, self.rank = spec, ranks, rank
-        self.rows = Rows(descriptors, counts[rank], self.shapes, self.dtypes)
+        self.rows = rows.reshaped(spec.columns)
         self.total_rows = sum(counts)
         self.share = counts[rank] / max(self.total_rows, 1)
         self.steps = -(-max(counts) // spec.batch_size)
@@ -297,28 +394,42 @@ class Feed:
             yield self._data(batch, float(total))
 
     def _data(self, batch: Batch, total: float) -> Any:
-        arrays = batch.arrays
-        count = len(next(iter(arrays.values())))
-        weights = arrays.get("w", np.ones(count, np.float32)) if batch.real else np.zeros(count, np.float32)
-        scale = count * self.ranks.size / total if batch.real and total else 0.0
-        inputs = tuple(arrays[column.field] for column in self.spec.inputs)
-        labels = tuple(arrays[column.field] for column in self.spec.labels)
-        return (
-            inputs,
-            labels if len(labels) > 1 else labels[0],
-            weights, np.float32(scale), np.float32(total), np.int32(batch.real),
-        )  # fmt: skip
+        return step_data(self.spec, batch.arrays, batch.real, self.ranks.size, total)
 
     def _example(self) -> Any:
         """One step of no rows: what shapes and dtypes a step has."""
-        empty = {field: np.empty((0, *shape), self.dtypes[field]) for field, shape in self.shapes.items()}
+        empty = {field: np.empty((0, *rows.shape[1:]), rows.dtype) for field, rows in self.rows.arrays.items()}
         return self._data(Batch(empty, 0), 0.0)
 
 
-def _layout(tasks: list[dict[str, Any]], rank: int, somebody: int) -> list[tuple[str, int]]:
-    """Which task says how rows look: this one, or, where it has seen none, one that has."""
-    at = rank if tasks[rank]["shapes"] else somebody
-    return [("shapes", at), ("dtypes", at)]
+def step_data(
+    spec: TrainSpec, arrays: dict[str, np.ndarray], real: int, size: int = 1, total: float | None = None
+) -> Any:
+    """One step's rows in the form that ``SharedSteps`` takes.
+
+    Args:
+        arrays: by field, of B rows.
+        real: how many of the rows count: B or 0.
+        size: the number of ranks.
+        total: the weight of the step's rows on all of them; None for that of these rows.
+    """
+    count = len(next(iter(arrays.values())))
+    weights = arrays.get("w", np.ones(count, np.float32)) if real else np.zeros(count, np.float32)
+    total = float(weights.sum()) if total is None else total
+    scale = count * size / total if real and total else 0.0
+    inputs = tuple(arrays[column.field] for column in spec.inputs)
+    labels = tuple(arrays[column.field] for column in spec.labels)
+    return (
+        inputs,
+        labels if len(labels) > 1 else labels[0],
+        weights, np.float32(scale), np.float32(total), np.int32(real),
+    )  # fmt: skip
+
+
+def stored_rows(part: str, tasks: list[dict[str, Any]], rank: int, descriptors: dict[str, int]) -> Rows:
+    """This rank's rows of one part; a rank that has seen none looks like another's."""
+    like = tasks[rank] if tasks[rank]["shapes"] else next((task for task in tasks if task["shapes"]), tasks[rank])
+    return Rows(descriptors, tasks[rank]["rows"][part], like["shapes"], like["dtypes"])
 
 
 # ── this process ──────────────────────────────────────────────────────────────────────────────────────────────────────

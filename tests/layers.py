@@ -66,3 +66,18 @@ class Counting(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"file": self.file}
+
+
+class StopAfter(keras.callbacks.Callback):
+    """Ends the training after so many epochs; on rank 1 alone, where there is one."""
+
+    def __init__(self, epochs: int = 1) -> None:
+        super().__init__()
+        self.epochs = epochs
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self.params["epochs"] and self.seen == self.epochs - 1 and os.environ.get("HOROVOD_RANK", "1") == "1":
+            self.model.stop_training = True
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.seen = epoch

@@ -13,7 +13,7 @@ MODULES = sorted(module.name for module in pkgutil.walk_packages(cos_ml.__path__
 
 
 def test_the_public_names():
-    assert cos_ml.__all__ == ["DeepNetEstimator", "DeepNetModel", "__version__"]
+    assert cos_ml.__all__ == ["DeepNetEstimator", "DeepNetModel", "__version__", "callback"]
     for name in cos_ml.__all__:
         assert getattr(cos_ml, name)
     with pytest.raises(AttributeError, match="has no attribute 'DeepNet'"):

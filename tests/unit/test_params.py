@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 from pyspark.ml.param import Param
+from pyspark.ml.tuning import ParamGridBuilder
 
 from cos_ml import DeepNetEstimator, DeepNetModel
 from cos_ml.errors import InvalidInputError
@@ -37,10 +38,15 @@ DEFAULTS = {
     "rawPredictionCol": "rawPrediction",
     "handleInvalid": "error",
     "predictBatchSize": 1024,
+    "handleMismatch": "warn",
+    "patience": None,
+    "restoreBestWeights": False,
+    "callbacks": [],
+    "frozenLayers": [],
 }
 SHARED = [
-    "model", "featuresCol", "inputCols", "featureLayers", "outputCols", "predictionCol", "probabilityCol",
-    "rawPredictionCol", "handleInvalid", "predictBatchSize",
+    "model", "featuresCol", "inputCols", "labelCol", "labelCols", "weightCol", "featureLayers", "outputCols",
+    "predictionCol", "probabilityCol", "rawPredictionCol", "handleInvalid", "predictBatchSize", "handleMismatch",
 ]  # fmt: skip
 VALUES = {
     "featuresCol": "pixels",
@@ -68,6 +74,11 @@ VALUES = {
     "handleInvalid": "skip",
     "predictBatchSize": 16,
     "progress": False,
+    "handleMismatch": "ignore",
+    "patience": 2,
+    "restoreBestWeights": True,
+    "callbacks": [{"class": "keras.callbacks:TerminateOnNaN", "ranks": "all", "arguments": {}}],
+    "frozenLayers": ["hidden"],
 }
 
 
@@ -146,17 +157,51 @@ def test_input_and_label_columns():
     assert estimator.getLabelCols() == ["c"]
 
 
-def test_the_model_param(classifier):
-    estimator = DeepNetEstimator(model=classifier)
-    assert isinstance(estimator.getOrDefault("model"), Network)
-    mine = estimator.getModel()
-    assert mine is not classifier
-    assert all((a == b).all() for a, b in zip(mine.get_weights(), classifier.get_weights(), strict=True))
-    mine.set_weights([weight * 0 for weight in mine.get_weights()])
-    assert any(weight.any() for weight in estimator.getModel().get_weights())
-    assert DeepNetEstimator(model=estimator.getOrDefault("model")).getOrDefault("model") is estimator.getOrDefault(
-        "model"
-    )
+@pytest.mark.parametrize("stage", [DeepNetEstimator, DeepNetModel])
+def test_the_model_param(stage, classifier, tmp_path):
+    classifier.save(tmp_path / "classifier.keras")
+    for given in (classifier, str(tmp_path / "classifier.keras"), DeepNetModel(model=classifier)):
+        made = stage(model=given)
+        mine = made.getModel()
+        assert mine is not classifier
+        assert all((a == b).all() for a, b in zip(mine.get_weights(), classifier.get_weights(), strict=True))
+        mine.set_weights([weight * 0 for weight in mine.get_weights()])
+        assert any(weight.any() for weight in made.getModel().get_weights())
+
+
+def test_a_network_is_frozen_once(classifier):
+    model = DeepNetModel(model=classifier)
+    assert isinstance(model.getOrDefault("model"), Network)
+    estimator = DeepNetEstimator(model=model)
+    again = DeepNetEstimator(model=estimator.getOrDefault("model"))
+    assert again.getOrDefault("model").getOrDefault("model") is model.getOrDefault("model")
+
+
+def test_a_grid_may_hold_networks(classifier):
+    estimator = DeepNetEstimator()
+    grid = ParamGridBuilder().addGrid(estimator.model, [classifier]).addGrid(estimator.epochs, [1, 2]).build()
+    assert [estimator.copy(extra).getEpochs() for extra in grid] == [1, 2]
+    assert all(isinstance(extra[estimator.model], DeepNetModel) for extra in grid)
+
+
+def test_a_trained_model_keeps_its_network_in_a_copy(classifier):
+    """CrossValidator gives the grid's Params to the models too."""
+    trained, pretrained = (DeepNetModel(model=classifier, predictBatchSize=2) for _ in range(2))
+    trained.compiled = {"loss": "mse"}
+    other = keras.models.clone_model(classifier)
+    for model, kept in ((trained, True), (pretrained, False)):
+        extra = {model.model: Network.of(other), model.predictBatchSize: 5}
+        copied = model.copy(extra)
+        assert copied.getPredictBatchSize() == 5
+        assert (copied.getOrDefault("model") is model.getOrDefault("model")) == kept
+
+
+def test_explain_params_is_for_people(classifier):
+    for stage in (DeepNetEstimator(model=classifier, loss="mse"), DeepNetModel(model=classifier)):
+        lines = stage.explainParams().splitlines()
+        assert len(lines) == len(stage.params)
+        assert max(map(len, lines)) < 500
+        assert all(len(param.doc) > 10 for param in stage.params)
 
 
 def test_a_model_without_the_layer_that_is_asked_for(classifier):
@@ -228,18 +273,31 @@ def test_handle_invalid(stage, value):
         ("progress", 0),
         ("seed", "7"),
         ("seed", 1.5),
+        ("featureLayers", ["a", "a"]),
+        ("featureLayers", [""]),
+        ("frozenLayers", "hidden"),
+        ("restoreBestWeights", 1),
+        ("patience", -1),
+        ("callbacks", "TensorBoard"),
+        ("handleMismatch", "fail"),
     ],
 )
 def test_wrong_types(name, value):
     # As the docstring of DeepNetEstimator says: InvalidInputError for a Param of the wrong type.
-    with pytest.raises(InvalidInputError) as error:
-        DeepNetEstimator(**{name: value})
-    assert name in str(error.value)
-    assert repr(value) in str(error.value)
+    estimator = DeepNetEstimator()
+    for attempt in (
+        lambda: DeepNetEstimator(**{name: value}),
+        lambda: estimator.set(estimator.getParam(name), value),
+        lambda: estimator.copy({estimator.getParam(name): value}),
+    ):
+        with pytest.raises(InvalidInputError) as error:
+            attempt()
+        assert name in str(error.value)
+        assert repr(value) in str(error.value)
 
 
 def test_not_a_network():
-    with pytest.raises(InvalidInputError, match=r"Param model: expected a keras.Model, received str"):
+    with pytest.raises(InvalidInputError, match=r"Param model: expected a keras.Model, or the path.*'resnet'"):
         DeepNetEstimator(model="resnet")
 
 
@@ -287,6 +345,17 @@ def test_a_loss_keeps_its_arguments(loss):
     again = keras.saving.deserialize_keras_object(DeepNetEstimator(loss=loss).getLoss())
     labels, outputs = np.array([[0.0, 1.0], [2.0, 3.0]]), np.array([[3.0, 1.0], [1.0, 5.0]])
     assert float(again(labels, outputs)) == float(loss(labels, outputs))
+
+
+@keras.saving.register_keras_serializable("cos_ml_unit_tests")
+def registered_loss(y_true, y_pred):
+    return keras.ops.abs(y_pred - y_true)
+
+
+def test_a_registered_function_serialises():
+    plain = DeepNetEstimator(loss=registered_loss).getLoss()
+    assert json.loads(json.dumps(plain)) == plain
+    assert keras.saving.deserialize_keras_object(plain) is registered_loss
 
 
 def own_loss(y_true, y_pred):
@@ -345,9 +414,9 @@ def test_defaults_are_not_changed_through_a_getter(name):
 
 def test_a_copy_of_a_model(classifier):
     model = DeepNetModel(model=classifier, featureLayers=["hidden"])
-    model.loss = "mse"
+    model.compiled = {"loss": "mse"}
     other = model.copy()
-    assert other.loss == "mse"
+    assert other.compiled == {"loss": "mse"}
     assert other.getOrDefault("model") is model.getOrDefault("model")  # frozen
     other.setHandleInvalid("skip")
     assert model.getHandleInvalid() == "error"

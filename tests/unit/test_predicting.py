@@ -30,8 +30,8 @@ def scorer_of(model, taps=(), head="classes", wanted=ALL, batch_size=1000, handl
         Column(tensor.name, f"x{index}", tensor.shape, tensor.dtype) for index, tensor in enumerate(network.inputs)
     )
     return Scorer(
-        archive=network.archive, digest=network.digest, modules=(), inputs=inputs, layers=tuple(taps), head=head,
-        wanted=tuple(wanted), batch_size=batch_size, handle_invalid=handle_invalid,
+        archive=network.archive, digest=network.digest, modules=(), inputs=inputs, layers=tuple(taps), heads=(head,),
+        wanted=tuple((0, what) for what in wanted), batch_size=batch_size, handle_invalid=handle_invalid,
     )  # fmt: skip
 
 
@@ -263,7 +263,7 @@ def test_a_network_is_loaded_once(classifier, numbers, loads):
     for _ in range(3):
         scored(scorer, series(numbers(2, 4)), series(numbers(2, 4)))
     assert len(loads) == 1
-    scored(dataclasses.replace(scorer, wanted=("prediction",), batch_size=1), series(numbers(2, 4)))
+    scored(dataclasses.replace(scorer, wanted=((0, "prediction"),), batch_size=1), series(numbers(2, 4)))
     assert len(loads) == 1  # the network is the same
 
 

@@ -1,0 +1,98 @@
+"""Slots of the cluster: whether a fit's ranks fit in, and whose turn it is (driver side).
+
+A barrier job needs all its slots at the same time. Fits of one application that run side by side, as CrossValidator's
+threads do, therefore take the slots from one account, first come, first served.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+
+from pyspark.sql import SparkSession
+
+from cos_ml.errors import ClusterError
+
+__all__ = ["Account", "check_cluster", "taken"]
+
+logger = logging.getLogger(__name__)
+
+
+def check_cluster(spark: SparkSession, ranks: int) -> None:
+    """Raises ClusterError where Spark would wait, or fail after a long time, for ``ranks`` tasks at once."""
+    if spark.conf.get("spark.dynamicAllocation.enabled", "false") == "true":
+        raise ClusterError(
+            "spark.dynamicAllocation.enabled is true, and Spark runs no barrier job then (SPARK-24942), which the "
+            "ranks of a fit are. "
+            "Set spark.dynamicAllocation.enabled=false and spark.executor.instances for the application that trains."
+        )
+    slots = _slots(spark)
+    if slots is not None and slots < ranks:
+        raise ClusterError(
+            f"numTrainWorkers={ranks} needs {ranks} tasks at the same time, and this application has slots for "
+            f"{slots}. Set "
+            f"numTrainWorkers to {slots} or less, or start Spark with more: --master 'local[{ranks}]', or more "
+            "executors or cores "
+            "(spark.executor.instances, spark.executor.cores; a task takes spark.task.cpus of them)."
+        )
+
+
+def _slots(spark: SparkSession) -> int | None:
+    """How many tasks run at once on the executors there are now; None where Spark Connect does not tell."""
+    if not hasattr(spark, "_jsparkSession"):
+        return None
+    context = spark.sparkContext._jsc.sc()
+    return context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile())
+
+
+class Account:
+    """So many slots, which threads take and give back in the order in which they come."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._queue: list[object] = []
+        self._taken = 0
+
+    @contextlib.contextmanager
+    def taken(self, wanted: int, total: int | None) -> Iterator[None]:
+        """Hold ``wanted`` slots for the length of a ``with`` block; waits for them.
+
+        Args:
+            wanted: how many; not more than there are.
+            total: how many there are; None where nobody knows, and one holder at a time has them all.
+        """
+        if total is None:
+            wanted = total = 1
+        ticket = object()
+        with self._changed:
+            self._queue.append(ticket)
+            try:
+                if not self._free(ticket, wanted, total):
+                    logger.info(
+                        "This fit needs %d slots and waits: other fits of this application hold %d of %d.",
+                        wanted, self._taken, total,
+                    )  # fmt: skip
+                    self._changed.wait_for(lambda: self._free(ticket, wanted, total))
+                self._taken += wanted
+            finally:
+                self._queue.remove(ticket)
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= wanted
+                self._changed.notify_all()
+
+    def _free(self, ticket: object, wanted: int, total: int) -> bool:
+        return self._queue[0] is ticket and self._taken + wanted <= total
+
+
+_account = Account()  # a process runs one Spark application
+
+
+def taken(spark: SparkSession, ranks: int) -> contextlib.AbstractContextManager[None]:
+    """Hold the slots of ``ranks`` tasks for the length of a ``with`` block; waits while other fits hold them."""
+    return _account.taken(ranks, _slots(spark))
