@@ -5,14 +5,15 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(STACK)
 
-.PHONY: help setup demo test lint benchmark clean
+.PHONY: help setup demo test test-latest lint benchmark clean
 
 help:
-	@echo "make demo       train, save, reload and score a Pipeline on real data (sets everything up)"
-	@echo "make test       lint, types and the whole test suite (sets everything up)"
-	@echo "make setup      the set-up alone: $(VENV), pinned dependencies, the Horovod build"
-	@echo "make benchmark  the figures of tests/benchmarks, beside the peers'"
-	@echo "make clean      remove $(VENV)"
+	@echo "make demo         train, save, reload and score a Pipeline on real data (sets everything up)"
+	@echo "make test         lint, types and the whole test suite (sets everything up)"
+	@echo "make test-latest  the test suite, Spark Connect too, on the newest versions (sets .venv-latest up)"
+	@echo "make setup        the set-up alone: $(VENV), pinned dependencies, the Horovod build"
+	@echo "make benchmark    the figures of tests/benchmarks, beside the peers'"
+	@echo "make clean        remove $(VENV) and .venv-latest"
 
 setup: $(READY)
 
@@ -27,6 +28,12 @@ demo: setup
 test: lint
 	$(BIN)/python -m pytest
 
+# A process has sessions of Spark Connect or others, never both: so it is two runs.
+test-latest:
+	$(MAKE) setup STACK=latest VENV=.venv-latest
+	.venv-latest/bin/python -m pytest --ignore tests/connect
+	.venv-latest/bin/python -m pytest tests/connect
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,4 +43,4 @@ benchmark: setup
 	$(BIN)/python -m tests.benchmarks
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-latest

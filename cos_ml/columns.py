@@ -98,6 +98,7 @@ def expression(schema: T.StructType, column: Column) -> SparkColumn:
     ]
     if isinstance(given, VectorUDT):
         array = vector_to_array(source, "float32" if column.dtype == "float32" else "float64")
+        array = F.when(source.isNotNull(), array)  # it fails on null
         return array if column.dtype == "float32" else array.cast(T.ArrayType(target))
     if isinstance(given, T.ArrayType):
         element: T.DataType = given.elementType

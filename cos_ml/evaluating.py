@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame
 
-from cos_ml import feeds, networks, predicting
+from cos_ml import connect, feeds, networks, predicting
 from cos_ml.networks import Network
 from cos_ml.spec import TrainSpec
 
@@ -36,6 +36,7 @@ def evaluate(dataset: DataFrame, network: Network, spec: TrainSpec) -> dict[str,
     Raises:
         InvalidInputError: there is no such column, or it is of no use. A bad row ends the Spark job instead.
     """
+    connect.check_size(dataset.sparkSession, [network.archive])
     narrow = feeds.narrow(dataset, spec)
     summed = narrow.mapInArrow(partial(_sum_up, network.archive, spec.to_json()), "state string")
     states = [json.loads(row["state"]) for row in summed.collect()]
@@ -76,14 +77,12 @@ class _Evaluator:
     """A network compiled as for training, whose test step adds rows up."""
 
     def __init__(self, archive: bytes, spec: str) -> None:
-        import tensorflow as tf
-
         from cos_ml.allreduce import Ranks
         from cos_ml.training import make_trainer
 
         self.spec = TrainSpec.from_json(spec)
         self.trainer = make_trainer(networks.load(archive, self.spec.modules), self.spec, Ranks(1))
-        self.step = tf.function(self.trainer.test_step, reduce_retracing=True)
+        self.step = predicting.traced(self.trainer.test_step)
 
     def add(self, arrays: dict[str, np.ndarray]) -> None:
         """Count these rows."""
@@ -113,9 +112,6 @@ class _Evaluator:
             variable.assign(value)
 
     def _step(self, arrays: dict[str, np.ndarray], counted: bool) -> None:
-        import tensorflow as tf
-
         from cos_ml.training import step_data
 
-        data = step_data(self.spec, arrays, len(next(iter(arrays.values()))) if counted else 0)
-        self.step(tf.nest.map_structure(tf.convert_to_tensor, data))
+        self.step(step_data(self.spec, arrays, len(next(iter(arrays.values()))) if counted else 0))

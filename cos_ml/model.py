@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from cos_ml import evaluating, heads, predicting
+from cos_ml import connect, evaluating, heads, predicting
 from cos_ml.columns import Column, expression, spark_dtype
 from cos_ml.errors import InvalidInputError
 from cos_ml.networks import Network, Tensor, custom_modules, find_layer
@@ -160,6 +160,7 @@ class DeepNetModel(Model, ModelParams, NetworkStage):
         inputs = input_columns(network, self.input_columns())
         if not columns:
             return dataset
+        connect.check_size(dataset.sparkSession, [network.archive])
         scorer = predicting.Scorer(
             archive=network.archive,
             digest=network.digest,

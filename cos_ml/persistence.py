@@ -20,7 +20,7 @@ from pyspark.errors import PySparkException
 from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
 
 import cos_ml
-from cos_ml import artifacts, networks
+from cos_ml import artifacts, connect, networks
 from cos_ml.errors import CosMLError, SavedModelError
 from cos_ml.networks import Network
 from cos_ml.quiet import import_keras
@@ -62,6 +62,12 @@ class StageWriter(MLWriter):
     def __init__(self, instance: Any) -> None:
         super().__init__()
         self.instance = instance
+
+    def _handleOverwrite(self, path: str) -> None:
+        if connect.is_connect(self.sparkSession):
+            connect.remove(path)  # Spark's own stages do it this way; its MLWriter does not
+        else:
+            super()._handleOverwrite(path)
 
     def saveImpl(self, path: str) -> None:
         """Raises SavedModelError where something is at ``path`` already, and overwrite was not asked for."""

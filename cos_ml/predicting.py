@@ -217,12 +217,34 @@ def forward_pass(network: Any, layers: tuple[str, ...]) -> Callable[..., list[An
     for name in layers:
         found[name].call = _tap(found[name].call, taps, name)
 
-    @tf.function(reduce_retracing=True, autograph=False)
     def forward(*inputs: Any) -> list[Any]:
         outputs = network(networks.pack_inputs(network, inputs), training=False)
         return [*tf.nest.flatten(outputs), *(taps[name] for name in layers)]
 
-    return forward
+    return traced(forward)
+
+
+def traced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` as a TensorFlow graph, traced once for any number of rows.
+
+    tf.function would trace it for the first and the second number of rows, and warn of it where many networks are used.
+    """
+    import tensorflow as tf
+
+    graph = tf.function(function, autograph=False)
+    known: dict[Any, Any] = {}
+
+    def call(*data: Any) -> Any:
+        tensors = tf.nest.map_structure(tf.convert_to_tensor, data)
+        specs = tf.nest.map_structure(
+            lambda rows: tf.TensorSpec([None, *rows.shape[1:]] if rows.shape.rank else [], rows.dtype), tensors
+        )
+        key = tuple((spec.dtype, tuple(spec.shape)) for spec in tf.nest.flatten(specs))
+        if key not in known:
+            known[key] = graph.get_concrete_function(*specs)
+        return known[key](*tensors)
+
+    return call
 
 
 def _tap(call: Callable[..., Any], taps: dict[str, Any], name: str) -> Callable[..., Any]:

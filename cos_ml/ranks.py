@@ -24,7 +24,7 @@ import pyarrow as pa
 from pyspark import BarrierTaskContext
 from pyspark.sql import DataFrame
 
-from cos_ml import artifacts, progress, slots
+from cos_ml import artifacts, connect, progress, slots
 from cos_ml.errors import CosMLError, InvalidInputError, RankError, SetupError
 from cos_ml.feeds import Spool, local_folder, spread
 from cos_ml.rendezvous import Place, Rendezvous, local_addresses, place, rank_environment, server_address
@@ -75,6 +75,7 @@ def run(df: DataFrame, job: Job, ranks: int) -> list[dict[str, bytes]]:
         InvalidInputError: a row can't be used.
         RankError: a rank failed; the message has its traceback.
     """
+    connect.check_size(df.sparkSession, job.networks)
     slots.check_cluster(df.sparkSession, ranks)
     returned = sum(len(job.networks[spec.network]) for spec in job.specs)
     tasks = spread(df, ranks).mapInArrow(partial(_task, job), "rank int, " + artifacts.SCHEMA, barrier=True)
@@ -115,7 +116,8 @@ def _own_error(error: Exception) -> CosMLError | None:
             "environment variable PYSPARK_PYTHON, or spark.pyspark.python, to one in which cos_ml is installed, "
             "before Spark starts."
         )
-    found = re.search(r"cos_ml\.errors\.RankError: (.*?)(?:\n\s*\n?\s+at [\w.$]+\(|\n\tat |\Z)", str(error), re.DOTALL)
+    end = r"\s+SQLSTATE: \w{5}\b|\n\s*\n?\s+at [\w.$]+\(|\n\tat |\Z"  # Spark 4.1 and later write the SQLSTATE behind it
+    found = re.search(rf"cos_ml\.errors\.RankError: (.*?)(?:{end})", str(error), re.DOTALL)
     return RankError(found[1].strip()) if found else None
 
 

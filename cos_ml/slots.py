@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import threading
 from collections.abc import Iterator
 
 from pyspark.sql import SparkSession
 
+from cos_ml.connect import is_connect
 from cos_ml.errors import ClusterError
 
 __all__ = ["Account", "check_cluster", "taken"]
@@ -40,9 +42,13 @@ def check_cluster(spark: SparkSession, ranks: int) -> None:
 
 
 def _slots(spark: SparkSession) -> int | None:
-    """How many tasks run at once on the executors there are now; None where Spark Connect does not tell."""
-    if not hasattr(spark, "_jsparkSession"):
-        return None
+    """How many tasks run at once on the executors there are now; None where Spark Connect does not tell.
+
+    It tells which master there is, and that is enough for local ones only.
+    """
+    if is_connect(spark):
+        local = re.fullmatch(r"local\[(\d+)(?:,\d+)?\]", spark.conf.get("spark.master", ""))
+        return int(local[1]) // int(spark.conf.get("spark.task.cpus", "1")) if local else None
     context = spark.sparkContext._jsc.sc()
     return context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile())
 

@@ -13,6 +13,20 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import types as T
 
 ROOT = Path(__file__).parents[1]
+SETTINGS = {
+    "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": "false",
+    "spark.sql.shuffle.partitions": "2",
+    "spark.stage.maxConsecutiveAttempts": "2",
+    "spark.driver.memory": "2g",
+}
+SCHEMA = T.StructType(
+    [
+        T.StructField("features", VectorUDT()),
+        T.StructField("label", T.DoubleType()),
+        T.StructField("weight", T.DoubleType()),
+    ]
+)
 
 
 def session(master: str, folder: Path, **settings: str) -> Iterator[SparkSession]:
@@ -20,16 +34,8 @@ def session(master: str, folder: Path, **settings: str) -> Iterator[SparkSession
     os.environ["PYSPARK_PYTHON"] = sys.executable  # executors run this environment
     os.environ["PYTHONPATH"] = str(ROOT)  # and find the tests' own layers
     builder = SparkSession.builder.master(master).appName("cos_ml tests")
-    settings = {
-        "spark.ui.enabled": "false",
-        "spark.ui.showConsoleProgress": "false",
-        "spark.sql.shuffle.partitions": "2",
-        "spark.local.dir": str(folder / "local"),
-        "spark.sql.warehouse.dir": str(folder / "warehouse"),
-        "spark.stage.maxConsecutiveAttempts": "2",
-        "spark.driver.memory": "2g",
-    } | settings
-    for name, value in settings.items():
+    folders = {"spark.local.dir": str(folder / "local"), "spark.sql.warehouse.dir": str(folder / "warehouse")}
+    for name, value in (SETTINGS | folders | settings).items():
         builder = builder.config(name, value)
     spark = builder.getOrCreate()
     spark.sparkContext.setLogLevel("OFF")
@@ -48,12 +54,5 @@ def rows_of(
 
 def frame(spark: SparkSession, partitions: Sequence[Sequence[tuple[object, float, float]]]) -> DataFrame:
     """A DataFrame of these partitions, in this order: features (Vector), label, weight."""
-    schema = T.StructType(
-        [
-            T.StructField("features", VectorUDT()),
-            T.StructField("label", T.DoubleType()),
-            T.StructField("weight", T.DoubleType()),
-        ]
-    )
     rdd = spark.sparkContext.parallelize([list(rows) for rows in partitions], len(partitions))
-    return spark.createDataFrame(rdd.flatMap(list), schema)
+    return spark.createDataFrame(rdd.flatMap(list), SCHEMA)

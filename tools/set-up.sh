@@ -25,7 +25,10 @@ if [ -n "$missing" ]; then
 fi
 
 extras=cpu,test
-[ "$stack" = petastorm ] && extras=$extras,petastorm
+case $stack in
+petastorm) extras=$extras,petastorm ;;
+latest) extras=$extras,connect ;;
+esac
 echo "Setting up $venv with the \"$stack\" stack (about 5 minutes, once) ..."
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip="$venv/bin/python -m pip --disable-pip-version-check -q"

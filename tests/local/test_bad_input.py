@@ -12,6 +12,7 @@ from cos_ml import DeepNetEstimator
 from cos_ml.errors import InvalidInputError
 from tests import reference
 from tests.local.test_failures import assert_nothing_left
+from tests.sessions import frame
 
 GOOD = [1.0] * 12
 NAN = float("nan")
@@ -158,6 +159,13 @@ def test_bad_rows_are_skipped_when_asked(spark):
     ]
     model = estimator(handleInvalid="skip").fit(spark.createDataFrame(rows, SCHEMA).coalesce(1))
     assert model.summary.rows == 2
+
+
+def test_a_null_vector_is_a_bad_row(spark):
+    df = frame(spark, [[(Vectors.dense(GOOD), 1.0, 1.0), (None, 1.0, 1.0)]])
+    with pytest.raises(InvalidInputError, match="column 'features', row 1: is null"):
+        estimator().fit(df)
+    assert estimator(handleInvalid="skip").fit(df).transform(df).count() == 1
 
 
 def test_no_rows_at_all(spark):

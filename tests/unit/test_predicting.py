@@ -233,6 +233,13 @@ def test_no_rows(classifier, handle_invalid):
     assert len(frame) == 0
 
 
+def test_spark_takes_arrow_columns_as_they_are(classifier, numbers):
+    """It orders the columns of what it gets, and applies a function to each row of an array column."""
+    (frame,) = scored(scorer_of(classifier), series(numbers(3, 4)))
+    column = frame[list(reversed(frame.columns))].iloc[:, -1]
+    assert column.apply(lambda _: pytest.fail("a row was touched")) is column
+
+
 def test_no_batches(classifier):
     assert scored(scorer_of(classifier)) == []
 

@@ -1,0 +1,101 @@
+"""evaluate, and Spark's evaluators on what transform writes."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.evaluation import (
+    BinaryClassificationEvaluator,
+    MulticlassClassificationEvaluator,
+    RegressionEvaluator,
+)
+from pyspark.ml.regression import LinearRegression
+
+from cos_ml import DeepNetEstimator, DeepNetModel
+from cos_ml.errors import InvalidInputError
+from tests import reference
+from tests.sessions import frame, rows_of
+
+LOSS = "sparse_categorical_crossentropy"
+
+
+@pytest.fixture(scope="module")
+def data():
+    features, labels, _ = reference.data(150)
+    return features, labels, np.random.default_rng(2).uniform(0, 3, 150).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def df(spark, data):
+    rows = rows_of(*data)
+    return frame(spark, [rows[:40], [], rows[40:]])
+
+
+def compiled():
+    network = reference.network()
+    metrics = ["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(2, name="top2")]
+    network.compile(loss=LOSS, metrics=metrics, weighted_metrics=[keras.metrics.SparseCategoricalCrossentropy()])
+    return network
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_evaluate_is_kerass_own(df, data, weighted):
+    features, labels, weights = data
+    network = compiled()
+    model = DeepNetModel(model=network, weightCol="weight" if weighted else None, predictBatchSize=32)
+    told = model.evaluate(df)
+    weights = weights if weighted else np.ones_like(weights)
+    expected = network.evaluate(features, labels, batch_size=150, sample_weight=weights, verbose=0, return_dict=True)
+    each = keras.losses.sparse_categorical_crossentropy(labels, network(features)).numpy()
+    expected["loss"] = np.average(each, weights=weights) + float(sum(network.losses))
+    assert told == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_fitted_model_evaluates_what_it_was_trained_with(df):
+    model = DeepNetEstimator(model=reference.network(), loss=LOSS, metrics=["accuracy"], progress=False).fit(df)
+    assert set(model.evaluate(df)) == {"loss", "accuracy"}
+    assert np.isnan(model.evaluate(df.limit(0))["loss"])
+
+
+def test_evaluate_needs_a_loss(df):
+    with pytest.raises(InvalidInputError, match=r"needs a loss"):
+        DeepNetModel(model=reference.network()).evaluate(df)
+
+
+def same_metrics(evaluator, names, one, other):
+    for name in names:
+        evaluator = evaluator.setMetricName(name)
+        assert evaluator.evaluate(one) == pytest.approx(evaluator.evaluate(other), abs=1e-5), name
+
+
+def test_multiclass(df):
+    """A network with a LogisticRegression's own weights has its columns, and its scores."""
+    theirs = LogisticRegression(maxIter=3).fit(df)
+    network = keras.Sequential([keras.Input((12,)), keras.layers.Dense(3, activation="softmax")])
+    network.set_weights([theirs.coefficientMatrix.toArray().T, theirs.interceptVector.toArray()])
+    mine = DeepNetModel(model=network)
+    names = ["accuracy", "f1", "logLoss", "weightedPrecision", "hammingLoss"]
+    same_metrics(MulticlassClassificationEvaluator(), names, mine.transform(df), theirs.transform(df))
+
+
+@pytest.mark.parametrize("raw", ["rawPrediction", "probability"])
+def test_binary(df, raw):
+    df = df.withColumn("label", (df.label > 0).cast("double"))
+    theirs = LogisticRegression(maxIter=3).fit(df)
+    network = keras.Sequential([keras.Input((12,)), keras.layers.Dense(1, activation="sigmoid")])
+    network.set_weights([theirs.coefficients.toArray().reshape(12, 1), np.array([theirs.intercept])])
+    mine = DeepNetModel(model=network).transform(df)
+    same_metrics(BinaryClassificationEvaluator(rawPredictionCol=raw), ["areaUnderROC", "areaUnderPR"], mine,
+                 theirs.transform(df))  # fmt: skip
+    for one, other in zip(mine.collect(), theirs.transform(df).collect(), strict=True):
+        np.testing.assert_allclose(one.rawPrediction.toArray(), other.rawPrediction.toArray(), rtol=1e-3, atol=1e-4)
+
+
+def test_regression(df):
+    theirs = LinearRegression(maxIter=3).fit(df)
+    network = keras.Sequential([keras.Input((12,)), keras.layers.Dense(1)])
+    network.set_weights([theirs.coefficients.toArray().reshape(12, 1), np.array([theirs.intercept])])
+    mine = DeepNetModel(model=network)
+    same_metrics(RegressionEvaluator(), ["rmse", "mae", "r2", "var"], mine.transform(df), theirs.transform(df))

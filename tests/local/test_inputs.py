@@ -1,0 +1,134 @@
+"""Networks of several inputs and outputs, strings, bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from pyspark.sql import Row
+
+from cos_ml import DeepNetEstimator, DeepNetModel
+from cos_ml.errors import InvalidInputError
+from tests.local.test_exactness import assert_same_weights
+
+layers = keras.layers
+
+
+def two_in_two_out() -> Any:
+    """Left and right in; their difference as a number, and which is larger as a class, out."""
+    keras.utils.set_random_seed(1)
+    left, right = keras.Input((2,), name="left"), keras.Input((1,), name="right")
+    both = layers.Dense(8, activation="relu", name="both")(layers.Concatenate()([left, right]))
+    return keras.Model(
+        {"left": left, "right": right},
+        [layers.Dense(1, name="difference")(both), layers.Dense(2, activation="softmax", name="larger")(both)],
+    )
+
+
+@pytest.fixture(scope="module")
+def pairs(spark):
+    random = np.random.default_rng(0)
+    values = random.normal(size=(200, 3)).round(3)
+    rows = [Row(right=float(c), left=[float(a), float(b)], gap=float(a + b - c), more=int(a + b > c), w=1.0 + i % 3)
+            for i, (a, b, c) in enumerate(values)]  # fmt: skip
+    return spark.createDataFrame(rows).repartition(2).cache()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_several_inputs_and_outputs(pairs, named):
+    data = pairs if named else pairs.withColumnsRenamed({"left": "a", "right": "b"})
+    est = DeepNetEstimator(
+        model=two_in_two_out(),
+        inputCols=["right", "left"] if named else ["a", "b"],  # by name in any order; else in the network's
+        labelCols=["gap", "more"],
+        loss=["mse", "sparse_categorical_crossentropy"],
+        lossWeights=[1.0, 0.5],
+        metrics=[["mae"], ["accuracy"]],
+        weightCol="w",
+        optimizer="adam",
+        learningRate=0.02,
+        epochs=12,
+        batchSize=8,
+        numTrainWorkers=2 if named else 1,
+        progress=False,
+    )
+    model = est.fit(data)
+    history = model.summary.history
+    assert history["larger_accuracy"][-1] > 0.85
+    together = np.add(history["difference_loss"], np.multiply(0.5, history["larger_loss"]))
+    np.testing.assert_allclose(together, history["loss"], rtol=1e-5)
+    rows = model.transform(data).collect()
+    left = np.array([row[data.columns[1]] for row in rows])
+    right = np.array([[row[data.columns[0]]] for row in rows])
+    numbers, chances = (out.numpy() for out in model.toKeras()({"left": left, "right": right}))
+    np.testing.assert_allclose([row.prediction for row in rows], numbers[:, 0], atol=1e-5)
+    np.testing.assert_allclose([row.probability_larger.toArray() for row in rows], chances, atol=1e-5)
+    assert [row.prediction_larger for row in rows] == chances.argmax(axis=1).tolist()
+    assert "probability" not in rows[0]
+    told = model.evaluate(data)
+    assert set(told) == set(history)
+    weights = np.array([row.w for row in rows])
+    errors = (numbers[:, 0] - [row.gap for row in rows]) ** 2
+    assert told["difference_loss"] == pytest.approx(np.average(errors, weights=weights), rel=1e-5)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_strings(spark, ranks, tmp_path):
+    """A column of words and one of texts, into StringLookup and TextVectorization."""
+    words, lines = ["red", "green", "blue"], ["we like it", "they hate it", "it is"]
+    rows = [Row(word=words[i % 3], text=lines[i % 3], label=float(i % 3 == 1)) for i in range(60)]
+    df = spark.createDataFrame(rows).repartition(ranks)
+    keras.utils.set_random_seed(1)
+    word, text = keras.Input((1,), name="word", dtype="string"), keras.Input((), name="text", dtype="string")
+    lookup = layers.StringLookup(vocabulary=words)
+    vectorise = layers.TextVectorization(output_mode="int", output_sequence_length=4)
+    vectorise.adapt(lines)
+    a = layers.Flatten()(layers.Embedding(5, 3)(lookup(word)))
+    b = layers.Flatten()(layers.Embedding(20, 3)(vectorise(text)))
+    network = keras.Model([word, text], layers.Dense(1, activation="sigmoid", name="out")(layers.Concatenate()([a, b])))
+    est = DeepNetEstimator(
+        model=network, inputCols=["word", "text"], loss="binary_crossentropy", metrics=["accuracy"], learningRate=0.1,
+        epochs=5, batchSize=8, numTrainWorkers=ranks, progress=False,
+    )  # fmt: skip
+    model = est.fit(df)
+    assert model.summary.rows == 60
+    assert model.summary.history["accuracy"][-1] == 1.0
+    model.save(str(tmp_path / "model"))
+    scored = DeepNetModel.load(str(tmp_path / "model")).transform(df).collect()
+    assert [row.prediction for row in scored] == [row.label for row in scored]
+    assert model.evaluate(df)["accuracy"] == 1.0
+    with pytest.raises(InvalidInputError, match=r"Column 'label' is of type double: .* expected a string"):
+        model.setInputCols(["label", "text"]).transform(df)
+    holes = spark.createDataFrame([("red", None), ("blue", "it is")], "word string, text string")
+    kept = model.setInputCols(["word", "text"]).setHandleInvalid("skip").transform(holes).collect()
+    assert [row.word for row in kept] == ["blue"]
+
+
+def test_bytes_are_pixels(spark):
+    """A binary column is a uint8 tensor of the input's shape, in training and in scoring."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (80, 4, 4, 1), dtype=np.uint8)
+    labels = (images[:, 0, 0, 0] > 127).astype(float)
+    df = spark.createDataFrame([(image.tobytes(), float(label)) for image, label in zip(images, labels, strict=True)],
+                               "image binary, label double")  # fmt: skip
+    keras.utils.set_random_seed(1)
+    network = keras.Sequential(
+        [keras.Input((4, 4, 1)), layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(1, activation="sigmoid")]
+    )
+    est = DeepNetEstimator(
+        model=network, featuresCol="image", loss="binary_crossentropy", learningRate=0.1, epochs=3, progress=False
+    )
+    model = est.fit(df.coalesce(1))
+    twin = DeepNetEstimator(
+        model=network, featuresCol="pixels", loss="binary_crossentropy", learningRate=0.1, epochs=3, progress=False
+    )
+    numbers = spark.createDataFrame(
+        [(image.reshape(-1).tolist(), float(label)) for image, label in zip(images, labels, strict=True)],
+        "pixels array<int>, label double",
+    )
+    assert_same_weights(model.toKeras(), twin.fit(numbers.coalesce(1)).toKeras())
+    expected = model.toKeras()(images.astype(np.float32)).numpy()[:, 0]
+    rows = model.transform(df).collect()
+    np.testing.assert_allclose([row.probability[1] for row in rows], expected, atol=1e-5)

@@ -1,0 +1,48 @@
+import pytest
+
+from cos_ml import connect, slots
+from cos_ml.errors import ClusterError, InvalidInputError
+
+
+class Session:
+    """As much of a session of Spark Connect as is looked at."""
+
+    def __init__(self, **conf):
+        self.conf = {name.replace("_", "."): value for name, value in conf.items()}
+
+
+class Classic(Session):
+    _jsparkSession = None
+
+
+def test_a_session_of_connect_is_known_by_what_it_lacks():
+    assert connect.is_connect(Session())
+    assert not connect.is_connect(Classic())
+
+
+def test_networks_that_are_too_large_for_a_query(monkeypatch):
+    monkeypatch.setattr(connect, "LONGEST_MESSAGE", 3 << 20)
+    megabyte = bytes(1 << 20)
+    connect.check_size(Session(), [megabyte] * 2)
+    connect.check_size(Classic(), [megabyte] * 4)
+    with pytest.raises(InvalidInputError, match="has 4 MiB, and Spark Connect sends a query of 3 MiB"):
+        connect.check_size(Session(), [megabyte] * 4)
+
+
+@pytest.mark.parametrize(
+    ("conf", "known"),
+    [
+        ({"spark_master": "local[2]"}, True),
+        ({"spark_master": "local[5,3]", "spark_task_cpus": "2"}, True),
+        ({"spark_master": "local[*]"}, False),
+        ({"spark_master": "yarn"}, False),
+        ({}, False),
+    ],
+)
+def test_slots_are_known_of_local_masters(conf, known):
+    slots.check_cluster(Session(**conf), 2)
+    if known:
+        with pytest.raises(ClusterError, match="slots for 2"):
+            slots.check_cluster(Session(**conf), 3)
+    else:
+        slots.check_cluster(Session(**conf), 3)
