@@ -47,8 +47,8 @@ def _slots(spark: SparkSession) -> int | None:
     It tells which master there is, and that is enough for local ones only.
     """
     if is_connect(spark):
-        local = re.fullmatch(r"local\[(\d+)(?:,\d+)?\]", spark.conf.get("spark.master", ""))
-        return int(local[1]) // int(spark.conf.get("spark.task.cpus", "1")) if local else None
+        local = re.fullmatch(r"local\[(\d+)(?:,\d+)?\]", spark.conf.get("spark.master", "") or "")
+        return int(local[1]) // int(spark.conf.get("spark.task.cpus", "1") or 1) if local else None
     context = spark.sparkContext._jsc.sc()
     return context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile())
 

@@ -14,8 +14,9 @@ import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 
-from cos_ml import DeepNetEstimator, DeepNetModel
-from cos_ml.errors import SavedModelError
+from cos_ml import DeepNetEstimator, DeepNetModel, callback, persistence
+from cos_ml.errors import InvalidInputError, SavedModelError
+from cos_ml.networks import Network, load
 from tests import reference
 from tests.layers import Counting
 from tests.sessions import ROOT, frame, rows_of
@@ -33,13 +34,18 @@ print(json.dumps([[*row.probability, *row.hidden, row.prediction] for row in out
 """
 
 
-def in_a_fresh_process(kind: str, model: Any, data: Any) -> np.ndarray:
+def run_fresh(program: str, *arguments: Any, first: Any = ROOT) -> str:
+    """Run a program in a process of its own, its import path beginning with ``first``; returns what it prints."""
     done = subprocess.run(
-        [sys.executable, "-c", FRESH, kind, str(model), str(data)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+        [sys.executable, "-c", program, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": f"{first}{os.pathsep}{ROOT}"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    return np.array(json.loads(done.stdout))
+    return done.stdout
+
+
+def in_a_fresh_process(kind: str, model: Any, data: Any) -> np.ndarray:
+    return np.array(json.loads(run_fresh(FRESH, kind, model, data)))
 
 
 def outputs(scored: Any) -> np.ndarray:
@@ -136,3 +142,160 @@ def test_a_loaded_pipeline_model_is_one(df, tmp_path):
     (stage,) = PipelineModel.load(str(tmp_path / "pipeline")).stages
     assert isinstance(stage, DeepNetModel)
     assert not stage.hasSummary
+
+
+# ── stages that are not fitted, and scoring by itself ─────────────────────────────────────────────────────────────────
+
+ESTIMATORS = """
+import sys
+from pyspark.sql import SparkSession
+kind, path, data, weights = sys.argv[1:]
+spark = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
+import numpy as np
+from pyspark.ml import Pipeline
+from cos_ml import DeepNetEstimator
+loaded = {"estimator": DeepNetEstimator, "pipeline": Pipeline}[kind].load(path)
+model = loaded.fit(spark.read.parquet(data))
+model = model.stages[0] if kind == "pipeline" else model
+np.savez(weights, *model.toKeras().get_weights())
+"""
+
+
+@pytest.mark.parametrize("kind", ["estimator", "pipeline"])
+def test_an_estimator_fits_to_the_same_weights_in_a_fresh_process(df, tmp_path, kind):
+    estimator = DeepNetEstimator(
+        model=reference.network(),
+        loss=keras.losses.SparseCategoricalCrossentropy(),
+        optimizer=keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)),
+        metrics=["accuracy"],
+        callbacks=[callback("TerminateOnNaN")],
+        epochs=2,
+        seed=5,
+        progress=False,
+    )
+    saved = estimator if kind == "estimator" else Pipeline(stages=[estimator])
+    saved.write().overwrite().save(str(tmp_path / "saved"))
+    data = df.inputFiles()[0].rsplit("/", 1)[0]
+    weights = tmp_path / "weights.npz"
+    run_fresh(ESTIMATORS, kind, tmp_path / "saved", data, weights)
+    expected = estimator.fit(df).toKeras().get_weights()
+    with np.load(weights) as found:
+        for name, array in zip(found.files, expected, strict=True):
+            np.testing.assert_array_equal(found[name], array)
+
+
+def test_an_estimator_without_a_network_comes_back(spark, tmp_path):
+    DeepNetEstimator(epochs=7, metrics=["mae"]).save(str(tmp_path / "estimator"))
+    loaded = DeepNetEstimator.load(str(tmp_path / "estimator"))
+    assert loaded.getEpochs() == 7
+    assert loaded.getMetrics() == ["mae"]
+    assert not loaded.isSet(loaded.model)
+
+
+SCORE_ALONE = """
+import sys
+from pyspark.sql import SparkSession
+path, data, out = sys.argv[1:]
+spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
+from pyspark.ml import PipelineModel
+PipelineModel.load(path).transform(spark.read.parquet(data)).write.parquet(out)
+allowed = spark.sparkContext.parallelize([0], 1).map(lambda _: __import__("sitecustomize").BLOCKED).collect()
+assert "horovod" in allowed[0], "the workers had these packages"
+"""
+WITHOUT_TRAINING_STACK = """
+import importlib.abc, sys
+BLOCKED = ("horovod", "petastorm", "psutil", "tqdm", "fsspec")
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {name!r} (blocked by the test)", name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def test_scoring_without_the_training_stack(spark, df, tmp_path):
+    """Neither the driver nor a Python worker can import Horovod or petastorm."""
+    network = DeepNetModel(model=reference.network(), featureLayers=["hidden"])
+    model = Pipeline(stages=[network]).fit(df)
+    model.write().overwrite().save(str(tmp_path / "pipeline"))
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked" / "sitecustomize.py").write_text(WITHOUT_TRAINING_STACK)
+    data, out = df.inputFiles()[0].rsplit("/", 1)[0], tmp_path / "out"
+    run_fresh(SCORE_ALONE, tmp_path / "pipeline", data, out, first=tmp_path / "blocked")
+    np.testing.assert_allclose(outputs(spark.read.parquet(str(out))), outputs(model.transform(df)), atol=1e-6)
+
+
+# ── golden rows, damage ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def metadata_of(path: Any) -> tuple[Any, dict[str, Any]]:
+    (file,) = (path / "metadata").glob("part-*")
+    return file, json.loads(file.read_text())
+
+
+def rewrite(path: Any, change: Any) -> None:
+    """Change a saved stage's metadata, as a person with an editor would."""
+    file, metadata = metadata_of(path)
+    change(metadata)
+    file.write_text(json.dumps(metadata))
+    (file.parent / f".{file.name}.crc").unlink()
+
+
+def test_what_is_recorded(spark, tmp_path):
+    DeepNetModel(model=reference.network()).save(str(tmp_path / "model"))
+    _, metadata = metadata_of(tmp_path / "model")
+    assert metadata["format"] == 1
+    assert metadata["versions"]["keras"] == keras.version()
+    assert set(metadata["versions"]) == {"cos_ml", "python", "tensorflow", "keras", "numpy", "pyspark"}
+    assert metadata["network"]["inputs"][0]["shape"] == [12]
+    assert metadata["network"]["outputs"] == [
+        {"name": "out", "shape": [3], "dtype": "float32", "activation": "softmax"}
+    ]
+    names = {row["name"] for row in spark.read.parquet(str(tmp_path / "model" / "data")).collect()}
+    assert names == {"network", "golden"}
+
+
+@pytest.mark.parametrize("handling", ["warn", "error", "ignore"])
+def test_a_network_that_computes_something_else_here(spark, tmp_path, monkeypatch, handling):
+    golden = persistence.golden_rows
+    monkeypatch.setattr(
+        persistence, "golden_rows", lambda network: golden(Network.of(other_weights(network)))
+    )  # as another TensorFlow would have made them
+    DeepNetModel(model=reference.network(), handleMismatch=handling).save(str(tmp_path / "model"))
+    rewrite(tmp_path / "model", lambda metadata: metadata["versions"].update(tensorflow="2.16.0"))
+    path, message = str(tmp_path / "model"), r"computes something else here.*tensorflow 2.16.0 there"
+    if handling == "error":
+        with pytest.raises(SavedModelError, match=message):
+            DeepNetModel.load(path)
+    elif handling == "warn":
+        with pytest.warns(UserWarning, match=message):
+            DeepNetModel.load(path)
+    else:
+        assert DeepNetModel.load(path).getHandleMismatch() == "ignore"
+
+
+def other_weights(network: Network) -> Any:
+    model = load(network.archive)
+    model.set_weights([weight + 0.1 for weight in model.get_weights()])
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda metadata: metadata.update(format=99), r"format 99"),
+        (lambda metadata: metadata.update({"class": "cos_ml.estimator.DeepNetEstimator"}), r"holds a cos_ml.estimator"),
+        (lambda metadata: metadata.pop("network"), r"damaged: KeyError: 'network'"),
+        (lambda metadata: metadata["network"].update(sha256="0"), r"SHA-256"),
+        (lambda metadata: metadata["network"].pop("inputs"), r"damaged: KeyError: 'inputs'"),
+        (lambda metadata: metadata["network"].update(colour=3), r"damaged: TypeError"),
+        (lambda metadata: metadata["paramMap"].update(predictBatchSize=-1), r"predictBatchSize: expected a whole"),
+        (lambda metadata: metadata["paramMap"].update(colour=3), r"damaged: .*colour"),
+        (lambda metadata: metadata.pop("sparkVersion"), r"damaged: KeyError: 'sparkVersion'"),
+    ],
+)
+def test_damaged_metadata(spark, tmp_path, change, message):
+    DeepNetModel(model=reference.network()).save(str(tmp_path / "model"))
+    rewrite(tmp_path / "model", change)
+    with pytest.raises((SavedModelError, InvalidInputError), match=message):
+        DeepNetModel.load(str(tmp_path / "model"))
