@@ -302,12 +302,13 @@ def _listening(spark: SparkSession, wanted: bool) -> Any:
     if not wanted or not host:
         yield None
         return
+    display = progress.Display()
     try:
-        listener = progress.Listener(host, progress.show_epoch)
+        listener = progress.Listener(host, display.show)
     except OSError:
         yield None  # progress is never a reason to fail
         return
-    with listener:
+    with listener, contextlib.closing(display):
         yield listener.address
 
 

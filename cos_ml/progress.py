@@ -1,4 +1,4 @@
-"""A line per epoch for the person at the driver, while the fit runs (both sides).
+"""A bar and a line per epoch for the person at the driver, while the fit runs (both sides).
 
 The driver listens for the length of one fit; the barrier task of rank 0 calls it, proves with a secret made for this
 fit that it is its own, and sends lines of JSON. Where the driver can't be reached nothing is shown, and nothing fails.
@@ -6,6 +6,7 @@ fit that it is its own, and sends lines of JSON. Where the driver can't be reach
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import secrets
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-__all__ = ["Address", "Listener", "Reporter", "epoch_line"]
+__all__ = ["Address", "Display", "Listener", "Reporter", "epoch_line"]
 
 LONGEST_LINE = 64 << 10  # bytes
 CONNECT_TIMEOUT = 5.0  # seconds
@@ -47,7 +48,8 @@ class Listener:
                     return
                 self.connection.settimeout(None)
                 while len(line := self.rfile.readline(LONGEST_LINE)) and line.endswith(b"\n"):
-                    show(json.loads(line))
+                    with contextlib.suppress(ValueError, TypeError, KeyError):  # not what a rank sends
+                        show(json.loads(line))
 
         self._server = socketserver.ThreadingTCPServer((host, 0), Handler)
         self._server.daemon_threads = True
@@ -94,13 +96,63 @@ class Reporter:
             self._socket = None
 
 
+class Display:
+    """Shows the events of one fit on standard error: a line per epoch, and a bar where a person watches (driver side).
+
+    The bar counts rows, in a terminal or a notebook; in a log file there are the lines alone.
+    """
+
+    def __init__(self) -> None:
+        self._watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+        self._lock = threading.Lock()
+        self._bar: Any = None
+
+    def show(self, event: Mapping[str, Any]) -> None:
+        """Show one event; what can't be shown is none of the fit's business."""
+        with self._lock, contextlib.suppress(Exception):
+            if event["event"] == "epoch":
+                self._print(epoch_line(event))
+            if self._watched:
+                self._move(event)
+
+    def close(self) -> None:
+        """Take the bar away; the lines stay."""
+        with self._lock, contextlib.suppress(Exception):
+            if self._bar is not None:
+                self._bar.close()
+
+    def _print(self, line: str) -> None:
+        if self._bar is None:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self._bar.write(line, file=sys.stderr)
+
+    def _move(self, event: Mapping[str, Any]) -> None:
+        total = event["epochs"] * event["rows"]
+        if self._bar is None:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=total, unit=" rows", unit_scale=True, leave=False, dynamic_ncols=True)
+        if event["epoch"] == 1 and event["step"] < event["steps"]:
+            self._bar.reset(total)  # the next candidate of a grid
+        done = (event["epoch"] - 1 + event["step"] / event["steps"]) * event["rows"]
+        self._bar.set_description(_where(event), refresh=False)
+        self._bar.set_postfix(
+            {"step": f"{event['step']}/{event['steps']}", "loss": f"{event['logs'].get('loss', float('nan')):.4f}"},
+            refresh=False,
+        )
+        self._bar.update(max(0, int(done) - self._bar.n))
+        self._bar.refresh()
+
+
 def epoch_line(event: Mapping[str, Any]) -> str:
     """An epoch's event as the line that a person reads."""
-    width = len(str(event["epochs"]))
     metrics = " - ".join(f"{name}: {value:.4f}" for name, value in event["logs"].items())
-    return f"epoch {event['epoch']:{width}d}/{event['epochs']} - {metrics} - {event['rows_per_second']:,.0f} rows/s"
+    return f"{_where(event)} - {metrics} - {event['rows_per_second']:,.0f} rows/s"
 
 
-def show_epoch(event: Mapping[str, Any]) -> None:
-    """Print an epoch's event to standard error, where Keras's users and Spark's look for progress."""
-    print(epoch_line(event), file=sys.stderr, flush=True)
+def _where(event: Mapping[str, Any]) -> str:
+    width = len(str(event["epochs"]))
+    of_a_grid = event.get("candidates", 1) > 1
+    candidate = f"candidate {event['candidate']}/{event['candidates']}, " if of_a_grid else ""
+    return f"{candidate}epoch {event['epoch']:{width}d}/{event['epochs']}"

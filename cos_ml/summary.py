@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cos_ml.errors import SetupError
+
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from pyspark.sql import DataFrame, SparkSession
 
 __all__ = ["TrainingSummary"]
@@ -21,8 +24,9 @@ class TrainingSummary:
         validationRows: validation rows, on all ranks.
         steps: steps of each epoch, the same on all ranks.
         ranks: rank -> where it ran: host, local rank and so on.
-        seconds: rank -> phase -> seconds: "start" (load Keras and the network), "read" (until all rows are spooled and
-            all ranks have met), "join" (Horovod), "train".
+        seconds: rank -> phase -> seconds: "start" (load the network), "read" (until all rows are spooled and all ranks
+            have met), "join" (Horovod), "compile" (until the first steps are done, which TensorFlow traces), "train".
+            The first three are the same for all candidates of a grid.
         epochSeconds: seconds of each epoch, as rank 0 saw it.
         logs: rank -> the end of what it printed.
     """
@@ -35,6 +39,51 @@ class TrainingSummary:
     seconds: list[dict[str, float]]
     epochSeconds: list[float]
     logs: list[str]
+
+    def __str__(self) -> str:
+        epochs = len(self.epochSeconds)
+        last = ", ".join(f"{name} {values[-1]:.4f}" for name, values in self.history.items())
+        seconds = ", ".join(f"{phase} {value:.1f}" for phase, value in self.seconds[0].items())
+        held = f" and {self.validationRows:,} validation rows" if self.validationRows else ""
+        return (
+            f"{epochs} epochs of {self.rows:,} rows{held}, {self.steps:,} steps each, on {len(self.ranks)} ranks\n"
+            f"last epoch: {last}\nseconds of rank 0: {seconds}"
+        )
+
+    def plot(self, path: str | None = None) -> Figure:
+        """Draw the history: a panel for each metric, with its values on validation rows where there are any.
+
+        Args:
+            path: a file to write, its format by its name's end (.png, .svg, .pdf ...).
+
+        Returns:
+            matplotlib.figure.Figure: to be shown by a notebook, or changed.
+
+        Raises:
+            SetupError: matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+            from matplotlib.ticker import MaxNLocator
+        except ImportError as error:
+            raise SetupError('summary.plot() needs matplotlib: pip install "cos-ml[plot]"') from error
+        names = [name for name in self.history if not name.startswith("val_")]
+        names.sort(key=lambda name: name != "loss")  # the loss comes first
+        figure = Figure(figsize=(4.5 * len(names), 3.5), layout="constrained")
+        for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+            curves = {"training": self.history[name], "validation": self.history.get(f"val_{name}")}
+            for label, values in curves.items():
+                if values:
+                    epochs = range(1, len(values) + 1)
+                    axes.plot(epochs, values, label=label, marker="o" if len(values) < 10 else None)
+            axes.set(title=name.replace("_", " "), xlabel="epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(alpha=0.3)
+            if curves["validation"]:
+                axes.legend()
+        if path is not None:
+            figure.savefig(path)
+        return figure
 
     def toDataFrame(self, spark: SparkSession) -> DataFrame:
         """The history as a DataFrame: a row per epoch, counted from 1, and a double column per metric."""

@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -24,6 +25,8 @@ from cos_ml.feeds import PARTS, Batch, Rows, step_weights
 from cos_ml.spec import TrainSpec
 
 __all__ = ["train"]
+
+EVENT_INTERVAL = 0.25  # seconds between two reports of how far an epoch is
 
 
 def train(start: dict[str, Any], meet: Callable[[], dict[str, Any]]) -> dict[str, bytes]:
@@ -57,7 +60,8 @@ def train(start: dict[str, Any], meet: Callable[[], dict[str, Any]]) -> dict[str
         try:
             if index:
                 network = _begin(spec, archives, rank)
-            history, network = train_one(network, spec, ranks, rank, tasks, rows, clock, events)
+            tell = partial(report, events, candidate=index + 1, candidates=len(specs)) if rank == 0 else None
+            history, network = train_one(network, spec, ranks, rank, tasks, rows, clock, tell)
         except Exception as error:
             if spec.name:
                 error.add_note(f"This was {spec.name}.")
@@ -86,14 +90,13 @@ def train_one(
     tasks: list[dict[str, Any]],
     rows: dict[str, Rows],
     clock: Clock,
-    events: Any,
+    tell: Callable[..., None] | None,
 ) -> tuple[dict[str, Any], Any]:
     """Train one candidate; returns the course of it, and the trained network."""
     thaw = freeze(network, spec.frozen)
     trainer = make_trainer(network, spec, ranks)
     feeds = {part: Feed(part, spec, ranks, rank, tasks, rows[part]) for part in PARTS}
-    clock.lap("compile")
-    history = fit(trainer, spec, ranks, feeds, events if rank == 0 else None, rank)
+    history = fit(trainer, spec, ranks, feeds, tell, rank, clock)
     clock.lap("train")
     trained = network_of(trainer)
     thaw()
@@ -140,11 +143,17 @@ def report(events: Any, **event: Any) -> None:
 
 
 def fit(
-    trainer: Any, spec: TrainSpec, ranks: Ranks, feeds: dict[str, Feed], events: Any, rank: int = 0
+    trainer: Any,
+    spec: TrainSpec,
+    ranks: Ranks,
+    feeds: dict[str, Feed],
+    tell: Callable[..., None] | None,
+    rank: int,
+    clock: Clock,
 ) -> dict[str, Any]:
     """Keras's own loop over the feeds; returns the history by metric and the rows seen in each epoch."""
     training, validation = feeds["train"], feeds["validation"]
-    watch = Watch(training, spec.epochs, events)
+    watch = Watch(training, spec.epochs, tell, clock)
     validation.begin(0)
     history = trainer.fit(
         training.dataset(),
@@ -325,26 +334,47 @@ class AgreeToStop(keras.callbacks.Callback):
 
 
 class Watch(keras.callbacks.Callback):
-    """Tells the feed which epoch it is, and the barrier task how it went."""
+    """Tells the feed which epoch it is, and the barrier task how it goes.
 
-    def __init__(self, feed: Feed, epochs: int, events: Any) -> None:
+    Args:
+        feed: of the training rows.
+        epochs: how many there will be.
+        tell: sends an event; None on all ranks but the first.
+        clock: counts the first call of TensorFlow, which traces the step, as "compile".
+    """
+
+    def __init__(self, feed: Feed, epochs: int, tell: Callable[..., None] | None, clock: Clock) -> None:
         super().__init__()
-        self.feed, self.epochs, self.events = feed, epochs, events
+        self.feed, self.epochs, self.tell, self.clock = feed, epochs, tell, clock
         self.seconds: list[float] = []
+        self.told = self.began = 0.0
+        self.compiled = False
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.feed.begin(epoch)
+        self.epoch = epoch
         self.began = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if not self.compiled:
+            self.clock.lap("compile")
+            self.compiled = True
+        if self.tell is not None and time.monotonic() - self.told > EVENT_INTERVAL:
+            self.told = time.monotonic()
+            self._tell("step", batch + 1, logs)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         seconds = time.monotonic() - self.began
         self.seconds.append(seconds)
-        if self.events is not None:
-            report(
-                self.events, event="epoch", epoch=epoch + 1, epochs=self.epochs,
-                logs={name: float(value) for name, value in (logs or {}).items()},
-                rows_per_second=(self.feed.total_rows / seconds),
-            )  # fmt: skip
+        if self.tell is not None:
+            self._tell("epoch", self.feed.steps, logs, rows_per_second=self.feed.total_rows / seconds)
+
+    def _tell(self, event: str, step: int, logs: Any, **more: Any) -> None:
+        assert self.tell is not None
+        self.tell(
+            event=event, epoch=self.epoch + 1, epochs=self.epochs, step=step, steps=self.feed.steps,
+            rows=self.feed.total_rows, logs={name: float(value) for name, value in (logs or {}).items()}, **more,
+        )  # fmt: skip
 
 
 # ── the rows ──────────────────────────────────────────────────────────────────────────────────────────────────────────

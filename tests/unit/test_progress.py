@@ -1,12 +1,17 @@
+import io
 import queue
 import socket
 import struct
+import sys
 
 import pytest
 
-from cos_ml.progress import Address, Listener, Reporter, epoch_line, show_epoch
+from cos_ml.progress import Address, Display, Listener, Reporter, epoch_line
 
-EVENT = {"event": "epoch", "epoch": 2, "epochs": 10, "logs": {"loss": 0.25, "accuracy": 0.5}, "rows_per_second": 1234.5}
+EVENT = {
+    "event": "epoch", "epoch": 2, "epochs": 10, "step": 8, "steps": 8, "rows": 100,
+    "logs": {"loss": 0.25, "accuracy": 0.5}, "rows_per_second": 1234.5,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -89,7 +94,81 @@ def test_a_driver_that_is_gone():
     reporter.send(EVENT)
 
 
-def test_the_line_of_an_epoch(capsys):
+def test_the_line_of_an_epoch():
     assert epoch_line(EVENT) == "epoch  2/10 - loss: 0.2500 - accuracy: 0.5000 - 1,234 rows/s"
-    show_epoch(EVENT)
-    assert capsys.readouterr().err == epoch_line(EVENT) + "\n"
+    of_a_grid = EVENT | {"candidate": 2, "candidates": 4}
+    assert epoch_line(of_a_grid).startswith("candidate 2/4, epoch  2/10 - loss")
+    assert epoch_line(EVENT | {"candidate": 1, "candidates": 1}) == epoch_line(EVENT)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_log_file_gets_lines_alone(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", file := io.StringIO())
+    display = Display()
+    for event in (EVENT | {"event": "step"}, EVENT):
+        display.show(event)
+    display.close()
+    assert file.getvalue() == epoch_line(EVENT) + "\n"
+
+
+def test_a_terminal_gets_a_bar_and_lines(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    display = Display()
+    for epoch in (1, 2):
+        display.show(EVENT | {"event": "step", "epoch": epoch, "step": 3})
+        display.show(EVENT | {"epoch": epoch})
+    display.close()
+    text = terminal.getvalue()
+    assert "epoch  2/10" in text
+    assert "step=3/8" in text
+    assert "loss=0.2500" in text
+    assert "200/1.00k" in text  # rows: two epochs of ten
+    lines = [line for line in text.replace("\r", "\n").split("\n") if "rows/s" in line and " - " in line]
+    assert [line.strip() for line in lines] == [epoch_line(EVENT | {"epoch": epoch}) for epoch in (1, 2)]
+
+
+def test_a_grid_starts_the_bar_again(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    display = Display()
+    for candidate, epochs in ((1, 10), (2, 3)):
+        for epoch, step in ((1, 2), (epochs, 8)):
+            step_event = EVENT | {"event": "step", "epoch": epoch, "epochs": epochs, "step": step}
+            display.show(step_event | {"candidate": candidate, "candidates": 2})
+        assert (display._bar.n, display._bar.total) == (epochs * 100, epochs * 100)
+    display.close()
+
+
+@pytest.mark.parametrize("event", [{}, {"event": "epoch"}, {"event": "step", "epoch": "x"}, EVENT | {"logs": None}, 3])
+def test_what_can_not_be_shown_is_not(monkeypatch, event):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    display = Display()
+    display.show(event)
+    display.close()
+
+
+def test_a_closed_terminal_is_no_reason_to_fail(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    display = Display()
+    terminal.close()
+    display.show(EVENT)
+    display.close()
+
+
+@pytest.mark.parametrize("line", [b"[1, 2]", b"no JSON", b"3"])
+def test_a_line_that_is_no_event_does_not_end_the_listening(line):
+    seen = queue.Queue()
+
+    def show(event):
+        seen.put(event["event"])
+
+    with Listener("127.0.0.1", show) as listening:
+        reporter = Reporter(listening.address)
+        reporter._socket.sendall(line + b"\n")
+        reporter.send(EVENT)
+        assert seen.get(timeout=10) == "epoch"
+        reporter.close()

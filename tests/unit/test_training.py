@@ -1,15 +1,17 @@
 import io
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from cos_ml import training
 from cos_ml.allreduce import Ranks
 from cos_ml.columns import Column
 from cos_ml.quiet import import_keras
 from cos_ml.spec import TrainSpec
-from cos_ml.training import Feed, fit, make_trainer, network_of, stored_rows
+from cos_ml.training import Clock, Feed, fit, make_trainer, network_of, report, stored_rows
 
 from .conftest import inherited
 
@@ -43,7 +45,7 @@ def trained(spool):
         rows = {part: stored_rows(part, tasks, 0, inherited(spooled, part)) for part in ("train", "validation")}
         feeds = {part: Feed(part, spec, ranks, 0, tasks, rows[part]) for part in rows}
         trainer = make_trainer(model, spec, ranks)
-        history = fit(trainer, spec, ranks, feeds, events)
+        history = fit(trainer, spec, ranks, feeds, partial(report, events), 0, Clock())
         return network_of(trainer), history, [json.loads(line) for line in events.getvalue().splitlines()]
 
     return train
@@ -255,9 +257,23 @@ def test_several_inputs_and_outputs(trained):
 
 def test_every_epoch_is_reported(trained, classifier):
     _, told, events = trained(classifier, spec_of(), data_of(29))
-    assert [(event["event"], event["epoch"], event["epochs"]) for event in events] == [("epoch", 1, 2), ("epoch", 2, 2)]
-    assert [event["logs"]["loss"] for event in events] == told["history"]["loss"]
-    assert all(event["rows_per_second"] > 0 for event in events)
+    epochs = [event for event in events if event["event"] == "epoch"]
+    assert [(event["epoch"], event["epochs"], event["step"], event["rows"]) for event in epochs] == [
+        (1, 2, 4, 29),
+        (2, 2, 4, 29),
+    ]
+    assert [event["logs"]["loss"] for event in epochs] == told["history"]["loss"]
+    assert all(event["rows_per_second"] > 0 for event in epochs)
+
+
+def test_steps_are_reported_now_and_then(trained, classifier, monkeypatch):
+    monkeypatch.setattr(training, "EVENT_INTERVAL", -1.0)
+    _, _, events = trained(classifier, spec_of(steps_per_execution=1), data_of(29))
+    steps = [(event["epoch"], event["step"]) for event in events if event["event"] == "step"]
+    assert steps == [(epoch, step) for epoch in (1, 2) for step in (1, 2, 3, 4)]
+    monkeypatch.setattr(training, "EVENT_INTERVAL", 1e9)
+    _, _, events = trained(classifier, spec_of(steps_per_execution=1), data_of(29))
+    assert [event["event"] for event in events if event["event"] == "step"] == []
 
 
 def test_the_network_comes_out_as_it_went_in(trained, classifier):
