@@ -133,9 +133,9 @@ class Display:
             from tqdm.auto import tqdm
 
             self._bar = tqdm(total=total, unit=" rows", unit_scale=True, leave=False, dynamic_ncols=True)
-        if event["epoch"] == 1 and event["step"] < event["steps"]:
-            self._bar.reset(total)  # the next candidate of a grid
         done = (event["epoch"] - 1 + event["step"] / event["steps"]) * event["rows"]
+        if done < self._bar.n or total != self._bar.total:
+            self._bar.reset(total)  # the next candidate of a grid
         self._bar.set_description(_where(event), refresh=False)
         self._bar.set_postfix(
             {"step": f"{event['step']}/{event['steps']}", "loss": f"{event['logs'].get('loss', float('nan')):.4f}"},

@@ -131,6 +131,19 @@ def test_a_terminal_gets_a_bar_and_lines(monkeypatch):
     assert [line.strip() for line in lines] == [epoch_line(EVENT | {"epoch": epoch}) for epoch in (1, 2)]
 
 
+def test_the_bar_only_goes_forward(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    display = Display()
+    seen = []
+    for epoch in (1, 2):
+        for step in (1, 4, 8):
+            display.show(EVENT | {"event": "step", "epoch": epoch, "step": step})
+            seen.append(display._bar.n)
+    assert seen == sorted(seen) == [12, 50, 100, 112, 150, 200]
+    display.close()
+    assert terminal.getvalue().count("  0%") <= 2  # where it begins
+
+
 def test_a_grid_starts_the_bar_again(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     display = Display()
