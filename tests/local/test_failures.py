@@ -117,20 +117,6 @@ def test_too_few_slots_is_an_error_at_once(spark, data):
         estimator(reference.network(), numTrainWorkers=3).fit(data)
 
 
-def test_dynamic_allocation_is_an_error_at_once(spark, data, monkeypatch):
-    from cos_ml import ranks
-
-    class Conf:
-        def get(self, name: str, default: str | None = None) -> str | None:
-            return "true" if name == "spark.dynamicAllocation.enabled" else default
-
-    class Session:
-        conf = Conf()
-
-    with pytest.raises(ClusterError, match=r"spark.dynamicAllocation.enabled=false"):
-        ranks.check_cluster(Session(), 1)
-
-
 def test_several_ranks_without_horovod_are_an_error_before_the_job(spark, data, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from typing import Any
 
 import keras
@@ -20,7 +19,7 @@ from pyspark.ml.tuning import (
 )
 from pyspark.sql import functions as F
 
-from cos_ml import DeepNetEstimator, DeepNetModel, estimator, slots
+from cos_ml import DeepNetEstimator, DeepNetModel, estimator
 from cos_ml.errors import InvalidInputError, RankError
 from tests import reference
 from tests.layers import Misbehaving
@@ -202,37 +201,3 @@ def test_train_validation_split(df, accuracy, jobs, tmp_path):
     assert_same_weights(loaded.bestModel.toKeras(), model.bestModel.toKeras(), tolerance=0)
     assert loaded.validationMetrics == model.validationMetrics
     assert len(loaded.subModels) == 2
-
-
-# ── slots ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_slots_are_given_in_the_order_of_asking():
-    """A large fit is not kept waiting for ever by small ones that come later."""
-    account, order, threads = slots.Account(), [], []
-    done = threading.Event()
-
-    def hold(name: str, wanted: int) -> None:
-        with account.taken(wanted, 4):
-            order.append(name)
-
-    with account.taken(2, 4):
-        for name, wanted in (("large", 4), ("small", 1)):
-            thread = threading.Thread(target=hold, args=(name, wanted))
-            thread.start()
-            threads.append(thread)
-            while len(account._queue) < len(threads):
-                done.wait(0.001)
-        assert order == []
-    for thread in threads:
-        thread.join()
-    assert order == ["large", "small"]
-    assert account._taken == 0
-
-
-def test_slots_are_given_back_after_an_error():
-    account = slots.Account()
-    with pytest.raises(KeyError), account.taken(2, 2):
-        raise KeyError
-    with account.taken(2, 2):
-        assert account._taken == 2

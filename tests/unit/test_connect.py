@@ -1,7 +1,7 @@
 import pytest
 
-from cos_ml import connect, slots
-from cos_ml.errors import ClusterError, InvalidInputError
+from cos_ml import connect
+from cos_ml.errors import InvalidInputError
 
 
 class Session:
@@ -27,22 +27,3 @@ def test_networks_that_are_too_large_for_a_query(monkeypatch):
     connect.check_size(Classic(), [megabyte] * 4)
     with pytest.raises(InvalidInputError, match="has 4 MiB, and Spark Connect sends a query of 3 MiB"):
         connect.check_size(Session(), [megabyte] * 4)
-
-
-@pytest.mark.parametrize(
-    ("conf", "known"),
-    [
-        ({"spark_master": "local[2]"}, True),
-        ({"spark_master": "local[5,3]", "spark_task_cpus": "2"}, True),
-        ({"spark_master": "local[*]"}, False),
-        ({"spark_master": "yarn"}, False),
-        ({}, False),
-    ],
-)
-def test_slots_are_known_of_local_masters(conf, known):
-    slots.check_cluster(Session(**conf), 2)
-    if known:
-        with pytest.raises(ClusterError, match="slots for 2"):
-            slots.check_cluster(Session(**conf), 3)
-    else:
-        slots.check_cluster(Session(**conf), 3)

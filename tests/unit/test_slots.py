@@ -1,0 +1,68 @@
+import threading
+
+import pytest
+
+from cos_ml import slots
+from cos_ml.errors import ClusterError
+
+
+class Session:
+    """As much of a session of Spark Connect as is looked at."""
+
+    def __init__(self, **conf):
+        self.conf = {name.replace("_", "."): value for name, value in conf.items()}
+
+
+def test_dynamic_allocation_is_an_error_at_once():
+    with pytest.raises(ClusterError, match=r"Set spark\.dynamicAllocation\.enabled=false"):
+        slots.check_cluster(Session(spark_dynamicAllocation_enabled="true", spark_master="local[8]"), 1)
+
+
+@pytest.mark.parametrize(
+    ("conf", "known"),
+    [
+        ({"spark_master": "local[2]"}, True),
+        ({"spark_master": "local[5,3]", "spark_task_cpus": "2"}, True),
+        ({"spark_master": "local[*]"}, False),
+        ({"spark_master": "yarn"}, False),
+        ({}, False),
+    ],
+)
+def test_slots_are_known_of_local_masters(conf, known):
+    slots.check_cluster(Session(**conf), 2)
+    if known:
+        with pytest.raises(ClusterError, match="slots for 2"):
+            slots.check_cluster(Session(**conf), 3)
+    else:
+        slots.check_cluster(Session(**conf), 3)
+
+
+def test_slots_are_given_in_the_order_of_asking():
+    """A large fit is not kept waiting for ever by small ones that come later."""
+    account, order, threads = slots.Account(), [], []
+    done = threading.Event()
+
+    def hold(name: str, wanted: int) -> None:
+        with account.taken(wanted, 4):
+            order.append(name)
+
+    with account.taken(2, 4):
+        for name, wanted in (("large", 4), ("small", 1)):
+            thread = threading.Thread(target=hold, args=(name, wanted))
+            thread.start()
+            threads.append(thread)
+            while len(account._queue) < len(threads):
+                done.wait(0.001)
+        assert order == []
+    for thread in threads:
+        thread.join()
+    assert order == ["large", "small"]
+    assert account._taken == 0
+
+
+def test_slots_are_given_back_after_an_error():
+    account = slots.Account()
+    with pytest.raises(KeyError), account.taken(2, 2):
+        raise KeyError
+    with account.taken(2, 2):
+        assert account._taken == 2
