@@ -7,6 +7,7 @@ standard input: the first when it starts, the second when all ranks have met. It
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -18,10 +19,12 @@ from collections.abc import Callable
 from typing import Any
 
 from cos_ml import artifacts
+from cos_ml.quiet import import_keras
 
 __all__ = ["main"]
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+NO_USE = ("matplotlib", "pandas", "sklearn")  # to Keras in a rank, which would import them, for a second
 
 
 def main() -> None:
@@ -45,6 +48,8 @@ def main() -> None:
 
 
 def _function(name: str) -> Callable[..., dict[str, bytes]]:
+    import_keras(without=NO_USE)
+    gc.freeze()  # modules stay: collections need not look at them
     module, _, function = name.partition(":")
     return getattr(importlib.import_module(module), function)
 

@@ -411,7 +411,9 @@ class Feed:
             lambda array: tf.TensorSpec([None, *array.shape[1:]] if array.ndim else [], array.dtype), self._example()
         )
         dataset = tf.data.Dataset.from_generator(self._steps, output_signature=signature)
-        return dataset.apply(tf.data.experimental.assert_cardinality(self.steps)).prefetch(4)
+        options = tf.data.Options()
+        options.autotune.enabled = False  # there is nothing to tune, and the end of its thread can be late by a minute
+        return dataset.apply(tf.data.experimental.assert_cardinality(self.steps)).prefetch(4).with_options(options)
 
     def begin(self, epoch: int) -> None:
         """Agree with the other ranks on the next pass over the dataset: its order here, each step's weight on all."""
