@@ -15,7 +15,7 @@ from cos_ml.quiet import import_keras
 
 __all__ = ["callback", "make", "plain_callback"]
 
-WRITERS = ("BackupAndRestore", "CSVLogger", "ModelCheckpoint", "ProgbarLogger", "RemoteMonitor", "TensorBoard")
+WRITERS = ("CSVLogger", "ModelCheckpoint", "ProgbarLogger", "RemoteMonitor", "TensorBoard")
 
 
 def callback(kind: Any, /, *, ranks: str | None = None, **arguments: Any) -> dict[str, Any]:
@@ -38,7 +38,8 @@ def callback(kind: Any, /, *, ranks: str | None = None, **arguments: Any) -> dic
         dict[str, Any]: plain data: "class", "ranks", "arguments".
 
     Raises:
-        InvalidInputError: there is no such class, it does not take these arguments, or they are no plain data.
+        InvalidInputError: there is no such class, it does not take these arguments, or they are no plain data; or it
+            is BackupAndRestore.
 
     Examples:
         >>> callback("ReduceLROnPlateau", monitor="loss", factor=0.5)["ranks"]
@@ -53,6 +54,11 @@ def callback(kind: Any, /, *, ranks: str | None = None, **arguments: Any) -> dic
             "spark.sparkContext.addPyFile ships."
         )
     builtin = getattr(import_keras().callbacks, found.__name__, None) is found
+    if builtin and found.__name__ == "BackupAndRestore":
+        raise InvalidInputError(
+            "Param callbacks: BackupAndRestore begins at the epoch that it finds in a file, which ranks on other hosts do "
+            "not have: they would no longer take the same steps. Save the weights with ModelCheckpoint instead."
+        )
     ranks = ranks or ("first" if builtin and found.__name__ in WRITERS else "all")
     if ranks not in ("all", "first"):
         raise InvalidInputError(f"Param callbacks: ranks is 'all' or 'first', received {ranks!r}.")

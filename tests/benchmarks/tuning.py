@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 
 import keras
 from pyspark.ml.linalg import Vectors
@@ -22,8 +23,10 @@ FOLDS = 3
 def main(result: str) -> None:
     spark = data.session()
     images, labels = load_digits(return_X_y=True)
-    rows = [(Vectors.dense(image / 16), float(label), index % FOLDS)
-            for index, (image, label) in enumerate(zip(images, labels, strict=True))]  # fmt: skip
+    rows = [
+        (Vectors.dense(image / 16), float(label), index % FOLDS)
+        for index, (image, label) in enumerate(zip(images, labels, strict=True))
+    ]
     digits = spark.createDataFrame(rows, ["features", "label", "fold"]).repartition(data.RANKS).cache()
     estimator = DeepNetEstimator(
         model=_network(), loss="sparse_categorical_crossentropy", epochs=5, numTrainWorkers=data.RANKS, progress=False
@@ -54,9 +57,9 @@ def _network() -> keras.Model:
     )
 
 
-def _seconds(work: object) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
-    work()  # type: ignore[operator]
+    work()
     return time.perf_counter() - start
 
 

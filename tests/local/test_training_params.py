@@ -102,6 +102,19 @@ def test_callbacks_run_where_they_should(spark, parts, tmp_path):
     np.testing.assert_allclose(history["learning_rate"], [1e-4, 1e-4, 0.5e-4], rtol=1e-5)
 
 
+def test_tensorboard_gets_the_logs_of_all_rows(spark, parts, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    est = make(epochs=3, callbacks=[callback("TensorBoard", log_dir=str(tmp_path / "logs"))])
+    history = est.fit(frame(spark, [parts[:150], parts[150:]])).summary.history
+    (file,) = (tmp_path / "logs" / "train").iterdir()  # of one rank
+    events = EventAccumulator(str(file)).Reload()
+    for name in ("loss", "accuracy"):
+        logged = [float(make_ndarray(event.tensor_proto)) for event in events.Tensors(f"epoch_{name}")]
+        np.testing.assert_allclose(logged, history[name], rtol=1e-6)
+
+
 def test_fine_tuning(spark, parts, tmp_path):
     """A fitted model as the start of the next fit, with a layer that stays as it is."""
     df = frame(spark, [parts[:100], parts[100:]])
