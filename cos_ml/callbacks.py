@@ -56,8 +56,8 @@ def callback(kind: Any, /, *, ranks: str | None = None, **arguments: Any) -> dic
     builtin = getattr(import_keras().callbacks, found.__name__, None) is found
     if builtin and found.__name__ == "BackupAndRestore":
         raise InvalidInputError(
-            "Param callbacks: BackupAndRestore begins at the epoch that it finds in a file, which ranks on other hosts do "
-            "not have: they would no longer take the same steps. Save the weights with ModelCheckpoint instead."
+            "Param callbacks: BackupAndRestore begins at the epoch that it finds in a file, which ranks on other hosts "
+            "do not have: they would no longer take the same steps. Save the weights with ModelCheckpoint instead."
         )
     ranks = ranks or ("first" if builtin and found.__name__ in WRITERS else "all")
     if ranks not in ("all", "first"):
