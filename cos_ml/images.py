@@ -10,9 +10,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from pyspark import keyword_only
 from pyspark.ml import Transformer
 from pyspark.ml.param.shared import HasHandleInvalid, HasInputCol, HasOutputCol
@@ -24,9 +25,6 @@ from pyspark.sql import types as T
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.params import _one_of, _param, _setters, _whole
 from cos_ml.quiet import import_keras
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["ImageAssembler", "Layout", "decode_image", "preprocessing_layers"]
 
@@ -313,8 +311,6 @@ def _decode_batches(
     batches: Iterator[pd.Series], layout: Layout, column: str, handle_invalid: str
 ) -> Iterator[pd.Series]:
     """A value for every row, null for a bad one, in batches of a few MB, whatever size Spark's own are."""
-    import pandas as pd
-
     rows, first_row = max(YIELDED // layout.size, 1), 0
     for batch in batches:
         for start in range(0, len(batch), rows):
