@@ -10,7 +10,18 @@ CosMLError
 
 from __future__ import annotations
 
-__all__ = ["ClusterError", "CosMLError", "InvalidInputError", "RankError", "SavedModelError", "SetupError"]
+import os
+import re
+
+__all__ = [
+    "ClusterError",
+    "CosMLError",
+    "InvalidInputError",
+    "RankError",
+    "SavedModelError",
+    "SetupError",
+    "from_spark",
+]
 
 
 class CosMLError(Exception):
@@ -35,3 +46,20 @@ class RankError(CosMLError, RuntimeError):
 
 class SetupError(CosMLError, RuntimeError):
     """Something has to be installed on this machine first; the message gives the command."""
+
+
+def from_spark(error: Exception) -> CosMLError | None:
+    """What a task of Spark's raised, out of the text that Spark wraps it in; None for Spark's own (driver side)."""
+    missing = re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", str(error))
+    if missing:
+        return SetupError(
+            f"The executors' Python has no module {missing[1]!r}. Spark starts it as "
+            f"{os.environ.get('PYSPARK_PYTHON', 'python3')!r}: set the "
+            "environment variable PYSPARK_PYTHON, or spark.pyspark.python, to one in which cos_ml is installed, "
+            "before Spark starts."
+        )
+    end = r"\s+SQLSTATE: \w{5}\b|\n\s*\n?\s+at [\w.$]+\(|\n\tat |\Z"  # Spark 4.1 and later write the SQLSTATE behind it
+    found = re.search(rf"cos_ml\.errors\.(RankError|InvalidInputError): (.*?)(?:{end})", str(error), re.DOTALL)
+    if found is None:
+        return None
+    return (RankError if found[1] == "RankError" else InvalidInputError)(found[2].strip())

@@ -13,7 +13,7 @@ from pyspark import keyword_only
 from pyspark.ml import Estimator
 from pyspark.sql import DataFrame, SparkSession
 
-from cos_ml import feeds, heads, networks, progress, ranks
+from cos_ml import feeds, heads, networks, petastorm_feed, progress, ranks
 from cos_ml.columns import Column
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.model import COMPILED, DeepNetModel, check_layers, check_outputs, input_columns, label_columns
@@ -51,6 +51,8 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
             weights of the best epoch.
         callbacks: Keras callbacks, each made with ``cos_ml.callback``.
         frozenLayers: layers that this training leaves as they are.
+        feed, cacheDir, keepCache: "arrow" brings rows to the ranks' local disks; "petastorm" writes them as Parquet
+            under cacheDir, which ranks read again in every epoch, and removes that afterwards unless keepCache.
         numTrainWorkers, useGpu: ranks, and whether each takes the GPU that Spark assigned.
         featureLayers, outputCols: layers whose activations become Vector columns, and the names of those columns.
         predictionCol, probabilityCol, rawPredictionCol: as in Spark ML; "" leaves one out.
@@ -91,6 +93,9 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
         restoreBestWeights: bool = False,
         callbacks: Any = None,
         frozenLayers: list[str] | None = None,
+        feed: str = "arrow",
+        cacheDir: str | None = None,
+        keepCache: bool = False,
         numTrainWorkers: int = 1,
         useGpu: bool = False,
         featureLayers: list[str] | None = None,
@@ -122,6 +127,33 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
             Iterator[tuple[int, DeepNetModel]]: the index of a map and the model of it; safe to share between threads.
         """
         return _Grid(dataset, [self.copy(extra) for extra in paramMaps], [_described(extra) for extra in paramMaps])
+
+    def fitParquet(self, url: str, params: dict[Any, Any] | None = None) -> DeepNetModel:
+        """Fit to a Parquet dataset without any pass of Spark's over its rows: ranks read it through petastorm.
+
+        Row group i is read by rank i modulo numTrainWorkers: a dataset needs as many row groups as there are ranks,
+        for all of them to have work.
+
+        Args:
+            url: of a folder of Parquet files or of one file, which Spark, fsspec and all ranks can open. Its columns
+                are numbers, flat arrays of numbers, strings or bytes, under the names that the Params have.
+            params: in place of this estimator's own, as in ``fit``.
+
+        Raises:
+            InvalidInputError: a column is missing or of no use, a row can't be used, or ``handleInvalid`` is "skip".
+            SetupError: petastorm can't be imported.
+        """
+        estimator = self.copy(params) if params else self
+        if estimator.getHandleInvalid() == "skip":
+            raise InvalidInputError(
+                'Param handleInvalid: fitParquet knows from the files how many rows there are, and "skip" would change '
+                'that: expected "error" or "keep". Give the DataFrame to fit() instead.'
+            )
+        dataset = SparkSession.active().read.parquet(url)
+        candidate = _candidate(estimator, dataset, "")
+        petastorm_feed.check_petastorm()
+        petastorm_feed.check_readable(dataset.schema, candidate.spec)
+        return _train(dataset, [candidate], url)[0]
 
     def _fit(self, dataset: DataFrame) -> DeepNetModel:
         return _train(dataset, [_candidate(self, dataset, "")])[0]
@@ -227,18 +259,38 @@ def _candidate(estimator: DeepNetEstimator, dataset: DataFrame, name: str) -> _C
         raise InvalidInputError(f"In {name}: {error}") from error
 
 
-def _train(dataset: DataFrame, candidates: Sequence[_Candidate]) -> list[DeepNetModel]:
-    """Train candidates of one layout and number of ranks, in one barrier job."""
+def _train(dataset: DataFrame, candidates: Sequence[_Candidate], url: str | None = None) -> list[DeepNetModel]:
+    """Train candidates of one layout and number of ranks, in one barrier job; on what is at ``url``, if given."""
     first = candidates[0]
-    workers = first.estimator.getNumTrainWorkers()
+    spec, workers = first.spec, first.estimator.getNumTrainWorkers()
     if workers > 1:
         _check_horovod()
     archives = tuple({candidate.network.archive: None for candidate in candidates})
     specs = tuple(replace(one.spec, network=archives.index(one.network.archive)) for one in candidates)
-    with _listening(dataset.sparkSession, first.estimator.getProgress()) as address:
-        job = ranks.Job("cos_ml.training:train", specs, archives, address)
-        results = ranks.run(feeds.narrow(dataset, first.spec), job, workers)
+    with contextlib.ExitStack() as stack:
+        rows, shards = feeds.narrow(dataset, spec), None
+        if url is not None:
+            names = {column.field: column.name for column in spec.stored}
+            shards = petastorm_feed.plan(url, spec, names, workers)
+        elif first.estimator.getFeed() == "petastorm":
+            url = stack.enter_context(_cache(rows, first))
+            shards = petastorm_feed.plan(url, spec, {column.field: column.field for column in spec.stored}, workers)
+        if shards is not None:
+            rows = dataset.sparkSession.range(workers, numPartitions=workers)  # they read by themselves
+        address = stack.enter_context(_listening(dataset.sparkSession, first.estimator.getProgress()))
+        results = ranks.run(rows, ranks.Job("cos_ml.training:train", specs, archives, shards, address), workers)
     return [_model(candidate, results, index) for index, candidate in enumerate(candidates)]
+
+
+@contextlib.contextmanager
+def _cache(rows: DataFrame, candidate: _Candidate) -> Iterator[str]:
+    """The narrow DataFrame ``rows`` as Parquet under cacheDir, for the length of a ``with`` block."""
+    estimator = candidate.estimator
+    petastorm_feed.check_petastorm()
+    if not estimator.isSet(estimator.cacheDir):
+        raise InvalidInputError('Param cacheDir is not set, and feed="petastorm" writes the rows there.')
+    with petastorm_feed.stored(rows, candidate.spec, estimator.getCacheDir(), estimator.getKeepCache()) as url:
+        yield url
 
 
 def _model(candidate: _Candidate, results: list[dict[str, bytes]], index: int) -> DeepNetModel:
@@ -261,7 +313,9 @@ class _Grid:
         for index, (estimator, name) in enumerate(zip(estimators, names, strict=True)):
             candidate = _candidate(estimator, dataset, f"candidate {index + 1} of {len(names)} ({name})")
             self.candidates.append(candidate)
-            self.groups.setdefault((estimator.getNumTrainWorkers(), candidate.spec.layout), []).append(index)
+            feed = (estimator.getFeed(), estimator.isSet(estimator.cacheDir) and estimator.getCacheDir())
+            key = (estimator.getNumTrainWorkers(), candidate.spec.layout, feed, estimator.getKeepCache())
+            self.groups.setdefault(key, []).append(index)
 
     def __iter__(self) -> _Grid:
         return self

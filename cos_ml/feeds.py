@@ -35,8 +35,7 @@ ENDS = ".ends"  # after a field's name: where its strings end
 
 def narrow(df: DataFrame, spec: TrainSpec) -> DataFrame:
     """Only the columns that ranks read, under their fixed names and as arrays of the network's number types."""
-    wanted = [*spec.columns, *((spec.validation,) if spec.validation else ())]
-    return df.select(*(expression(df.schema, column).alias(column.field) for column in wanted))
+    return df.select(*(expression(df.schema, column).alias(column.field) for column in spec.stored))
 
 
 def spread(df: DataFrame, partitions: int) -> DataFrame:
@@ -240,28 +239,42 @@ class Rows:
         }
         return other
 
+    def first(self) -> dict[str, np.ndarray]:
+        """One row, by field."""
+        return {field: array[:1] for field, array in self.arrays.items()}
+
+    def ordered(self, shuffle: bool, seed: tuple[int, ...]) -> Pass:
+        """A pass over the rows: every row once; in a random order that depends on ``seed`` alone, or as they came."""
+        order = np.random.default_rng(seed).permutation(self.count) if shuffle else np.arange(self.count)
+        return Pass(self.arrays, order)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over a rank's rows: arrays by field, and int64 [count] the order of their rows."""
+
+    arrays: dict[str, Any]
+    order: np.ndarray
+
     def weights(self) -> np.ndarray:
-        """float64 [count]: the row weights, all 1 where there is no weight column."""
-        return self.arrays["w"].astype(np.float64) if "w" in self.arrays else np.ones(self.count)
+        """float64 [count]: the row weights in the order of this pass, all 1 where there is no weight column."""
+        weights = self.arrays.get("w")
+        return np.ones(len(self.order)) if weights is None else weights.astype(np.float64)[self.order]
 
-    def order(self, shuffle: bool, seed: tuple[int, ...]) -> np.ndarray:
-        """int64 [count]: every row once; in a random order that depends on ``seed`` alone, or as they came."""
-        return np.random.default_rng(seed).permutation(self.count) if shuffle else np.arange(self.count)
-
-    def batches(self, order: np.ndarray, size: int, steps: int, filler: dict[str, np.ndarray]) -> Iterator[Batch]:
-        """``steps`` batches: the rows in ``order``, ``size`` at a time, then filler rows of weight zero.
+    def batches(self, size: int, steps: int, filler: dict[str, np.ndarray]) -> Iterator[Batch]:
+        """``steps`` batches: the rows in order, ``size`` at a time, then filler rows of weight zero.
 
         Filler comes from this rank's own rows, so that layers which keep statistics see data of the same kind; a rank
         without any takes ``filler``.
         """
         for step in range(steps):
-            chosen = order[step * size : (step + 1) * size]
+            chosen = self.order[step * size : (step + 1) * size]
             real = len(chosen)
-            if not real and not self.count:
+            if not real and not len(self.order):
                 yield Batch(filler, 0)
                 continue
             if not real:
-                chosen = order[:size]
+                chosen = self.order[:size]
             if len(chosen) > 1 and chosen[-1] - chosen[0] == len(chosen) - 1 and (np.diff(chosen) == 1).all():
                 rows: Any = slice(int(chosen[0]), int(chosen[-1]) + 1)  # neighbours need no gathering
             else:
@@ -303,8 +316,8 @@ def _map(descriptor: int, count: int, shape: tuple[int, ...], dtype: str) -> np.
         return np.asarray(np.memmap(file, dtype, "r", shape=(count, *shape)))
 
 
-def step_weights(weights: np.ndarray, order: np.ndarray, size: int, steps: int) -> np.ndarray:
-    """float64 [steps]: the sum of this rank's row weights in each step."""
-    starts = np.arange(0, len(order), size)
-    sums = np.add.reduceat(weights[order], starts) if len(order) else np.empty(0)
+def step_weights(weights: np.ndarray, size: int, steps: int) -> np.ndarray:
+    """float64 [steps]: the sum of this rank's row weights in each step, from those of a pass in its order."""
+    starts = np.arange(0, len(weights), size)
+    sums = np.add.reduceat(weights, starts) if len(weights) else np.empty(0)
     return np.pad(sums, (0, steps - len(sums)))

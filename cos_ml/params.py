@@ -71,6 +71,17 @@ def _names(name: str) -> Callable[[Any], list[str]]:
     return convert
 
 
+def _text(name: str) -> Callable[[Any], str]:
+    """A text that is not empty."""
+
+    def convert(value: Any) -> str:
+        if not isinstance(value, str) or not value:
+            raise InvalidInputError(f"Param {name}: expected a text, received {value!r}.")
+        return value
+
+    return convert
+
+
 def _positive(name: str) -> Callable[[Any], float]:
     def convert(value: Any) -> float:
         if isinstance(value, bool) or not TypeConverters._is_numeric(value) or not 0 < float(value) < float("inf"):
@@ -338,13 +349,28 @@ class EstimatorParams(
     )
     numTrainWorkers = _param("numTrainWorkers", "ranks, one barrier task each (>= 1)", _whole("numTrainWorkers", 1))
     useGpu = _param("useGpu", "train on the GPUs that Spark assigned, one per rank", _switch("useGpu"))
+    feed = _param(
+        "feed",
+        "how rows reach the ranks: 'arrow' (from Spark to each rank's local disk) or 'petastorm' (written once as "
+        "Parquet under cacheDir, which ranks read again in every epoch)",
+        _one_of("feed", "arrow", "petastorm"),
+    )
+    cacheDir = _param(
+        "cacheDir",
+        "where the petastorm feed writes: a URL that Spark and fsspec can open, and all ranks too",
+        _text("cacheDir"),
+    )
+    keepCache = _param(
+        "keepCache", "leave what the petastorm feed has written, when the fit is over", _switch("keepCache")
+    )
     progress = _param("progress", "show at the driver how the fit goes, while it runs", _switch("progress"))
 
     def __init__(self) -> None:
         super().__init__()
         self._setDefault(
             metrics=[], optimizer="adam", batchSize=32, epochs=1, shuffle=True, numTrainWorkers=1, useGpu=False,
-            progress=True, seed=0, restoreBestWeights=False, callbacks=[], frozenLayers=[],
+            progress=True, seed=0, restoreBestWeights=False, callbacks=[], frozenLayers=[], feed="arrow",
+            keepCache=False,
         )  # fmt: skip
 
     def getModel(self) -> Any:
@@ -394,6 +420,18 @@ class EstimatorParams(
     def getUseGpu(self) -> bool:
         """Gets the value of useGpu or its default value."""
         return self.getOrDefault(self.useGpu)
+
+    def getFeed(self) -> str:
+        """Gets the value of feed or its default value."""
+        return self.getOrDefault(self.feed)
+
+    def getCacheDir(self) -> str:
+        """Gets the value of cacheDir."""
+        return self.getOrDefault(self.cacheDir)
+
+    def getKeepCache(self) -> bool:
+        """Gets the value of keepCache or its default value."""
+        return self.getOrDefault(self.keepCache)
 
     def getProgress(self) -> bool:
         """Gets the value of progress or its default value."""

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cos_ml import artifacts
+from cos_ml.errors import InvalidInputError
 from cos_ml.quiet import import_keras
 
 __all__ = ["main"]
@@ -38,6 +39,8 @@ def main() -> None:
     with os.fdopen(start["results"], "wb") as results:
         try:
             artifacts.write(results, _function(start["function"])(start, _meeting))
+        except InvalidInputError as error:
+            artifacts.write(results, {"problem": str(error).encode()})
         except BaseException:  # SystemExit too: whatever ends a rank, the driver shall read it
             results.seek(0)
             results.truncate()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -25,8 +24,9 @@ from pyspark import BarrierTaskContext
 from pyspark.sql import DataFrame
 
 from cos_ml import artifacts, connect, progress, slots
-from cos_ml.errors import CosMLError, InvalidInputError, RankError, SetupError
+from cos_ml.errors import InvalidInputError, RankError, from_spark
 from cos_ml.feeds import Spool, local_folder, spread
+from cos_ml.petastorm_feed import Shard, Shards
 from cos_ml.rendezvous import Place, Rendezvous, local_addresses, place, rank_environment, server_address
 from cos_ml.spec import TrainSpec
 
@@ -47,12 +47,14 @@ class Job:
             until all ranks have met, and returns named bytes.
         specs: what to train, one after the other on the same rows.
         networks: the archives to begin with, which the specs name by index.
+        shards: what the ranks read by themselves; without, they get the rows of the DataFrame.
         progress: where the driver listens, if it does.
     """
 
     function: str
     specs: tuple[TrainSpec, ...]
     networks: tuple[bytes, ...]
+    shards: Shards | None = None
     progress: progress.Address | None = None
 
 
@@ -63,7 +65,7 @@ def run(df: DataFrame, job: Job, ranks: int) -> list[dict[str, bytes]]:
     """Run ``job`` on the rows of ``df``, one rank a partition.
 
     Args:
-        df: the narrow DataFrame that the spool takes.
+        df: the narrow DataFrame that the spool takes; with shards, any of a row or none.
         job: what each rank does.
         ranks: how many there are.
 
@@ -85,7 +87,7 @@ def run(df: DataFrame, job: Job, ranks: int) -> list[dict[str, bytes]]:
         with slots.taken(df.sparkSession, ranks):
             rows = list(tasks.repartition(1 + returned // RESULT_PART).toLocalIterator())
     except Exception as error:
-        raise _own_error(error) or error from None
+        raise from_spark(error) or error from None
     results: list[dict[str, bytes]] = [
         artifacts.join((row["name"], row["part"], row["data"]) for row in rows if row["rank"] == rank)
         for rank in range(ranks)
@@ -106,21 +108,6 @@ def _raise_reported(results: list[dict[str, bytes]]) -> None:
         raise RankError(_message(f"Rank {first} on {host} failed.", failed[first], results[first].get("log", b"")))
 
 
-def _own_error(error: Exception) -> CosMLError | None:
-    """What a barrier task could not report in a row, out of the text that Spark wraps it in; None for Spark's own."""
-    missing = re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", str(error))
-    if missing:
-        return SetupError(
-            f"The executors' Python has no module {missing[1]!r}. Spark starts it as "
-            f"{os.environ.get('PYSPARK_PYTHON', 'python3')!r}: set the "
-            "environment variable PYSPARK_PYTHON, or spark.pyspark.python, to one in which cos_ml is installed, "
-            "before Spark starts."
-        )
-    end = r"\s+SQLSTATE: \w{5}\b|\n\s*\n?\s+at [\w.$]+\(|\n\tat |\Z"  # Spark 4.1 and later write the SQLSTATE behind it
-    found = re.search(rf"cos_ml\.errors\.RankError: (.*?)(?:{end})", str(error), re.DOTALL)
-    return RankError(found[1].strip()) if found else None
-
-
 def _message(what: str, traceback: str, log: bytes) -> str:
     tail = log.decode(errors="replace").splitlines()[-MESSAGE_TAIL:]
     parts = [what, traceback.strip(), "Its last output:\n" + "\n".join(tail) if tail else ""]
@@ -136,7 +123,7 @@ def _task(job: Job, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatc
     hosts = [info.address.rsplit(":", 1)[0] for info in context.getTaskInfos()]
     places = place(hosts)
     here = places[context.partitionId()]
-    spool = Spool(job.specs[0])
+    spool = Shard(job.shards, here.rank) if job.shards else Spool(job.specs[0])
     with RankProcess(job, here, spool) as process:  # TensorFlow loads while rows arrive
         problem = _fill(spool, batches)
         meeting = _meet(context, hosts, places, spool, problem)
@@ -153,7 +140,7 @@ def _task(job: Job, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatc
             yield pa.RecordBatch.from_arrays([rank, *batch.columns], ["rank", *batch.schema.names])
 
 
-def _fill(spool: Spool, batches: Iterable[pa.RecordBatch]) -> str:
+def _fill(spool: Spool | Shard, batches: Iterable[pa.RecordBatch]) -> str:
     """Spool the partition; returns what is wrong with it, which no retry would mend, or ""."""
     try:
         spool.fill(batches)
@@ -203,7 +190,9 @@ class Meeting:
         self.close()
 
 
-def _meet(context: BarrierTaskContext, hosts: list[str], places: list[Place], spool: Spool, problem: str) -> Meeting:
+def _meet(
+    context: BarrierTaskContext, hosts: list[str], places: list[Place], spool: Spool | Shard, problem: str
+) -> Meeting:
     """Tell the others what this task has, and wait for all: one allGather, which is also the rendezvous for Horovod."""
     several = len(hosts) > 1
     task = context.partitionId()
@@ -223,7 +212,7 @@ def _meet(context: BarrierTaskContext, hosts: list[str], places: list[Place], sp
 class RankProcess:
     """The child process of one barrier task, which is killed when the task leaves the ``with`` block."""
 
-    def __init__(self, job: Job, here: Place, spool: Spool) -> None:
+    def __init__(self, job: Job, here: Place, spool: Spool | Shard) -> None:
         self.here, self.spool = here, spool
         self.results, self.networks, self.log = (tempfile.TemporaryFile(dir=local_folder()) for _ in range(3))
         self.scratch = tempfile.TemporaryDirectory(prefix="cos_ml-rank-", dir=local_folder())  # what libraries leave
@@ -231,8 +220,8 @@ class RankProcess:
         events, events_of_child = os.pipe()
         start = {
             "function": job.function, "specs": [spec.to_json() for spec in job.specs], "place": asdict(here),
-            "spool": spool.descriptors(), "networks": self.networks.fileno(),
-            "results": self.results.fileno(), "events": events_of_child,
+            "spool": spool.descriptors(), "shards": job.shards and job.shards.to_plain(),
+            "networks": self.networks.fileno(), "results": self.results.fileno(), "events": events_of_child,
         }  # fmt: skip
         inherited = [events_of_child, self.networks.fileno(), self.results.fileno()]
         inherited += [fd for part in spool.descriptors().values() for fd in part.values()]

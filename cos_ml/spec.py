@@ -64,6 +64,11 @@ class TrainSpec:
         return (*self.inputs, *self.labels, *((self.weight,) if self.weight else ()))
 
     @property
+    def stored(self) -> tuple[Column, ...]:
+        """Every column that a rank's rows come from: also the validation mark."""
+        return (*self.columns, *((self.validation,) if self.validation else ()))
+
+    @property
     def layout(self) -> tuple[Any, ...]:
         """What decides the spool: candidates of one layout train on the same spooled rows, each in its own shape."""
         flat = [replace(one, shape=(one.size,)) if one.shape and one.size is not None else one for one in self.columns]

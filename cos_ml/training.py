@@ -21,7 +21,9 @@ import tensorflow as tf
 
 from cos_ml import artifacts, callbacks, networks
 from cos_ml.allreduce import Ranks
+from cos_ml.errors import InvalidInputError
 from cos_ml.feeds import PARTS, Batch, Rows, step_weights
+from cos_ml.petastorm_feed import ShardRows, Shards
 from cos_ml.spec import TrainSpec
 
 __all__ = ["train"]
@@ -54,7 +56,7 @@ def train(start: dict[str, Any], meet: Callable[[], dict[str, Any]]) -> dict[str
     ranks = Ranks(place["size"])
     report(events, event="joined")
     clock.lap("join")
-    rows = {part: stored_rows(part, tasks, rank, start["spool"][part]) for part in PARTS}
+    rows = {part: _rows(part, start, specs[0], tasks) for part in PARTS}
     results: dict[str, bytes] = {}
     for index, spec in enumerate(specs):
         try:
@@ -88,7 +90,7 @@ def train_one(
     ranks: Ranks,
     rank: int,
     tasks: list[dict[str, Any]],
-    rows: dict[str, Rows],
+    rows: dict[str, Rows | ShardRows],
     clock: Clock,
     tell: Callable[..., None] | None,
 ) -> tuple[dict[str, Any], Any]:
@@ -96,7 +98,13 @@ def train_one(
     thaw = freeze(network, spec.frozen)
     trainer = make_trainer(network, spec, ranks)
     feeds = {part: Feed(part, spec, ranks, rank, tasks, rows[part]) for part in PARTS}
-    history = fit(trainer, spec, ranks, feeds, tell, rank, clock)
+    try:
+        history = fit(trainer, spec, ranks, feeds, tell, rank, clock)
+    except tf.errors.OpError:
+        for feed in feeds.values():
+            if feed.problem is not None:
+                raise feed.problem from None
+        raise
     clock.lap("train")
     trained = network_of(trainer)
     thaw()
@@ -390,8 +398,9 @@ class Feed:
     """
 
     def __init__(
-        self, part: str, spec: TrainSpec, ranks: Ranks, rank: int, tasks: list[dict[str, Any]], rows: Rows
+        self, part: str, spec: TrainSpec, ranks: Ranks, rank: int, tasks: list[dict[str, Any]], rows: Rows | ShardRows
     ) -> None:
+        self.problem: InvalidInputError | None = None
         counts = [task["rows"][part] for task in tasks]
         self.spec, self.ranks, self.rank = spec, ranks, rank
         self.rows = rows.reshaped(spec.columns)
@@ -402,8 +411,7 @@ class Feed:
         self.filler: dict[str, np.ndarray] = {}
         if self.steps and 0 in counts:  # a rank without rows takes part with one of another's
             lender = int(np.argmax(counts))
-            one = {field: array[:1] for field, array in self.rows.arrays.items()} if rank == lender else None
-            self.filler = ranks.broadcast(one, lender)
+            self.filler = ranks.broadcast(self.rows.first() if rank == lender else None, lender)
 
     def dataset(self) -> Any:
         """A ``tf.data.Dataset`` of the steps of one epoch, in the form that ``SharedSteps`` takes."""
@@ -417,13 +425,18 @@ class Feed:
 
     def begin(self, epoch: int) -> None:
         """Agree with the other ranks on the next pass over the dataset: its order here, each step's weight on all."""
-        self.order = self.rows.order(self.shuffled, (self.spec.seed % 2**63, epoch, self.rank))
-        self.totals = self.ranks.sum(step_weights(self.rows.weights(), self.order, self.spec.batch_size, self.steps))
+        self.ordered = self.rows.ordered(self.shuffled, (self.spec.seed % 2**63, epoch, self.rank))
+        weights = step_weights(self.ordered.weights(), self.spec.batch_size, self.steps)
+        self.totals = self.ranks.sum(weights)
 
     def _steps(self) -> Iterator[Any]:
-        batches = self.rows.batches(self.order, self.spec.batch_size, self.steps, self.filler)
-        for batch, total in zip(batches, self.totals, strict=True):
-            yield self._data(batch, float(total))
+        batches = self.ordered.batches(self.spec.batch_size, self.steps, self.filler)
+        try:
+            for batch, total in zip(batches, self.totals, strict=True):
+                yield self._data(batch, float(total))
+        except InvalidInputError as error:
+            self.problem = error  # tf.data would make a text of it
+            raise
 
     def _data(self, batch: Batch, total: float) -> Any:
         return step_data(self.spec, batch.arrays, batch.real, self.ranks.size, total)
@@ -456,6 +469,14 @@ def step_data(
         labels if len(labels) > 1 else labels[0],
         weights, np.float32(scale), np.float32(total), np.int32(real),
     )  # fmt: skip
+
+
+def _rows(part: str, start: dict[str, Any], spec: TrainSpec, tasks: list[dict[str, Any]]) -> Rows | ShardRows:
+    """This rank's rows of one part: its task's spool, or a shard that it reads by itself."""
+    rank = start["place"]["rank"]
+    if start["shards"] is None:
+        return stored_rows(part, tasks, rank, start["spool"][part])
+    return ShardRows(part, spec, Shards.from_plain(start["shards"]), rank)
 
 
 def stored_rows(part: str, tasks: list[dict[str, Any]], rank: int, descriptors: dict[str, int]) -> Rows:

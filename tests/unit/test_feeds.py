@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cos_ml.columns import Column, Problem
 from cos_ml.errors import InvalidInputError
-from cos_ml.feeds import Rows, Spool, local_folder, refuse, step_weights
+from cos_ml.feeds import Pass, Rows, Spool, local_folder, refuse, step_weights
 from cos_ml.spec import TrainSpec
 
 from .conftest import record_batch, rows_of
@@ -147,7 +147,7 @@ def test_rows_read_what_was_spooled(spool):
     assert all((rows.arrays[field] == data[field]).all() for field in data)
     assert rows.arrays["x0"].dtype == np.float32
     assert not rows.arrays["x0"].flags.writeable
-    assert rows.weights().tolist() == [1.0] * 7
+    assert rows.ordered(False, ()).weights().tolist() == [1.0] * 7
 
 
 def test_rows_of_whole_numbers_and_bytes(spool):
@@ -162,23 +162,24 @@ def test_rows_of_whole_numbers_and_bytes(spool):
 def test_weights(spool):
     spec = TrainSpec(inputs=(X,), labels=(Y,), weight=Column("weight", "w", low=0.0))
     rows = rows_of(spool(spec, columns(3) | {"w": np.array([0, 0.5, 2], np.float32)}))
-    assert rows.weights().tolist() == [0, 0.5, 2]
-    assert rows.weights().dtype == np.float64
+    assert rows.ordered(False, ()).weights().tolist() == [0, 0.5, 2]
+    assert rows.ordered(False, ()).weights().dtype == np.float64
+    assert Pass(rows.arrays, np.array([2, 0, 1])).weights().tolist() == [2, 0, 0.5]
 
 
 def test_the_order_has_every_row_once(spool):
     rows = rows_of(spool(SPEC, columns(50)))
-    assert rows.order(False, (7, 0, 0)).tolist() == list(range(50))
-    orders = [rows.order(True, seed).tolist() for seed in ((7, 0, 0), (7, 1, 0), (7, 0, 1), (8, 0, 0))]
+    assert rows.ordered(False, (7, 0, 0)).order.tolist() == list(range(50))
+    orders = [rows.ordered(True, seed).order.tolist() for seed in ((7, 0, 0), (7, 1, 0), (7, 0, 1), (8, 0, 0))]
     assert all(sorted(order) == list(range(50)) for order in orders)
     assert len({tuple(order) for order in orders}) == 4  # by epoch, by rank, by seed
-    assert rows.order(True, (7, 1, 0)).tolist() == orders[1]
+    assert rows.ordered(True, (7, 1, 0)).order.tolist() == orders[1]
 
 
 def test_batches(spool):
     data = columns(5)
     rows = rows_of(spool(SPEC, data))
-    batches = list(rows.batches(np.array([4, 0, 3, 1, 2]), 2, 4, {}))
+    batches = list(Pass(rows.arrays, np.array([4, 0, 3, 1, 2])).batches(2, 4, {}))
     assert [batch.real for batch in batches] == [2, 2, 1, 0]
     assert [batch.arrays["y0"].tolist() for batch in batches] == [[4, 0], [3, 1], [2], [4, 0]]
     assert all((batch.arrays["x0"] == data["x0"][batch.arrays["y0"].astype(int)]).all() for batch in batches)
@@ -189,10 +190,10 @@ def test_batches_have_every_row_once(count, size, more, shuffle):
     rows = Rows({}, 0, {}, {})
     rows.count, rows.arrays = count, {"y0": np.arange(count)}
     steps = -(-count // size) + more
-    order = rows.order(shuffle, (1, 2, 3))
-    batches = list(rows.batches(order, size, steps, {}))
+    one = rows.ordered(shuffle, (1, 2, 3))
+    batches = list(one.batches(size, steps, {}))
     assert len(batches) == steps
-    assert np.concatenate([batch.arrays["y0"][: batch.real] for batch in batches]).tolist() == order.tolist()
+    assert np.concatenate([batch.arrays["y0"][: batch.real] for batch in batches]).tolist() == one.order.tolist()
     assert all(batch.real in (0, len(batch.arrays["y0"])) for batch in batches)
     assert all(1 <= len(batch.arrays["y0"]) <= size for batch in batches)
     assert [batch.real for batch in batches[steps - more :]] == [0] * more
@@ -200,7 +201,7 @@ def test_batches_have_every_row_once(count, size, more, shuffle):
 
 def test_neighbours_are_not_gathered(spool):
     rows = rows_of(spool(SPEC, columns(4)))
-    (first, _) = rows.batches(rows.order(False, ()), 2, 2, {})
+    (first, _) = rows.ordered(False, ()).batches(2, 2, {})
     assert np.shares_memory(first.arrays["x0"], rows.arrays["x0"])
 
 
@@ -209,24 +210,24 @@ def test_a_rank_without_rows_takes_filler(spool):
     rows = Rows({f: os.dup(fd) for f, fd in empty.descriptors()["train"].items()}, 0, {"x0": [2], "y0": []},
                 {"x0": "<f4", "y0": "<f4"})  # fmt: skip
     assert rows.arrays["x0"].shape == (0, 2)
-    assert rows.weights().tolist() == []
+    assert rows.ordered(False, ()).weights().tolist() == []
     filler = {"x0": np.ones((1, 2), np.float32), "y0": np.ones(1, np.float32)}
-    batches = list(rows.batches(rows.order(True, (1,)), 2, 3, filler))
+    batches = list(rows.ordered(True, (1,)).batches(2, 3, filler))
     assert [batch.real for batch in batches] == [0, 0, 0]
     assert all(batch.arrays is filler for batch in batches)
 
 
 def test_step_weights():
     weights = np.array([1.0, 2, 3, 4, 5])
-    assert step_weights(weights, np.array([4, 3, 2, 1, 0]), 2, 4).tolist() == [9, 5, 1, 0]
-    assert step_weights(weights, np.arange(5), 5, 1).tolist() == [15]
-    assert step_weights(np.empty(0), np.arange(0), 2, 3).tolist() == [0, 0, 0]
+    assert step_weights(weights[::-1], 2, 4).tolist() == [9, 5, 1, 0]
+    assert step_weights(weights, 5, 1).tolist() == [15]
+    assert step_weights(np.empty(0), 2, 3).tolist() == [0, 0, 0]
 
 
 @given(st.lists(st.integers(0, 9), max_size=12), st.integers(1, 5), st.integers(0, 3))
 def test_step_weights_add_up(weights, size, more):
     weights = np.array(weights, float)
     steps = -(-len(weights) // size) + more
-    sums = step_weights(weights, np.arange(len(weights))[::-1], size, steps)
+    sums = step_weights(weights, size, steps)
     assert sums.shape == (steps,)
     assert sums.sum() == weights.sum()

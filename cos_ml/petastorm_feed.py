@@ -1,0 +1,435 @@
+"""The petastorm feed: ranks read their shards of a Parquet dataset, as often as there are epochs (both sides).
+
+``plan`` runs on the driver and reads footers, ``ShardRows`` in the rank reads row groups through petastorm. Row group i
+belongs to rank i modulo the number of ranks. Nothing is on the ranks' disks, and a few row groups are in memory.
+
+petastorm promises an order, for one seed, as long as one thread hands out and results are taken in turn: that is what
+lets a pass over the weight column alone tell in advance what each step will weigh.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import uuid
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from cos_ml.columns import Column, as_list_array, decode, renumber
+from cos_ml.errors import InvalidInputError, SetupError, from_spark
+from cos_ml.feeds import PARTS, Batch, refuse, usable_rows
+from cos_ml.spec import TrainSpec
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+    from pyspark.sql import types as T
+
+__all__ = ["Shard", "ShardRows", "Shards", "check_petastorm", "check_readable", "plan", "stored"]
+
+READERS = 2  # threads per rank that read and decompress row groups
+WINDOW = 64 << 20  # bytes of rows among which the order is random
+ROW_GROUP = 16 << 20  # bytes, of the datasets that are written here: a rank holds a few
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A Parquet dataset and which part of it each rank reads, as plain values.
+
+    Attributes:
+        files: their URLs, in the order in which row groups are counted.
+        groups: row groups in all of them.
+        names: the stored column of each field.
+        rows: by rank: part -> rows.
+        shapes, dtypes: of one row, by field.
+    """
+
+    files: tuple[str, ...]
+    groups: int
+    names: dict[str, str]
+    rows: tuple[dict[str, int], ...]
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+
+    def to_plain(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Shards:
+        """What ``to_plain`` made, after a way through JSON."""
+        return cls(**plain | {"files": tuple(plain["files"]), "rows": tuple(plain["rows"])})
+
+
+# ── driver ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_petastorm() -> None:
+    """Raises SetupError where petastorm can't be imported."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it uses what pyarrow has long marked as old
+            import petastorm.reader  # noqa: F401
+    except ImportError as error:
+        raise SetupError(
+            f"petastorm can't be imported here ({error}). Install it on the driver and the executors: "
+            'pip install "cos-ml[petastorm]". petastorm 0.13 needs pyarrow below 15 and setuptools below 70, so '
+            'PySpark 4.0 at most. feed="arrow" needs none of it.'
+        ) from error
+
+
+def check_readable(schema: T.StructType, spec: TrainSpec) -> None:
+    """Raises InvalidInputError for stored columns that petastorm can't read, or not under their names."""
+    from pyspark.sql import types as T
+
+    for column in spec.stored:
+        given = schema[column.name].dataType
+        flat = not isinstance(given, T.ArrayType) or not isinstance(given.elementType, (T.ArrayType, T.StructType))
+        if isinstance(given, (T.StructType, T.UserDefinedType)) or not flat:
+            raise InvalidInputError(
+                f"Column {column.name!r} is stored as {given.simpleString()}, and petastorm reads numbers, strings, "
+                "bytes and flat arrays. Store arrays (pyspark.ml.functions.vector_to_array makes them of Vectors), or "
+                "give the DataFrame to fit()."
+            )
+        if not column.name.isidentifier() or column.name.startswith("_"):
+            raise InvalidInputError(
+                f"petastorm reads columns whose names are Python identifiers, and {column.name!r} is none: store it "
+                "under another name, or give the DataFrame to fit()."
+            )
+
+
+@contextlib.contextmanager
+def stored(narrow: DataFrame, spec: TrainSpec, folder: str, keep: bool) -> Iterator[str]:
+    """The rows of a narrow DataFrame as a Parquet dataset, for the length of a ``with`` block.
+
+    Args:
+        narrow: what ``feeds.narrow`` returns.
+        spec: its columns.
+        folder: where to make the dataset, which has a name of its own there.
+        keep: leave it there.
+
+    Yields:
+        str: the URL of the dataset.
+
+    Raises:
+        InvalidInputError: a row can't be used.
+    """
+    import fsspec
+
+    url = f"{folder.rstrip('/')}/cos_ml-{uuid.uuid4().hex}"
+    usable = narrow.mapInArrow(partial(_usable, spec), narrow.schema)
+    try:
+        try:
+            writer = usable.write.option("parquet.block.size", ROW_GROUP).option("parquet.enable.dictionary", "false")
+            writer.parquet(url)
+        except Exception as error:
+            raise from_spark(error) or error from None
+        yield url
+    finally:
+        filesystem, path = fsspec.core.url_to_fs(url)
+        if not keep and filesystem.exists(path):
+            filesystem.rm(path, recursive=True)
+
+
+def _usable(spec: TrainSpec, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """One task that stores rows: those that can be used, each in full size."""
+    seen = 0
+    for batch in batches:
+        arrays, kept, _ = usable_rows(batch, spec, seen)
+        seen += batch.num_rows
+        columns = [
+            _storable(arrays[name][kept], batch.column(name).type)
+            if name in arrays
+            else batch.column(name).filter(pa.array(kept))
+            for name in batch.schema.names
+        ]
+        yield pa.RecordBatch.from_arrays(columns, batch.schema.names)
+
+
+def _storable(rows: np.ndarray, kind: pa.DataType) -> pa.Array:
+    """Decoded rows as the Arrow type that they came in."""
+    if pa.types.is_binary(kind):
+        return pa.array([row.tobytes() for row in rows], kind)
+    if rows.dtype == object:
+        texts = [[text.decode() for text in row] for row in rows.reshape(len(rows), -1)]
+        return pa.array(texts if pa.types.is_list(kind) else [text[0] for text in texts], kind)
+    return as_list_array(rows.reshape(len(rows), -1)) if pa.types.is_list(kind) else pa.array(rows.reshape(-1), kind)
+
+
+def plan(url: str, spec: TrainSpec, names: dict[str, str], ranks: int) -> Shards:
+    """What each rank shall read, from the footers of the files; of the rows only marks of validation and the first.
+
+    Args:
+        url: of a folder of Parquet files, or of one file.
+        spec: the columns.
+        names: the stored column of each of its fields.
+        ranks: how many there are.
+
+    Raises:
+        InvalidInputError: there are no rows, or they do not fit the network.
+    """
+    import fsspec
+    import pyarrow.parquet as pq
+
+    filesystem, path = fsspec.core.url_to_fs(url)
+    paths = _files(filesystem, path)
+    if not paths:
+        raise InvalidInputError(f"There are no Parquet files at {url}.")
+    rows = [dict.fromkeys(PARTS, 0) for _ in range(ranks)]
+    facts: tuple[dict[str, Any], dict[str, Any]] | None = None
+    groups = 0
+    for one in paths:
+        with filesystem.open(one) as opened:
+            file = pq.ParquetFile(opened)
+            for index in range(file.num_row_groups):
+                count = file.metadata.row_group(index).num_rows
+                marked = _marked(file, index, names["v"]) if spec.validation else 0
+                shard = rows[groups % ranks]
+                shard["train"] += count - marked
+                shard["validation"] += marked
+                groups += 1
+                if facts is None and count:
+                    first = next(file.iter_batches(1, row_groups=[index], columns=[*_read(names, spec.columns)]))
+                    facts = _facts(first, spec.columns, names)
+    if not sum(shard["train"] for shard in rows) or facts is None:
+        raise InvalidInputError(f"There are no rows to train on at {url}.")
+    files = tuple(filesystem.unstrip_protocol(one) for one in paths)
+    return Shards(files, groups, names, tuple(rows), *facts)
+
+
+def _files(filesystem: Any, path: str) -> list[str]:
+    """The Parquet files at ``path``, without Spark's and others' hidden ones, in one order everywhere."""
+    if filesystem.isfile(path):
+        return [path]
+    start = len(path.rstrip("/")) + 1
+    found = (one for one in filesystem.find(path) if not re.search(r"(^|/)[_.]", one[start:]))
+    return sorted(one for one in found if one.endswith((".parquet", ".parq", ".pq")))
+
+
+def _read(names: dict[str, str], columns: tuple[Column, ...]) -> list[str]:
+    return [names[column.field] for column in columns]
+
+
+def _marked(file: Any, group: int, name: str) -> int:
+    marks = file.read_row_group(group, columns=[name]).column(0)
+    return int(marks.fill_null(False).to_numpy().astype(bool).sum())
+
+
+def _facts(first: pa.RecordBatch, columns: tuple[Column, ...], names: dict[str, str]) -> tuple[Any, Any]:
+    """Shapes and dtypes of a row."""
+    shapes, dtypes = {}, {}
+    for column in columns:
+        values = first.column(first.schema.get_field_index(names[column.field]))
+        array, problems = decode(_as_wanted(values, column), column)
+        if problems:
+            raise InvalidInputError(f"The first row: {problems[0]}.")
+        shapes[column.field], dtypes[column.field] = array.shape[1:], array.dtype.str
+    return shapes, dtypes
+
+
+def _as_wanted(values: pa.Array, column: Column) -> pa.Array:
+    """Stored numbers in the network's number type."""
+    if column.dtype == "string":
+        return values
+    wanted = pa.from_numpy_dtype(np.dtype(column.dtype))
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        return values.cast(pa.list_(wanted), safe=False)
+    return values if pa.types.is_binary(values.type) else values.cast(wanted, safe=False)
+
+
+# ── barrier task ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Shard:
+    """In the place of a Spool: what this task's rank will read by itself."""
+
+    skipped = 0
+
+    def __init__(self, shards: Shards, rank: int) -> None:
+        self.rows, self.shapes, self.dtypes = shards.rows[rank], shards.shapes, shards.dtypes
+
+    def fill(self, batches: Iterable[pa.RecordBatch]) -> None:
+        """Nothing comes through Spark."""
+        for _ in batches:
+            pass
+
+    def descriptors(self) -> dict[str, dict[str, int]]:
+        """No files are inherited."""
+        return {part: {} for part in PARTS}
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+# ── rank ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ShardRows:
+    """This rank's rows of one part, read anew in every pass.
+
+    Args:
+        part: "train" or "validation".
+        spec: the columns.
+        shards: what to read.
+        rank: whose.
+        columns: those of the spec, in the shapes of the network that trains; without, in the spec's own.
+
+    Attributes:
+        count: how many rows there are.
+        arrays: by field, of no rows: what they look like.
+    """
+
+    def __init__(
+        self, part: str, spec: TrainSpec, shards: Shards, rank: int, columns: tuple[Column, ...] | None = None
+    ) -> None:
+        self.part, self.spec, self.shards, self.rank = part, spec, shards, rank
+        self.columns = spec.columns if columns is None else columns
+        self.count = shards.rows[rank][part]
+        self.arrays = {
+            column.field: np.empty((0, *self._row_shape(column)), shards.dtypes[column.field])
+            for column in self.columns
+        }
+
+    def reshaped(self, columns: tuple[Column, ...]) -> ShardRows:
+        """The same rows, each in the shape of its column: networks of one job may see them in different ones."""
+        return ShardRows(self.part, self.spec, self.shards, self.rank, columns)
+
+    def _row_shape(self, column: Column) -> tuple[int, ...]:
+        return column.row_shape(math.prod(self.shards.shapes[column.field]))
+
+    def first(self) -> dict[str, np.ndarray]:
+        """One row, by field."""
+        return {field: array[:1] for field, array in next(self._windows(self.columns, 1, shuffle=False)).items()}
+
+    def ordered(self, shuffle: bool, seed: tuple[int, ...]) -> ShardPass:
+        """A pass over the rows: row groups, and rows within windows, in an order that depends on ``seed`` alone."""
+        return ShardPass(self, shuffle, int(np.random.SeedSequence(seed).generate_state(1)[0]) | 1)
+
+    def _windows(self, columns: tuple[Column, ...], seed: int, shuffle: bool) -> Iterator[dict[str, np.ndarray]]:
+        """The rows, by field, in pieces of about WINDOW bytes; a pass over fewer columns has the same order."""
+        random = np.random.default_rng(seed)
+        size = sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in self.arrays.values())
+        held: list[dict[str, np.ndarray]] = []
+        rows = 0
+        for arrays in self._groups(columns, seed, shuffle):
+            held.append(arrays)
+            rows += len(next(iter(arrays.values())))
+            if rows * size >= WINDOW:
+                yield _mixed(held, rows, random if shuffle else None)
+                held, rows = [], 0
+        if rows:
+            yield _mixed(held, rows, random if shuffle else None)
+
+    def _groups(self, columns: tuple[Column, ...], seed: int, shuffle: bool) -> Iterator[dict[str, np.ndarray]]:
+        """One row group after the other, decoded and checked."""
+        if self.rank >= self.shards.groups:
+            return
+        wanted = {column.field: self.shards.names[column.field] for column in columns}
+        if self.spec.validation:
+            wanted["v"] = self.shards.names["v"]
+        for stored in _petastorm(self.shards, list(wanted.values()), self.rank, seed, shuffle):
+            arrays = {column.field: self._checked(stored[wanted[column.field]], column) for column in columns}
+            if self.spec.validation:
+                marks = np.array([bool(mark) for mark in stored[wanted["v"]]])
+                kept = marks if self.part == "validation" else ~marks
+                arrays = {field: array[kept] for field, array in arrays.items()}
+            yield arrays
+
+    def _checked(self, stored: np.ndarray, column: Column) -> np.ndarray:
+        array, problems = decode(_as_wanted(_arrow(stored), column), column)
+        if problems:
+            try:
+                refuse(renumber(problems, 0), self.spec.handle_invalid)
+            except InvalidInputError as error:
+                raise InvalidInputError(f"{error} (Rows are counted from 0 within a row group.)") from None
+        if array.shape[1:] != (shape := self._row_shape(column)):
+            raise InvalidInputError(
+                f"Column {column.name!r} has rows of shape {array.shape[1:]} after rows of {shape}: expected one shape."
+            )
+        return array
+
+
+@dataclass(frozen=True)
+class ShardPass:
+    """One pass over a rank's rows, in an order that is the same whenever it is made again."""
+
+    rows: ShardRows
+    shuffle: bool
+    seed: int
+
+    def weights(self) -> np.ndarray:
+        """float64 [count]: the row weights in the order of this pass, all 1 where there is no weight column."""
+        weight = self.rows.spec.weight
+        if weight is None or not self.rows.count:
+            return np.ones(self.rows.count)
+        return np.concatenate([window["w"] for window in self._windows((weight,))]).astype(np.float64)
+
+    def batches(self, size: int, steps: int, filler: dict[str, np.ndarray]) -> Iterator[Batch]:
+        """``steps`` batches of ``size`` rows, then filler rows of weight zero: the pass's first, or ``filler``."""
+        done = 0
+        first: dict[str, np.ndarray] = {}
+        for arrays in _cut(self._windows(self.rows.columns), size):
+            first = first or arrays
+            yield Batch(arrays, len(next(iter(arrays.values()))))
+            done += 1
+        for _ in range(done, steps):
+            yield Batch(first or filler, 0)
+
+    def _windows(self, columns: tuple[Column, ...]) -> Iterator[dict[str, np.ndarray]]:
+        return self.rows._windows(columns, self.seed, self.shuffle) if self.rows.count else iter(())
+
+
+def _mixed(held: list[dict[str, np.ndarray]], rows: int, random: np.random.Generator | None) -> dict[str, np.ndarray]:
+    """Row groups as one, in a random order."""
+    order = slice(None) if random is None else random.permutation(rows)
+    return {field: np.concatenate([one[field] for one in held])[order] for field in held[0]}
+
+
+def _cut(windows: Iterator[dict[str, np.ndarray]], size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of ``size`` rows out of windows of any, the last one smaller."""
+    rest: dict[str, np.ndarray] = {}
+    for window in windows:
+        if rest:
+            window = {field: np.concatenate([rest[field], array]) for field, array in window.items()}
+        rows = len(next(iter(window.values())))
+        for start in range(0, rows - rows % size, size):
+            yield {field: array[start : start + size] for field, array in window.items()}
+        rest = {field: array[rows - rows % size :] for field, array in window.items()} if rows % size else {}
+    if rest:
+        yield rest
+
+
+def _petastorm(
+    shards: Shards, columns: list[str], rank: int, seed: int, shuffle: bool
+) -> Iterator[dict[str, np.ndarray]]:
+    """This rank's row groups, as petastorm gives them: an array by column."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # it uses what pyarrow has long marked as old
+    from petastorm.reader import make_batch_reader
+
+    reader = make_batch_reader(
+        list(shards.files),
+        schema_fields=[re.escape(column) for column in columns],
+        reader_pool_type="thread",
+        workers_count=READERS,
+        results_queue_size=1,
+        shuffle_row_groups=shuffle,
+        seed=seed if shuffle else None,  # it moves the shard's row groups by a seed in any case
+        cur_shard=rank,
+        shard_count=min(len(shards.rows), shards.groups),  # petastorm refuses more shards than row groups
+    )
+    with reader:
+        for group in reader:
+            yield group._asdict()
+
+
+def _arrow(stored: np.ndarray) -> pa.Array:
+    """What petastorm made of a column, as the Arrow array that ``decode`` takes."""
+    if stored.ndim > 1:
+        return as_list_array(np.ascontiguousarray(stored.reshape(len(stored), -1)))
+    return pa.array(stored.tolist() if stored.dtype.kind in "OU" else stored)

@@ -1,0 +1,145 @@
+import itertools
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cos_ml import petastorm_feed
+from cos_ml.columns import Column
+from cos_ml.errors import InvalidInputError
+from cos_ml.petastorm_feed import ShardRows, Shards, plan
+from cos_ml.spec import TrainSpec
+
+pytest.importorskip("petastorm", reason='the "latest" stack has no petastorm', exc_type=ImportError)
+
+X, Y = Column("features", "x0", (2,)), Column("label", "y0")
+SPEC = TrainSpec(inputs=(X,), labels=(Y,), weight=Column("weight", "w", low=0.0))
+NAMES = {"x0": "features", "y0": "label", "w": "weight", "v": "held"}
+
+
+def write(folder, groups, *, files=1, held=None):
+    """Parquet files with row groups of so many rows; a row's label is its number, and its weight follows from it."""
+    folder.mkdir(exist_ok=True)
+    edges = np.cumsum([0, *groups])
+    tables = []
+    for start, stop in itertools.pairwise(edges):
+        number = np.arange(start, stop)
+        columns = {
+            "features": pa.array([[n, -n] for n in number.tolist()], pa.list_(pa.float64())),
+            "label": pa.array(number, pa.int64()),
+            "weight": pa.array(number % 5, pa.float64()),
+        }
+        if held is not None:
+            columns["held"] = pa.array([held(n) for n in number.tolist()], pa.bool_())
+        tables.append(pa.table(columns))
+    for index in range(files):
+        with pq.ParquetWriter(folder / f"part-{index}.parquet", tables[0].schema) as writer:
+            for table in tables[index::files]:
+                writer.write_table(table)
+    (folder / "_SUCCESS").touch()
+    return str(folder)
+
+
+def shard(url, spec, ranks, rank, part="train"):
+    shards = plan(url, spec, NAMES, ranks)
+    return ShardRows(part, spec, Shards.from_plain(json.loads(json.dumps(shards.to_plain()))), rank)
+
+
+def seen(rows, shuffle=True, seed=(3, 0, 0), size=4, more=0):
+    """The real rows' labels of one pass, and each batch."""
+    batches = list(rows.ordered(shuffle, seed).batches(size, -(-rows.count // size) + more, {}))
+    labels = [batch.arrays["y0"][: batch.real] for batch in batches]
+    return np.concatenate([*labels, np.empty(0)]).astype(int).tolist(), batches
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=7), st.integers(1, 4), st.integers(1, 3), st.booleans())
+def test_every_row_is_read_once_by_one_rank(tmp_path_factory, groups, ranks, files, shuffle):
+    url = write(tmp_path_factory.mktemp("rows"), groups, files=min(files, len(groups)))
+    shares = [seen(shard(url, SPEC, ranks, rank), shuffle)[0] for rank in range(ranks)]
+    assert sorted(itertools.chain(*shares)) == list(range(sum(groups)))
+    assert [len(share) for share in shares] == [one["train"] for one in plan(url, SPEC, NAMES, ranks).rows]
+
+
+def test_the_order_follows_from_the_seed(tmp_path):
+    rows = shard(write(tmp_path / "rows", [5] * 8), SPEC, 1, 0)
+    orders = [seen(rows, seed=seed)[0] for seed in ((3, 0, 0), (3, 1, 0), (3, 0, 1), (4, 0, 0))]
+    assert len({tuple(order) for order in orders}) == 4
+    assert seen(rows, seed=(3, 1, 0))[0] == orders[1]
+    assert seen(rows, shuffle=False)[0] == list(range(40))
+
+
+def test_rows_mix_within_windows_and_row_groups_move(tmp_path, monkeypatch):
+    monkeypatch.setattr(petastorm_feed, "WINDOW", 16 * 10)  # rows of 16 bytes: two row groups of 5
+    order = np.array(seen(shard(write(tmp_path / "rows", [5] * 8), SPEC, 1, 0))[0])
+    windows = (order // 5).reshape(4, 10)
+    assert all(len(set(window.tolist())) == 2 for window in windows)
+    assert (np.diff(order) != 1).sum() > 20
+    assert windows[:, 0].tolist() != [0, 2, 4, 6]
+
+
+def test_weights_come_in_the_order_of_the_rows(tmp_path):
+    rows = shard(write(tmp_path / "rows", [7, 3, 8, 2, 6]), SPEC, 2, 1)
+    one = rows.ordered(True, (1, 2, 1))
+    labels = np.concatenate([batch.arrays["y0"] for batch in one.batches(4, 2, {})])
+    assert one.weights().tolist() == (labels % 5).tolist()
+    unweighted = ShardRows("train", TrainSpec(inputs=(X,), labels=(Y,)), rows.shards, 1)
+    assert unweighted.ordered(True, (1, 2, 1)).weights().tolist() == [1.0] * 5
+
+
+def test_batches_are_full_and_filler_is_the_ranks_own(tmp_path):
+    rows = shard(write(tmp_path / "rows", [7, 3, 8]), SPEC, 1, 0)
+    _, batches = seen(rows, size=5, more=2)
+    assert [batch.real for batch in batches] == [5, 5, 5, 3, 0, 0]
+    assert batches[-1].arrays["y0"].tolist() == batches[0].arrays["y0"].tolist()
+    assert (batches[0].arrays["x0"][:, 0] == batches[0].arrays["y0"]).all()
+    assert batches[0].arrays["x0"].dtype == np.float32
+    assert rows.first()["y0"].tolist() == [0]
+
+
+def test_a_rank_without_a_row_group_takes_filler(tmp_path):
+    rows = shard(write(tmp_path / "rows", [5, 5]), SPEC, 3, 2)
+    assert rows.count == 0
+    filler = {"x0": np.ones((1, 2), np.float32)}
+    assert all(batch.arrays is filler for batch in rows.ordered(True, (1,)).batches(4, 2, filler))
+
+
+def test_marked_rows_validate(tmp_path):
+    spec = TrainSpec(inputs=(X,), labels=(Y,), weight=SPEC.weight, validation=Column("held", "v", dtype="bool"))
+    url = write(tmp_path / "rows", [6, 6, 6, 6], held=lambda n: None if n % 7 == 3 else n % 3 == 0)
+    held = [n for n in range(24) if n % 3 == 0 and n % 7 != 3]
+    validation = [seen(shard(url, spec, 2, rank, "validation"), shuffle=False)[0] for rank in range(2)]
+    train = [seen(shard(url, spec, 2, rank))[0] for rank in range(2)]
+    assert sorted(itertools.chain(*validation)) == held
+    assert sorted(itertools.chain(*train)) == sorted(set(range(24)) - set(held))
+
+
+def test_each_network_sees_rows_in_its_own_shape(tmp_path):
+    rows = shard(write(tmp_path / "rows", [6]), SPEC, 1, 0)
+    square = rows.reshaped((Column("features", "x0", (1, 2, 1)), Y))
+    (batch,) = square.ordered(False, ()).batches(6, 1, {})
+    assert batch.arrays["x0"].shape == (6, 1, 2, 1)
+    assert square.arrays["x0"].shape == (0, 1, 2, 1)
+
+
+def test_a_bad_row_is_named(tmp_path):
+    folder = tmp_path / "rows"
+    write(folder, [4])
+    table = pa.table({"features": [[1.0, 2.0], [1.0, float("nan")]], "label": [0, 1], "weight": [1.0, 1.0]})
+    pq.write_table(table, folder / "part-9.parquet")
+    rows = shard(str(folder), SPEC, 1, 0)
+    with pytest.raises(InvalidInputError, match=r"column 'features', row 1: has NaN at position 1.*within a row group"):
+        seen(rows, shuffle=False)
+
+
+def test_nothing_to_read(tmp_path):
+    (tmp_path / "_temporary").mkdir()
+    pq.write_table(pa.table({"label": [1]}), tmp_path / "_temporary" / "a.parquet")
+    with pytest.raises(InvalidInputError, match="There are no Parquet files at"):
+        plan(str(tmp_path), SPEC, NAMES, 2)
+    with pytest.raises(InvalidInputError, match="There are no rows to train on"):
+        plan(write(tmp_path / "none", [0]), SPEC, NAMES, 2)
