@@ -1,0 +1,205 @@
+"""Caffe's Datum, a protobuf message, from and to bytes: a whole batch of them at a time (executor side).
+
+Neither Caffe nor the protobuf package is needed. A field of all records is read at once, as arrays: record by record
+takes several times as long as the database itself needs to hand the records out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["BadDatum", "Datums", "decode", "encode"]
+
+CHANNELS, HEIGHT, WIDTH, DATA, LABEL, FLOAT_DATA, ENCODED = range(1, 8)  # field numbers
+NUMBERS = (CHANNELS, HEIGHT, WIDTH, LABEL, ENCODED)
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # protobuf's wire types
+FLOAT_TAG = FLOAT_DATA << 3 | FIXED32
+MOST_BYTES = 10  # of one varint
+
+
+class BadDatum(ValueError):
+    """A record is no Datum.
+
+    Attributes:
+        row: which one of the batch.
+        what: what is wrong with it.
+    """
+
+    def __init__(self, row: int, what: str) -> None:
+        super().__init__(f"record {row} {what}")
+        self.row = row
+        self.what = what
+
+
+class Piece(NamedTuple):
+    """Floats of one record."""
+
+    row: int
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class Datums:
+    """The fields of n records; a number that a record leaves out is 0, as in Caffe.
+
+    Attributes:
+        channels, height, width, label: int32, of shape (n,).
+        encoded: bool, of shape (n,).
+        flat: the bytes of all records, end to end.
+        data_start, data_size: where in ``flat`` the field ``data`` of each record is; a size of -1: it has none.
+        floats: pieces of ``float_data``; those of one record are in their order.
+    """
+
+    channels: np.ndarray
+    height: np.ndarray
+    width: np.ndarray
+    label: np.ndarray
+    encoded: np.ndarray
+    flat: bytes
+    data_start: np.ndarray
+    data_size: np.ndarray
+    floats: list[Piece]
+
+
+def decode(records: Sequence[bytes]) -> Datums:
+    """Read serialised Datums, raw or encoded; fields that Caffe does not know are passed over.
+
+    Raises:
+        BadDatum: one of them is cut short, or is something else.
+    """
+    cursor = _Cursor(records)
+    numbers = {field: np.zeros(len(records), np.int64) for field in NUMBERS}
+    start, size = np.zeros(len(records), np.int64), np.full(len(records), -1, np.int64)
+    floats: list[Piece] = []
+    while len(rows := cursor.unread()):  # in each turn the next field of every record that has one
+        tags = cursor.varints(rows)
+        for tag in _distinct(tags):
+            mine = rows[tags == tag]
+            field, wire = tag >> 3, tag & 7
+            if field in numbers and wire == VARINT:
+                numbers[field][mine] = cursor.varints(mine)
+            elif field == DATA and wire == BYTES:
+                start[mine], size[mine] = cursor.lengths(mine)
+            elif field == FLOAT_DATA and wire == FIXED32:
+                floats += [Piece(row, cursor.float_run(row)) for row in mine.tolist()]
+            elif field == FLOAT_DATA and wire == BYTES:
+                at, length = cursor.lengths(mine)
+                floats += [
+                    cursor.packed(*each) for each in zip(mine.tolist(), at.tolist(), length.tolist(), strict=True)
+                ]
+            elif 1 <= field <= ENCODED:
+                raise BadDatum(int(mine[0]), f"has field {field} with protobuf's wire type {wire}, unlike a Datum")
+            else:
+                cursor.skip(mine, field, wire)
+    channels, height, width, label = (numbers[field].astype(np.int32) for field in NUMBERS[:-1])
+    return Datums(channels, height, width, label, numbers[ENCODED] != 0, cursor.joined, start, size, floats)
+
+
+def encode(
+    channels: int,
+    height: int,
+    width: int,
+    data: bytes | None,
+    label: int,
+    float_data: np.ndarray | None,
+    encoded: bool,
+) -> bytes:
+    """One Datum, serialised as Caffe's own library does it: fields in order, ``float_data`` not packed."""
+    sizes = ((CHANNELS, channels), (HEIGHT, height), (WIDTH, width))
+    parts = [bytes([field << 3]) + _varint(value) for field, value in sizes]
+    if data is not None:
+        parts += [bytes([DATA << 3 | BYTES]), _varint(len(data)), data]
+    parts += [bytes([LABEL << 3]), _varint(label)]
+    if float_data is not None:
+        tagged = np.empty((len(float_data), 5), np.uint8)
+        tagged[:, 0] = FLOAT_TAG
+        tagged[:, 1:] = np.asarray(float_data, "<f4").reshape(-1, 1).view(np.uint8)
+        parts.append(tagged.tobytes())
+    return b"".join([*parts, bytes([ENCODED << 3, bool(encoded)])])
+
+
+def _varint(value: int) -> bytes:
+    value &= (1 << 64) - 1  # a negative number is written as its 64-bit complement
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def _distinct(tags: np.ndarray) -> list[int]:
+    """The values in ``tags``; almost always it is one."""
+    return [int(tags[0])] if (tags == tags[0]).all() else np.unique(tags).tolist()
+
+
+class _Cursor:
+    """A position in each of n records, which lie end to end in ``flat``."""
+
+    def __init__(self, records: Sequence[bytes]) -> None:
+        self.joined = b"".join(records)
+        self.flat = np.frombuffer(self.joined, np.uint8)
+        sizes = np.fromiter(map(len, records), np.int64, len(records))
+        self.ends = np.cumsum(sizes)
+        self.at = self.ends - sizes
+
+    def unread(self) -> np.ndarray:
+        """The records that have bytes left."""
+        return np.flatnonzero(self.at < self.ends)
+
+    def varints(self, rows: np.ndarray) -> np.ndarray:
+        """Read a varint in each of ``rows``: int64, of shape (len(rows),)."""
+        values = np.zeros(len(rows), np.int64)
+        where: slice | np.ndarray = slice(None)
+        for shift in range(0, 7 * MOST_BYTES, 7):
+            at = self.at[rows]
+            self._move(rows, 1)
+            byte = self.flat[at]
+            values[where] |= (byte & np.uint8(127)).astype(np.int64) << shift
+            more = np.flatnonzero(byte > 127)
+            if not len(more):
+                return values
+            rows, where = rows[more], more if isinstance(where, slice) else where[more]
+        raise BadDatum(int(rows[0]), "holds a number that does not end")
+
+    def lengths(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pass over a field of bytes in each of ``rows``: where it starts, and its size."""
+        sizes = self.varints(rows)
+        start = self.at[rows]
+        self._move(rows, sizes)
+        return start, sizes
+
+    def skip(self, rows: np.ndarray, field: int, wire: int) -> None:
+        """Pass over a field that a Datum does not have."""
+        if field == 0 or wire not in (VARINT, FIXED64, BYTES, FIXED32):
+            raise BadDatum(int(rows[0]), f"has field {field} with protobuf's wire type {wire}, unlike a Datum")
+        if wire == VARINT:
+            self.varints(rows)
+        elif wire == BYTES:
+            self.lengths(rows)
+        else:
+            self._move(rows, 8 if wire == FIXED64 else 4)
+
+    def float_run(self, row: int) -> np.ndarray:
+        """All floats that follow in ``row``, each with a tag of its own; the first one's tag is read already."""
+        first, end = int(self.at[row]) - 1, int(self.ends[row])
+        others = np.flatnonzero(self.flat[first:end:5] != FLOAT_TAG)
+        count = int(others[0]) if len(others) else -((first - end) // 5)
+        self._move(np.array([row]), 5 * count - 1)
+        return self.flat[first : first + 5 * count].reshape(count, 5)[:, 1:].copy().view("<f4").reshape(-1)
+
+    def packed(self, row: int, start: int, size: int) -> Piece:
+        """Floats without tags."""
+        if size % 4:
+            raise BadDatum(row, f"has {size} bytes of float_data, and a float has 4")
+        return Piece(row, self.flat[start : start + size].view("<f4"))
+
+    def _move(self, rows: np.ndarray, by: int | np.ndarray) -> None:
+        at = self.at[rows] + by
+        beyond = np.flatnonzero((at > self.ends[rows]) | (at < self.at[rows]))
+        if len(beyond):
+            raise BadDatum(int(rows[beyond[0]]), "is cut short, or is no Datum")
+        self.at[rows] = at

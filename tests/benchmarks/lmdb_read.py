@@ -1,0 +1,107 @@
+"""The format "lmdb" beside a bare cursor loop of the lmdb package: ``python -m tests.benchmarks.lmdb_read RESULT``.
+
+Caffe's Datums, raw, in three sizes of images. The source reads in two tasks and makes every column; Spark throws the
+rows away. There are two loops, of one thread each: one takes keys and values and looks at neither; one parses every
+value too, with Google's protobuf package, which is the least that is of use to anybody. In turns, all warm.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+from cos_ml.sources import datum, register
+from tests.benchmarks import data
+
+ROUNDS = 5
+SIZES = {  # rows, channels, height, width
+    "MNIST, 28x28": (500_000, 1, 28, 28),
+    "CIFAR, 3x32x32": (200_000, 3, 32, 32),
+    "ImageNet, 3x256x256": (4_000, 3, 256, 256),
+}
+
+
+def main(result: str) -> None:
+    spark = data.session()
+    register(spark)
+    figures: dict[str, Any] = {}
+    for name, (rows, *shape) in SIZES.items():
+        with tempfile.TemporaryDirectory(prefix="cos_ml_lmdb_") as folder:
+            _write(folder, rows, shape)
+            frame = spark.read.format("lmdb").option("numPartitions", data.RANKS).load(folder)
+            if frame.count() != rows:
+                raise RuntimeError(f"{name}: expected {rows} rows, found {frame.count()}")
+            ways: dict[str, Callable[[], object]] = {
+                "source": lambda frame=frame: data.run_all(frame),
+                "cursor": lambda folder=folder: _loop(folder),
+                "cursor, protobuf": lambda folder=folder: _parse(folder),
+            }
+            seconds = _medians(ways)
+        figures[name] = {way: rows / taken for way, taken in seconds.items()}
+        figures[name]["source's time / cursor's"] = seconds["source"] / seconds["cursor"]
+        figures[name]["source's time / protobuf's"] = seconds["source"] / seconds["cursor, protobuf"]
+        print(name, {what: round(figure, 2) for what, figure in figures[name].items()}, flush=True)
+    data.report(result, figures)
+
+
+def _write(folder: str, rows: int, shape: list[int]) -> None:
+    pixels = np.random.default_rng(data.SEED).integers(0, 256, np.prod(shape), np.uint8).tobytes()
+    with lmdb.open(folder, map_size=8 << 30) as environment, environment.begin(write=True) as transaction:
+        for row in range(rows):
+            value = datum.encode(*shape, pixels, row % 1000, None, False)
+            transaction.put(b"%08d" % row, value, append=True)
+
+
+def _loop(folder: str) -> None:
+    with lmdb.open(folder, readonly=True, lock=False) as environment, environment.begin() as transaction:
+        for _key, _value in transaction.cursor():
+            pass
+
+
+def _parse(folder: str) -> None:
+    message = _message()
+    with lmdb.open(folder, readonly=True, lock=False) as environment, environment.begin() as transaction:
+        for _key, value in transaction.cursor():
+            found = message.FromString(value)
+            _row = (found.label, found.channels, found.height, found.width, found.encoded, found.data)
+
+
+def _message() -> Any:
+    """Caffe's message Datum, as Google's package has it."""
+    file = descriptor_pb2.FileDescriptorProto(name="datum.proto", package="caffe", syntax="proto2")
+    message = file.message_type.add(name="Datum")
+    kinds = descriptor_pb2.FieldDescriptorProto
+    numbers = [("channels", 1), ("height", 2), ("width", 3), ("label", 5)]
+    for name, number in numbers:
+        message.field.add(name=name, number=number, type=kinds.TYPE_INT32, label=kinds.LABEL_OPTIONAL)
+    message.field.add(name="data", number=4, type=kinds.TYPE_BYTES, label=kinds.LABEL_OPTIONAL)
+    message.field.add(name="float_data", number=6, type=kinds.TYPE_FLOAT, label=kinds.LABEL_REPEATED)
+    message.field.add(name="encoded", number=7, type=kinds.TYPE_BOOL, label=kinds.LABEL_OPTIONAL)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("caffe.Datum"))
+
+
+def _medians(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for work in ways.values():
+        work()
+    for _ in range(ROUNDS):
+        for name, work in ways.items():
+            start = time.perf_counter()
+            work()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(taken) for name, taken in seconds.items()}
+
+
+if __name__ == "__main__":
+    main(str(Path(sys.argv[1])))
