@@ -3,13 +3,14 @@
 ``plan`` runs on the driver and reads footers, ``ShardRows`` in the rank reads row groups through petastorm. Row group i
 belongs to rank i modulo the number of ranks. Nothing is on the ranks' disks, and a few row groups are in memory.
 
-petastorm promises an order, for one seed, as long as one thread hands out and results are taken in turn: that is what
-lets a pass over the weight column alone tell in advance what each step will weigh.
+For one seed the order is the same whenever rows are read: so a pass over the weight column alone tells in advance what
+each step will weigh.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import re
 import uuid
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Shard", "ShardRows", "Shards", "check_petastorm", "check_readable", "plan", "stored"]
 
-READERS = 2  # threads per rank that read and decompress row groups
 WINDOW = 64 << 20  # bytes of rows among which the order is random
+ATTEMPTS = 10  # until a pass over the row groups comes to its end
 ROW_GROUP = 16 << 20  # bytes, of the datasets that are written here: a rank holds a few
 
 
@@ -157,9 +158,10 @@ def _storable(rows: np.ndarray, kind: pa.DataType) -> pa.Array:
     if pa.types.is_binary(kind):
         return pa.array([row.tobytes() for row in rows], kind)
     if rows.dtype == object:
-        texts = [[text.decode() for text in row] for row in rows.reshape(len(rows), -1)]
+        texts = [[text.decode() for text in row.reshape(-1)] for row in rows]
         return pa.array(texts if pa.types.is_list(kind) else [text[0] for text in texts], kind)
-    return as_list_array(rows.reshape(len(rows), -1)) if pa.types.is_list(kind) else pa.array(rows.reshape(-1), kind)
+    flat = rows.reshape(len(rows), math.prod(rows.shape[1:]))
+    return as_list_array(flat) if pa.types.is_list(kind) else pa.array(flat.reshape(-1), kind)
 
 
 def plan(url: str, spec: TrainSpec, names: dict[str, str], ranks: int) -> Shards:
@@ -333,7 +335,7 @@ class ShardRows:
         wanted = {column.field: self.shards.names[column.field] for column in columns}
         if self.spec.validation:
             wanted["v"] = self.shards.names["v"]
-        for stored in _petastorm(self.shards, list(wanted.values()), self.rank, seed, shuffle):
+        for stored in _all(self.shards, list(wanted.values()), self.rank, seed, shuffle):
             arrays = {column.field: self._checked(stored[wanted[column.field]], column) for column in columns}
             if self.spec.validation:
                 marks = np.array([bool(mark) for mark in stored[wanted["v"]]])
@@ -372,12 +374,19 @@ class ShardPass:
 
     def batches(self, size: int, steps: int, filler: dict[str, np.ndarray]) -> Iterator[Batch]:
         """``steps`` batches of ``size`` rows, then filler rows of weight zero: the pass's first, or ``filler``."""
-        done = 0
+        done = seen = 0
         first: dict[str, np.ndarray] = {}
         for arrays in _cut(self._windows(self.rows.columns), size):
             first = first or arrays
-            yield Batch(arrays, len(next(iter(arrays.values()))))
+            batch = Batch(arrays, len(next(iter(arrays.values()))))
+            yield batch
             done += 1
+            seen += batch.real
+        if seen != self.rows.count:
+            raise InvalidInputError(
+                f"The Parquet files have {seen} rows for this rank, and had {self.rows.count} when the fit began: "
+                "something writes to them."
+            )
         for _ in range(done, steps):
             yield Batch(first or filler, 0)
 
@@ -405,6 +414,20 @@ def _cut(windows: Iterator[dict[str, np.ndarray]], size: int) -> Iterator[dict[s
         yield rest
 
 
+def _all(
+    shards: Shards, columns: list[str], rank: int, seed: int, shuffle: bool
+) -> Iterator[dict[str, np.ndarray]]:
+    """All row groups of a rank: petastorm's pool can take a late start for the end, and is then asked again."""
+    wanted = len(range(rank, shards.groups, len(shards.rows)))
+    done = 0
+    for _ in range(ATTEMPTS):
+        for group in itertools.islice(_petastorm(shards, columns, rank, seed, shuffle), done, None):
+            yield group
+            done += 1
+        if done >= wanted:
+            return
+
+
 def _petastorm(
     shards: Shards, columns: list[str], rank: int, seed: int, shuffle: bool
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -416,8 +439,8 @@ def _petastorm(
         list(shards.files),
         schema_fields=[re.escape(column) for column in columns],
         reader_pool_type="thread",
-        workers_count=READERS,
-        results_queue_size=1,
+        workers_count=1,  # more would hand out what is ready first, and no two passes would have one order
+        results_queue_size=2,
         shuffle_row_groups=shuffle,
         seed=seed if shuffle else None,  # it moves the shard's row groups by a seed in any case
         cur_shard=rank,

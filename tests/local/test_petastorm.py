@@ -1,0 +1,149 @@
+"""The petastorm feed computes what the Arrow feed does, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from pyspark.ml.functions import vector_to_array
+from pyspark.sql import functions as F
+
+from cos_ml import DeepNetEstimator
+from cos_ml.errors import InvalidInputError, SetupError
+from tests import reference
+from tests.local.test_exactness import assert_same_weights, split
+from tests.sessions import frame, rows_of
+
+pytest.importorskip("petastorm", reason='the "latest" stack has no petastorm', exc_type=ImportError)
+
+EPOCHS = 3
+
+
+def estimator(folder: Any, **params: Any) -> DeepNetEstimator:
+    defaults = {
+        "model": reference.network(),
+        "loss": "sparse_categorical_crossentropy",
+        "metrics": ["accuracy"],
+        "optimizer": keras.optimizers.SGD(0.1, momentum=0.9),
+        "batchSize": 32,
+        "epochs": EPOCHS,
+        "shuffle": False,
+        "numTrainWorkers": 2,
+        "progress": False,
+        "feed": "petastorm",
+        "cacheDir": str(folder),
+    }
+    return DeepNetEstimator(**defaults | params)
+
+
+def arrays(df: Any) -> Any:
+    return df.withColumn("features", vector_to_array("features", "float32"))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weighted", "stored"),
+    [
+        pytest.param((333, 211), False, False, id="uneven"),
+        pytest.param((400, 100), True, False, id="weighted"),
+        pytest.param((333, 211), True, True, id="from Parquet"),
+        pytest.param((300, 0), False, False, id="an empty partition"),
+    ],
+)
+def test_two_ranks_are_the_loop_by_hand(spark, tmp_path, sizes, weighted, stored):
+    features, labels, weights = reference.data(sum(sizes))
+    if weighted:
+        weights = np.random.default_rng(1).integers(0, 4, len(labels)).astype(np.float32)
+    parts = split((features, labels, weights), *sizes)
+    df = frame(spark, [rows_of(*part) for part in parts])
+    expected = reference.network()
+    losses = reference.train(expected, parts, 32, EPOCHS, keras.optimizers.SGD(0.1, momentum=0.9))
+    est = estimator(tmp_path / "cache", **({"weightCol": "weight"} if weighted else {}))
+    if stored:
+        arrays(df).write.parquet(str(tmp_path / "rows"))
+        model = est.fitParquet(str(tmp_path / "rows"))
+    else:
+        model = est.fit(df)
+        assert list((tmp_path / "cache").iterdir()) == []
+    assert_same_weights(model.toKeras(), expected)
+    np.testing.assert_allclose(model.summary.history["loss"], losses, atol=1e-5)
+    assert model.summary.rows == sum(sizes)
+
+
+def test_validation_shuffle_and_seed(spark, tmp_path):
+    df = frame(spark, [rows_of(*reference.data(200)), rows_of(*reference.data(100, seed=5))])
+    arrays(df).withColumn("held", F.rand(7) < 0.3).write.option("parquet.block.size", 2048).parquet(str(tmp_path / "r"))
+    stored = spark.read.parquet(str(tmp_path / "r"))
+    held = stored.filter("held").count()
+    est = estimator(tmp_path, shuffle=True, seed=4, validationIndicatorCol="held")
+    first, again = (est.fitParquet(str(tmp_path / "r")) for _ in range(2))
+    assert (first.summary.rows, first.summary.validationRows) == (300 - held, held)
+    assert_same_weights(first.toKeras(), again.toKeras(), 0)
+    assert first.summary.history == again.summary.history
+    exact = first.evaluate(stored.filter("held"))
+    assert first.summary.history["val_accuracy"][-1] == pytest.approx(exact["accuracy"], abs=1e-6)
+    assert first.summary.history["val_loss"][-1] == pytest.approx(exact["loss"], abs=1e-5)
+
+
+def test_a_grid_stores_the_rows_once(spark, tmp_path):
+    df = frame(spark, [rows_of(*reference.data(64)), rows_of(*reference.data(64))])
+    est = estimator(tmp_path / "cache", epochs=1, keepCache=True)
+    models = est.fit(df, [{est.learningRate: 0.1}, {est.learningRate: 0.01}])
+    assert len(models) == 2
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_strings_and_bytes(spark, tmp_path):
+    network = keras.Sequential(
+        [
+            keras.Input((1,), dtype="string"),
+            keras.layers.StringLookup(vocabulary=["no", "yes"], output_mode="one_hot"),
+            keras.layers.Dense(2, activation="softmax"),
+        ]
+    )
+    rows = [("yes" if n % 2 else "no", n % 2) for n in range(64)]
+    df = spark.createDataFrame(rows, "features string, label int").repartition(2)
+    fitted = [
+        estimator(tmp_path, model=network, feed=feed, epochs=20).fit(df).summary.history["accuracy"][-1]
+        for feed in ("arrow", "petastorm")
+    ]
+    assert fitted == [1.0, 1.0]
+
+
+def test_bad_rows(spark, tmp_path):
+    rows = rows_of(*reference.data(40))
+    df = frame(spark, [rows[:20], [*rows[20:], (rows[0][0], 7.0, 1.0)]])
+    with pytest.raises(
+        InvalidInputError, match=r"column 'label', row 20: is 7, and the network's output has 3 classes"
+    ):
+        estimator(tmp_path / "cache").fit(df)
+    assert list((tmp_path / "cache").iterdir()) == []
+    holes = df.filter("label < 3").withColumn("features", F.when(F.col("weight") > 0, F.col("features")))
+    nulls = holes.union(spark.createDataFrame([(None, 1.0, 1.0)], holes.schema))
+    assert estimator(tmp_path / "cache", handleInvalid="skip", epochs=1).fit(nulls).summary.rows == 40
+    with pytest.raises(InvalidInputError, match=r"column 'features', row 0: is null"):
+        estimator(tmp_path / "cache", epochs=1).fit(nulls)
+    arrays(df).write.parquet(str(tmp_path / "bad"))
+    with pytest.raises(InvalidInputError, match=r"column 'label', row 20: is 7.*within a row group"):
+        estimator(tmp_path).fitParquet(str(tmp_path / "bad"))
+
+
+def test_what_is_refused(spark, tmp_path, monkeypatch):
+    df = frame(spark, [rows_of(*reference.data(8))])
+    df.write.parquet(str(tmp_path / "vectors"))
+    with pytest.raises(InvalidInputError, match=r"'features' is stored as vector.*vector_to_array"):
+        estimator(tmp_path).fitParquet(str(tmp_path / "vectors"))
+    arrays(df).withColumnRenamed("features", "the features").write.parquet(str(tmp_path / "names"))
+    with pytest.raises(InvalidInputError, match=r"Python identifiers, and 'the features' is none"):
+        estimator(tmp_path, featuresCol="the features").fitParquet(str(tmp_path / "names"))
+    with pytest.raises(InvalidInputError, match=r'"skip" would change that'):
+        estimator(tmp_path, handleInvalid="skip").fitParquet(str(tmp_path / "names"))
+    est = estimator(tmp_path)
+    est.clear(est.cacheDir)
+    with pytest.raises(InvalidInputError, match=r"cacheDir is not set"):
+        est.fit(df)
+    monkeypatch.setitem(sys.modules, "petastorm.reader", None)
+    with pytest.raises(SetupError, match=r'pip install "cos-ml\[petastorm\]".*pyarrow below 15'):
+        estimator(tmp_path).fit(df)
