@@ -91,6 +91,17 @@ def missing_tools() -> list[str]:
     return missing
 
 
+def check_tensorflow_loads(version: str) -> None:
+    """Raises SetupError where TensorFlow is installed and can't be imported, as beside a NumPy that is too new."""
+    command = [sys.executable, "-c", "import tensorflow"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise SetupError(
+            f"TensorFlow {version} is installed, and can't be imported: {last} To see what does not fit: pip check"
+        )
+
+
 def cache_folder() -> Path:
     """Where built wheels are kept: $COS_ML_CACHE, else the user's own cache folder."""
     base = os.environ.get("COS_ML_CACHE")
@@ -141,6 +152,7 @@ def _build(version: str, folder: Path) -> Path:
     missing = missing_tools()
     if missing:
         raise SetupError("Horovod is compiled on this machine, which lacks:\n  " + "\n  ".join(missing))
+    check_tensorflow_loads(version)
     print(f"Building Horovod {HOROVOD} for TensorFlow {version}: about 2 minutes on 2 cores ...", flush=True)
     with tempfile.TemporaryDirectory(prefix="cos_ml-horovod-") as scratch:
         tools, headers, out = (Path(scratch, name) for name in ("tools", "headers", "out"))

@@ -125,3 +125,10 @@ def test_the_first_errors_of_a_build(tmp_path):
     assert horovod_build._first_errors(log) == "  a.cc:1: fatal error: x.h: no such file\n  b.cc:2: error: y"
     log.write_text("one\ntwo\nthree\n")
     assert horovod_build._first_errors(log, count=2) == "  two\n  three"
+
+
+def test_a_tensorflow_that_does_not_load(monkeypatch, tmp_path):
+    (tmp_path / "tensorflow.py").write_text("raise ImportError('numpy.core.umath failed to import')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(SetupError, match=r"2\.16\.2 is installed.*numpy\.core\.umath failed to import.*pip check"):
+        horovod_build.check_tensorflow_loads("2.16.2")
