@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import struct
+import time
 import uuid
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,6 +44,7 @@ BATCH_ROWS = 1024
 BATCH_BYTES = 1 << 20
 PARTITION_BYTES = 32 << 20  # also what a task has mapped at a time, where numPartitions is not given
 SPARE = 16 << 20  # bytes that a new database may need beside its records, before it grows
+ATTEMPTS = 20  # to remove a folder
 
 
 class LmdbDataSource(DataSource):
@@ -167,15 +170,20 @@ class LmdbWriter(DataSourceArrowWriter):
         self.overwrite = overwrite
         target = Path(path)
         self.folder = str(target.parent / f".{target.name}.{uuid.uuid4().hex}")
+        os.makedirs(self.folder)  # not by the tasks: one that ends after an abort would make it again
 
     def write(self, iterator: Iterator[pa.RecordBatch]) -> Part:
         """Write the rows of one task.
 
         Raises:
-            InvalidInputError: a row has no key, or neither data nor float_data.
+            InvalidInputError: a row has no key, or neither data nor float_data; or the path is not shared.
         """
+        if not os.path.isdir(self.folder):
+            raise InvalidInputError(
+                f"{self.path} has to be in a file system that the driver and all executors share, and on "
+                f"{socket.gethostname()} the folder {self.folder}, made by the driver, is not there"
+            )
         file = Path(self.folder, f"{uuid.uuid4().hex}.arrow")
-        file.parent.mkdir(parents=True, exist_ok=True)
         with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, RECORDS) as stream:
             for batch in iterator:
                 columns = {name: batch.column(at) for at, name in enumerate(self.columns)}
@@ -194,7 +202,7 @@ class LmdbWriter(DataSourceArrowWriter):
         files = [message.file for message in messages if message is not None]
         made = Path(self.folder, "database")
         try:
-            made.mkdir(parents=True)
+            made.mkdir()
             _merge(files, str(made))
             _check_target(self.path, self.overwrite)  # again: something may have come to be there meanwhile
             _put_in_place(made, Path(self.path), Path(self.folder, "old"))
@@ -203,7 +211,12 @@ class LmdbWriter(DataSourceArrowWriter):
 
     def abort(self, messages: list[Any]) -> None:
         """Remove what the tasks wrote."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        # Spark aborts while other tasks still run; one that begins its file just then keeps the folder from going.
+        for _ in range(ATTEMPTS):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if not os.path.exists(self.folder):
+                return
+            time.sleep(0.1)
 
 
 def _lmdb() -> Any:
@@ -369,7 +382,7 @@ def _batches(cursor: Any, keys: KeyRange) -> Iterator[tuple[list[bytes], list[by
     size = 0
     step = 1
     while chunk := list(islice(records, step)):
-        # Kept as bytes, which do not count for Python's garbage collector: thousands of pairs would start it all the time.
+        # Kept as bytes, which do not count for the garbage collector: thousands of pairs would start it all the time.
         some_keys, some_values = zip(*chunk, strict=True)
         if keys.stop is not None and some_keys[-1] >= keys.stop:
             inside = bisect_left(some_keys, keys.stop)
