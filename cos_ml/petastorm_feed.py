@@ -414,9 +414,7 @@ def _cut(windows: Iterator[dict[str, np.ndarray]], size: int) -> Iterator[dict[s
         yield rest
 
 
-def _all(
-    shards: Shards, columns: list[str], rank: int, seed: int, shuffle: bool
-) -> Iterator[dict[str, np.ndarray]]:
+def _all(shards: Shards, columns: list[str], rank: int, seed: int, shuffle: bool) -> Iterator[dict[str, np.ndarray]]:
     """All row groups of a rank: petastorm's pool can take a late start for the end, and is then asked again."""
     wanted = len(range(rank, shards.groups, len(shards.rows)))
     done = 0

@@ -63,7 +63,10 @@ def main() -> None:
         keras_estimator = _measure("peer_keras_estimator", folder, peer, rows, str(folder / "store"))
         transform = _measure("transform", folder, sys.executable, rows)
         tuning = _measure("tuning", folder, sys.executable)
+        feeds = _measure("feeds", folder, sys.executable, rows)
     print(_table(fit, keras_estimator, transform, tuning))
+    for name, rate in feeds.items():
+        print(f"{'feed, rows/s: ' + name:<54}{rate:>10,.0f}")
 
 
 def _measure(module: str, folder: Path, python: str, *arguments: str) -> dict[str, Any]:

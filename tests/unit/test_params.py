@@ -79,6 +79,9 @@ VALUES = {
     "restoreBestWeights": True,
     "callbacks": [{"class": "keras.callbacks:TerminateOnNaN", "ranks": "all", "arguments": {}}],
     "frozenLayers": ["hidden"],
+    "feed": "petastorm",
+    "cacheDir": "file:///tmp/cache",
+    "keepCache": True,
 }
 
 
@@ -271,6 +274,10 @@ def test_handle_invalid(stage, value):
         ("shuffle", "yes"),
         ("useGpu", 1),
         ("progress", 0),
+        ("feed", "lmdb"),
+        ("cacheDir", ""),
+        ("cacheDir", 3),
+        ("keepCache", "no"),
         ("seed", "7"),
         ("seed", 1.5),
         ("featureLayers", ["a", "a"]),
