@@ -4,19 +4,38 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["DeepNetEstimator", "DeepNetModel", "__version__", "callback"]
+__all__ = [
+    "DeepNetEstimator",
+    "DeepNetModel",
+    "ImageAssembler",
+    "__version__",
+    "callback",
+    "image_classes",
+    "preprocessing_layers",
+    "read_images",
+    "read_sequence_file",
+    "write_sequence_file",
+]
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from cos_ml.callbacks import callback
     from cos_ml.estimator import DeepNetEstimator
+    from cos_ml.images import ImageAssembler, preprocessing_layers
     from cos_ml.model import DeepNetModel
+    from cos_ml.sources.files import image_classes, read_images, read_sequence_file, write_sequence_file
 
 _HOMES = {
     "DeepNetEstimator": "cos_ml.estimator",
     "DeepNetModel": "cos_ml.model",
+    "ImageAssembler": "cos_ml.images",
     "callback": "cos_ml.callbacks",
+    "image_classes": "cos_ml.sources.files",
+    "preprocessing_layers": "cos_ml.images",
+    "read_images": "cos_ml.sources.files",
+    "read_sequence_file": "cos_ml.sources.files",
+    "write_sequence_file": "cos_ml.sources.files",
 }
 
 

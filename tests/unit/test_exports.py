@@ -13,7 +13,9 @@ MODULES = sorted(module.name for module in pkgutil.walk_packages(cos_ml.__path__
 
 
 def test_the_public_names():
-    assert cos_ml.__all__ == ["DeepNetEstimator", "DeepNetModel", "__version__", "callback"]
+    assert {"DeepNetEstimator", "DeepNetModel", "ImageAssembler", "callback"} < set(cos_ml.__all__)
+    assert cos_ml.__all__ == sorted(cos_ml.__all__)
+    assert set(cos_ml.__all__) == set(cos_ml._HOMES) | {"__version__"}
     for name in cos_ml.__all__:
         assert getattr(cos_ml, name)
     with pytest.raises(AttributeError, match="has no attribute 'DeepNet'"):
