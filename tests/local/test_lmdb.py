@@ -115,7 +115,7 @@ def test_pixels_go_into_a_network_as_they_are(read, many):
 
     network = keras.Sequential([keras.Input((28, 28, 1), dtype="uint8"), keras.layers.GlobalMaxPooling2D()])
     scored = DeepNetModel(model=network, featuresCol="data").transform(read(many)).orderBy("id")
-    assert [row.prediction[0] for row in scored.select("prediction").collect()] == [row % 256 for row in range(MANY)]
+    assert [row.prediction for row in scored.select("prediction").collect()] == [row % 256 for row in range(MANY)]
 
 
 # --- ranges of keys
