@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import math
+import mmap
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "Rows", "Spool", "check_not_streaming", "narrow", "spread", "step_weights"]
 
 PARTS = ("train", "validation")
+HELD = 256 << 20  # bytes of mapped rows that may count as this process's memory
+AROUND = 64 << 10  # bytes that Linux maps around a row that is read
 ENDS = ".ends"  # after a field's name: where its strings end
 
 
@@ -218,15 +221,23 @@ class Rows:
     def __init__(self, descriptors: dict[str, int], count: int, shapes: dict[str, Any], dtypes: dict[str, str]) -> None:
         self.count = count
         self.arrays: dict[str, Any] = {}
+        self.maps: list[mmap.mmap] = []
         for field, fd in descriptors.items():
             if field.endswith(ENDS):
                 continue
             shape, dtype = tuple(shapes[field]), dtypes[field]
             if field + ENDS in descriptors:
-                ends = _map(descriptors[field + ENDS], count, shape, "<i8")
-                self.arrays[field] = Strings(_map(fd, os.fstat(fd).st_size, (), "|u1"), ends)
+                ends = self._map(descriptors[field + ENDS], count, shape, "<i8")
+                self.arrays[field] = Strings(self._map(fd, os.fstat(fd).st_size, (), "|u1"), ends)
             else:
-                self.arrays[field] = _map(fd, count, shape, dtype)
+                self.arrays[field] = self._map(fd, count, shape, dtype)
+
+    def _map(self, descriptor: int, count: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        with os.fdopen(descriptor, "rb") as file:
+            if not count or 0 in shape:
+                return np.empty((count, *shape), dtype)
+            self.maps.append(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+            return np.frombuffer(self.maps[-1], dtype)[: count * math.prod(shape)].reshape(count, *shape)
 
     def reshaped(self, columns: Iterable[Column]) -> Rows:
         """The same rows, each in the shape of its column: networks of one job may see them in different ones."""
@@ -246,15 +257,22 @@ class Rows:
     def ordered(self, shuffle: bool, seed: tuple[int, ...]) -> Pass:
         """A pass over the rows: every row once; in a random order that depends on ``seed`` alone, or as they came."""
         order = np.random.default_rng(seed).permutation(self.count) if shuffle else np.arange(self.count)
-        return Pass(self.arrays, order)
+        return Pass(self.arrays, order, self.release)
+
+    def release(self) -> None:
+        """Let go of the pages that were read: they stay in the page cache, and no longer count as this process's."""
+        if sum(map(len, self.maps)) > HELD:
+            for mapped in self.maps:
+                mapped.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over a rank's rows: arrays by field, and int64 [count] the order of their rows."""
+    """One pass over a rank's rows: arrays by field, int64 [count] the order of their rows, what lets go of pages."""
 
     arrays: dict[str, Any]
     order: np.ndarray
+    release: Callable[[], None] = lambda: None
 
     def weights(self) -> np.ndarray:
         """float64 [count]: the row weights in the order of this pass, all 1 where there is no weight column."""
@@ -267,7 +285,11 @@ class Pass:
         Filler comes from this rank's own rows, so that layers which keep statistics see data of the same kind; a rank
         without any takes ``filler``.
         """
+        widths = [array.dtype.itemsize * math.prod(array.shape[1:]) for array in self.arrays.values()]
+        every = max(1, HELD // (size * sum(max(width, AROUND) for width in widths)))
         for step in range(steps):
+            if step % every == every - 1:
+                self.release()
             chosen = self.order[step * size : (step + 1) * size]
             real = len(chosen)
             if not real and not len(self.order):
@@ -307,13 +329,6 @@ class Strings:
         for at, index in enumerate(chosen.reshape(-1)):
             texts[at] = self.data[flat[index - 1] if index else 0 : flat[index]].tobytes()
         return texts.reshape(chosen.shape)
-
-
-def _map(descriptor: int, count: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    with os.fdopen(descriptor, "rb") as file:
-        if not count or 0 in shape:
-            return np.empty((count, *shape), dtype)
-        return np.asarray(np.memmap(file, dtype, "r", shape=(count, *shape)))
 
 
 def step_weights(weights: np.ndarray, size: int, steps: int) -> np.ndarray:

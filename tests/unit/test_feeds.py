@@ -1,5 +1,6 @@
 import itertools
 import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cos_ml import feeds
 from cos_ml.columns import Column, Problem
 from cos_ml.errors import InvalidInputError
 from cos_ml.feeds import Pass, Rows, Spool, local_folder, refuse, step_weights
@@ -231,3 +233,23 @@ def test_step_weights_add_up(weights, size, more):
     sums = step_weights(weights, size, steps)
     assert sums.shape == (steps,)
     assert sums.sum() == weights.sum()
+
+
+def resident():
+    """Bytes of this process's memory that are pages of files."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["RssFile"].split()[0]) << 10
+
+
+def test_read_rows_do_not_stay_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(feeds, "HELD", 8 << 20)
+    monkeypatch.setattr(feeds, "AROUND", 1)
+    count, width = 16_384, 1024  # 64 MiB of float32
+    with (tmp_path / "rows").open("wb") as file:
+        np.arange(count, dtype=np.float32).repeat(width).tofile(file)
+    rows = Rows({"x0": os.open(tmp_path / "rows", os.O_RDONLY)}, count, {"x0": [width]}, {"x0": "<f4"})
+    before, most = resident(), 0
+    for step, batch in enumerate(rows.ordered(False, ()).batches(128, count // 128, {})):
+        assert batch.arrays["x0"].sum(axis=1).tolist() == [row * width for row in range(step * 128, step * 128 + 128)]
+        most = max(most, resident() - before)
+    assert most < 32 << 20
