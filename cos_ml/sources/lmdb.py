@@ -42,7 +42,7 @@ RAW_SCHEMA = "key binary, value binary"
 RECORDS = pa.schema([("key", pa.binary()), ("value", pa.binary())])
 BATCH_ROWS = 1024
 BATCH_BYTES = 1 << 20
-PARTITION_BYTES = 32 << 20  # also what a task has mapped at a time, where numPartitions is not given
+PARTITION_BYTES = 32 << 20
 SPARE = 16 << 20  # bytes that a new database may need beside its records, before it grows
 ATTEMPTS = 20  # to remove a folder
 
@@ -58,8 +58,13 @@ class LmdbDataSource(DataSource):
 
     Writing, ``df.write.format("lmdb").mode("overwrite").save(path)``: the same columns; ``id``, and ``data`` or
     ``float_data``, have to be there. ``path`` becomes a folder. Tasks write beside it, the driver merges what they
-    wrote and puts it in place at the end; so it needs room for the rows twice. Mode "append" only makes a database
-    where there is none; the format has no other modes, because Spark passes it none.
+    wrote and puts it in place at the end; so it needs room for the rows twice, and a driver that is killed leaves a
+    folder ``.NAME.*`` there. Mode "append" only makes a database where there is none; Spark has no other modes for
+    sources in Python.
+
+    A database is mapped into memory, never loaded: a task holds a few MB of rows, and the kernel takes the pages of
+    the file back when it needs them. (A limit on the address space, spark.executor.pyspark.memory, has to leave room
+    for the whole file.) What goes wrong is an InvalidInputError in Spark's Python workers; Spark quotes it in its own.
 
     Options:
         numPartitions: how many ranges of keys the rows are read in, about. Unset: one for every 32 MB, and at least
@@ -406,9 +411,9 @@ def _datum_column(name: str, keys: Sequence[bytes], found: datum.Datums) -> pa.A
     if name == "id":
         return _text(keys)
     if name == "data":
-        stops = found.data_start + np.maximum(found.data_size, 0)
-        parts = [found.flat[start:stop] for start, stop in zip(found.data_start.tolist(), stops.tolist(), strict=True)]
-        return _binary(parts, found.data_size >= 0)
+        sizes = np.maximum(found.data_size, 0)
+        ends = zip(found.data_start.tolist(), (found.data_start + sizes).tolist(), strict=True)
+        return _binary([found.flat[start:stop] for start, stop in ends], sizes, found.data_size >= 0)
     if name == "float_data":
         return _lists(found.floats, len(found.label))
     return pa.array(getattr(found, name))
@@ -421,9 +426,10 @@ def _text(keys: Sequence[bytes]) -> pa.Array:
         return pa.array([str(key, "utf-8", "backslashreplace") for key in keys])
 
 
-def _binary(parts: Sequence[bytes], there: np.ndarray | None = None) -> pa.Array:
+def _binary(parts: Sequence[bytes], sizes: np.ndarray | None = None, there: np.ndarray | None = None) -> pa.Array:
     """An Arrow array of these bytes, null where ``there`` is false."""
-    offsets = pa.array(_offsets(np.fromiter(map(len, parts), np.int64, len(parts))), pa.int32())
+    sizes = np.fromiter(map(len, parts), np.int64, len(parts)) if sizes is None else sizes
+    offsets = pa.array(_offsets(sizes), pa.int32())
     valid = None if there is None or there.all() else pa.array(there).buffers()[1]
     buffers = [valid, offsets.buffers()[1], pa.py_buffer(b"".join(parts))]
     return pa.BinaryArray.from_buffers(pa.binary(), len(parts), buffers)
@@ -431,6 +437,8 @@ def _binary(parts: Sequence[bytes], there: np.ndarray | None = None) -> pa.Array
 
 def _lists(pieces: list[datum.Piece], count: int) -> pa.Array:
     """An Arrow array of ``count`` lists of floats, null where a row has no piece."""
+    if not pieces:
+        return pa.nulls(count, pa.list_(pa.float32()))
     sizes = np.zeros(count, np.int64)
     there = np.zeros(count, bool)
     for row, values in pieces:
@@ -438,7 +446,7 @@ def _lists(pieces: list[datum.Piece], count: int) -> pa.Array:
         there[row] = True
     ordered = [values for _, values in sorted(pieces, key=lambda piece: piece.row)]
     offsets = pa.array(_offsets(sizes), pa.int32(), mask=np.append(~there, False))
-    return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate([np.empty(0, np.float32), *ordered])))
+    return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(ordered)))
 
 
 def _offsets(sizes: np.ndarray) -> np.ndarray:
