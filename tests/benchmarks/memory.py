@@ -1,0 +1,117 @@
+"""The peak of every process of a fit to more rows than fit into memory: ``python -m tests.benchmarks.memory [GB]``.
+
+Rows of 784 float32 in Parquet files, 2 ranks, both feeds and ``fitParquet``; Spark's JVM has a heap of 1 GB. It takes
+about three times the size of the data as disk, in the folder for temporary files.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+
+from cos_ml import DeepNetEstimator
+from tests.benchmarks import data
+
+LIMIT = 1.5  # GB of resident memory
+INTERVAL = 0.1  # seconds between two looks for new processes; their peaks are the kernel's
+KINDS = {"cos_ml.rank_process": "rank", "pyspark.daemon": "barrier task", "java": "Spark's JVM"}
+
+
+def main(gigabytes: float = 4.0) -> None:
+    import keras
+
+    rows = int(gigabytes * 1e9 / 4 / data.FEATURES)
+    with tempfile.TemporaryDirectory(prefix="cos_ml_memory_") as folder:
+        spark = _session(folder)
+        stored = _stored(spark, rows, f"{folder}/rows")
+        estimator = DeepNetEstimator(
+            model=data.network(keras),
+            loss="sparse_categorical_crossentropy",
+            epochs=1,
+            batchSize=1024,
+            numTrainWorkers=data.RANKS,
+            cacheDir=f"{folder}/cache",
+        )
+        fits: dict[str, Callable[[], Any]] = {
+            'feed="arrow"': lambda: estimator.fit(stored),
+            'feed="petastorm"': lambda: estimator.fit(stored, {estimator.feed: "petastorm"}),
+            "fitParquet": lambda: estimator.fitParquet(f"{folder}/rows"),
+        }
+        for name, fit in fits.items():
+            start = time.perf_counter()
+            with _peaks() as peaks:
+                seen = fit().summary.rows
+            print(
+                f"{name}: {seen:,} rows, {seen * data.FEATURES * 4 / 1e9:.1f} GB, {time.perf_counter() - start:.0f} s"
+            )
+            for (kind, pid), peak in sorted(peaks.items()):
+                print(
+                    f"    {kind:<14}{pid:>8}{peak / 1e9:>8.2f} GB{'' if peak < LIMIT * 1e9 else '  more than wanted'}"
+                )
+        spark.stop()
+
+
+def _session(folder: str) -> SparkSession:
+    os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+    settings = {
+        "spark.driver.memory": "1g",
+        "spark.local.dir": f"{folder}/local",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+    }
+    builder = SparkSession.builder.master(f"local[{data.RANKS}]").appName("cos_ml benchmark of memory")
+    for name, value in settings.items():
+        builder = builder.config(name, value)
+    return builder.getOrCreate()
+
+
+def _stored(spark: SparkSession, rows: int, path: str) -> Any:
+    """Random rows, written by the JVM alone."""
+    number = F.pmod(F.hash("id"), F.lit(1000)).cast("float") / 1000
+    features = F.transform(F.sequence(F.lit(1), F.lit(data.FEATURES)), lambda index: number * index.cast("float"))
+    made = spark.range(rows, numPartitions=16).select(
+        features.cast("array<float>").alias("features"), F.pmod("id", F.lit(data.CLASSES)).cast("int").alias("label")
+    )
+    made.write.option("parquet.block.size", 16 << 20).option("compression", "none").parquet(path)
+    return spark.read.parquet(path)
+
+
+@contextmanager
+def _peaks() -> Iterator[dict[tuple[str, int], int]]:
+    """Bytes of the largest resident memory of every process below this one, by kind and process."""
+    peaks: dict[tuple[str, int], int] = {}
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(INTERVAL):
+            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+                try:
+                    line = " ".join(process.cmdline())
+                    high = Path(f"/proc/{process.pid}/status").read_text().split("VmHWM:")[1].split()[0]
+                except (psutil.Error, OSError, IndexError):
+                    continue  # it has just ended
+                kind = next((kind for part, kind in KINDS.items() if part in line), "driver")
+                peaks[kind, process.pid] = int(high) << 10
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peaks
+    finally:
+        done.set()
+        thread.join()
+
+
+if __name__ == "__main__":
+    main(*map(float, sys.argv[1:]))
