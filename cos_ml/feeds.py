@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
-import mmap
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
@@ -28,8 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "Rows", "Spool", "check_not_streaming", "narrow", "spread", "step_weights"]
 
 PARTS = ("train", "validation")
-HELD = 256 << 20  # bytes of mapped rows that may count as this process's memory
-AROUND = 64 << 10  # bytes that Linux maps around a row that is read
+MAPPED = 256 << 20  # bytes of a column that are mapped; what is read of a map counts as the process's memory
 ENDS = ".ends"  # after a field's name: where its strings end
 
 
@@ -210,7 +208,7 @@ class Batch:
 
 
 class Rows:
-    """Memory-mapped rows of one part, in batches.
+    """Spooled rows of one part: memory-mapped, or read from disk where they are large.
 
     Args:
         descriptors: of the spool's open files, by field.
@@ -221,23 +219,17 @@ class Rows:
     def __init__(self, descriptors: dict[str, int], count: int, shapes: dict[str, Any], dtypes: dict[str, str]) -> None:
         self.count = count
         self.arrays: dict[str, Any] = {}
-        self.maps: list[mmap.mmap] = []
         for field, fd in descriptors.items():
             if field.endswith(ENDS):
                 continue
             shape, dtype = tuple(shapes[field]), dtypes[field]
             if field + ENDS in descriptors:
-                ends = self._map(descriptors[field + ENDS], count, shape, "<i8")
-                self.arrays[field] = Strings(self._map(fd, os.fstat(fd).st_size, (), "|u1"), ends)
+                ends = _map(descriptors[field + ENDS], count, shape, "<i8")
+                self.arrays[field] = Strings(_map(fd, os.fstat(fd).st_size, (), "|u1"), ends)
+            elif os.fstat(fd).st_size > MAPPED:
+                self.arrays[field] = RowsOnDisk(fd, (count, *shape), dtype)
             else:
-                self.arrays[field] = self._map(fd, count, shape, dtype)
-
-    def _map(self, descriptor: int, count: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        with os.fdopen(descriptor, "rb") as file:
-            if not count or 0 in shape:
-                return np.empty((count, *shape), dtype)
-            self.maps.append(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
-            return np.frombuffer(self.maps[-1], dtype)[: count * math.prod(shape)].reshape(count, *shape)
+                self.arrays[field] = _map(fd, count, shape, dtype)
 
     def reshaped(self, columns: Iterable[Column]) -> Rows:
         """The same rows, each in the shape of its column: networks of one job may see them in different ones."""
@@ -257,27 +249,20 @@ class Rows:
     def ordered(self, shuffle: bool, seed: tuple[int, ...]) -> Pass:
         """A pass over the rows: every row once; in a random order that depends on ``seed`` alone, or as they came."""
         order = np.random.default_rng(seed).permutation(self.count) if shuffle else np.arange(self.count)
-        return Pass(self.arrays, order, self.release)
-
-    def release(self) -> None:
-        """Let go of the pages that were read: they stay in the page cache, and no longer count as this process's."""
-        if sum(map(len, self.maps)) > HELD:
-            for mapped in self.maps:
-                mapped.madvise(mmap.MADV_DONTNEED)
+        return Pass(self.arrays, order)
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over a rank's rows: arrays by field, int64 [count] the order of their rows, what lets go of pages."""
+    """One pass over a rank's rows: arrays by field, and int64 [count] the order of their rows."""
 
     arrays: dict[str, Any]
     order: np.ndarray
-    release: Callable[[], None] = lambda: None
 
     def weights(self) -> np.ndarray:
         """float64 [count]: the row weights in the order of this pass, all 1 where there is no weight column."""
         weights = self.arrays.get("w")
-        return np.ones(len(self.order)) if weights is None else weights.astype(np.float64)[self.order]
+        return np.ones(len(self.order)) if weights is None else weights[:].astype(np.float64)[self.order]
 
     def batches(self, size: int, steps: int, filler: dict[str, np.ndarray]) -> Iterator[Batch]:
         """``steps`` batches: the rows in order, ``size`` at a time, then filler rows of weight zero.
@@ -285,11 +270,7 @@ class Pass:
         Filler comes from this rank's own rows, so that layers which keep statistics see data of the same kind; a rank
         without any takes ``filler``.
         """
-        widths = [array.dtype.itemsize * math.prod(array.shape[1:]) for array in self.arrays.values()]
-        every = max(1, HELD // (size * sum(max(width, AROUND) for width in widths)))
         for step in range(steps):
-            if step % every == every - 1:
-                self.release()
             chosen = self.order[step * size : (step + 1) * size]
             real = len(chosen)
             if not real and not len(self.order):
@@ -329,6 +310,53 @@ class Strings:
         for at, index in enumerate(chosen.reshape(-1)):
             texts[at] = self.data[flat[index - 1] if index else 0 : flat[index]].tobytes()
         return texts.reshape(chosen.shape)
+
+
+class RowsOnDisk:
+    """Rows of a file, read when they are asked for; the page cache holds them, and this process none.
+
+    A map would grow to the whole file: Linux maps up to megabytes around each row that is read.
+
+    Args:
+        descriptor: of the open file.
+        shape: of all rows, [count, ...].
+        dtype: of their numbers.
+    """
+
+    def __init__(self, descriptor: int, shape: tuple[int, ...], dtype: str) -> None:
+        self.descriptor, self.shape, self.dtype = descriptor, shape, np.dtype(dtype)
+        self.width = self.dtype.itemsize * math.prod(shape[1:])
+
+    def reshape(self, *shape: int) -> RowsOnDisk:
+        """The same rows, in another shape."""
+        return RowsOnDisk(self.descriptor, shape, self.dtype.str)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        if isinstance(rows, slice):
+            start, stop, _ = rows.indices(self.shape[0])
+            found = np.empty((stop - start, *self.shape[1:]), self.dtype)
+            self._read(found.data.cast("B"), start)
+            return found
+        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        bytes_ = found.data.cast("B")
+        for place, row in enumerate(rows.tolist()):
+            self._read(bytes_[place * self.width : (place + 1) * self.width], row)
+        return found
+
+    def _read(self, into: memoryview, row: int) -> None:
+        at = row * self.width
+        while into:
+            count = os.preadv(self.descriptor, [into], at)
+            if not count:
+                raise OSError(f"the spool ends before row {row}")
+            into, at = into[count:], at + count
+
+
+def _map(descriptor: int, count: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    with os.fdopen(descriptor, "rb") as file:
+        if not count or 0 in shape:
+            return np.empty((count, *shape), dtype)
+        return np.asarray(np.memmap(file, dtype, "r", shape=(count, *shape)))
 
 
 def step_weights(weights: np.ndarray, size: int, steps: int) -> np.ndarray:

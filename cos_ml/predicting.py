@@ -89,6 +89,10 @@ def _arrays(scorer: Scorer, columns: tuple[pd.Series, ...], first_row: int) -> t
 
 def _arrow(series: pd.Series, column: Column) -> pa.Array:
     """A column as Spark hands it over, in Arrow's form again."""
+    import pandas as pd
+
+    if isinstance(series.dtype, pd.StringDtype):  # of pandas 3, where a missing text is NaN
+        return pa.Array.from_pandas(series, type=pa.large_string())
     rows = series.to_numpy()
     if rows.dtype != object:
         return pa.array(rows)

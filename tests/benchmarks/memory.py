@@ -1,6 +1,6 @@
 """The peak of every process of a fit to more rows than fit into memory: ``python -m tests.benchmarks.memory [GB]``.
 
-Rows of 784 float32 in Parquet files, 2 ranks, both feeds and ``fitParquet``; Spark's JVM has a heap of 1 GB. It takes
+Rows of 784 float32 in Parquet files, 2 ranks, both feeds and ``fitParquet``; Spark's JVM has a heap of 768 MB. It takes
 about three times the size of the data as disk, in the folder for temporary files.
 """
 
@@ -65,7 +65,7 @@ def main(gigabytes: float = 4.0) -> None:
 def _session(folder: str) -> SparkSession:
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     settings = {
-        "spark.driver.memory": "1g",
+        "spark.driver.memory": "768m",
         "spark.local.dir": f"{folder}/local",
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cos_ml import feeds
+from cos_ml import feeds, ranks
 from cos_ml.columns import Column, Problem
 from cos_ml.errors import InvalidInputError
 from cos_ml.feeds import Pass, Rows, Spool, local_folder, refuse, step_weights
@@ -241,15 +241,31 @@ def resident():
     return int(lines["RssFile"].split()[0]) << 10
 
 
-def test_read_rows_do_not_stay_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(feeds, "HELD", 8 << 20)
-    monkeypatch.setattr(feeds, "AROUND", 1)
+def test_many_rows_are_read_and_not_mapped(tmp_path, monkeypatch):
+    monkeypatch.setattr(feeds, "MAPPED", 8 << 20)
     count, width = 16_384, 1024  # 64 MiB of float32
-    with (tmp_path / "rows").open("wb") as file:
-        np.arange(count, dtype=np.float32).repeat(width).tofile(file)
-    rows = Rows({"x0": os.open(tmp_path / "rows", os.O_RDONLY)}, count, {"x0": [width]}, {"x0": "<f4"})
+    np.arange(count, dtype=np.float32).repeat(width).tofile(tmp_path / "rows")
+    descriptor = os.open(tmp_path / "rows", os.O_RDONLY)
+    rows = Rows({"x0": descriptor}, count, {"x0": [width]}, {"x0": "<f4"})
+    rows = rows.reshaped((Column("features", "x0", (width // 2, 2)),))
     before, most = resident(), 0
-    for step, batch in enumerate(rows.ordered(False, ()).batches(128, count // 128, {})):
-        assert batch.arrays["x0"].sum(axis=1).tolist() == [row * width for row in range(step * 128, step * 128 + 128)]
-        most = max(most, resident() - before)
-    assert most < 32 << 20
+    for shuffle in (False, True):
+        one = rows.ordered(shuffle, (1,))
+        for step, batch in enumerate(one.batches(128, count // 128, {})):
+            assert batch.arrays["x0"].shape == (128, width // 2, 2)
+            assert (batch.arrays["x0"] == one.order[step * 128 : step * 128 + 128, None, None]).all()
+            most = max(most, resident() - before)
+    os.close(descriptor)
+    assert most < 16 << 20
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        rows.first()
+
+
+def test_a_full_disk_is_said_to_be_one(spool):
+    spooled = spool(SPEC, columns(0))
+    spooled.files["train"]["x0"].close()
+    spooled.files["train"]["x0"] = open("/dev/full", "wb", buffering=0)
+    message = ranks._fill(spooled, [record_batch(columns(5))])
+    assert "can't spool its partition to local disk" in message
+    assert "No space left on device" in message
+    assert "spark.local.dir" in message
