@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cos_ml.errors import InvalidInputError, SavedModelError
-from cos_ml.quiet import import_keras
+from cos_ml.quiet import import_keras, import_tensorflow
 
 __all__ = ["Network", "Tensor", "layers_by_name", "load"]
 
@@ -189,7 +189,7 @@ def pack_inputs(model: Any, inputs: Sequence[Any]) -> Any:
     """Input tensors, in the network's order, in the form that it was built with: one, a list or a dict."""
     structure = getattr(model, "_inputs_struct", None)
     if isinstance(structure, dict):
-        import tensorflow as tf
+        tf = import_tensorflow()
 
         return tf.nest.pack_sequence_as(structure, list(inputs))
     return list(inputs) if len(inputs) > 1 else inputs[0]

@@ -23,7 +23,7 @@ import cos_ml
 from cos_ml import artifacts, connect, networks
 from cos_ml.errors import CosMLError, SavedModelError
 from cos_ml.networks import Network
-from cos_ml.quiet import import_keras
+from cos_ml.quiet import import_keras, import_tensorflow
 
 __all__ = ["NetworkStage", "check_golden", "golden_rows"]
 
@@ -151,7 +151,7 @@ class StageReader(MLReader[Stage], Generic[Stage]):
 
 def versions() -> dict[str, str]:
     """The versions that a network's outputs depend on, here."""
-    import tensorflow as tf
+    tf = import_tensorflow()
 
     return {
         "cos_ml": cos_ml.__version__,
@@ -225,7 +225,7 @@ def _made_up(random: np.random.Generator, shape: tuple[int, ...], dtype: str) ->
 
 
 def _compute(network: Network, inputs: list[np.ndarray]) -> list[np.ndarray]:
-    import tensorflow as tf
+    tf = import_tensorflow()
 
     model = networks.load(network.archive, network.modules)
     tensors = [tf.constant(array) for array in inputs]

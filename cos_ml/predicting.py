@@ -17,7 +17,7 @@ import pyarrow as pa
 from cos_ml import heads, networks
 from cos_ml.columns import Column, as_list_array, decode, renumber
 from cos_ml.feeds import refuse
-from cos_ml.quiet import import_keras
+from cos_ml.quiet import import_tensorflow
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -199,8 +199,7 @@ def _load(scorer: Scorer) -> Callable[..., list[Any]]:
 
 def limit_threads() -> None:
     """Let TensorFlow use this task's cores, and no more."""
-    import_keras()
-    import tensorflow as tf
+    tf = import_tensorflow()
 
     try:  # a task takes spark.task.cpus cores, which Spark tells its Python workers by this name
         tf.config.threading.set_intra_op_parallelism_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
@@ -214,7 +213,7 @@ def forward_pass(network: Any, layers: tuple[str, ...]) -> Callable[..., list[An
 
     A layer is tapped where it is called, so those of nested models are reached as well as any other.
     """
-    import tensorflow as tf
+    tf = import_tensorflow()
 
     taps: dict[str, Any] = {}
     found = networks.layers_by_name(network)
@@ -233,7 +232,7 @@ def traced(function: Callable[..., Any]) -> Callable[..., Any]:
 
     tf.function would trace it for the first and the second number of rows, and warn of it where many networks are used.
     """
-    import tensorflow as tf
+    tf = import_tensorflow()
 
     graph = tf.function(function, autograph=False)
     known: dict[Any, Any] = {}

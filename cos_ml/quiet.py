@@ -12,8 +12,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
-__all__ = ["import_keras"]
+__all__ = ["import_keras", "import_tensorflow"]
 
 
 def import_keras(without: tuple[str, ...] = ()) -> ModuleType:
@@ -37,6 +38,14 @@ def import_keras(without: tuple[str, ...] = ()) -> ModuleType:
             f"cos_ml needs Keras on TensorFlow, and it is on {keras.backend.backend()}: set KERAS_BACKEND=tensorflow."
         )
     return keras
+
+
+def import_tensorflow() -> Any:
+    """The ``tensorflow`` module, imported as ``import_keras`` does."""
+    import_keras()
+    import tensorflow
+
+    return tensorflow
 
 
 @contextlib.contextmanager

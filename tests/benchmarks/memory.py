@@ -1,6 +1,6 @@
 """The peak of every process of a fit to more rows than fit into memory: ``python -m tests.benchmarks.memory [GB]``.
 
-Rows of 784 float32 in Parquet files, 2 ranks, both feeds and ``fitParquet``; Spark's JVM has a heap of 768 MB. It takes
+Rows of 784 float32 in Parquet files, 2 ranks, both feeds and ``fitParquet``; Spark's JVM has a heap of 512 MB. It takes
 about three times the size of the data as disk, in the folder for temporary files.
 """
 
@@ -24,6 +24,7 @@ from cos_ml import DeepNetEstimator
 from tests.benchmarks import data
 
 LIMIT = 1.5  # GB of resident memory
+SMALL = 10 << 20  # bytes: a process that is just starting
 INTERVAL = 0.1  # seconds between two looks for new processes; their peaks are the kernel's
 KINDS = {"cos_ml.rank_process": "rank", "pyspark.daemon": "barrier task", "java": "Spark's JVM"}
 
@@ -65,7 +66,7 @@ def main(gigabytes: float = 4.0) -> None:
 def _session(folder: str) -> SparkSession:
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     settings = {
-        "spark.driver.memory": "768m",
+        "spark.driver.memory": "512m",
         "spark.local.dir": f"{folder}/local",
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
@@ -102,7 +103,8 @@ def _peaks() -> Iterator[dict[tuple[str, int], int]]:
                 except (psutil.Error, OSError, IndexError):
                     continue  # it has just ended
                 kind = next((kind for part, kind in KINDS.items() if part in line), "driver")
-                peaks[kind, process.pid] = int(high) << 10
+                if int(high) << 10 > SMALL:
+                    peaks[kind, process.pid] = int(high) << 10
 
     thread = threading.Thread(target=watch)
     thread.start()

@@ -41,6 +41,7 @@ def run_fresh(program: str, *arguments: Any, first: Any = ROOT) -> str:
         env=os.environ | {"PYTHONPATH": f"{first}{os.pathsep}{ROOT}"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "oneDNN" not in done.stderr  # nor the other things that TensorFlow says when it starts
     return done.stdout
 
 
