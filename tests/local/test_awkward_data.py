@@ -166,7 +166,7 @@ def test_data_that_differs_at_every_reading_is_read_once(spark, partitions):
     """Counted where it is made, on the way to partitions that stay and to ones that move."""
     made = spark.sparkContext.accumulator(0)
 
-    def make(index: int) -> list[float]:
+    def make(index):  # with type hints, the newest PySpark refuses it
         made.add(1)
         return [float(np.random.default_rng().normal()), 1.0]
 
