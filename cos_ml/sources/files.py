@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from cos_ml.connect import is_connect
 from cos_ml.errors import InvalidInputError
+from cos_ml.sources.lmdb import DATUM_SCHEMA, DATUMS, datum_columns
 
 __all__ = ["image_classes", "read_images", "read_sequence_file", "write_sequence_file"]
 
@@ -53,22 +55,27 @@ def image_classes(spark: SparkSession, path: str, *, pattern: str = IMAGES) -> l
     return sorted(row[0] for row in _files(spark, path, pattern).select(_folder()).distinct().collect())
 
 
-def read_sequence_file(spark: SparkSession, path: str) -> DataFrame:
+def read_sequence_file(spark: SparkSession, path: str, *, values: str = "raw") -> DataFrame:
     """The records of SequenceFiles with keys of Text (or a whole number) and values of BytesWritable.
 
     Args:
         spark: the session, without Spark Connect.
         path: a file, a folder of them, or a glob, on any file system that Spark opens.
+        values: "raw", or "datum" for values that are Caffe's Datums, as ``cos-ml convert`` takes them out of an LMDB.
 
     Returns:
-        DataFrame: ``id`` (string) and ``data`` (binary).
+        DataFrame: ``id`` (string) and ``data`` (binary); of Datums, the columns of the format "lmdb".
 
     Raises:
-        InvalidInputError: the session is one of Spark Connect. While it is read: a record is of other types.
+        InvalidInputError: the session is one of Spark Connect, or ``values`` is something else. While it is read: a
+            record is of other types, or no Datum.
     """
     _check_classic(spark, "read")
+    if values not in ("raw", "datum"):
+        raise InvalidInputError(f"values: expected 'raw' or 'datum', received {values!r}.")
     rows = spark.sparkContext.sequenceFile(path).mapPartitions(_records)
-    return spark.createDataFrame(rows, "id string, data binary", verifySchema=False)
+    records = spark.createDataFrame(rows, "id string, data binary", verifySchema=False)
+    return records if values == "raw" else records.mapInArrow(_datums, DATUM_SCHEMA)
 
 
 def write_sequence_file(df: DataFrame, path: str, *, idCol: str = "id", dataCol: str = "data") -> None:
@@ -123,6 +130,12 @@ def _records(records: Iterable[tuple[Any, Any]]) -> Iterator[tuple[str, bytes]]:
                 f"{type(value).__name__}: expected Text (or a whole number) and BytesWritable."
             )
         yield str(key), bytes(value)  # which PySpark sends back to the JVM faster than a bytearray
+
+
+def _datums(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        keys, values = (column.cast(pa.binary()).to_pylist() for column in batch.columns)
+        yield pa.RecordBatch.from_arrays(datum_columns(DATUMS.names, keys, values, "SequenceFile"), schema=DATUMS)
 
 
 def _pair(row: Any) -> tuple[str, bytearray]:

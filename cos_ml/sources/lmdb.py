@@ -33,12 +33,35 @@ from pyspark.sql.datasource import (
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.sources import datum
 
-__all__ = ["KeyRange", "LmdbDataSource", "LmdbReader", "LmdbWriter", "Part"]
+__all__ = [
+    "DATUMS",
+    "DATUM_SCHEMA",
+    "RECORDS",
+    "KeyRange",
+    "LmdbDataSource",
+    "LmdbReader",
+    "LmdbWriter",
+    "Part",
+    "datum_columns",
+    "opened_to_write",
+    "put_records",
+    "text",
+    "to_records",
+]
 
 DATUM_SCHEMA = (
     "id string, label int, channels int, height int, width int, encoded boolean, data binary, float_data array<float>"
 )
 RAW_SCHEMA = "key binary, value binary"
+DATUMS = pa.schema(
+    [
+        ("id", pa.string()),
+        *((name, pa.int32()) for name in ("label", "channels", "height", "width")),
+        ("encoded", pa.bool_()),
+        ("data", pa.binary()),
+        ("float_data", pa.list_(pa.float32())),
+    ]
+)  # the same, as Arrow has it
 RECORDS = pa.schema([("key", pa.binary()), ("value", pa.binary())])
 BATCH_ROWS = 1024
 BATCH_BYTES = 1 << 20
@@ -121,6 +144,11 @@ class LmdbReader(DataSourceReader):
         self.count = count
         self.columns = list(columns)
 
+    @property
+    def file(self) -> str:
+        """The one file of the database."""
+        return _data_file(self.path)
+
     def partitions(self) -> list[KeyRange]:
         """Half-open ranges of keys: whatever the database holds, each record is in exactly one.
 
@@ -133,9 +161,14 @@ class LmdbReader(DataSourceReader):
         with _opened(self.path) as environment:
             size = environment.stat()["psize"] * (environment.info()["last_pgno"] + 1)
             count = self.count or max(size // PARTITION_BYTES, os.cpu_count() or 1)
-            inner = _bounds(environment, _data_file(self.path), count)
+            inner = _bounds(environment, self.file, count)
         bounds = [None, *inner, None]
         return [KeyRange(*ends) for ends in pairwise(bounds)]
+
+    def count_rows(self) -> int:
+        """How many records there are, which the database knows."""
+        with _opened(self.path) as environment:
+            return int(environment.stat()["entries"])
 
     def read(self, partition: InputPartition) -> Iterator[pa.RecordBatch]:
         """The rows of one range, in batches of a few MB.
@@ -147,21 +180,11 @@ class LmdbReader(DataSourceReader):
         with _opened(self.path) as environment, environment.begin() as transaction:
             for keys, values in _batches(transaction.cursor(), partition):
                 columns = (
-                    [_raw_column(name, keys, values) for name in self.columns]
+                    [_binary(keys if name == "key" else values) for name in self.columns]
                     if self.raw
-                    else self._fields(keys, values)
+                    else datum_columns(self.columns, keys, values, self.path)
                 )
                 yield pa.RecordBatch.from_arrays(columns, self.columns)
-
-    def _fields(self, keys: Sequence[bytes], values: Sequence[bytes]) -> list[pa.Array]:
-        try:
-            found = datum.decode(values)
-        except datum.BadDatum as bad:
-            raise InvalidInputError(
-                f"{self.path}: the value of key {keys[bad.row]!r} {bad.what}. For values that are not Caffe's "
-                'Datums there is .option("values", "raw").'
-            ) from bad
-        return [_datum_column(name, keys, found) for name in self.columns]
 
 
 class LmdbWriter(DataSourceArrowWriter):
@@ -192,10 +215,7 @@ class LmdbWriter(DataSourceArrowWriter):
         with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, RECORDS) as stream:
             for batch in iterator:
                 columns = {name: batch.column(at) for at, name in enumerate(self.columns)}
-                key, value = (columns["key"], columns["value"]) if self.raw else _records(columns)
-                if key.null_count or value.null_count:
-                    raise InvalidInputError(f"A row's {'key or value' if self.raw else 'id'} is null")
-                stream.write_batch(pa.RecordBatch.from_arrays([key.cast(pa.binary()), value], schema=RECORDS))
+                stream.write_batch(to_records(columns))
         return Part(str(file))
 
     def commit(self, messages: list[Any]) -> None:
@@ -403,13 +423,25 @@ def _batches(cursor: Any, keys: KeyRange) -> Iterator[tuple[list[bytes], list[by
     yield found, values
 
 
-def _raw_column(name: str, keys: Sequence[bytes], values: Sequence[bytes]) -> pa.Array:
-    return _binary(keys if name == "key" else values)
+def datum_columns(names: Sequence[str], keys: Sequence[bytes], values: Sequence[bytes], source: str) -> list[pa.Array]:
+    """Some columns of the format "lmdb", of a batch of records.
+
+    Raises:
+        InvalidInputError: a value is no Datum; it names the key and the ``source``.
+    """
+    try:
+        found = datum.decode(values)
+    except datum.BadDatum as bad:
+        raise InvalidInputError(
+            f"{source}: the value of key {keys[bad.row]!r} {bad.what}. Values that are not Caffe's Datums are read "
+            'with values="raw".'
+        ) from bad
+    return [_datum_column(name, keys, found) for name in names]
 
 
 def _datum_column(name: str, keys: Sequence[bytes], found: datum.Datums) -> pa.Array:
     if name == "id":
-        return _text(keys)
+        return text(keys)
     if name == "data":
         sizes = np.maximum(found.data_size, 0)
         ends = zip(found.data_start.tolist(), (found.data_start + sizes).tolist(), strict=True)
@@ -419,7 +451,8 @@ def _datum_column(name: str, keys: Sequence[bytes], found: datum.Datums) -> pa.A
     return pa.array(getattr(found, name))
 
 
-def _text(keys: Sequence[bytes]) -> pa.Array:
+def text(keys: Sequence[bytes]) -> pa.Array:
+    """Keys as strings; bytes that are not UTF-8 as ``\\xNN``."""
     try:
         return _binary(keys).cast(pa.string())
     except pa.ArrowInvalid:
@@ -453,8 +486,22 @@ def _offsets(sizes: np.ndarray) -> np.ndarray:
     return np.append(0, np.cumsum(sizes))
 
 
-def _records(columns: Mapping[str, pa.Array]) -> tuple[pa.Array, pa.Array]:
-    """Keys and serialised Datums of these columns; a number that is null or has no column is 0."""
+def to_records(columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
+    """Keys and values out of columns ``key`` and ``value``, or else of the format "lmdb".
+
+    A number of a Datum that is null or has no column is 0.
+
+    Raises:
+        InvalidInputError: a row has no key, or neither data nor float_data.
+    """
+    raw = "key" in columns
+    key, value = (columns["key"], columns["value"]) if raw else (columns["id"], _datums(columns))
+    if key.null_count or value.null_count:
+        raise InvalidInputError(f"A row's {'key or value' if raw else 'id'} is null")
+    return pa.RecordBatch.from_arrays([key.cast(pa.binary()), value], schema=RECORDS)
+
+
+def _datums(columns: Mapping[str, pa.Array]) -> pa.Array:
     rows = len(columns["id"])
     names = ("channels", "height", "width", "data", "label", "float_data", "encoded")
     fields = [columns[name].to_pylist() if name in columns else [None] * rows for name in names]
@@ -464,7 +511,7 @@ def _records(columns: Mapping[str, pa.Array]) -> tuple[pa.Array, pa.Array]:
             raise InvalidInputError(f"The row of id {columns['id'][row].as_py()!r} has neither data nor float_data")
         sizes = (channels or 0, height or 0, width or 0)
         values.append(datum.encode(*sizes, data, label or 0, floats, bool(encoded)))
-    return columns["id"], pa.array(values, pa.binary())
+    return pa.array(values, pa.binary())
 
 
 def _check_target(path: str, overwrite: bool) -> None:
@@ -481,25 +528,37 @@ def _check_target(path: str, overwrite: bool) -> None:
 
 def _merge(files: Iterable[str], folder: str) -> None:
     """Make a database in ``folder`` of the records in ``files``."""
-    lmdb = _lmdb()
-    size = SPARE + 2 * sum(os.path.getsize(file) for file in files)
-    with lmdb.open(folder, map_size=size, lock=False, sync=False) as environment:
+    with opened_to_write(folder, sum(map(os.path.getsize, files))) as environment:
         for file in files:
             with pa.memory_map(file) as source, pa.ipc.open_stream(source) as batches:
                 for batch in batches:
-                    _put(environment, batch)
+                    put_records(environment, batch)
+
+
+@contextmanager
+def opened_to_write(folder: str, size: int) -> Iterator[Any]:
+    """The database in ``folder``, for about ``size`` bytes; what was put is on the disk at the end."""
+    with _lmdb().open(folder, map_size=SPARE + 2 * size, lock=False, sync=False) as environment:
+        yield environment
         environment.sync(True)
 
 
-def _put(environment: Any, batch: pa.RecordBatch) -> None:
-    """Put all records of ``batch`` into the database, which grows as needed."""
+def put_records(environment: Any, batch: pa.RecordBatch, *, again: bool = False) -> None:
+    """Put the keys and values of ``batch`` into the database, which grows as needed: all of them, or none.
+
+    Raises:
+        InvalidInputError: a key is there already (with ``again``: and has another value), or has more bytes than LMDB
+            takes.
+    """
     lmdb = _lmdb()
     keys, values = (column.to_pylist() for column in batch.columns)
     while True:
         try:
             with environment.begin(write=True) as transaction:
                 for key, value in zip(keys, values, strict=True):
-                    if not transaction.put(key, value, overwrite=False):
+                    if not transaction.put(key, value, overwrite=False) and not (
+                        again and transaction.get(key) == value
+                    ):
                         raise InvalidInputError(f"Two rows have the key {key!r}, and a database has every key once")
             return
         except lmdb.MapFullError:

@@ -5,6 +5,7 @@ from pathlib import Path
 import sys
 import tempfile
 
+import cos_ml
 from pyspark.ml.evaluation import MulticlassClassificationEvaluator
 from pyspark.sql import DataFrame, SparkSession
 from sklearn.datasets import load_digits
@@ -16,7 +17,7 @@ DEFAULT_PATH = str(Path(tempfile.gettempdir(), "cos_ml-digits"))
 def start_spark() -> SparkSession:
     """Spark on two cores of this machine, one for each rank."""
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # executors need the Python that has cos_ml
-    os.environ.setdefault("SPARK_CONF_DIR", str(Path(__file__).parents[1] / "conf"))  # log errors only
+    os.environ.setdefault("SPARK_CONF_DIR", str(Path(cos_ml.__file__).with_name("conf")))  # log errors only
     return SparkSession.builder.master("local[2]").getOrCreate()
 
 

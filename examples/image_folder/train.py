@@ -8,6 +8,7 @@ from pathlib import Path
 import sys
 import tempfile
 
+import cos_ml
 from cos_ml import DeepNetEstimator
 from cos_ml.images import ImageAssembler, preprocessing_layers
 from cos_ml.sources.files import image_classes, read_images
@@ -26,7 +27,7 @@ SIDE, CROP = 32, 28  # pixels
 def start_spark() -> SparkSession:
     """Spark on two cores of this machine, one for each rank."""
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # executors need the Python that has cos_ml
-    os.environ.setdefault("SPARK_CONF_DIR", str(Path(__file__).parents[1] / "conf"))  # log errors only
+    os.environ.setdefault("SPARK_CONF_DIR", str(Path(cos_ml.__file__).with_name("conf")))  # log errors only
     return SparkSession.builder.master("local[2]").getOrCreate()
 
 

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 import sys
 
+import cos_ml
 from cos_ml.sources import register
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ PARTS = {"train": "mnist_train_lmdb", "t10k": "mnist_test_lmdb"}
 def start_spark() -> SparkSession:
     """Spark on two cores of this machine, with the format "lmdb"."""
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # executors need the Python that has cos_ml
-    os.environ.setdefault("SPARK_CONF_DIR", str(Path(__file__).parents[1] / "conf"))  # log errors only
+    os.environ.setdefault("SPARK_CONF_DIR", str(Path(cos_ml.__file__).with_name("conf")))  # log errors only
     spark = SparkSession.builder.master("local[2]").getOrCreate()
     register(spark)
     return spark

@@ -9,6 +9,7 @@ from pathlib import Path
 import sys
 import time
 
+import cos_ml
 from cos_ml import DeepNetEstimator
 import keras
 from keras import layers
@@ -22,7 +23,7 @@ from pyspark.sql import DataFrame, SparkSession
 def start_spark() -> SparkSession:
     """Spark on two cores of this machine, one for each rank."""
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # executors need the Python that has cos_ml
-    os.environ.setdefault("SPARK_CONF_DIR", str(Path(__file__).parents[1] / "conf"))  # log errors only
+    os.environ.setdefault("SPARK_CONF_DIR", str(Path(cos_ml.__file__).with_name("conf")))  # log errors only
     return SparkSession.builder.master("local[2]").getOrCreate()
 
 

@@ -1,0 +1,350 @@
+"""``cos-ml convert``: files of one kind into files of another, on one machine, without a cluster (driver side).
+
+A conversion goes part by part, in a folder ``.NAME.converting`` beside its target. Each part that is done leaves a mark
+there, and the whole is renamed to the target at the end. So the target is whole whenever it is there, and the same
+command goes on where one was stopped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+import cos_ml
+from cos_ml.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+__all__ = ["images_to_parquet", "lmdb_to_parquet", "lmdb_to_sequence_file", "parquet_to_lmdb"]
+
+PART_BYTES = 64 << 20
+ROW_GROUP_BYTES = 16 << 20
+BATCH_ROWS = 1024
+READERS = 8  # threads that read image files
+IMAGES = pa.schema([("id", pa.string()), ("label", pa.int32()), ("encoded", pa.bool_()), ("data", pa.binary())])
+
+Item = TypeVar("Item")
+# Writes one part: its number, and what to call with the number of rows that were written since the last call.
+WritePart = Callable[[int, Callable[[int], Any]], None]
+
+
+def images_to_parquet(source: str, target: str, *, labels: str) -> None:
+    """Image files, as they are, with their labels.
+
+    Args:
+        source: a folder of images.
+        target: becomes a folder of Parquet files, with columns ``id`` (the image's path, as ``labels`` has it),
+            ``label``, ``encoded`` (true) and ``data``.
+        labels: a text file with a line for each image, as Caffe's tools take it: the path below ``source``, white
+            space, and a whole number.
+
+    Raises:
+        InvalidInputError: ``target`` is there already, a line is something else, or an image is missing or listed
+            twice.
+    """
+    listed = _listed(labels)
+    sizes = [_size(Path(source, name)) for name, _ in listed]
+    missing = [name for (name, _), size in zip(listed, sizes, strict=True) if size is None]
+    if missing:
+        raise InvalidInputError(
+            f"Of {len(listed)} images that {labels} lists, {len(missing)} are not in {source}. The first one is "
+            f"{missing[0]!r}."
+        )
+    parts = list(_groups(zip(listed, sizes, strict=True), lambda image: image[1] or 0, PART_BYTES))
+
+    def read(number: int) -> Iterator[pa.RecordBatch]:
+        with ThreadPoolExecutor(READERS) as threads:
+            for some in _groups(parts[number], lambda image: image[1] or 0, ROW_GROUP_BYTES // 4, BATCH_ROWS):
+                names, classes = zip(*(image for image, _ in some), strict=True)
+                data = list(threads.map(lambda name: Path(source, name).read_bytes(), names))
+                columns = [pa.array(names), pa.array(classes, pa.int32()), pa.array([True] * len(some)), pa.array(data)]
+                yield pa.RecordBatch.from_arrays(columns, schema=IMAGES)
+
+    with _conversion(target, ["images-to-parquet", os.path.abspath(source), listed, sizes]) as work:
+        _in_parts(work, len(parts), len(listed), lambda *part: _write_parquet(work, IMAGES, read, *part))
+
+
+def lmdb_to_parquet(source: str, target: str, *, raw: bool = False) -> None:
+    """The records of an LMDB database.
+
+    Args:
+        source: the database, as ``spark.read.format("lmdb")`` takes it.
+        target: becomes a folder of Parquet files, with the columns of the format "lmdb".
+        raw: keys and values as they are, instead of Caffe's Datums.
+
+    Raises:
+        InvalidInputError: ``target`` is there already; ``source`` is no database, or a value is no Datum.
+        SetupError: the package lmdb is missing.
+    """
+    from cos_ml.sources.lmdb import DATUMS, RECORDS, LmdbReader
+
+    schema = RECORDS if raw else DATUMS
+    reader = LmdbReader(source, raw, None, schema.names)
+    ranges = reader.partitions()
+
+    def write(number: int, advance: Callable[[int], Any]) -> None:
+        _write_parquet(work, schema, lambda part: reader.read(ranges[part]), number, advance)
+
+    with _conversion(target, ["lmdb-to-parquet", _stamps([reader.file]), str(ranges), raw]) as work:
+        _in_parts(work, len(ranges), reader.count_rows(), write)
+
+
+def lmdb_to_sequence_file(source: str, target: str) -> None:
+    """The records of an LMDB database, as they are, so that nothing of them is lost.
+
+    ``read_sequence_file(spark, target, values="datum")`` reads them as the format "lmdb" does. The files are written
+    by Spark, on this machine.
+
+    Args:
+        source: the database, as ``spark.read.format("lmdb")`` takes it.
+        target: becomes a folder of SequenceFiles: keys of Text, values of BytesWritable.
+
+    Raises:
+        InvalidInputError: ``target`` is there already, or ``source`` is no database.
+        SetupError: the package lmdb is missing.
+    """
+    from cos_ml.sources.files import write_sequence_file
+    from cos_ml.sources.lmdb import RECORDS, LmdbReader, text
+
+    reader = LmdbReader(source, True, None, RECORDS.names)
+    ranges = reader.partitions()
+
+    def write(number: int, advance: Callable[[int], Any]) -> None:
+        batches = reader.read(ranges[number])
+        tables = [pa.table([text(keys.to_pylist()), values], ["id", "data"]) for keys, values in batches]
+        if not tables:
+            return
+        table = pa.concat_tables(tables)
+        shutil.rmtree(work / "part", ignore_errors=True)
+        write_sequence_file(spark.createDataFrame(table).coalesce(1), (work / "part").as_uri())
+        os.replace(work / "part" / "part-00000", work / "out" / f"part-{number:05d}")
+        advance(len(table))
+
+    with (
+        _conversion(target, ["lmdb-to-sequencefile", _stamps([reader.file]), str(ranges)]) as work,
+        _spark() as spark,
+    ):
+        _in_parts(work, len(ranges), reader.count_rows(), write)
+
+
+def parquet_to_lmdb(source: str, target: str, *, id_column: str = "id", raw: bool = False) -> None:
+    """Rows of Parquet files, as the records of a database.
+
+    Args:
+        source: a Parquet file, or a folder of them, with columns of the format "lmdb". Other columns are left out, and
+            numbers may be of other types.
+        target: becomes the folder of a database.
+        id_column: the column of the keys.
+        raw: ``source`` has columns ``key`` and ``value``, which are written as they are.
+
+    Raises:
+        InvalidInputError: ``target`` is there already; ``source`` is no Parquet, or lacks a column; a value is null or
+            of another type, or a key is there twice.
+        SetupError: the package lmdb is missing.
+    """
+    from cos_ml.sources.lmdb import opened_to_write, put_records, to_records
+
+    dataset = _parquet(source)
+    schema = _to_write(dataset.schema.names, id_column, raw)
+    columns = {field.name: ds.field(id_column if field.name == "id" else field.name) for field in schema}
+    files = [group for fragment in dataset.get_fragments() for group in fragment.split_by_row_group()]
+    rows = dataset.count_rows()
+
+    def write(number: int, advance: Callable[[int], Any]) -> None:
+        for batch in files[number].to_batches(schema=dataset.schema, columns=columns, batch_size=BATCH_ROWS):
+            records = to_records(_cast(batch, schema, source))
+            put_records(environment, records, again=True)  # a part that was stopped half-way left some of them
+            advance(len(batch))
+
+    with _conversion(target, ["parquet-to-lmdb", _stamps(dataset.files), id_column, raw]) as work:
+        with opened_to_write(str(work / "out"), sum(map(os.path.getsize, dataset.files))) as environment:
+            _in_parts(work, len(files), rows, write)
+            found = environment.stat()["entries"]
+        if found < rows:
+            raise InvalidInputError(
+                f"{source} has {rows} rows and {found} different keys: a database has each key once."
+            )
+
+
+# ── the folder of a conversion ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def _conversion(target: str, what: Sequence[Any]) -> Iterator[Path]:
+    """The folder to work in, with a folder ``out`` that becomes ``target`` at the end.
+
+    ``what`` the result is made of: another conversion's beginning is not gone on with.
+    """
+    final = Path(target).absolute()
+    if os.path.lexists(final):
+        raise InvalidInputError(f"{target} is there already: remove it first, or choose another name.")
+    work = final.parent / f".{final.name}.converting"
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InvalidInputError(f"Another process is making {target} just now.") from None
+        plan = hashlib.sha256(json.dumps([cos_ml.__version__, *what]).encode()).hexdigest()
+        if _text_of(work / "plan") != plan:
+            shutil.rmtree(work / "out", ignore_errors=True)
+            for mark in work.glob("*.done"):
+                mark.unlink()
+            (work / "out").mkdir()
+            _put(work / "plan", plan)
+        yield work
+        os.rename(work / "out", final)
+        shutil.rmtree(work)
+
+
+def _in_parts(work: Path, parts: int, rows: int, write: WritePart) -> None:
+    """Write the parts that are not done yet, under a bar that counts rows."""
+    from tqdm import tqdm
+
+    marks = [work / f"{number:05d}.done" for number in range(parts)]
+    done = {mark: int(_text_of(mark) or 0) for mark in marks if mark.exists()}
+    before = sum(done.values())
+    if done:
+        print(f"{before} of {rows} rows are done already", file=sys.stderr)
+    with tqdm(total=rows, initial=before, unit=" rows", unit_scale=True, dynamic_ncols=True) as bar:
+        for number, mark in enumerate(marks):
+            if mark not in done:
+                start = bar.n
+                write(number, bar.update)
+                _put(mark, str(bar.n - start))
+
+
+def _put(file: Path, text: str) -> None:
+    made = file.with_suffix(".new")
+    made.write_text(text)
+    os.replace(made, file)
+
+
+def _text_of(file: Path) -> str | None:
+    return file.read_text() if file.exists() else None
+
+
+# ── what the conversions have in common ───────────────────────────────────────────────────────────────────────────────
+
+
+def _write_parquet(
+    work: Path,
+    schema: pa.Schema,
+    read: Callable[[int], Iterable[pa.RecordBatch]],
+    number: int,
+    advance: Callable[[int], Any],
+) -> None:
+    made = work / "part"
+    with pq.ParquetWriter(made, schema) as writer:
+        for batches in _groups(read(number), lambda batch: batch.nbytes, ROW_GROUP_BYTES):
+            writer.write_table(pa.Table.from_batches(batches, schema))
+            advance(sum(map(len, batches)))
+    os.replace(made, work / "out" / f"part-{number:05d}.parquet")
+
+
+def _groups(
+    items: Iterable[Item], size: Callable[[Item], int], most: int, count: int = sys.maxsize
+) -> Iterator[list[Item]]:
+    """Items in their order, in groups of about ``most`` bytes and at most ``count`` items."""
+    group: list[Item] = []
+    total = 0
+    for item in items:
+        group.append(item)
+        total += size(item)
+        if total >= most or len(group) >= count:
+            yield group
+            group, total = [], 0
+    if group:
+        yield group
+
+
+def _stamps(files: Iterable[str]) -> list[tuple[str, int, int]]:
+    """What changes when one of the files does."""
+    return [(os.path.abspath(file), (found := os.stat(file)).st_size, found.st_mtime_ns) for file in files]
+
+
+def _listed(labels: str) -> list[tuple[str, int]]:
+    """Paths and labels, as the lines of a text file have them."""
+    if not os.path.isfile(labels):
+        raise InvalidInputError(f"There is no file {labels}: expected lines of an image's path and a whole number.")
+    listed: dict[str, int] = {}
+    for number, line in enumerate(Path(labels).read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        found = re.fullmatch(r"\s*(.*?)\s+(-?\d{1,9})\s*", line)  # a path may have spaces in it
+        if found is None:
+            raise InvalidInputError(
+                f"{labels}, line {number}: expected an image's path, white space and a whole number, received {line!r}."
+            )
+        name = found[1]
+        if name in listed:
+            raise InvalidInputError(f"{labels}, line {number}: {name!r} is there a second time.")
+        listed[name] = int(found[2])
+    return list(listed.items())
+
+
+def _size(file: Path) -> int | None:
+    """The size of a file in bytes; None where there is no such file."""
+    return file.stat().st_size if file.is_file() else None
+
+
+def _parquet(source: str) -> ds.Dataset:
+    try:
+        dataset = ds.dataset(source, format="parquet", partitioning="hive")
+        dataset.count_rows()  # opens every file
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InvalidInputError(f"{source} can't be read as Parquet: {error}") from error
+    if not dataset.files:
+        raise InvalidInputError(f"There are no Parquet files in {source}.")
+    return dataset
+
+
+def _to_write(names: Sequence[str], id_column: str, raw: bool) -> pa.Schema:
+    """The columns of a database that can be made of columns of these names."""
+    from cos_ml.sources.lmdb import DATUMS, RECORDS
+
+    known = RECORDS if raw else DATUMS
+    there = {field.name for field in known if (id_column if field.name == "id" else field.name) in names}
+    if not ({"key", "value"} <= there if raw else "id" in there and {"data", "float_data"} & there):
+        wanted = "key and value" if raw else f"{id_column}, and data or float_data"
+        raise InvalidInputError(f"Expected columns {wanted}, found {list(names)}.")
+    return pa.schema([field for field in known if field.name in there])
+
+
+def _cast(batch: pa.RecordBatch, schema: pa.Schema, source: str) -> dict[str, pa.Array]:
+    try:
+        return {field.name: column.cast(field.type) for column, field in zip(batch.columns, schema, strict=True)}
+    except pa.ArrowException as error:
+        raise InvalidInputError(f"Columns of {source} can't become {schema.names} of a database: {error}") from error
+
+
+@contextmanager
+def _spark() -> Iterator[SparkSession]:
+    """The session there is, or one on this machine for the time being."""
+    from pyspark.sql import SparkSession
+
+    if session := SparkSession.getActiveSession():
+        yield session
+        return
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    os.environ.setdefault("SPARK_CONF_DIR", str(Path(__file__).with_name("conf")))  # log errors only
+    session = SparkSession.builder.master("local[*]").getOrCreate()
+    try:
+        yield session
+    finally:
+        session.stop()
