@@ -177,7 +177,7 @@ def parquet_to_lmdb(source: str, target: str, *, id_column: str = "id", raw: boo
             found = environment.stat()["entries"]
         if found < rows:
             raise InvalidInputError(
-                f"{source} has {rows} rows and {found} different keys: a database has each key once."
+                f"{source} has {rows} rows and {found} different keys, and a database has every key once."
             )
 
 
@@ -207,8 +207,12 @@ def _conversion(target: str, what: Sequence[Any]) -> Iterator[Path]:
                 mark.unlink()
             (work / "out").mkdir()
             _put(work / "plan", plan)
-        yield work
-        os.rename(work / "out", final)
+        try:
+            yield work
+            os.rename(work / "out", final)
+        except InvalidInputError:  # there is nothing to go on with
+            shutil.rmtree(work)
+            raise
         shutil.rmtree(work)
 
 

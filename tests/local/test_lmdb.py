@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from pyspark.sql import Row
 
 from cos_ml import DeepNetModel
+from cos_ml.converting import lmdb_to_sequence_file
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.sources import register
+from cos_ml.sources.files import read_sequence_file
 from cos_ml.sources.lmdb import LmdbDataSource, LmdbReader, LmdbWriter
 from tests.unit.test_datum import JPEG, RAW, blob, number, one_float
 
@@ -66,6 +68,12 @@ def many(tmp_path_factory):
 
 
 # --- reading
+
+
+def test_spark_finds_the_format_by_itself(spark, tmp_path):
+    """In a session where nobody has registered it."""
+    path = make(tmp_path / "db", {b"a": RAW})
+    assert spark.newSession().read.format("lmdb").load(path).count() == 1
 
 
 def test_datums_become_rows(read, tmp_path):
@@ -319,3 +327,24 @@ def test_a_folder_that_executors_do_not_see(tmp_path):
     with pytest.raises(InvalidInputError, match="has to be in a file system that the driver and all executors share"):
         writer.write(iter([]))
     assert os.listdir(tmp_path) == []
+
+
+# --- as SequenceFiles
+
+
+def test_records_become_sequence_files_and_the_same_columns(lmdb_spark, read, tmp_path):
+    floats = number(1, 2) + number(2, 1) + number(3, 1) + one_float(0.5) + one_float(-2)
+    path = make(tmp_path / "db", {b"a": RAW, b"b": JPEG, b"c": floats, "ä".encode(): b""})
+    lmdb_to_sequence_file(path, str(tmp_path / "out"))
+    assert sorted(os.listdir(tmp_path)) == ["db", "out"]
+    found = read_sequence_file(lmdb_spark, str(tmp_path / "out"), values="datum")
+    assert found.schema == read(path).schema
+    assert sorted(found.collect()) == sorted(read(path).collect())
+    with pytest.raises(InvalidInputError, match="expected 'raw' or 'datum', received 'image'"):
+        read_sequence_file(lmdb_spark, str(tmp_path / "out"), values="image")
+
+
+def test_sequence_files_of_no_datums(lmdb_spark, tmp_path):
+    lmdb_to_sequence_file(make(tmp_path / "db", {b"key": b"no Datum"}), str(tmp_path / "out"))
+    with pytest.raises(Exception, match="the value of key b'key'"):
+        read_sequence_file(lmdb_spark, str(tmp_path / "out"), values="datum").collect()
