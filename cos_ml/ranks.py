@@ -25,7 +25,7 @@ from pyspark.sql import DataFrame
 
 from cos_ml import artifacts, connect, progress, slots
 from cos_ml.errors import InvalidInputError, RankError, from_spark
-from cos_ml.feeds import Spool, local_folder, spread
+from cos_ml.feeds import Spool, local_folder, small_batches, spread
 from cos_ml.petastorm_feed import Shard, Shards
 from cos_ml.rendezvous import Place, Rendezvous, local_addresses, place, rank_environment, server_address
 from cos_ml.spec import TrainSpec
@@ -84,7 +84,7 @@ def run(df: DataFrame, job: Job, ranks: int) -> list[dict[str, bytes]]:
     try:
         # The shuffle is what lets Spark retry: it never repeats a barrier stage whose result is collected directly.
         # In as many parts as the driver can take one after the other.
-        with slots.taken(df.sparkSession, ranks):
+        with slots.taken(df.sparkSession, ranks), small_batches(df.sparkSession, job.specs[0]):
             rows = list(tasks.repartition(1 + returned // RESULT_PART).toLocalIterator())
     except Exception as error:
         raise from_spark(error) or error from None
