@@ -153,9 +153,11 @@ def test_column_names_with_dots_and_spaces(spark):
     assert set(model.evaluate(df)) == {"loss"}
 
 
-def test_cached_data_stays_cached(spark):
-    df = frame(spark, [rows_of(*reference.data(40)), rows_of(*reference.data(40))]).cache()
+def test_cached_data_stays_cached_and_where_it_is(spark):
+    df = frame(spark, [rows_of(*reference.data(40)), rows_of(*reference.data(40))]).repartition(2).cache()
     df.count()
+    assert feeds.spread(df, 2) is df
+    assert feeds.spread(df, 1) is not df
     assert estimator(reference.network(), epochs=1).fit(df).summary.rows == 80
     assert df.is_cached
     df.unpersist()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cos_ml import feeds, ranks
 from cos_ml.columns import Column, Problem
 from cos_ml.errors import InvalidInputError
-from cos_ml.feeds import Pass, Rows, Spool, local_folder, refuse, step_weights
+from cos_ml.feeds import Pass, Rows, Spool, local_folder, refuse, small_batches, step_weights
 from cos_ml.spec import TrainSpec
 
 from .conftest import record_batch, rows_of
@@ -269,3 +269,47 @@ def test_a_full_disk_is_said_to_be_one(spool):
     assert "can't spool its partition to local disk" in message
     assert "No space left on device" in message
     assert "spark.local.dir" in message
+
+
+SETTING = "spark.sql.execution.arrow.maxRecordsPerBatch"
+
+
+class Session:
+    """The settings of a session."""
+
+    def __init__(self, **settings):
+        self.settings = settings
+        self.conf = self
+
+    def get(self, name, default):
+        return self.settings.get(name, default)
+
+    def set(self, name, value):
+        self.settings[name] = str(value)
+
+    def unset(self, name):
+        del self.settings[name]
+
+
+@pytest.mark.parametrize(
+    ("size", "users", "used"),
+    [(784, None, 668), (784, "100", 100), (784, "0", 668), (4, None, 10_000), (100_000, None, 16), (None, None, 2048)],
+)
+def test_batches_are_small_while_a_fit_runs(size, users, used):
+    session = Session(**({SETTING: users} if users else {}))
+    before = dict(session.settings)
+    with small_batches(session, TrainSpec((Column("x", "x0", (size,)),), ())):
+        assert session.settings == {SETTING: str(used)}
+    assert session.settings == before
+
+
+def test_fits_side_by_side_share_the_size_of_batches():
+    session = Session(**{SETTING: "5000"})
+    one, other = (small_batches(session, TrainSpec((Column("x", "x0", (size,)),), ())) for size in (784, 7840))
+    one.__enter__()
+    other.__enter__()
+    assert session.settings == {SETTING: "66"}
+    one.__exit__(None, None, None)
+    assert session.settings == {SETTING: "66"}
+    other.__exit__(None, None, None)
+    assert session.settings == {SETTING: "5000"}
