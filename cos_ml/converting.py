@@ -201,10 +201,12 @@ def _conversion(target: str, what: Sequence[Any]) -> Iterator[Path]:
         except BlockingIOError:
             raise InvalidInputError(f"Another process is making {target} just now.") from None
         plan = hashlib.sha256(json.dumps([cos_ml.__version__, *what]).encode()).hexdigest()
-        if _text_of(work / "plan") != plan:
-            shutil.rmtree(work / "out", ignore_errors=True)
-            for mark in work.glob("*.done"):
-                mark.unlink()
+        if _text_of(work / "plan") != plan or not (work / "out").is_dir():
+            for left in work.iterdir():
+                if left.is_dir():
+                    shutil.rmtree(left)
+                elif left.name != "lock":
+                    left.unlink()
             (work / "out").mkdir()
             _put(work / "plan", plan)
         try:

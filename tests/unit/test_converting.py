@@ -196,7 +196,8 @@ import os, signal, sys
 from cos_ml import cli, converting
 from cos_ml.sources import lmdb
 converting.PART_BYTES, lmdb.PARTITION_BYTES, converting.BATCH_ROWS = 2000, 50_000, 20
-home, name, calls = {"lmdb": lmdb, "converting": converting}[sys.argv[1]], sys.argv[2], int(sys.argv[3])
+homes = {"lmdb": lmdb, "converting": converting, "converting.shutil": converting.shutil}
+home, name, calls = homes[sys.argv[1]], sys.argv[2], int(sys.argv[3])
 function = getattr(home, name)
 def counted(*arguments, **named):
     global calls
@@ -245,6 +246,17 @@ def test_another_source_starts_afresh(photos, small_parts):
     (photos / "photos/class 0/0.jpg").write_bytes(b"new")
     assert cli.main([str(argument) for argument in arguments]) == 0
     assert ds.dataset(photos / "out").to_table()["data"][0].as_py() == b"new"
+
+
+def test_what_was_left_after_the_target_was_in_place(many, tmp_path):
+    """Killed between its last two steps; later the target was removed."""
+    target = tmp_path / "out"
+    for _ in range(2):
+        killed("converting.shutil", "rmtree", 0, "convert", "lmdb-to-parquet", many, target)
+        assert len(ds.dataset(target).to_table()) == ROWS
+        for file in target.iterdir():
+            file.unlink()
+        target.rmdir()
 
 
 def test_two_at_once(many, tmp_path):
