@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +15,7 @@ from pyspark import keyword_only
 from pyspark.ml import Estimator
 from pyspark.sql import DataFrame, SparkSession
 
-from cos_ml import feeds, heads, networks, petastorm_feed, progress, ranks
+from cos_ml import checkpoint, connect, feeds, heads, networks, petastorm_feed, progress, ranks
 from cos_ml.columns import Column
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.model import COMPILED, DeepNetModel, check_layers, check_outputs, input_columns, label_columns
@@ -27,6 +29,11 @@ from cos_ml.summary import TrainingSummary
 __all__ = ["DeepNetEstimator"]
 
 keras = import_keras()
+
+FIT = (  # beside network, columns and what Keras compiles: the Params that decide what a fit computes
+    "learningRate", "batchSize", "epochs", "shuffle", "seed", "handleInvalid", "callbacks", "patience",
+    "restoreBestWeights", "numTrainWorkers", "feed", "checkpointSteps",
+)  # fmt: skip
 
 
 class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
@@ -53,6 +60,10 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
         frozenLayers: layers that this training leaves as they are.
         feed, cacheDir, keepCache: "arrow" brings rows to the ranks' local disks; "petastorm" writes them as Parquet
             under cacheDir, which ranks read again in every epoch, and removes that afterwards unless keepCache.
+        checkpointDir, checkpointInterval, checkpointSteps, resume: keep the state of the training every so many epochs,
+            and steps within them, at a URL that all executors reach. The same fit, started again, goes on from there.
+        handleNonFiniteLoss: "error" or "keep" a loss that is NaN or infinite.
+        stallTimeout: seconds after which a rank that does not get on is given up.
         numTrainWorkers, useGpu: ranks, and whether each takes the GPU that Spark assigned.
         featureLayers, outputCols: layers whose activations become Vector columns, and the names of those columns.
         predictionCol, probabilityCol, rawPredictionCol: as in Spark ML; "" leaves one out.
@@ -96,6 +107,12 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
         feed: str = "arrow",
         cacheDir: str | None = None,
         keepCache: bool = False,
+        checkpointDir: str | None = None,
+        checkpointInterval: int = 1,
+        checkpointSteps: int | None = None,
+        resume: str = "auto",
+        handleNonFiniteLoss: str = "error",
+        stallTimeout: float = 1800.0,
         numTrainWorkers: int = 1,
         useGpu: bool = False,
         featureLayers: list[str] | None = None,
@@ -195,6 +212,8 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
             callbacks=tuple(plain),
             patience=self.getPatience() if self.isSet(self.patience) else None,
             restore_best=self.getRestoreBestWeights(),
+            stop_at_non_finite=self.getHandleNonFiniteLoss() == "error",
+            stall_timeout=self.getStallTimeout(),
         )  # fmt: skip
         check_layers(network, self.getFeatureLayers())
         kinds = tuple(heads.head_of(output, loss) for output, loss in zip(network.outputs, losses, strict=True))
@@ -266,9 +285,16 @@ def _train(dataset: DataFrame, candidates: Sequence[_Candidate], url: str | None
     if workers > 1:
         _check_horovod()
     archives = tuple({candidate.network.archive: None for candidate in candidates})
-    specs = tuple(replace(one.spec, network=archives.index(one.network.archive)) for one in candidates)
+    rows, shards = feeds.narrow(dataset, spec), None
+    folders = [_folder(candidate, rows.schema.simpleString()) for candidate in candidates]
+    specs = tuple(
+        replace(one.spec, network=archives.index(one.network.archive), checkpoint=folder)
+        for one, folder in zip(candidates, folders, strict=True)
+    )
+    if not connect.is_connect(dataset.sparkSession):  # whose client may not reach what the executors do
+        for folder in filter(None, folders):
+            checkpoint.claim(folder)
     with contextlib.ExitStack() as stack:
-        rows, shards = feeds.narrow(dataset, spec), None
         if url is not None:
             names = {column.field: column.name for column in spec.stored}
             shards = petastorm_feed.plan(url, spec, names, workers)
@@ -278,8 +304,37 @@ def _train(dataset: DataFrame, candidates: Sequence[_Candidate], url: str | None
         if shards is not None:
             rows = dataset.sparkSession.range(workers, numPartitions=workers)  # they read by themselves
         address = stack.enter_context(_listening(dataset.sparkSession, first.estimator.getProgress()))
-        results = ranks.run(rows, ranks.Job("cos_ml.training:train", specs, archives, shards, address), workers)
-    return [_model(candidate, results, index) for index, candidate in enumerate(candidates)]
+        outcome = ranks.run(rows, ranks.Job("cos_ml.training:train", specs, archives, shards, address), workers)
+    return [_model(candidate, outcome, index) for index, candidate in enumerate(candidates)]
+
+
+def _folder(candidate: _Candidate, schema: str) -> checkpoint.Folder | None:
+    """Where the states of this training go: candidates of a grid have folders of their own in checkpointDir."""
+    estimator, spec = candidate.estimator, candidate.spec
+    if not estimator.isSet(estimator.checkpointDir):
+        return None
+    fit = {
+        "model": candidate.network.architecture,
+        **spec.compile,
+        "columns": [[column.name, column.field] for column in spec.stored],
+        "types": schema,
+        "frozenLayers": [candidate.network.layers.index(name) for name in spec.frozen],
+        **{
+            param.name: estimator.getOrDefault(param)
+            for param in map(estimator.getParam, FIT)
+            if estimator.isDefined(param)
+        },
+    }
+    url = estimator.getCheckpointDir().rstrip("/")
+    if spec.name:
+        url += f"/candidate-{hashlib.sha256(json.dumps(fit).encode()).hexdigest()[:16]}"
+    return checkpoint.Folder(
+        url,
+        epochs=estimator.getCheckpointInterval(),
+        steps=estimator.getCheckpointSteps() if estimator.isSet(estimator.checkpointSteps) else None,
+        fit=fit,
+        run=checkpoint.ANY_RUN if estimator.getResume() == "auto" else uuid.uuid4().hex[:12],
+    )
 
 
 @contextlib.contextmanager
@@ -293,12 +348,12 @@ def _cache(rows: DataFrame, candidate: _Candidate) -> Iterator[str]:
         yield url
 
 
-def _model(candidate: _Candidate, results: list[dict[str, bytes]], index: int) -> DeepNetModel:
+def _model(candidate: _Candidate, outcome: ranks.Outcome, index: int) -> DeepNetModel:
     model = DeepNetModel()._resetUid(candidate.estimator.uid)
     candidate.estimator._copyValues(model)
-    model._set(model=candidate.network.with_archive(results[0][f"{index}/network"]))
+    model._set(model=candidate.network.with_archive(outcome.results[0][f"{index}/network"]))
     model.compiled = {name: value for name, value in candidate.spec.compile.items() if name != "optimizer"}
-    model._summary = _summary(results, index)
+    model._summary = _summary(outcome, index)
     return model
 
 
@@ -366,8 +421,8 @@ def _listening(spark: SparkSession, wanted: bool) -> Any:
         yield listener.address
 
 
-def _summary(results: list[dict[str, bytes]], index: int) -> TrainingSummary:
-    told = [json.loads(result[f"{index}/summary"]) for result in results]
+def _summary(outcome: ranks.Outcome, index: int) -> TrainingSummary:
+    told = [json.loads(result[f"{index}/summary"]) for result in outcome.results]
     return TrainingSummary(
         history=told[0]["history"],
         rows=told[0]["rows"],
@@ -376,5 +431,7 @@ def _summary(results: list[dict[str, bytes]], index: int) -> TrainingSummary:
         ranks=[one["place"] for one in told],
         seconds=[one["seconds"] for one in told],
         epochSeconds=told[0]["epoch_seconds"],
-        logs=[result["log"].decode(errors="replace") for result in results],
+        logs=[result["log"].decode(errors="replace") for result in outcome.results],
+        resumedAt=tuple(told[0]["resumed"]),
+        failures=outcome.failures,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import math
 import os
 import sys
@@ -15,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +38,7 @@ LEAST_BATCH = 16  # rows
 DEFAULT_BATCH = 10_000  # rows, where Spark's setting is not set
 OPEN_SIZE = 256  # numbers in a row of no known size
 ENDS = ".ends"  # after a field's name: where its strings end
+KEYS = ".keys"  # in the place of a field's name: a hash of each row
 
 
 # ── driver ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -149,19 +152,21 @@ class Spool:
     Attributes:
         files: by part and field; open, and without a name.
         rows: how many rows each part has.
+        digest: of each part's rows, in whatever order they came.
         shapes: of a row, by field, once a row has been seen.
         dtypes: of a row's numbers, by field, once a row has been seen.
     """
 
     def __init__(self, spec: TrainSpec) -> None:
         self.spec = spec
-        fields = [column.field for column in spec.columns]
+        fields = [*(column.field for column in spec.columns), KEYS]
         fields += [column.field + ENDS for column in spec.columns if column.dtype == "string"]
         self.files: dict[str, dict[str, IO[bytes]]] = {
             part: {field: tempfile.TemporaryFile(dir=local_folder(), buffering=0) for field in fields} for part in PARTS
         }
         self.rows = dict.fromkeys(PARTS, 0)
         self.skipped = 0
+        self.digest = dict.fromkeys(PARTS, 0)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
 
@@ -182,10 +187,13 @@ class Spool:
         marked = np.zeros(batch.num_rows, bool)
         if self.spec.validation:
             marked = batch.column(self.spec.validation.field).fill_null(False).to_numpy(zero_copy_only=False)
+        keys = row_keys(arrays)
         for part, rows in (("train", kept & ~marked), ("validation", kept & marked)):
             if not rows.any():
                 continue
             self.rows[part] += int(rows.sum())
+            self.digest[part] = (self.digest[part] + int(keys[rows].sum())) % 2**64
+            self._put(part, KEYS, keys[rows])
             for field, array in arrays.items():
                 self._append(part, field, array if rows.all() else array[rows])
 
@@ -245,6 +253,35 @@ def usable_rows(
     return arrays, kept, int((~kept).sum())
 
 
+def row_keys(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """uint64 [B]: a hash of each row, the same wherever and in whatever company it is met.
+
+    Spark hands the rows of a partition over in another order when it reads a shuffle again. In the order of their keys
+    they are the same rows, to train on in the same order.
+    """
+    keys = np.zeros(len(next(iter(arrays.values()))), np.uint64)
+    for array in arrays.values():
+        rows = np.ascontiguousarray(array).reshape(len(keys), math.prod(array.shape[1:]))
+        if array.dtype == object:
+            texts = [hashlib.blake2b(text, digest_size=4).digest() for text in array.reshape(-1)]
+            rows = np.frombuffer(b"".join(texts), np.uint32).reshape(rows.shape)
+        words = rows.view("u4" if rows.itemsize * rows.shape[1] % 4 == 0 else "u1")
+        keys = _mixed(keys + np.einsum("ij,j->i", words, _factors(words.shape[1])))
+    return keys
+
+
+@lru_cache(maxsize=16)
+def _factors(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(2**63, size=count, dtype=np.uint64) | np.uint64(1)
+
+
+def _mixed(keys: np.ndarray) -> np.ndarray:
+    """Every bit of the result depends on every bit of the key: the finalizer of SplitMix64 (Steele et al., 2014)."""
+    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return keys ^ (keys >> np.uint64(31))
+
+
 def refuse(problems: list[Problem], handle_invalid: str) -> None:
     """Raises InvalidInputError for the first bad row, unless ``handle_invalid`` says to go on."""
     fatal = [problem for problem in problems if problem.fatal]
@@ -283,8 +320,9 @@ class Rows:
     def __init__(self, descriptors: dict[str, int], count: int, shapes: dict[str, Any], dtypes: dict[str, str]) -> None:
         self.count = count
         self.arrays: dict[str, Any] = {}
+        self.keys = _map(descriptors[KEYS], count, (), "<u8")
         for field, fd in descriptors.items():
-            if field.endswith(ENDS):
+            if field == KEYS or field.endswith(ENDS):
                 continue
             shape, dtype = tuple(shapes[field]), dtypes[field]
             if field + ENDS in descriptors:
@@ -312,8 +350,14 @@ class Rows:
 
     def ordered(self, shuffle: bool, seed: tuple[int, ...]) -> Pass:
         """A pass over the rows: every row once; in a random order that depends on ``seed`` alone, or as they came."""
-        order = np.random.default_rng(seed).permutation(self.count) if shuffle else np.arange(self.count)
-        return Pass(self.arrays, order)
+        if not shuffle:
+            return Pass(self.arrays, np.arange(self.count))
+        return Pass(self.arrays, self.by_key[np.random.default_rng(seed).permutation(self.count)])
+
+    @cached_property
+    def by_key(self) -> np.ndarray:
+        """int64 [count]: the rows in an order that does not depend on the one they came in."""
+        return np.argsort(self.keys, kind="stable")
 
 
 @dataclass(frozen=True)

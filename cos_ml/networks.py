@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import io
 import json
 import tempfile
 import warnings
@@ -92,6 +93,14 @@ class Network:
         """SHA-256 of the archive: what tells one network from another."""
         return hashlib.sha256(self.archive).hexdigest()
 
+    @cached_property
+    def architecture(self) -> str:
+        """A hash of the layers and their settings, without their weights and names, which differ from run to run."""
+        with zipfile.ZipFile(io.BytesIO(self.archive)) as file:
+            config = json.loads(file.read("config.json"))
+        names = {name: f"#{index}" for index, name in enumerate(dict.fromkeys(_names(config)))}
+        return hashlib.sha256(json.dumps(_renamed(config, names), sort_keys=True).encode()).hexdigest()
+
     def __hash__(self) -> int:
         return hash(self.digest)
 
@@ -140,6 +149,26 @@ def custom_modules(config: Any) -> tuple[str, ...]:
         for item in config.values():
             found.update(custom_modules(item))
     return tuple(sorted(found))
+
+
+def _names(config: Any) -> Iterator[str]:
+    """The names of all layers in a serialised model, in their order."""
+    if isinstance(config, dict):
+        if "class_name" in config and isinstance(config.get("config"), dict) and "name" in config["config"]:
+            yield config["config"]["name"]
+        config = list(config.values())
+    if isinstance(config, list):
+        for item in config:
+            yield from _names(item)
+
+
+def _renamed(config: Any, names: dict[str, str]) -> Any:
+    """A serialised model with other names for its layers."""
+    if isinstance(config, dict):
+        return {key: _renamed(value, names) for key, value in config.items()}
+    if isinstance(config, list):
+        return [_renamed(item, names) for item in config]
+    return names.get(config, config) if isinstance(config, str) else config
 
 
 def load(archive: bytes, modules: Iterable[str] = ()) -> Any:

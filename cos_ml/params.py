@@ -9,6 +9,7 @@ from typing import Any
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.ml.param.shared import (
     HasBatchSize,
+    HasCheckpointInterval,
     HasFeaturesCol,
     HasHandleInvalid,
     HasInputCols,
@@ -287,6 +288,7 @@ class EstimatorParams(
     HasBatchSize,
     HasSeed,
     HasNumTrainWorkers,
+    HasCheckpointInterval,
 ):
     """The Params of DeepNetEstimator."""
 
@@ -363,6 +365,37 @@ class EstimatorParams(
     keepCache = _param(
         "keepCache", "leave what the petastorm feed has written, when the fit is over", _switch("keepCache")
     )
+    checkpointDir = _param(
+        "checkpointDir",
+        "where the state of the training is kept, to go on from after a failure: a folder of this fit's own, at a URL "
+        "that fsspec can write and all executors reach. Unset: nowhere",
+        _text("checkpointDir"),
+    )
+    checkpointInterval = _param(
+        "checkpointInterval", "epochs between two checkpoints (>= 1)", _whole("checkpointInterval", 1)
+    )
+    checkpointSteps = _param(
+        "checkpointSteps",
+        "within an epoch, steps between two checkpoints (>= 1; taken at the next full 16 steps). Unset: at the ends of "
+        "epochs alone",
+        _whole("checkpointSteps", 1),
+    )
+    resume = _param(
+        "resume",
+        "'auto' goes on from what the same fit left in checkpointDir; 'never' drops that and starts afresh",
+        _one_of("resume", "auto", "never"),
+    )
+    handleNonFiniteLoss = _param(
+        "handleNonFiniteLoss",
+        "when the loss becomes NaN or infinite: 'error' ends the fit, 'keep' trains on",
+        _one_of("handleNonFiniteLoss", "error", "keep"),
+    )
+    stallTimeout = _param(
+        "stallTimeout",
+        "seconds (> 0) after which a rank that does not get on is given up, and Spark starts the ranks again. The "
+        "first 16 steps, validation of 16 steps, a callback or a checkpoint have to take less",
+        _positive("stallTimeout"),
+    )
     progress = _param("progress", "show at the driver how the fit goes, while it runs", _switch("progress"))
 
     def __init__(self) -> None:
@@ -370,7 +403,7 @@ class EstimatorParams(
         self._setDefault(
             metrics=[], optimizer="adam", batchSize=32, epochs=1, shuffle=True, numTrainWorkers=1, useGpu=False,
             progress=True, seed=0, restoreBestWeights=False, callbacks=[], frozenLayers=[], feed="arrow",
-            keepCache=False,
+            keepCache=False, checkpointInterval=1, resume="auto", handleNonFiniteLoss="error", stallTimeout=1800.0,
         )  # fmt: skip
 
     def getModel(self) -> Any:
@@ -432,6 +465,26 @@ class EstimatorParams(
     def getKeepCache(self) -> bool:
         """Gets the value of keepCache or its default value."""
         return self.getOrDefault(self.keepCache)
+
+    def getCheckpointDir(self) -> str:
+        """Gets the value of checkpointDir."""
+        return self.getOrDefault(self.checkpointDir)
+
+    def getCheckpointSteps(self) -> int:
+        """Gets the value of checkpointSteps."""
+        return self.getOrDefault(self.checkpointSteps)
+
+    def getResume(self) -> str:
+        """Gets the value of resume or its default value."""
+        return self.getOrDefault(self.resume)
+
+    def getHandleNonFiniteLoss(self) -> str:
+        """Gets the value of handleNonFiniteLoss or its default value."""
+        return self.getOrDefault(self.handleNonFiniteLoss)
+
+    def getStallTimeout(self) -> float:
+        """Gets the value of stallTimeout or its default value."""
+        return self.getOrDefault(self.stallTimeout)
 
     def getProgress(self) -> bool:
         """Gets the value of progress or its default value."""

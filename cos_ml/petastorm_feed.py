@@ -10,6 +10,7 @@ each step will weigh.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import math
 import re
@@ -47,7 +48,8 @@ class Shards:
         files: their URLs, in the order in which row groups are counted.
         groups: row groups in all of them.
         names: the stored column of each field.
-        rows: by rank: part -> rows.
+        rows: by partition, which is as many as there are ranks: part -> rows.
+        digest: of what the footers tell of the rows.
         shapes, dtypes: of one row, by field.
     """
 
@@ -57,6 +59,7 @@ class Shards:
     rows: tuple[dict[str, int], ...]
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
+    digest: str
 
     def to_plain(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -186,11 +189,13 @@ def plan(url: str, spec: TrainSpec, names: dict[str, str], ranks: int) -> Shards
     rows = [dict.fromkeys(PARTS, 0) for _ in range(ranks)]
     facts: tuple[dict[str, Any], dict[str, Any]] | None = None
     groups = 0
+    digest = hashlib.sha256()
     for one in paths:
         with filesystem.open(one) as opened:
             file = pq.ParquetFile(opened)
             for index in range(file.num_row_groups):
                 count = file.metadata.row_group(index).num_rows
+                digest.update(_told(file.metadata.row_group(index)).encode())
                 marked = _marked(file, index, names["v"]) if spec.validation else 0
                 shard = rows[groups % ranks]
                 shard["train"] += count - marked
@@ -202,7 +207,18 @@ def plan(url: str, spec: TrainSpec, names: dict[str, str], ranks: int) -> Shards
     if not sum(shard["train"] for shard in rows) or facts is None:
         raise InvalidInputError(f"There are no rows to train on at {url}.")
     files = tuple(filesystem.unstrip_protocol(one) for one in paths)
-    return Shards(files, groups, names, tuple(rows), *facts)
+    return Shards(files, groups, names, tuple(rows), *facts, digest.hexdigest())
+
+
+def _told(group: Any) -> str:
+    """What a footer tells of a row group's content: sizes, and the least and the largest value."""
+    columns = [group.column(index) for index in range(group.num_columns)]
+    return repr(
+        [
+            (one.path_in_schema, one.num_values, one.total_compressed_size, one.is_stats_set and str(one.statistics))
+            for one in columns
+        ]
+    )
 
 
 def _files(filesystem: Any, path: str) -> list[str]:
@@ -253,8 +269,9 @@ class Shard:
 
     skipped = 0
 
-    def __init__(self, shards: Shards, rank: int) -> None:
-        self.rows, self.shapes, self.dtypes = shards.rows[rank], shards.shapes, shards.dtypes
+    def __init__(self, shards: Shards, partition: int) -> None:
+        self.rows, self.shapes, self.dtypes = shards.rows[partition], shards.shapes, shards.dtypes
+        self.digest = shards.digest
 
     def fill(self, batches: Iterable[pa.RecordBatch]) -> None:
         """Nothing comes through Spark."""

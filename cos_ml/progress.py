@@ -106,13 +106,18 @@ class Display:
         self._watched = sys.stderr.isatty() or "ipykernel" in sys.modules
         self._lock = threading.Lock()
         self._bar: Any = None
+        self._begun: set[int] = set()
 
     def show(self, event: Mapping[str, Any]) -> None:
         """Show one event; what can't be shown is none of the fit's business."""
         with self._lock, contextlib.suppress(Exception):
+            if event["event"] == "note":
+                self._print(event["text"])
+            if event["event"] == "begin":
+                self._begin(event)
             if event["event"] == "epoch":
                 self._print(epoch_line(event))
-            if self._watched:
+            if self._watched and event["event"] in ("step", "epoch"):
                 self._move(event)
 
     def close(self) -> None:
@@ -120,6 +125,17 @@ class Display:
         with self._lock, contextlib.suppress(Exception):
             if self._bar is not None:
                 self._bar.close()
+
+    def _begin(self, event: Mapping[str, Any]) -> None:
+        """Say where the ranks begin, unless it is where everybody expects it."""
+        again = event["candidate"] in self._begun
+        self._begun.add(event["candidate"])
+        if event["epoch"] or event["step"]:
+            step = f", step {event['step']}" if event["step"] else ""
+            self._print(f"The training goes on after epoch {event['epoch']}{step}, from the checkpoint.")
+        elif again:
+            why = "no checkpoint was written yet" if event["kept"] else "Param checkpointDir is not set"
+            self._print(f"The ranks were lost, and start over from the first epoch: {why}.")
 
     def _print(self, line: str) -> None:
         if self._bar is None:

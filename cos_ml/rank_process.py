@@ -7,6 +7,7 @@ standard input: the first when it starts, the second when all ranks have met. It
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import gc
 import importlib
 import json
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cos_ml import artifacts
-from cos_ml.errors import InvalidInputError
+from cos_ml.errors import InvalidInputError, RankError
 from cos_ml.quiet import import_keras
 
 __all__ = ["main"]
@@ -35,12 +36,15 @@ def main() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != task:  # it died before the line above
         os._exit(1)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # its task asks so when nothing goes on
     start = json.loads(sys.stdin.buffer.readline())
     with os.fdopen(start["results"], "wb") as results:
         try:
             artifacts.write(results, _function(start["function"])(start, _meeting))
         except InvalidInputError as error:
             artifacts.write(results, {"problem": str(error).encode()})
+        except RankError as error:  # it says all that there is to say
+            artifacts.write(results, {"failure": str(error).encode()})
         except BaseException:  # SystemExit too: whatever ends a rank, the driver shall read it
             results.seek(0)
             results.truncate()

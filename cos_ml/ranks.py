@@ -6,8 +6,10 @@ watches its child; the child itself is ``rank_process.py``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -19,11 +21,12 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
+import psutil
 import pyarrow as pa
 from pyspark import BarrierTaskContext
 from pyspark.sql import DataFrame
 
-from cos_ml import artifacts, connect, progress, slots
+from cos_ml import artifacts, attempts, connect, progress, pulse, slots
 from cos_ml.errors import InvalidInputError, RankError, from_spark
 from cos_ml.feeds import Spool, local_folder, small_batches, spread
 from cos_ml.petastorm_feed import Shard, Shards
@@ -34,6 +37,8 @@ __all__ = ["Job", "run"]
 
 RESULT_PART = 64 << 20  # bytes that reach the driver at a time
 LOG_TAIL = 64 << 10  # bytes of a rank's output that are kept
+STACK_SIGNAL = signal.SIGUSR1  # a rank then writes the stack of all its threads to its log
+STACK_TIME = 1.0  # seconds that it has for that
 MESSAGE_TAIL = 30  # lines of it in an exception
 HOROVOD_ECHO = "Horovod has been shut down"  # what the other ranks say when one fails
 
@@ -61,7 +66,20 @@ class Job:
 # ── driver ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def run(df: DataFrame, job: Job, ranks: int) -> list[dict[str, bytes]]:
+@dataclass(frozen=True)
+class Outcome:
+    """What a barrier job came to.
+
+    Attributes:
+        results: by rank: what its function returned.
+        failures: why earlier attempts failed, as far as Spark tells.
+    """
+
+    results: list[dict[str, bytes]]
+    failures: list[str]
+
+
+def run(df: DataFrame, job: Job, ranks: int) -> Outcome:
     """Run ``job`` on the rows of ``df``, one rank a partition.
 
     Args:
@@ -70,30 +88,41 @@ def run(df: DataFrame, job: Job, ranks: int) -> list[dict[str, bytes]]:
         ranks: how many there are.
 
     Returns:
-        list[dict[str, bytes]]: what each rank's function returned, by rank.
+        Outcome: what each rank's function returned.
 
     Raises:
         ClusterError: the cluster can't run so many tasks at once.
         InvalidInputError: a row can't be used.
-        RankError: a rank failed; the message has its traceback.
+        RankError: a rank failed; the message has its traceback, or the cause of each attempt that Spark made.
     """
     connect.check_size(df.sparkSession, job.networks)
     slots.check_cluster(df.sparkSession, ranks)
     returned = sum(len(job.networks[spec.network]) for spec in job.specs)
     tasks = spread(df, ranks).mapInArrow(partial(_task, job), "rank int, " + artifacts.SCHEMA, barrier=True)
-    try:
-        # The shuffle is what lets Spark retry: it never repeats a barrier stage whose result is collected directly.
-        # In as many parts as the driver can take one after the other.
-        with slots.taken(df.sparkSession, ranks), small_batches(df.sparkSession, job.specs[0]):
-            rows = list(tasks.repartition(1 + returned // RESULT_PART).toLocalIterator())
-    except Exception as error:
-        raise from_spark(error) or error from None
+    with attempts.tagged(df.sparkSession) as tag:
+        try:
+            # The shuffle is what lets Spark retry: it never repeats a barrier stage whose result is collected directly.
+            # In as many parts as the driver can take one after the other.
+            with slots.taken(df.sparkSession, ranks), small_batches(df.sparkSession, job.specs[0]):
+                rows = list(tasks.repartition(1 + returned // RESULT_PART).toLocalIterator())
+        except Exception as error:
+            raise _with_attempts(error, attempts.failures(df.sparkSession, tag)) from None
+        failures = attempts.failures(df.sparkSession, tag)
     results: list[dict[str, bytes]] = [
         artifacts.join((row["name"], row["part"], row["data"]) for row in rows if row["rank"] == rank)
         for rank in range(ranks)
     ]
     _raise_reported(results)
-    return results
+    return Outcome(results, failures)
+
+
+def _with_attempts(error: Exception, failures: list[str]) -> Exception:
+    """What to raise for an exception of Spark's: with the cause of each attempt, where there were several."""
+    known = from_spark(error)
+    if len(failures) < 2 or isinstance(known, InvalidInputError):
+        return known or error
+    causes = "\n".join(f"Attempt {number}: {cause}" for number, cause in enumerate(failures, 1))
+    return RankError(f"The fit failed {len(failures)} times, which is {attempts.LIMIT}. {causes}")
 
 
 def _raise_reported(results: list[dict[str, bytes]]) -> None:
@@ -101,6 +130,9 @@ def _raise_reported(results: list[dict[str, bytes]]) -> None:
     problems = [result["problem"].decode() for result in results if "problem" in result]
     if problems:
         raise InvalidInputError(problems[0])
+    ended = [result["failure"].decode() for result in results if "failure" in result]
+    if ended:
+        raise RankError(ended[0])
     failed = {rank: result["error"].decode() for rank, result in enumerate(results) if "error" in result}
     if failed:
         first = min(failed, key=lambda rank: (HOROVOD_ECHO in failed[rank], rank))
@@ -123,7 +155,7 @@ def _task(job: Job, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatc
     hosts = [info.address.rsplit(":", 1)[0] for info in context.getTaskInfos()]
     places = place(hosts)
     here = places[context.partitionId()]
-    spool = Shard(job.shards, here.rank) if job.shards else Spool(job.specs[0])
+    spool = Shard(job.shards, context.partitionId()) if job.shards else Spool(job.specs[0])
     with RankProcess(job, here, spool) as process:  # TensorFlow loads while rows arrive
         problem = _fill(spool, batches)
         meeting = _meet(context, hosts, places, spool, problem)
@@ -198,8 +230,9 @@ def _meet(
     task = context.partitionId()
     rendezvous = Rendezvous(server_address(hosts)) if several and task == 0 else None
     mine = {
-        "rank": places[task].rank, "rows": spool.rows, "skipped": spool.skipped, "validation": spool.rows["validation"],
-        "shapes": spool.shapes, "dtypes": spool.dtypes, "problem": bool(problem),
+        "rank": places[task].rank, "partition": task, "problem": bool(problem),
+        "rows": spool.rows, "digest": spool.digest, "skipped": spool.skipped, "validation": spool.rows["validation"],
+        "shapes": spool.shapes, "dtypes": spool.dtypes,
         "addresses": list(local_addresses()) if several else [], "port": rendezvous.port if rendezvous else 0,
     }  # fmt: skip
     told = [json.loads(message) for message in context.allGather(json.dumps(mine))]
@@ -213,13 +246,14 @@ class RankProcess:
     """The child process of one barrier task, which is killed when the task leaves the ``with`` block."""
 
     def __init__(self, job: Job, here: Place, spool: Spool | Shard) -> None:
-        self.here, self.spool = here, spool
+        self.here, self.spool, self.stall_timeout = here, spool, job.specs[0].stall_timeout
         self.results, self.networks, self.log = (tempfile.TemporaryFile(dir=local_folder()) for _ in range(3))
         self.scratch = tempfile.TemporaryDirectory(prefix="cos_ml-rank-", dir=local_folder())  # what libraries leave
         artifacts.write(self.networks, {str(index): archive for index, archive in enumerate(job.networks)})
         events, events_of_child = os.pipe()
         start = {
             "function": job.function, "specs": [spec.to_json() for spec in job.specs], "place": asdict(here),
+            "partition": BarrierTaskContext.get().partitionId(),
             "spool": spool.descriptors(), "shards": job.shards and job.shards.to_plain(),
             "networks": self.networks.fileno(), "results": self.results.fileno(), "events": events_of_child,
         }  # fmt: skip
@@ -241,8 +275,14 @@ class RankProcess:
             RankError: it died without a word; Spark then tries the whole stage again.
         """
         self._say({"tasks": meeting.tasks, "environment": meeting.environment})
-        for line in self.events:
-            event = json.loads(line)
+        listener = pulse.Listener(self.stall_timeout)
+        for event in self._told():
+            if event is not None:
+                listener.hear(event)
+            if listener.stalled:
+                raise self._stalled(listener)
+            if event is None or event["event"] == "alive":
+                continue
             if event["event"] == "joined":
                 meeting.close()  # all ranks are connected: nobody has to be answered any more
             else:
@@ -257,6 +297,34 @@ class RankProcess:
             raise RankError(_message(f"Rank {self.here.rank} on {self.here.host} {how}.{hint}", "", log))
         return result | {"log": log}
 
+    def _told(self) -> Iterator[dict[str, Any] | None]:
+        """What the rank reports, until it ends; None whenever it has said nothing for a while."""
+        unfinished = b""
+        while True:
+            if not select.select([self.events], [], [], pulse.BEAT)[0]:
+                yield None
+                continue
+            data = os.read(self.events.fileno(), 64 << 10)
+            if not data:
+                return
+            *lines, unfinished = (unfinished + data).split(b"\n")
+            yield from map(json.loads, lines)
+
+    def _stalled(self, listener: pulse.Listener) -> RankError:
+        """The error that says what this rank hangs at, with the stack of all its threads."""
+        before = self._log_size()
+        stopped = psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED
+        if not stopped:
+            self.process.send_signal(STACK_SIGNAL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(STACK_TIME)  # it goes on; its log gets the stack
+        stack = self._log(self._log_size() - before).decode(errors="replace")
+        state = "The process is stopped (SIGSTOP)." if stopped else f"Its stack:\n{stack}"
+        return RankError(
+            f"Rank {self.here.rank} on {self.here.host} made no progress for {self.stall_timeout:g} s (Param "
+            f"stallTimeout). It was at: {listener.phase}. {state}".strip()
+        )
+
     def _say(self, message: dict[str, Any]) -> None:
         assert self.process.stdin is not None
         try:
@@ -265,9 +333,13 @@ class RankProcess:
         except BrokenPipeError:
             pass  # it is dead already; its exit status says how
 
-    def _log(self) -> bytes:
-        self.log.seek(max(0, self.log.seek(0, os.SEEK_END) - LOG_TAIL))
-        return self.log.read()
+    def _log_size(self) -> int:
+        return os.fstat(self.log.fileno()).st_size
+
+    def _log(self, tail: int = LOG_TAIL) -> bytes:
+        """The last bytes of what it printed; the offset in the file is the rank's, and stays."""
+        size = self._log_size()
+        return os.pread(self.log.fileno(), tail, max(0, size - tail))
 
     def __enter__(self) -> RankProcess:
         return self

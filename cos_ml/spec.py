@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from cos_ml.checkpoint import Folder
 from cos_ml.columns import Column
 
 __all__ = ["TrainSpec"]
@@ -33,6 +34,9 @@ class TrainSpec:
         callbacks: Keras callbacks as plain data, as ``callbacks.callback`` makes it.
         patience: epochs without improvement after which training stops; None trains them all.
         restore_best: end with the weights of the best epoch.
+        checkpoint: where states of the training go; None for none.
+        stop_at_non_finite: end with an error when the loss is NaN or infinite.
+        stall_timeout: seconds that a rank may take for 16 steps, or for any other one thing.
         network: which of the job's networks it begins with.
         name: of this candidate, in a job that trains several; else empty.
     """
@@ -55,6 +59,9 @@ class TrainSpec:
     callbacks: tuple[dict[str, Any], ...] = ()
     patience: int | None = None
     restore_best: bool = False
+    checkpoint: Folder | None = None
+    stop_at_non_finite: bool = True
+    stall_timeout: float = 1800.0
     network: int = 0
     name: str = ""
 
@@ -88,6 +95,7 @@ class TrainSpec:
             values[name] = _column(values[name]) if values[name] else None
         for name in ("modules", "frozen", "callbacks"):
             values[name] = tuple(values[name])
+        values["checkpoint"] = Folder.from_plain(values["checkpoint"])
         return cls(**values)
 
 

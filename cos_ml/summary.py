@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cos_ml.errors import SetupError
@@ -29,6 +29,8 @@ class TrainingSummary:
             The first three are the same for all candidates of a grid.
         epochSeconds: seconds of each epoch, as rank 0 saw it.
         logs: rank -> the end of what it printed.
+        resumedAt: the epochs, and the steps of the next one, that came from a checkpoint; (0, 0) where none did.
+        failures: why earlier attempts at the same fit failed, as far as Spark tells.
     """
 
     history: dict[str, list[float]]
@@ -39,6 +41,8 @@ class TrainingSummary:
     seconds: list[dict[str, float]]
     epochSeconds: list[float]
     logs: list[str]
+    resumedAt: tuple[int, int] = (0, 0)
+    failures: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         epochs = len(self.epochSeconds)

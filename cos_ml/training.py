@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -24,6 +24,8 @@ from cos_ml.allreduce import Ranks
 from cos_ml.errors import InvalidInputError
 from cos_ml.feeds import PARTS, Batch, Rows, step_weights
 from cos_ml.petastorm_feed import ShardRows, Shards
+from cos_ml.pulse import WAITING, Pulse
+from cos_ml.resuming import Course, KeepStates, Memory, Record, Seeds, StopAtNonFinite
 from cos_ml.spec import TrainSpec
 
 __all__ = ["train"]
@@ -44,68 +46,99 @@ def train(start: dict[str, Any], meet: Callable[[], dict[str, Any]]) -> dict[str
     clock = Clock()
     specs = [TrainSpec.from_json(text) for text in start["specs"]]
     place = start["place"]
-    rank = place["rank"]
     _limit_threads(place["local_size"])
     with os.fdopen(start["networks"], "rb") as file:
         archives = artifacts.read(file)
-    network = _begin(specs[0], archives, rank)
+    network = _begin(specs[0], archives)
     clock.lap("start")
     tasks = meet()["tasks"]
     clock.lap("read")
-    events = os.fdopen(start["events"], "w")
+    pulse = Pulse(os.fdopen(start["events"], "w"))
+    pulse.at("joining the other ranks")
     ranks = Ranks(place["size"])
-    report(events, event="joined")
+    pulse.report(event="joined")
     clock.lap("join")
+    here = Here(ranks, place["rank"], tasks, clock, pulse)
     rows = {part: _rows(part, start, specs[0], tasks) for part in PARTS}
     results: dict[str, bytes] = {}
     for index, spec in enumerate(specs):
         try:
             if index:
-                network = _begin(spec, archives, rank)
-            tell = partial(report, events, candidate=index + 1, candidates=len(specs)) if rank == 0 else None
-            history, network = train_one(network, spec, ranks, rank, tasks, rows, clock, tell)
+                network = _begin(spec, archives)
+            here.candidate = {"candidate": index + 1, "candidates": len(specs)}
+            history, network = train_one(network, spec, here, rows)
         except Exception as error:
             if spec.name:
                 error.add_note(f"This was {spec.name}.")
             raise
         results[f"{index}/summary"] = json.dumps(history | {"seconds": clock.seconds, "place": place}).encode()
-        if rank == 0:
+        if here.rank == 0:
             results[f"{index}/network"] = networks.dump(network)
         clock.forget("compile", "train")
+    pulse.at("leaving the other ranks")
     ranks.close()
     return results
 
 
-def _begin(spec: TrainSpec, archives: dict[str, bytes], rank: int) -> Any:
+def _begin(spec: TrainSpec, archives: dict[str, bytes]) -> Any:
     """The network of one candidate, in a process that remembers nothing of those before it."""
     keras.utils.clear_session()
     network = networks.load(archives[str(spec.network)], spec.modules)
-    _seed(network, spec.seed, rank)
+    keras.utils.set_random_seed(spec.seed % 2**32)
     return network
 
 
+@dataclass
+class Here:
+    """This rank, and what it knows of the others.
+
+    Attributes:
+        ranks: all of them, connected.
+        rank: which one this is.
+        tasks: what each rank's task said when they met, by rank.
+        clock: counts the seconds of each phase.
+        pulse: goes to this rank's task.
+        candidate: which one it trains, of how many.
+    """
+
+    ranks: Ranks
+    rank: int
+    tasks: list[dict[str, Any]]
+    clock: Clock
+    pulse: Pulse
+    candidate: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def partition(self) -> int:
+        """Which rows it has; unlike the rank, it does not change with the hosts that Spark finds free."""
+        return self.tasks[self.rank]["partition"]
+
+    @property
+    def digest(self) -> list[Any]:
+        """Of all ranks' rows."""
+        return [task["digest"] for task in sorted(self.tasks, key=lambda task: task["partition"])]
+
+    def tell(self, **event: Any) -> None:
+        """Let the person at the driver see something; rank 0 speaks for all."""
+        if self.rank == 0:
+            self.pulse.report(**event, **self.candidate)
+
+
 def train_one(
-    network: Any,
-    spec: TrainSpec,
-    ranks: Ranks,
-    rank: int,
-    tasks: list[dict[str, Any]],
-    rows: dict[str, Rows | ShardRows],
-    clock: Clock,
-    tell: Callable[..., None] | None,
+    network: Any, spec: TrainSpec, here: Here, rows: dict[str, Rows | ShardRows]
 ) -> tuple[dict[str, Any], Any]:
     """Train one candidate; returns the course of it, and the trained network."""
     thaw = freeze(network, spec.frozen)
-    trainer = make_trainer(network, spec, ranks)
-    feeds = {part: Feed(part, spec, ranks, rank, tasks, rows[part]) for part in PARTS}
+    trainer = make_trainer(network, spec, here.ranks)
+    feeds = {part: Feed(part, spec, here, rows[part]) for part in PARTS}
     try:
-        history = fit(trainer, spec, ranks, feeds, tell, rank, clock)
+        history = fit(trainer, spec, here, feeds)
     except tf.errors.OpError:
         for feed in feeds.values():
             if feed.problem is not None:
                 raise feed.problem from None
         raise
-    clock.lap("train")
+    here.clock.lap("train")
     trained = network_of(trainer)
     thaw()
     return history, trained
@@ -144,55 +177,67 @@ class Clock:
         self._last = now
 
 
-def report(events: Any, **event: Any) -> None:
-    """Send one event, as a line of JSON, to the barrier task."""
-    events.write(json.dumps(event) + "\n")
-    events.flush()
-
-
-def fit(
-    trainer: Any,
-    spec: TrainSpec,
-    ranks: Ranks,
-    feeds: dict[str, Feed],
-    tell: Callable[..., None] | None,
-    rank: int,
-    clock: Clock,
-) -> dict[str, Any]:
+def fit(trainer: Any, spec: TrainSpec, here: Here, feeds: dict[str, Feed]) -> dict[str, Any]:
     """Keras's own loop over the feeds; returns the history by metric and the rows seen in each epoch."""
     training, validation = feeds["train"], feeds["validation"]
-    watch = Watch(training, spec.epochs, tell, clock)
+    record, statistics = Record(), AverageStatistics(here.ranks, training.share)
+    users = {
+        f"callback {index}": callbacks.make(plain)
+        for index, plain in enumerate(spec.callbacks)
+        if plain["ranks"] == "all" or here.rank == 0
+    }
+    users |= _early_stopping(spec, "val_loss" if validation.steps else "loss")
+    keep = None
+    if spec.checkpoint:
+        here.pulse.at("looking for a checkpoint")
+        memory = Memory(trainer, users | {"record": record})
+        keep = KeepStates(
+            memory, spec.checkpoint, here.ranks, here.rank, here.digest, training.steps, statistics.average,
+            note=lambda text: here.tell(event="note", text=text),
+        )  # fmt: skip
+    state = keep.state if keep else None
+    epoch, step = (state.epoch, state.step) if state else (0, 0)
+    here.tell(event="begin", epoch=epoch, step=step, kept=keep is not None)
     validation.begin(0)
-    history = trainer.fit(
+    course = Course(
+        [
+            statistics,
+            Quicken(here.pulse, "callbacks"),
+            *users.values(),
+            Quicken(here.pulse, WAITING),
+            Seeds(spec.seed, here.partition, state),
+            AgreeToStop(here.ranks),
+            Watch(training, spec.epochs, here, record, (epoch, step)),
+            *([StopAtNonFinite()] if spec.stop_at_non_finite else []),
+            *([Quicken(here.pulse, "checkpoint"), keep, Quicken(here.pulse, WAITING)] if keep else []),
+        ],
+        add_history=True, model=trainer, epochs=spec.epochs, steps=training.steps,
+    )  # fmt: skip
+    ended = state is not None and state.plain["stopped"] and not step
+    trainer.fit(
         training.dataset(),
         epochs=spec.epochs,
+        initial_epoch=spec.epochs if ended else epoch,
         validation_data=validation.dataset() if validation.steps else None,
-        callbacks=[
-            AverageStatistics(ranks, training.share),
-            *(callbacks.make(plain) for plain in spec.callbacks if plain["ranks"] == "all" or rank == 0),
-            *_early_stopping(spec, "val_loss" if validation.steps else "loss"),
-            AgreeToStop(ranks),
-            watch,
-        ],
+        callbacks=course,
         shuffle=False,  # the feed does
         verbose=0,
     )
     return {
-        "history": {name: [float(value) for value in values] for name, values in history.history.items()},
-        "rows": training.total_rows, "validation_rows": validation.total_rows, "steps": training.steps,
-        "epoch_seconds": watch.seconds,
+        "history": record.history, "rows": training.total_rows, "validation_rows": validation.total_rows,
+        "steps": training.steps, "epoch_seconds": record.seconds, "resumed": [epoch, step],
     }  # fmt: skip
 
 
-def _early_stopping(spec: TrainSpec, monitor: str) -> list[Any]:
+def _early_stopping(spec: TrainSpec, monitor: str) -> dict[str, Any]:
     """Keras's own; all ranks see the same loss, so they decide alike."""
     if spec.patience is None and not spec.restore_best:
-        return []
+        return {}
     patience = spec.epochs if spec.patience is None else spec.patience
     stopping = keras.callbacks.EarlyStopping(
         monitor, patience=patience, mode="min", restore_best_weights=spec.restore_best
     )
-    return [stopping]
+    return {"early stopping": stopping}
 
 
 # ── the step ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -206,7 +251,7 @@ def make_trainer(network: Any, spec: TrainSpec, ranks: Ranks) -> Any:
         optimizer.learning_rate = spec.learning_rate
     # A subclass made here, so that the step sits where Keras looks for it, whatever kind of model this is.
     network.__class__ = type("Shared" + type(network).__name__, (SharedSteps, type(network)), {})
-    network.ranks = ranks
+    network.ranks, network.finite = ranks, FirstFailure()
     network.compile(optimizer=optimizer, **arguments, jit_compile=False, steps_per_execution=spec.steps_per_execution)
     network._loss_tracker.__class__ = StepMean
     network.optimizer.build(network.trainable_variables)
@@ -217,6 +262,7 @@ def make_trainer(network: Any, spec: TrainSpec, ranks: Ranks) -> Any:
 def network_of(trainer: Any) -> Any:
     """The plain network in a trainer, as Keras saves it."""
     trainer.__class__ = type(trainer).__mro__[2]
+    del trainer.finite
     return trainer
 
 
@@ -232,6 +278,28 @@ class StepMean(keras.metrics.Mean):
         super().update_state(values, sample_weight=self.weight)
 
 
+class FirstFailure:
+    """Counts the steps of an epoch, inside TensorFlow, up to the first one whose loss is not finite."""
+
+    def __init__(self) -> None:
+        self._steps, self._failed = tf.Variable(0, dtype=tf.int64), tf.Variable(0, dtype=tf.int64)
+
+    def begin(self, passed: int) -> None:
+        """An epoch begins, behind ``passed`` steps."""
+        self._steps.assign(passed)
+        self._failed.assign(0)
+
+    def count(self, loss: Any) -> None:
+        """One more step, with this loss over all ranks."""
+        step = self._steps.assign_add(1)
+        fails = tf.logical_and(tf.equal(self._failed, 0), tf.logical_not(tf.math.is_finite(loss)))
+        self._failed.assign(tf.where(fails, step, self._failed))
+
+    def failed_at(self) -> int:
+        """The first step, from 1, whose loss was not finite; 0 where there was none."""
+        return int(self._failed.numpy())
+
+
 class SharedSteps(keras.Model if TYPE_CHECKING else object):  # type: ignore[misc]
     """Mixin for a ``keras.Model``: training and test steps whose loss, gradients and metrics are those of all ranks.
 
@@ -240,7 +308,9 @@ class SharedSteps(keras.Model if TYPE_CHECKING else object):  # type: ignore[mis
     """
 
     ranks: Ranks
+    finite: FirstFailure
     wants_stop = agreed_stop = False
+    passed = 0  # steps that a resumed epoch has to pass before it computes again
 
     @property
     def stop_training(self) -> bool:
@@ -252,12 +322,28 @@ class SharedSteps(keras.Model if TYPE_CHECKING else object):  # type: ignore[mis
         self.wants_stop = bool(value)
         self.agreed_stop &= self.wants_stop
 
+    def make_train_function(self, force: bool = False) -> None:
+        """Keras's own, which only takes steps out of the feed where a resumed epoch has done them already."""
+        super().make_train_function(force)
+        compute: Callable[[Any], dict[str, Any]] = vars(self)["train_function"]
+
+        def execute(iterator: Any) -> dict[str, Any]:
+            if not self.passed:
+                return compute(iterator)
+            for _ in range(self.steps_per_execution):
+                next(iterator)
+            self.passed -= self.steps_per_execution
+            return {}
+
+        self.train_function = execute
+
     def train_step(self, data: Any) -> dict[str, Any]:
         with tf.GradientTape() as tape:
             loss, outputs = self._loss_of(data, training=True)
             scaled = self.optimizer.scale_loss(loss)
         variables = self.trainable_variables
-        gradients = self.ranks.average_gradients(tape.gradient(scaled, variables))
+        *gradients, loss = self.ranks.average_gradients([*tape.gradient(scaled, variables), loss])
+        self.finite.count(loss)
         self.optimizer.apply(gradients, variables)
         return self._metrics_of(data, outputs)
 
@@ -315,12 +401,13 @@ class AverageStatistics(keras.callbacks.Callback):
         self.before = [(variable, variable.numpy()) for variable in floats]
 
     def on_test_begin(self, logs: Any = None) -> None:
-        self._average()
+        self.average()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._average()
+        self.average()
 
-    def _average(self) -> None:
+    def average(self) -> None:
+        """Make them the same on all ranks."""
         if self.ranks.size == 1:
             return
         for index, (variable, before) in enumerate(self.before):
@@ -341,45 +428,67 @@ class AgreeToStop(keras.callbacks.Callback):
         self.model.agreed_stop = bool(self.ranks.sum(np.array([float(self.model.wants_stop)]))[0])
 
 
+class Quicken(keras.callbacks.Callback):
+    """Tells the pulse what Keras's loop does after this callback: what comes next in its list, or the next steps."""
+
+    def __init__(self, pulse: Pulse, phase: str) -> None:
+        super().__init__()
+        self.pulse, self.phase = pulse, phase
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.pulse.at(f"{self.phase}, epoch {epoch + 1}")
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.pulse.at(f"{self.phase}, epoch {self.epoch + 1} after step {batch + 1}")
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.pulse.at(f"{self.phase}, end of epoch {epoch + 1}")
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.pulse.at(f"{self.phase}, validation after step {batch + 1}")
+
+
 class Watch(keras.callbacks.Callback):
     """Tells the feed which epoch it is, and the barrier task how it goes.
 
     Args:
         feed: of the training rows.
         epochs: how many there will be.
-        tell: sends an event; None on all ranks but the first.
-        clock: counts the first call of TensorFlow, which traces the step, as "compile".
+        here: what it tells; its clock counts the first call of TensorFlow, which traces the step, as "compile".
+        record: of the training, to go on with.
+        done: the epochs, and the steps of the next one, that were done before.
     """
 
-    def __init__(self, feed: Feed, epochs: int, tell: Callable[..., None] | None, clock: Clock) -> None:
+    def __init__(self, feed: Feed, epochs: int, here: Here, record: Record, done: tuple[int, int]) -> None:
         super().__init__()
-        self.feed, self.epochs, self.tell, self.clock = feed, epochs, tell, clock
-        self.seconds: list[float] = []
+        self.feed, self.epochs, self.here, self.record, self.done = feed, epochs, here, record, done
         self.told = self.began = 0.0
         self.compiled = False
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.feed.begin(epoch)
+        self.model.passed = self.done[1] if epoch == self.done[0] else 0
+        self.feed.begin(epoch, self.model.passed)
         self.epoch = epoch
         self.began = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if not self.compiled:
-            self.clock.lap("compile")
+            self.here.clock.lap("compile")
             self.compiled = True
-        if self.tell is not None and time.monotonic() - self.told > EVENT_INTERVAL:
+        if time.monotonic() - self.told > EVENT_INTERVAL:
             self.told = time.monotonic()
             self._tell("step", batch + 1, logs)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         seconds = time.monotonic() - self.began
-        self.seconds.append(seconds)
-        if self.tell is not None:
-            self._tell("epoch", self.feed.steps, logs, rows_per_second=self.feed.total_rows / seconds)
+        self.record.seconds.append(seconds)
+        for name, value in (logs or {}).items():
+            self.record.history.setdefault(name, []).append(float(value))
+        self._tell("epoch", self.feed.steps, logs, rows_per_second=self.feed.total_rows / seconds)
 
     def _tell(self, event: str, step: int, logs: Any, **more: Any) -> None:
-        assert self.tell is not None
-        self.tell(
+        self.here.tell(
             event=event, epoch=self.epoch + 1, epochs=self.epochs, step=step, steps=self.feed.steps,
             rows=self.feed.total_rows, logs={name: float(value) for name, value in (logs or {}).items()}, **more,
         )  # fmt: skip
@@ -397,21 +506,19 @@ class Feed:
         share: this rank's part of them.
     """
 
-    def __init__(
-        self, part: str, spec: TrainSpec, ranks: Ranks, rank: int, tasks: list[dict[str, Any]], rows: Rows | ShardRows
-    ) -> None:
+    def __init__(self, part: str, spec: TrainSpec, here: Here, rows: Rows | ShardRows) -> None:
         self.problem: InvalidInputError | None = None
-        counts = [task["rows"][part] for task in tasks]
-        self.spec, self.ranks, self.rank = spec, ranks, rank
+        counts = [task["rows"][part] for task in here.tasks]
+        self.spec, self.ranks, self.partition = spec, here.ranks, here.partition
         self.rows = rows.reshaped(spec.columns)
         self.total_rows = sum(counts)
-        self.share = counts[rank] / max(self.total_rows, 1)
+        self.share = counts[here.rank] / max(self.total_rows, 1)
         self.steps = -(-max(counts) // spec.batch_size)
         self.shuffled = spec.shuffle and part == "train"
         self.filler: dict[str, np.ndarray] = {}
         if self.steps and 0 in counts:  # a rank without rows takes part with one of another's
             lender = int(np.argmax(counts))
-            self.filler = ranks.broadcast(self.rows.first() if rank == lender else None, lender)
+            self.filler = here.ranks.broadcast(self.rows.first() if here.rank == lender else None, lender)
 
     def dataset(self) -> Any:
         """A ``tf.data.Dataset`` of the steps of one epoch, in the form that ``SharedSteps`` takes."""
@@ -423,17 +530,23 @@ class Feed:
         options.autotune.enabled = False  # there is nothing to tune, and the end of its thread can be late by a minute
         return dataset.apply(tf.data.experimental.assert_cardinality(self.steps)).prefetch(4).with_options(options)
 
-    def begin(self, epoch: int) -> None:
-        """Agree with the other ranks on the next pass over the dataset: its order here, each step's weight on all."""
-        self.ordered = self.rows.ordered(self.shuffled, (self.spec.seed % 2**63, epoch, self.rank))
+    def begin(self, epoch: int, passed: int = 0) -> None:
+        """Agree with the other ranks on the next pass over the dataset: its order here, each step's weight on all.
+
+        Args:
+            epoch: counted from 0.
+            passed: steps at its begin that are there, and empty.
+        """
+        self.passed = passed
+        self.ordered = self.rows.ordered(self.shuffled, (self.spec.seed % 2**63, epoch, self.partition))
         weights = step_weights(self.ordered.weights(), self.spec.batch_size, self.steps)
         self.totals = self.ranks.sum(weights)
 
     def _steps(self) -> Iterator[Any]:
         batches = self.ordered.batches(self.spec.batch_size, self.steps, self.filler)
         try:
-            for batch, total in zip(batches, self.totals, strict=True):
-                yield self._data(batch, float(total))
+            for step, (batch, total) in enumerate(zip(batches, self.totals, strict=True)):
+                yield self._example() if step < self.passed else self._data(batch, float(total))
         except InvalidInputError as error:
             self.problem = error  # tf.data would make a text of it
             raise
@@ -473,10 +586,9 @@ def step_data(
 
 def _rows(part: str, start: dict[str, Any], spec: TrainSpec, tasks: list[dict[str, Any]]) -> Rows | ShardRows:
     """This rank's rows of one part: its task's spool, or a shard that it reads by itself."""
-    rank = start["place"]["rank"]
     if start["shards"] is None:
-        return stored_rows(part, tasks, rank, start["spool"][part])
-    return ShardRows(part, spec, Shards.from_plain(start["shards"]), rank)
+        return stored_rows(part, tasks, start["place"]["rank"], start["spool"][part])
+    return ShardRows(part, spec, Shards.from_plain(start["shards"]), start["partition"])
 
 
 def stored_rows(part: str, tasks: list[dict[str, Any]], rank: int, descriptors: dict[str, int]) -> Rows:
@@ -486,19 +598,6 @@ def stored_rows(part: str, tasks: list[dict[str, Any]], rank: int, descriptors: 
 
 
 # ── this process ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _seed(network: Any, seed: int, rank: int) -> None:
-    """Make Dropout and its kin depend on seed and rank alone, and not on what the network was built with."""
-    keras.utils.set_random_seed(seed % 2**32)
-    generators = [
-        variable
-        for variable in network.non_trainable_variables
-        if "seed_generator" in variable.path and len(variable.shape) == 1
-    ]
-    words = np.random.SeedSequence([seed % 2**63, rank]).generate_state(max(len(generators), 1))
-    for variable, word in zip(generators, words, strict=False):
-        variable.assign(np.array([word, 0], variable.dtype))
 
 
 def _limit_threads(local_size: int) -> None:

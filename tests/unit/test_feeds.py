@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cos_ml import feeds, ranks
 from cos_ml.columns import Column, Problem
 from cos_ml.errors import InvalidInputError
-from cos_ml.feeds import Pass, Rows, Spool, local_folder, refuse, small_batches, step_weights
+from cos_ml.feeds import Pass, Rows, RowsOnDisk, Spool, local_folder, refuse, small_batches, step_weights
 from cos_ml.spec import TrainSpec
 
 from .conftest import record_batch, rows_of
@@ -45,6 +45,7 @@ def test_any_split_of_batches_gives_the_same_bytes(count, cuts):
     spool = Spool(SPEC)
     try:
         spool.fill(whole.slice(start, stop - start) for start, stop in itertools.pairwise(edges))
+        data[feeds.KEYS] = feeds.row_keys(data)
         assert bytes_of(spool)["train"] == {field: array.tobytes() for field, array in data.items()}
         assert spool.rows == {"train": count, "validation": 0}
         assert spool.shapes == ({"x0": (2,), "y0": ()} if count else {})
@@ -124,7 +125,7 @@ def test_no_name_on_disk(monkeypatch, tmp_path, spool):
     assert local_folder() == str(tmp_path)
     spooled = spool(SPEC, columns(100))
     places = [os.readlink(f"/proc/self/fd/{fd}") for fields in spooled.descriptors().values() for fd in fields.values()]
-    assert len(places) == 4
+    assert len(places) == 6
     assert all(place.startswith(str(tmp_path)) for place in places)  # it is there ...
     assert list(tmp_path.iterdir()) == []  # ... and has no name
     rows = rows_of(spooled)
@@ -178,6 +179,13 @@ def test_the_order_has_every_row_once(spool):
     assert rows.ordered(True, (7, 1, 0)).order.tolist() == orders[1]
 
 
+def rows_with(keys, **arrays):
+    """Rows of these arrays, made without a spool."""
+    rows = Rows.__new__(Rows)
+    rows.count, rows.keys, rows.arrays = len(keys), keys, arrays
+    return rows
+
+
 def test_batches(spool):
     data = columns(5)
     rows = rows_of(spool(SPEC, data))
@@ -189,8 +197,7 @@ def test_batches(spool):
 
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 3), st.booleans())
 def test_batches_have_every_row_once(count, size, more, shuffle):
-    rows = Rows({}, 0, {}, {})
-    rows.count, rows.arrays = count, {"y0": np.arange(count)}
+    rows = rows_with(np.arange(count), y0=np.arange(count))
     steps = -(-count // size) + more
     one = rows.ordered(shuffle, (1, 2, 3))
     batches = list(one.batches(size, steps, {}))
@@ -199,6 +206,29 @@ def test_batches_have_every_row_once(count, size, more, shuffle):
     assert all(batch.real in (0, len(batch.arrays["y0"])) for batch in batches)
     assert all(1 <= len(batch.arrays["y0"]) <= size for batch in batches)
     assert [batch.real for batch in batches[steps - more :]] == [0] * more
+
+
+def test_the_order_does_not_depend_on_the_one_rows_came_in(spool):
+    data = columns(50)
+    moved = np.random.default_rng(3).permutation(50)
+    one, other = spool(SPEC, data, size=7), spool(SPEC, {field: rows[moved] for field, rows in data.items()})
+    assert one.digest == other.digest
+    assert one.digest["train"] != spool(SPEC, columns(49)).digest["train"]
+    batches = [next(rows_of(rows).ordered(True, (1, 2)).batches(50, 1, {})).arrays["y0"] for rows in (one, other)]
+    assert batches[0].tolist() == batches[1].tolist()
+    assert sorted(batches[0]) == list(range(50))
+
+
+def test_the_key_of_a_row_is_its_own():
+    rows = np.random.default_rng(0).integers(0, 3, (500, 5)).astype(np.uint8)
+    texts = np.array([str(row).encode() for row in rows], object)
+    for array in (rows, rows.astype(np.float32), rows.astype(np.float64), texts):
+        keys = feeds.row_keys({"x0": array})
+        assert len(np.unique(keys)) == len(np.unique(rows, axis=0))
+        assert feeds.row_keys({"x0": array[7:9]}).tolist() == keys[7:9].tolist()
+    one, other = np.arange(4.0), np.arange(4.0)[::-1].copy()
+    swapped = feeds.row_keys({"x0": one, "y0": other}).sum(), feeds.row_keys({"x0": one, "y0": one}).sum()
+    assert swapped[0] != swapped[1]  # the same numbers, in other rows
 
 
 def test_neighbours_are_not_gathered(spool):
@@ -246,7 +276,7 @@ def test_many_rows_are_read_and_not_mapped(tmp_path, monkeypatch):
     count, width = 16_384, 1024  # 64 MiB of float32
     np.arange(count, dtype=np.float32).repeat(width).tofile(tmp_path / "rows")
     descriptor = os.open(tmp_path / "rows", os.O_RDONLY)
-    rows = Rows({"x0": descriptor}, count, {"x0": [width]}, {"x0": "<f4"})
+    rows = rows_with(np.arange(count), x0=RowsOnDisk(descriptor, (count, width), "<f4"))
     rows = rows.reshaped((Column("features", "x0", (width // 2, 2)),))
     before, most = resident(), 0
     for shuffle in (False, True):

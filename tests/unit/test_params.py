@@ -43,6 +43,12 @@ DEFAULTS = {
     "restoreBestWeights": False,
     "callbacks": [],
     "frozenLayers": [],
+    "checkpointDir": None,
+    "checkpointInterval": 1,
+    "checkpointSteps": None,
+    "resume": "auto",
+    "handleNonFiniteLoss": "error",
+    "stallTimeout": 1800.0,
 }
 SHARED = [
     "model", "featuresCol", "inputCols", "labelCol", "labelCols", "weightCol", "featureLayers", "outputCols",
@@ -82,6 +88,12 @@ VALUES = {
     "feed": "petastorm",
     "cacheDir": "file:///tmp/cache",
     "keepCache": True,
+    "checkpointDir": "file:///tmp/states",
+    "checkpointInterval": 2,
+    "checkpointSteps": 100,
+    "resume": "never",
+    "handleNonFiniteLoss": "keep",
+    "stallTimeout": 60.0,
 }
 
 

@@ -1,6 +1,5 @@
 import io
 import json
-from functools import partial
 
 import numpy as np
 import pytest
@@ -9,9 +8,10 @@ import tensorflow as tf
 from cos_ml import training
 from cos_ml.allreduce import Ranks
 from cos_ml.columns import Column
+from cos_ml.pulse import Pulse
 from cos_ml.quiet import import_keras
 from cos_ml.spec import TrainSpec
-from cos_ml.training import Clock, Feed, fit, make_trainer, network_of, report, stored_rows
+from cos_ml.training import Clock, Feed, Here, fit, make_trainer, network_of, stored_rows
 
 from .conftest import inherited
 
@@ -40,13 +40,16 @@ def trained(spool):
 
     def train(model, spec, data):
         spooled = spool(spec, data, size=7)
-        tasks = [{"rows": spooled.rows, "shapes": spooled.shapes, "dtypes": spooled.dtypes}]
-        ranks, events = Ranks(1), io.StringIO()
+        task = {"rows": spooled.rows, "shapes": spooled.shapes, "dtypes": spooled.dtypes, "digest": spooled.digest}
+        tasks, events = [task | {"partition": 0}], io.StringIO()
+        here = Here(Ranks(1), 0, tasks, Clock(), Pulse(events))
         rows = {part: stored_rows(part, tasks, 0, inherited(spooled, part)) for part in ("train", "validation")}
-        feeds = {part: Feed(part, spec, ranks, 0, tasks, rows[part]) for part in rows}
-        trainer = make_trainer(model, spec, ranks)
-        history = fit(trainer, spec, ranks, feeds, partial(report, events), 0, Clock())
-        return network_of(trainer), history, [json.loads(line) for line in events.getvalue().splitlines()]
+        feeds = {part: Feed(part, spec, here, rows[part]) for part in rows}
+        trainer = make_trainer(model, spec, here.ranks)
+        history = fit(trainer, spec, here, feeds)
+        here.pulse.close()
+        told = [json.loads(line) for line in events.getvalue().splitlines()]
+        return network_of(trainer), history, [event for event in told if event["event"] in ("step", "epoch", "note")]
 
     return train
 

@@ -1,0 +1,243 @@
+"""Training state on any storage that fsspec knows: a fit that was cut off goes on from it (rank 0; ``claim``: driver).
+
+A folder holds what one fit left behind::
+
+    checkpointDir/
+        fit.json                            whose states these are: Params, columns, network
+        rows-3b0c.../                       on which rows
+            state-auto-000002-000000000     after two epochs and no step of the third
+
+A state is written under another name and renamed, so that whoever reads it sees all of it, and ends with a hash of all
+that is before. The last two are kept: where the newest is damaged the one before it serves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cos_ml.errors import InvalidInputError
+
+__all__ = ["ANY_RUN", "Folder", "State", "States", "claim"]
+
+ANY_RUN = "auto"
+KEPT = 2
+HASH = hashlib.blake2b().digest_size
+NAME = re.compile(r"state-(\w+)-(\d{6,})-(\d{9,})")
+SHOWN = 60  # characters of a value in a message
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where one training keeps its states, and how often it writes them; plain values.
+
+    Attributes:
+        url: anywhere that fsspec writes and every rank can reach.
+        epochs: between two states.
+        steps: between two states within an epoch; None for none there.
+        fit: what the training is, by Param: states of another one are not gone on from.
+        run: "auto" goes on from any run's state; another name, only from states of that run.
+    """
+
+    url: str
+    epochs: int = 1
+    steps: int | None = None
+    fit: dict[str, Any] = field(default_factory=dict)
+    run: str = ANY_RUN
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any] | None) -> Folder | None:
+        """What ``dataclasses.asdict`` made of a folder, after a way through JSON."""
+        return cls(**plain) if plain else None
+
+
+@dataclass(frozen=True)
+class State:
+    """A training between two steps.
+
+    Attributes:
+        epoch: how many epochs are done.
+        step: how many steps of the next one are done.
+        plain: what JSON holds: history, the numbers of callbacks and so on.
+        arrays: name -> weights, optimizer state and the like.
+    """
+
+    epoch: int
+    step: int
+    plain: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+def claim(folder: Folder) -> None:
+    """Make the folder this training's own.
+
+    Raises:
+        InvalidInputError: it holds states of another training, or can't be written.
+    """
+    try:
+        filesystem, root = _open(folder.url)
+        filesystem.makedirs(root, exist_ok=True)
+        path = f"{root}/fit.json"
+        there = json.loads(filesystem.cat_file(path)) if filesystem.exists(path) else None
+        here = json.loads(json.dumps(folder.fit))
+        if there == here:
+            return
+        if there is not None and folder.run == ANY_RUN:
+            raise InvalidInputError(
+                f"Param checkpointDir: {folder.url} holds the states of another fit: {_difference(there, here)}. Give "
+                'this one a folder of its own, or set resume="never" to drop those states and start afresh.'
+            )
+        for one in filesystem.glob(f"{root}/rows-*"):
+            filesystem.rm(one, recursive=True)
+        _write_whole(filesystem, path, [json.dumps(here, indent=1).encode()])
+    except InvalidInputError:
+        raise
+    except Exception as error:  # each storage has its own exceptions
+        raise InvalidInputError(
+            f"Param checkpointDir: {folder.url} can't be used: {type(error).__name__}: {error}. It has to be a folder "
+            "that fsspec can write, and that the driver and all executors reach."
+        ) from error
+
+
+def _difference(there: Any, here: dict[str, Any]) -> str:
+    """What is not the same, Param by Param."""
+    there = there if isinstance(there, dict) else {}
+    names = [name for name in (here | there) if there.get(name) != here.get(name)]
+    return "; ".join(f"{name} is {_short(there.get(name))} there and {_short(here.get(name))} here" for name in names)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+class States:
+    """The states of one training on its rows.
+
+    Args:
+        folder: where they are.
+        rows: a digest of the rows: states on other rows are not this training's.
+
+    Attributes:
+        notes: what a person should know of the states that were found.
+    """
+
+    def __init__(self, folder: Folder, rows: Sequence[Any]) -> None:
+        self.folder = folder
+        self.filesystem, root = _open(folder.url)
+        digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+        self.root, self.path = root, f"{root}/rows-{digest}"
+        self.notes: list[str] = []
+
+    def newest(self) -> State | None:
+        """The newest state that is whole; None where there is none."""
+        self.filesystem.makedirs(self.path, exist_ok=True)
+        names = self._names()
+        if self.folder.run != ANY_RUN:
+            for name in names:
+                if _run(name) != self.folder.run:
+                    self.filesystem.rm_file(f"{self.path}/{name}")
+            names = [name for name in names if _run(name) == self.folder.run]
+        for name in reversed(names):
+            try:
+                return _decoded(self.filesystem.cat_file(f"{self.path}/{name}"))
+            except ValueError as error:
+                self.notes.append(f"The checkpoint {name} is damaged ({error}): the one before it is used.")
+        others = [one for one in self.filesystem.glob(f"{self.root}/rows-*") if not one.endswith(self.path)]
+        if not names and others and self.folder.run == ANY_RUN:
+            self.notes.append(
+                f"The states under {self.folder.url} are of other rows: this fit starts from its first epoch. Rows "
+                "that differ each time they are read can't be gone on with: cache or store them first."
+            )
+        return None
+
+    def write(self, state: State) -> None:
+        """Store one more state, and drop all but the last two."""
+        name = f"state-{self.folder.run}-{state.epoch:06d}-{state.step:09d}"
+        _write_whole(self.filesystem, f"{self.path}/{name}", _encoded(state))
+        for old in self._names()[:-KEPT]:
+            self.filesystem.rm_file(f"{self.path}/{old}")
+
+    def _names(self) -> list[str]:
+        """Of all states, the newest last; what a killed writer left is removed."""
+        self.filesystem.invalidate_cache()
+        names = [path.rstrip("/").rsplit("/", 1)[-1] for path in self.filesystem.ls(self.path, detail=False)]
+        for name in names:
+            if name.startswith("."):
+                with contextlib.suppress(FileNotFoundError):
+                    self.filesystem.rm_file(f"{self.path}/{name}")
+        return sorted(filter(NAME.fullmatch, names), key=_age)
+
+
+def _age(name: str) -> tuple[int, int]:
+    _, epoch, step = NAME.fullmatch(name).groups()  # type: ignore[union-attr]
+    return int(epoch), int(step)
+
+
+def _run(name: str) -> str:
+    return NAME.fullmatch(name)[1]  # type: ignore[index]
+
+
+def _open(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    filesystem, root = fsspec.core.url_to_fs(url)
+    return filesystem, root.rstrip("/")
+
+
+def _write_whole(filesystem: Any, path: str, pieces: Sequence[Any]) -> None:
+    """Write a file that nobody sees a part of."""
+    folder, _, name = path.rpartition("/")
+    unfinished = f"{folder}/.{name}-{uuid.uuid4().hex[:8]}"
+    with filesystem.open(unfinished, "wb") as file:
+        for piece in pieces:
+            file.write(piece)
+        file.flush()
+        with contextlib.suppress(AttributeError, OSError):  # storage that is no disk has no fileno
+            os.fsync(file.fileno())
+    filesystem.mv(unfinished, path)
+
+
+def _encoded(state: State) -> list[Any]:
+    """A line of JSON, the arrays' bytes one after the other, and a hash of both."""
+    header = {
+        "epoch": state.epoch,
+        "step": state.step,
+        "plain": state.plain,
+        "arrays": [[name, array.dtype.name, array.shape] for name, array in state.arrays.items()],
+    }
+    pieces: list[Any] = [
+        json.dumps(header).encode() + b"\n",
+        *(array.reshape(-1).view(np.uint8) for array in state.arrays.values()),
+    ]
+    digest = hashlib.blake2b()
+    for piece in pieces:
+        digest.update(piece)
+    return [*pieces, digest.digest()]
+
+
+def _decoded(data: bytes) -> State:
+    """The state that ``_encoded`` made bytes of.
+
+    Raises:
+        ValueError: the bytes are not those.
+    """
+    if len(data) < HASH or hashlib.blake2b(memoryview(data)[:-HASH]).digest() != data[-HASH:]:
+        raise ValueError(f"the hash of its {len(data):,} bytes is another one")
+    at = data.index(b"\n") + 1
+    header = json.loads(data[:at])
+    arrays = {}
+    for name, dtype, shape in header["arrays"]:
+        count = int(np.prod(shape, dtype=np.int64))
+        arrays[name] = np.frombuffer(data, np.dtype(dtype), count, at).reshape(shape)
+        at += arrays[name].nbytes
+    return State(header["epoch"], header["step"], header["plain"], arrays)

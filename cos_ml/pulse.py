@@ -1,0 +1,91 @@
+"""Whether a rank still gets on with its work (rank and task side).
+
+Each rank says once a second what it is at, and its barrier task listens. A step ends when all ranks have done it, so
+when one hangs none gets on: the ones that only wait for others are given a little longer, so that the one that hangs is
+named.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["BEAT", "Listener", "Pulse"]
+
+BEAT = 1.0  # seconds between two signs of life
+SILENT = 5.0  # seconds without one, after which a rank does not run at all
+WAITING = "training"  # what a rank is at when others may be the ones that keep it
+
+
+class Pulse:
+    """Says what this rank is at, as lines of JSON to the barrier task (rank side).
+
+    Args:
+        file: the pipe to the task.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._lock = file, threading.Lock()
+        self._phase, self._done = "starting", 0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+
+    def report(self, **event: Any) -> None:
+        """Send one event."""
+        with self._lock:
+            self._file.write(json.dumps(event) + "\n")
+            self._file.flush()
+
+    def at(self, phase: str) -> None:
+        """Say what this rank does from now on; also that it has got on."""
+        self._phase = phase
+        self._done += 1
+
+    def close(self) -> None:
+        """Say no more."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._stopped.wait(BEAT):
+            self.report(event="alive", phase=self._phase, done=self._done)
+
+
+class Listener:
+    """What a barrier task knows of its rank (task side).
+
+    Args:
+        timeout: seconds that a rank may take for one thing.
+        clock: gives seconds; tests have their own.
+    """
+
+    def __init__(self, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._timeout, self._clock = timeout, clock
+        self._heard = self._moved = clock()
+        self._done = -1
+        self.phase = "starting"
+
+    def hear(self, event: dict[str, Any]) -> None:
+        """Take note of one of its events."""
+        self._heard = self._clock()
+        if event["event"] != "alive" or event["done"] != self._done:
+            self._moved = self._heard
+        if event["event"] == "alive":
+            self.phase, self._done = event["phase"], event["done"]
+
+    @property
+    def silent(self) -> bool:
+        """Whether it does not even say that it lives."""
+        return self._clock() - self._heard > SILENT
+
+    @property
+    def stalled(self) -> bool:
+        """Whether it has taken too long, and is the one that hangs rather than one that waits for it."""
+        patience = self._timeout
+        if not self.silent and self.phase.startswith(WAITING):
+            patience += max(2 * BEAT, self._timeout / 4)
+        return self._clock() - self._moved > patience

@@ -1,0 +1,148 @@
+"""States on storage, without Spark: whole or not there, the last two, and nobody else's."""
+
+import fsspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cos_ml import checkpoint
+from cos_ml.checkpoint import Folder, State, States, claim
+from cos_ml.errors import InvalidInputError
+
+ROWS = [{"train": 1, "validation": 2}]
+
+
+@pytest.fixture(params=["local", "memory"])
+def url(request, tmp_path):
+    """A folder that is not there yet, on each kind of storage."""
+    if request.param == "local":
+        yield str(tmp_path / "states")
+    else:
+        yield f"memory://{tmp_path}"
+        fsspec.filesystem("memory").rm(str(tmp_path), recursive=True)
+
+
+def state_of(epoch, step=0, seed=0):
+    random = np.random.default_rng(seed)
+    arrays = {"weights/0": random.normal(size=(3, 4)).astype(np.float32), "weights/1": np.array(7, np.int64)}
+    return State(epoch, step, {"history": {"loss": [0.5] * epoch}}, arrays)
+
+
+def assert_same(one, other):
+    assert (one.epoch, one.step, one.plain, list(one.arrays)) == (
+        other.epoch,
+        other.step,
+        other.plain,
+        list(other.arrays),
+    )
+    for name, array in other.arrays.items():
+        assert (one.arrays[name].dtype, one.arrays[name].shape) == (array.dtype, array.shape)
+        np.testing.assert_array_equal(one.arrays[name], array)
+
+
+def files(url):
+    filesystem, root = fsspec.core.url_to_fs(url)
+    return sorted(path.rsplit("/", 1)[-1] for path in filesystem.find(root))
+
+
+def test_the_newest_of_the_last_two(url):
+    folder = Folder(url, fit={"epochs": 3})
+    claim(folder)
+    states = States(folder, ROWS)
+    assert states.newest() is None
+    for epoch, step in ((1, 0), (1, 32), (2, 0)):
+        states.write(state_of(epoch, step))
+        assert_same(States(folder, ROWS).newest(), state_of(epoch, step))
+    assert files(url) == ["fit.json", "state-auto-000001-000000032", "state-auto-000002-000000000"]
+
+
+def test_a_damaged_one_is_reported_and_the_one_before_it_used(url):
+    folder = Folder(url)
+    claim(folder)
+    states = States(folder, ROWS)
+    states.newest()
+    for epoch in (1, 2):
+        states.write(state_of(epoch))
+    newest = f"{states.path}/state-auto-000002-000000000"
+    states.filesystem.pipe_file(newest, states.filesystem.cat_file(newest)[:-1])
+    assert_same(states.newest(), state_of(1))
+    assert "state-auto-000002-000000000 is damaged" in states.notes[0]
+    states.filesystem.pipe_file(f"{states.path}/state-auto-000001-000000000", b"")
+    assert States(folder, ROWS).newest() is None
+
+
+@given(st.data())
+def test_no_damage_goes_unseen(data):
+    whole = b"".join(bytes(piece) for piece in checkpoint._encoded(state_of(2)))
+    assert_same(checkpoint._decoded(whole), state_of(2))
+    damage = data.draw(st.sampled_from(["flip", "cut", "more"]))
+    at = data.draw(st.integers(0, len(whole) - 1))
+    changed = {
+        "flip": whole[:at] + bytes([whole[at] ^ data.draw(st.integers(1, 255))]) + whole[at + 1 :],
+        "cut": whole[:at],
+        "more": whole + bytes(at + 1),
+    }[damage]
+    with pytest.raises(ValueError, match="the hash of its"):
+        checkpoint._decoded(changed)
+
+
+def test_a_writer_that_is_killed_leaves_the_old_one(url, monkeypatch):
+    folder = Folder(url)
+    claim(folder)
+    states = States(folder, ROWS)
+    states.newest()
+    states.write(state_of(1))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(states.filesystem), "mv", killed)  # all is written but for the name
+    with pytest.raises(KeyboardInterrupt):
+        states.write(state_of(2))
+    monkeypatch.undo()
+    assert_same(States(folder, ROWS).newest(), state_of(1))
+    assert files(url) == ["fit.json", "state-auto-000001-000000000"]  # and what it left is gone
+
+
+def test_another_fit_is_told_what_differs(url):
+    claim(Folder(url, fit={"epochs": 3, "seed": 1, "loss": "mse"}))
+    claim(Folder(url, fit={"epochs": 3, "seed": 1, "loss": "mse"}))
+    with pytest.raises(InvalidInputError, match=r"another fit: epochs is 3 there and 10 here; clip is null there"):
+        claim(Folder(url, fit={"epochs": 10, "seed": 1, "loss": "mse", "clip": 1.0}))
+
+
+def test_resume_never_drops_what_is_there(url):
+    one = Folder(url, fit={"epochs": 3})
+    claim(one)
+    states = States(one, ROWS)
+    states.newest()
+    states.write(state_of(2))
+    for fit in ({"epochs": 3}, {"epochs": 4}):
+        afresh = Folder(url, fit=fit, run="f00")
+        claim(afresh)
+        assert States(afresh, ROWS).newest() is None
+        assert files(url) == ["fit.json"]
+    states = States(afresh, ROWS)
+    states.write(state_of(1))
+    assert_same(States(afresh, ROWS).newest(), state_of(1))  # Spark's retry of the same run goes on
+    assert_same(States(Folder(url, fit={"epochs": 4}), ROWS).newest(), state_of(1))
+
+
+def test_states_on_other_rows_are_left_alone(url):
+    folder = Folder(url)
+    claim(folder)
+    states = States(folder, ROWS)
+    states.newest()
+    states.write(state_of(2))
+    others = States(folder, [{"train": 3, "validation": 2}])
+    assert others.newest() is None
+    assert "of other rows" in others.notes[0]
+    assert_same(States(folder, ROWS).newest(), state_of(2))
+
+
+def test_a_folder_that_can_not_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    for url in (f"{tmp_path}/file/states", "nosuchprotocol://somewhere"):
+        with pytest.raises(InvalidInputError, match=r"Param checkpointDir: .* can't be used"):
+            claim(Folder(url))
