@@ -17,6 +17,7 @@ __all__ = ["failures", "tagged"]
 
 LIMIT = "spark.stage.maxConsecutiveAttempts"
 LISTENER_TIME = 10_000  # milliseconds for Spark to write down what has happened
+MOST_TASKS = 10_000
 SHOWN = 2000  # characters of one attempt's cause
 
 
@@ -59,20 +60,21 @@ def failures(spark: SparkSession, tag: str) -> list[str]:
     quantiles = spark.sparkContext._gateway.new_array(jvm.double, 0)  # type: ignore[union-attr]
     found: dict[tuple[int, int], str] = {}
     for job in context.statusTracker().getJobIdsForTag(tag):
-        stages = store.job(job).stageIds()
-        for stage in (stages.apply(at) for at in range(stages.size())):
-            attempts = store.stageData(stage, False, jvm.java.util.ArrayList(), False, quantiles)
-            for attempt in (attempts.apply(at) for at in range(attempts.size())):
-                reason = attempt.failureReason()
-                if reason.isDefined():
-                    found[stage, attempt.attemptId()] = _cause(reason.get())
+        for stage in _all(store.job(job).stageIds()):
+            for attempt in _all(store.stageData(stage, False, jvm.java.util.ArrayList(), False, quantiles)):
+                if attempt.failureReason().isDefined():
+                    tasks = store.taskList(stage, attempt.attemptId(), MOST_TASKS)
+                    reasons = [one.errorMessage().get() for one in _all(tasks) if one.status() == "FAILED"]
+                    found[stage, attempt.attemptId()] = _cause([*reasons, attempt.failureReason().get()])
     return [found[key] for key in sorted(found)]
 
 
-def _cause(reason: str) -> str:
-    """A stage's failure as a person reads it: the rank's own error, or what Spark says of a lost executor."""
-    known = from_spark(Exception(reason))
-    if known is not None:
-        return str(known)[:SHOWN]
-    text = re.sub(r"^Stage failed because barrier task \S+ finished unsuccessfully\.\s*", "", reason.strip())
-    return text.split("\n\tat ")[0].strip()[:SHOWN]
+def _all(sequence: Any) -> Iterator[Any]:
+    """The elements of one of Scala's."""
+    return (sequence.apply(at) for at in range(sequence.size()))
+
+
+def _cause(reasons: list[str]) -> str:
+    """What failed an attempt, as a person reads it: a rank's own error, or what Spark says of its first failed task."""
+    known = [str(error) for error in map(from_spark, map(Exception, reasons)) if error is not None]
+    return (known or [re.split(r"\n\s*at ", reasons[0])[0].strip()])[0][:SHOWN]

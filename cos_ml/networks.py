@@ -154,7 +154,8 @@ def custom_modules(config: Any) -> tuple[str, ...]:
 def _names(config: Any) -> Iterator[str]:
     """The names of all layers in a serialised model, in their order."""
     if isinstance(config, dict):
-        if "class_name" in config and isinstance(config.get("config"), dict) and "name" in config["config"]:
+        named = "class_name" in config and isinstance(config.get("config"), dict) and "name" in config["config"]
+        if named and "Policy" not in config["class_name"]:  # whose name is the number type
             yield config["config"]["name"]
         config = list(config.values())
     if isinstance(config, list):
@@ -165,7 +166,7 @@ def _names(config: Any) -> Iterator[str]:
 def _renamed(config: Any, names: dict[str, str]) -> Any:
     """A serialised model with other names for its layers."""
     if isinstance(config, dict):
-        return {key: _renamed(value, names) for key, value in config.items()}
+        return {key: _renamed(value, names) for key, value in config.items() if key != "shared_object_id"}
     if isinstance(config, list):
         return [_renamed(item, names) for item in config]
     return names.get(config, config) if isinstance(config, str) else config

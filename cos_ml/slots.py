@@ -10,6 +10,7 @@ import contextlib
 import logging
 import re
 import threading
+import time
 from collections.abc import Iterator
 
 from pyspark.sql import SparkSession
@@ -18,6 +19,9 @@ from cos_ml.connect import is_connect
 from cos_ml.errors import ClusterError
 
 __all__ = ["Account", "check_cluster", "taken"]
+
+EXECUTORS_TIME = 30.0  # seconds for executors to register: an application's first, and those in the place of lost ones
+POLL = 0.2  # seconds
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +35,10 @@ def check_cluster(spark: SparkSession, ranks: int) -> None:
             "Set spark.dynamicAllocation.enabled=false and spark.executor.instances for the application that trains."
         )
     slots = _slots(spark)
+    deadline = time.monotonic() + _patience(spark)
+    while slots is not None and slots < ranks and time.monotonic() < deadline:
+        time.sleep(POLL)
+        slots = _slots(spark)
     if slots is not None and slots < ranks:
         raise ClusterError(
             f"numTrainWorkers={ranks} needs {ranks} tasks at the same time, and this application has slots for "
@@ -39,6 +47,12 @@ def check_cluster(spark: SparkSession, ranks: int) -> None:
             "executors or cores "
             "(spark.executor.instances, spark.executor.cores; a task takes spark.task.cpus of them)."
         )
+
+
+def _patience(spark: SparkSession) -> float:
+    """Seconds to wait for executors that have not come yet; a local master has all it will ever have."""
+    local = (spark.conf.get("spark.master", "") or "").startswith("local[")
+    return 0.0 if local or is_connect(spark) else EXECUTORS_TIME
 
 
 def _slots(spark: SparkSession) -> int | None:

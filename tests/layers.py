@@ -16,12 +16,14 @@ import tensorflow as tf
 class Misbehaving(keras.layers.Layer):
     """Passes its input on; in training, on one rank, does ``what`` when it is called for real.
 
-    ``marker`` is a file that is made then; where it exists already the layer behaves.
+    ``marker`` is a file that is made then; where it exists already the layer behaves. It does so at the call of that
+    number.
     """
 
-    def __init__(self, what: str, rank: str = "1", marker: str = "", **kwargs: Any) -> None:
+    def __init__(self, what: str, rank: str = "1", marker: str = "", call: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.what, self.rank, self.marker = what, rank, marker
+        self.what, self.rank, self.marker, self.at = what, rank, marker, call
+        self.calls = 0
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         if not training:
@@ -32,6 +34,9 @@ class Misbehaving(keras.layers.Layer):
     def _act(self) -> None:
         if os.environ.get("HOROVOD_RANK", "0") != self.rank or (self.marker and Path(self.marker).exists()):
             return
+        self.calls += 1
+        if self.calls < self.at:
+            return
         if self.marker:
             Path(self.marker).touch()
         print("about to misbehave", flush=True)
@@ -41,10 +46,18 @@ class Misbehaving(keras.layers.Layer):
             executor = next(parent for parent in psutil.Process().parents() if parent.name() == "java")
             executor.kill()
             return
+        if self.what == "kill driver":  # the first Python process above the JVM
+            parents = psutil.Process().parents()
+            java = next(index for index, parent in enumerate(parents) if parent.name() == "java")
+            next(parent for parent in parents[java:] if "python" in parent.name()).kill()
+            return
+        if self.what == "loop":
+            while True:
+                pass
         os.kill(os.getpid(), {"die": signal.SIGKILL, "hang": signal.SIGSTOP}[self.what])
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"what": self.what, "rank": self.rank, "marker": self.marker}
+        return super().get_config() | {"what": self.what, "rank": self.rank, "marker": self.marker, "call": self.at}
 
 
 @keras.saving.register_keras_serializable("cos_ml_tests")

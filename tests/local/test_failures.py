@@ -69,17 +69,25 @@ def test_a_failing_rank_is_named_with_its_traceback_and_output(spark, data):
 def test_a_rank_that_dies_every_time_is_named_with_its_signal(spark, data):
     with pytest.raises(RankError) as caught:
         estimator(network("die")).fit(data)
-    assert str(caught.value).startswith("Rank 1 on ")
-    assert "SIGKILL" in str(caught.value)
-    assert "about to misbehave" in str(caught.value)
+    message = str(caught.value)
+    assert message.startswith("The fit failed 2 times, which is spark.stage.maxConsecutiveAttempts.")
+    assert "Attempt 1: Rank 1 on " in message
+    assert "Attempt 2: Rank 1 on " in message
+    assert message.count("SIGKILL") == 2
+    assert "about to misbehave" in message
     assert "\tat org.apache" not in str(caught.value)
     assert "SQLSTATE" not in str(caught.value)
     assert_nothing_left(spark)
 
 
-def test_a_rank_that_dies_once_is_tried_again_by_spark(spark, data, tmp_path):
+def test_a_rank_that_dies_once_is_tried_again_by_spark(spark, data, tmp_path, capsys):
     options = {"epochs": 2, "shuffle": False}
-    model = estimator(network("die", marker=str(tmp_path / "died")), **options).fit(data)
+    model = estimator(network("die", marker=str(tmp_path / "died")), progress=True, **options).fit(data)
+    assert "The ranks were lost, and start over from the first epoch: Param checkpointDir is not set" in (
+        capsys.readouterr().err
+    )
+    assert len(model.summary.failures) == 1
+    assert "was killed by SIGKILL" in model.summary.failures[0]
     undisturbed = estimator(network("die", rank="none"), **options).fit(data)
     assert (tmp_path / "died").exists()
     for one, other in zip(model.toKeras().get_weights(), undisturbed.toKeras().get_weights(), strict=True):

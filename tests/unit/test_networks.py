@@ -1,6 +1,8 @@
 import io
 import json
 import pickle
+import subprocess
+import sys
 import zipfile
 
 import h5py
@@ -232,3 +234,32 @@ def test_find_layer_says_what_there_is():
         find_layer(NAMES, "conv")
     assert "no layer 'conv'" in str(error.value)
     assert all(repr(name) in str(error.value) for name in NAMES)
+
+
+def test_the_architecture_has_no_names_of_layers_and_no_weights():
+    def network(units=3, dtype="float32", name=None):
+        inputs = keras.Input((4,), name=name and f"{name}_in")
+        hidden = keras.layers.Dense(5, dtype=dtype)(inputs)
+        merged = keras.layers.concatenate([hidden, keras.layers.Dropout(0.1)(hidden)])
+        return Network.of(
+            keras.Model(inputs, keras.layers.Dense(units, name=name and f"{name}_out")(merged), name=name)
+        )
+
+    one = network()
+    assert one.architecture == network().architecture == network(name="other").architecture
+    assert one.digest != network().digest
+    assert one.architecture != network(units=4).architecture
+    assert one.architecture != network(dtype="float64").architecture
+
+
+def test_the_architecture_is_the_same_in_another_process():
+    program = (
+        "from cos_ml.networks import Network\n"
+        "from cos_ml.quiet import import_keras\n"
+        "keras = import_keras()\n"
+        "layers = [keras.Input((4,)), keras.layers.Dropout(0.2), keras.layers.Dense(3)]\n"
+        "print(Network.of(keras.Sequential(layers)).architecture)"
+    )
+    here = Network.of(keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.2), keras.layers.Dense(3)]))
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True).stdout
+    assert told.split()[-1] == here.architecture

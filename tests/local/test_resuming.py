@@ -1,0 +1,155 @@
+"""Fits that are cut off on a cluster, and go on from their checkpoints."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import keras
+import pytest
+from pyspark.ml.evaluation import MulticlassClassificationEvaluator
+from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
+
+from cos_ml import DeepNetEstimator
+from cos_ml.errors import InvalidInputError, RankError
+from tests import reference
+from tests.layers import Misbehaving
+from tests.local.test_exactness import assert_same_weights
+from tests.local.test_failures import assert_nothing_left
+from tests.sessions import ROOT, frame, rows_of
+
+EPOCHS = 4
+
+
+def network(what: str, **options: Any) -> Any:
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((12,)),
+            keras.layers.Dropout(0.2),
+            keras.layers.BatchNormalization(),
+            Misbehaving(what, **options),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    )
+
+
+def estimator(model: Any, **params: Any) -> DeepNetEstimator:
+    defaults = {
+        "loss": "sparse_categorical_crossentropy", "numTrainWorkers": 2, "progress": False, "epochs": EPOCHS,
+        "batchSize": 16, "seed": 3,
+    }  # fmt: skip
+    return DeepNetEstimator(model=model, **defaults | params)
+
+
+@pytest.fixture(scope="module")
+def data(spark):
+    """Of an uncached shuffle: a retry reads it again, in whatever order its blocks come."""
+    rows = rows_of(*reference.data(300))
+    return frame(spark, [rows[at::5] for at in range(5)])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data):
+    return estimator(network("die", rank="none")).fit(data).toKeras()
+
+
+@pytest.mark.parametrize("what", ["die", "hang"])
+def test_the_retry_goes_on_and_ends_with_the_same_weights(spark, data, undisturbed, tmp_path, capsys, what):
+    """A rank dies, or is stopped, in the third of its epochs of ten steps."""
+    model = estimator(
+        network(what, marker=str(tmp_path / "done"), call=25), checkpointDir=str(tmp_path / "states"), progress=True,
+        stallTimeout=6.0,
+    ).fit(data)  # fmt: skip
+    assert (tmp_path / "done").exists()
+    assert model.summary.resumedAt == (2, 0)
+    assert len(model.summary.history["loss"]) == EPOCHS
+    (failure,) = model.summary.failures
+    assert failure.startswith("Rank 1 on ")
+    assert ("stopped (SIGSTOP)" if what == "hang" else "SIGKILL") in failure
+    assert "The training goes on after epoch 2, from the checkpoint." in capsys.readouterr().err
+    assert_same_weights(model.toKeras(), undisturbed, 1e-6)
+    assert_nothing_left(spark)
+
+
+def test_a_rank_that_loops_is_named_with_its_stack(spark, data, tmp_path):
+    model = estimator(
+        network("loop", marker=str(tmp_path / "done"), call=5), stallTimeout=6.0, epochs=1
+    ).fit(data)  # fmt: skip
+    (failure,) = model.summary.failures
+    assert "made no progress for 6 s (Param stallTimeout)" in failure
+    assert "training, epoch 1" in failure
+    assert "tests/layers.py" in failure or "Thread 0x" in failure
+    assert_nothing_left(spark)
+
+
+def test_a_finished_fit_is_not_trained_again_and_another_one_is_refused(data, tmp_path, capsys):
+    options = {"checkpointDir": str(tmp_path), "progress": True, "epochs": 2}
+    first = estimator(reference.network(), **options).fit(data)
+    capsys.readouterr()
+    again = estimator(reference.network(), **options).fit(data)  # a new network, with other names of layers
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["The training goes on after epoch 2, from the checkpoint."]
+    assert_same_weights(first.toKeras(), again.toKeras(), 0)
+    assert again.summary.history == first.summary.history
+    with pytest.raises(InvalidInputError, match=r"another fit: epochs is 2 there and 3 here\. .*resume=\"never\""):
+        estimator(reference.network(), **options | {"epochs": 3}).fit(data)
+    afresh = estimator(reference.network(), **options | {"epochs": 1}, resume="never").fit(data)
+    assert afresh.summary.resumedAt == (0, 0)
+
+
+def test_folds_and_candidates_do_not_meet_in_one_folder(data, tmp_path):
+    one = estimator(reference.network(), checkpointDir=str(tmp_path), epochs=1)
+    grid = ParamGridBuilder().addGrid(one.learningRate, [0.001, 0.1]).build()
+    tuning = {"estimatorParamMaps": grid, "evaluator": MulticlassClassificationEvaluator(), "numFolds": 2, "seed": 1}
+    with_states = CrossValidator(estimator=one, **tuning).fit(data)
+    without = CrossValidator(estimator=one.copy({one.checkpointDir: str(tmp_path / "other")}), **tuning).fit(data)
+    assert with_states.avgMetrics == pytest.approx(without.avgMetrics, abs=1e-6)
+    assert len(list(tmp_path.glob("candidate-*/rows-*/state-*"))) == 4  # two candidates, on two folds
+    assert len(list(tmp_path.glob("rows-*/state-*"))) == 1  # the best one, on all rows
+
+
+DRIVER = """
+import sys
+from tests.local import test_resuming as t
+from tests.sessions import frame, rows_of, session
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+spark = next(session("local[2]", folder / "spark"))
+rows = rows_of(*t.reference.data(300))
+data = frame(spark, [rows[at::5] for at in range(5)])
+model = t.estimator(
+    t.network("kill driver", marker=str(folder / "done"), call=25), checkpointDir=str(folder / "states")
+).fit(data)
+model.toKeras().save_weights(folder / "trained.weights.h5")
+print(model.summary.resumedAt)
+"""
+
+
+def test_a_killed_driver_is_started_again(undisturbed, tmp_path):
+    run = [sys.executable, "-c", DRIVER, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert subprocess.run(run, env=environment, capture_output=True, check=False).returncode == -signal.SIGKILL
+    again = subprocess.run(run, env=environment, capture_output=True, check=False, text=True)
+    assert again.stdout.splitlines()[-1:] == ["(2, 0)"], again.stderr[-2000:]
+    model = network("die", rank="none")
+    model.load_weights(tmp_path / "trained.weights.h5")
+    assert_same_weights(model, undisturbed, 1e-6)
+
+
+def test_a_loss_that_is_no_number_is_one_error(spark, data, tmp_path):
+    with pytest.raises(RankError, match=r"^The loss is NaN or infinite in epoch \d at step \d+\."):
+        estimator(
+            reference.network(), optimizer="sgd", learningRate=1e30, checkpointDir=str(tmp_path)
+        ).fit(data)  # fmt: skip
+    assert_nothing_left(spark)
+
+
+def test_a_checkpoint_folder_that_can_not_be_written_is_found_before_the_job(data, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidInputError, match=r"Param checkpointDir: .* can't be used"):
+        estimator(reference.network(), checkpointDir=f"{tmp_path}/file/states").fit(data)
