@@ -107,7 +107,10 @@ def test_strings(spark, ranks, tmp_path):
 
 
 def test_bytes_are_pixels(spark):
-    """A binary column is a uint8 tensor of the input's shape, in training and in scoring."""
+    """A binary column is a uint8 tensor of the input's shape, in training and in scoring.
+
+    Batches are of all rows: bytes and numbers are shuffled into orders of their own.
+    """
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (80, 4, 4, 1), dtype=np.uint8)
     labels = (images[:, 0, 0, 0] > 127).astype(float)
@@ -118,11 +121,23 @@ def test_bytes_are_pixels(spark):
         [keras.Input((4, 4, 1)), layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(1, activation="sigmoid")]
     )
     est = DeepNetEstimator(
-        model=network, featuresCol="image", loss="binary_crossentropy", learningRate=0.1, epochs=3, progress=False
+        model=network,
+        featuresCol="image",
+        loss="binary_crossentropy",
+        learningRate=0.1,
+        epochs=3,
+        batchSize=80,
+        progress=False,
     )
     model = est.fit(df.coalesce(1))
     twin = DeepNetEstimator(
-        model=network, featuresCol="pixels", loss="binary_crossentropy", learningRate=0.1, epochs=3, progress=False
+        model=network,
+        featuresCol="pixels",
+        loss="binary_crossentropy",
+        learningRate=0.1,
+        epochs=3,
+        batchSize=80,
+        progress=False,
     )
     numbers = spark.createDataFrame(
         [(image.reshape(-1).tolist(), float(label)) for image, label in zip(images, labels, strict=True)],
