@@ -5,10 +5,14 @@ With one rank every function here returns what it was given, and Horovod is not 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from cos_ml import artifacts
 
 __all__ = ["Ranks"]
 
@@ -56,13 +60,48 @@ class Ranks:
         if self.size > 1 and variables:
             self._hvd.broadcast_variables([variable.value for variable in variables], root_rank=0)
 
-    def broadcast(self, value: Any, root: int) -> Any:
-        """Give every rank the plain object that rank ``root`` has (arrays in a dict, say)."""
+    def broadcast(self, arrays: Mapping[str, np.ndarray] | None, root: int) -> dict[str, np.ndarray]:
+        """Give every rank the named arrays that rank ``root`` has; the others' are not looked at.
+
+        Horovod's own broadcast of objects unpickles what comes from the network.
+        """
         if self.size == 1:
-            return value
-        return self._hvd.broadcast_object(value, root_rank=root)
+            return dict(arrays or {})
+        data = np.frombuffer(_packed(arrays or {}), np.uint8)
+        length = self._hvd.broadcast(np.array([len(data)], np.int64), root_rank=root, name="length").numpy()[0]
+        sent = np.resize(data, length)  # of the root's own it is all; the others' is overwritten
+        return _unpacked(self._hvd.broadcast(sent, root_rank=root, name="arrays").numpy().tobytes())
 
     def close(self) -> None:
         """Part from the others, when all have come this far."""
         if self.size > 1:
             self._hvd.shutdown()
+
+
+def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Arrays as bytes; those of texts, as objects, too."""
+    file = io.BytesIO()
+    header = {name: [array.dtype.str, array.shape] for name, array in arrays.items()}
+    items = {f"/{name}": _bytes_of(array) for name, array in arrays.items()}
+    artifacts.write(file, {"": json.dumps(header).encode()} | items)
+    return file.getvalue()
+
+
+def _unpacked(data: bytes) -> dict[str, np.ndarray]:
+    items = artifacts.read(io.BytesIO(data))
+    header = json.loads(items[""])
+    return {name: _array_of(items[f"/{name}"], *kind) for name, kind in header.items()}
+
+
+def _bytes_of(array: np.ndarray) -> bytes:
+    if array.dtype != object:
+        return array.tobytes()
+    return json.dumps([text.decode("latin-1") for text in array.reshape(-1)]).encode()
+
+
+def _array_of(data: bytes, dtype: str, shape: Sequence[int]) -> np.ndarray:
+    if dtype != "|O":
+        return np.frombuffer(data, dtype).reshape(shape)
+    texts = np.empty(shape, object)
+    texts.reshape(-1)[:] = [text.encode("latin-1") for text in json.loads(data)]
+    return texts

@@ -10,13 +10,13 @@ import json
 import tempfile
 import warnings
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from cos_ml import safety
 from cos_ml.errors import InvalidInputError, SavedModelError
 from cos_ml.quiet import import_keras, import_tensorflow
 
@@ -190,12 +190,15 @@ def load(archive: bytes, modules: Iterable[str] = ()) -> Any:
         path.write_bytes(archive)
         if not zipfile.is_zipfile(path):
             raise SavedModelError(
-                f"The network's {len(archive)} bytes are no .keras archive: the saved model is damaged."
+                f"The network's {len(archive):,} bytes are no .keras archive: the saved model is damaged."
             )
         try:
             return keras.saving.load_model(path, compile=False, safe_mode=True)
-        except (TypeError, ValueError, KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
-            raise SavedModelError(f"Keras {keras.version()} does not load the network: {error}") from error
+        except Exception as error:  # of Keras, h5py, zipfile or a layer: whatever damage makes them raise
+            what = str(error).split("\n")[0]
+            raise SavedModelError(
+                f"Keras {keras.version()} does not load the network: {type(error).__name__}: {what}"
+            ) from error
 
 
 def from_file(path: str) -> Network:
@@ -208,7 +211,9 @@ def from_file(path: str) -> Network:
 
     try:
         with fsspec.open(path, "rb") as file:
-            return Network.of(load(file.read()))
+            archive = file.read()
+        safety.check_archive(archive)
+        return Network.of(load(archive))
     except (OSError, ValueError, ImportError) as error:
         raise InvalidInputError(
             f"Param model: expected a keras.Model, or the path of a .keras file, received {path!r}: {error}"

@@ -11,16 +11,16 @@ import json
 import platform
 import sys
 import warnings
+from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyspark
-from pyspark.errors import PySparkException
 from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
 
 import cos_ml
-from cos_ml import artifacts, connect, networks
+from cos_ml import artifacts, connect, networks, safety
 from cos_ml.errors import CosMLError, SavedModelError
 from cos_ml.networks import Network
 from cos_ml.quiet import import_keras, import_tensorflow
@@ -115,10 +115,13 @@ class StageReader(MLReader[Stage], Generic[Stage]):
         """
         try:
             return self._load(path)
-        except (CosMLError, PySparkException, ImportError):
+        except CosMLError:
             raise
-        except (AssertionError, AttributeError, KeyError, LookupError, TypeError, ValueError) as error:
-            raise SavedModelError(f"What is saved at {path} is damaged: {type(error).__name__}: {error}") from error
+        except Exception as error:  # Spark's, Python's and NumPy's: whatever damage makes them raise
+            what = str(error).strip().split("\n")[0]
+            if "PATH_NOT_FOUND" in what or "Input path does not exist" in what:
+                raise SavedModelError(f"There is no saved {self.cls.__name__} at {path}.") from error
+            raise SavedModelError(f"What is saved at {path} is damaged: {type(error).__name__}: {what}") from error
 
     def _load(self, path: str) -> Stage:
         metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession)
@@ -131,6 +134,7 @@ class StageReader(MLReader[Stage], Generic[Stage]):
                 "the version that wrote it."
             )
         stage: Any = self.cls()._resetUid(metadata["uid"])  # type: ignore[attr-defined]
+        safety.check_config(metadata["paramMap"])
         DefaultParamsReader.getAndSetParams(stage, metadata)
         if metadata["network"] is None:
             return stage
@@ -141,7 +145,9 @@ class StageReader(MLReader[Stage], Generic[Stage]):
         network = Network.from_facts(json.dumps(facts), items["network"])
         if network.digest != digest:
             raise SavedModelError(f"The network at {path} is damaged: its SHA-256 is not the one in the metadata.")
-        _check_imported(network.modules)
+        safety.check_archive(network.archive)
+        safety.check_config(metadata["compiled"])
+        _check_imported({*network.modules, *safety.modules_of(network.archive)})
         stage._set(model=network)
         stage.compiled = metadata["compiled"]
         if stage.getHandleMismatch() != "ignore" and "golden" in items:
@@ -195,6 +201,7 @@ def check_golden(network: Network, golden: bytes, saved_by: dict[str, str], fail
     Raises:
         SavedModelError: they come out differently, and ``fail``.
     """
+    safety.check_zip(golden, "golden rows")
     with np.load(io.BytesIO(golden), allow_pickle=False) as kept:
         inputs = [kept[f"x{index}"] for index in range(len(network.inputs))]
         expected = [kept[f"y{index}"] for index in range(len(network.outputs))]
@@ -241,8 +248,8 @@ def _difference(expected: np.ndarray, found: np.ndarray) -> float:
     return float(np.nanmax(np.abs(expected - found), initial=0.0) / (scale or 1.0))
 
 
-def _check_imported(modules: tuple[str, ...]) -> None:
+def _check_imported(modules: Iterable[str]) -> None:
     """A saved file names no module to import by itself: what it needs, this program has imported."""
-    missing = [module for module in modules if module not in sys.modules]
+    missing = sorted(module for module in modules if module not in sys.modules)
     if missing:
         raise SavedModelError(f"The network has custom layers: import {', '.join(missing)} before it is loaded.")

@@ -1,13 +1,12 @@
 """A bar and a line per epoch for the person at the driver, while the fit runs (both sides).
 
-The driver listens for the length of one fit; the barrier task of rank 0 calls it, proves with a secret made for this
-fit that it is its own, and sends lines of JSON. Where the driver can't be reached nothing is shown, and nothing fails.
+The driver listens for the length of one fit; the barrier task of rank 0 calls it, proves that it knows a secret made
+for this fit, and sends lines of JSON. Where the driver can't be reached nothing is shown, and nothing fails.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hmac
 import json
 import secrets
 import socket
@@ -15,45 +14,55 @@ import socketserver
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
+
+from cos_ml.doors import BoundedServer, answer, new_secret, same
 
 __all__ = ["Address", "Display", "Listener", "Reporter", "epoch_line"]
 
 LONGEST_LINE = 64 << 10  # bytes
 CONNECT_TIMEOUT = 5.0  # seconds
+CHALLENGE = 32  # characters
+MOST_CALLERS = 16  # a retry's task may call while the one before it is not gone yet
+LONGEST_TEXT = 500  # characters of anything that is shown
+MOST_VALUES = 100  # metrics of an event
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where the driver listens, and the secret that it expects first."""
+    """Where the driver listens, and the secret that a caller has to know."""
 
     host: str
     port: int
-    secret: str
+    secret: str = field(repr=False)
 
 
 class Listener:
     """Receives the events of one fit, each a dict of plain values, and hands them to ``show`` (driver side)."""
 
     def __init__(self, host: str, show: Callable[[dict[str, Any]], None]) -> None:
-        secret = secrets.token_hex(16)
+        secret = new_secret()
 
         class Handler(socketserver.StreamRequestHandler):
-            timeout = 10  # seconds for the secret
+            timeout = 10  # seconds for the answer
 
             def handle(self) -> None:
-                if not hmac.compare_digest(self.rfile.readline(len(secret) + 1).strip(), secret.encode()):
+                challenge = secrets.token_hex(CHALLENGE // 2).encode()
+                self.wfile.write(challenge + b"\n")
+                expected = answer(secret, challenge)
+                if not same(self.rfile.readline(len(expected) + 1).strip(), expected):
                     return
                 self.connection.settimeout(None)
                 while len(line := self.rfile.readline(LONGEST_LINE)) and line.endswith(b"\n"):
-                    with contextlib.suppress(ValueError, TypeError, KeyError):  # not what a rank sends
+                    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):  # no rank sends such
                         show(json.loads(line))
 
-        self._server = socketserver.ThreadingTCPServer((host, 0), Handler)
-        self._server.daemon_threads = True
-        self._server.block_on_close = False
+        class Server(BoundedServer):
+            most = MOST_CALLERS
+
+        self._server = Server((host, 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
         self.address = Address(host, self._server.server_address[1], secret)
@@ -77,7 +86,8 @@ class Reporter:
         if address is not None:
             try:
                 self._socket = socket.create_connection((address.host, address.port), CONNECT_TIMEOUT)
-                self._socket.sendall(address.secret.encode() + b"\n")
+                challenge = self._socket.makefile("rb").readline(CHALLENGE + 1).strip()
+                self._socket.sendall(answer(address.secret, challenge) + b"\n")
             except OSError:
                 self._socket = None
 
@@ -111,6 +121,7 @@ class Display:
     def show(self, event: Mapping[str, Any]) -> None:
         """Show one event; what can't be shown is none of the fit's business."""
         with self._lock, contextlib.suppress(Exception):
+            event = _harmless(event)
             if event["event"] == "note":
                 self._print(event["text"])
             if event["event"] == "begin":
@@ -159,6 +170,15 @@ class Display:
         )
         self._bar.update(max(0, int(done) - self._bar.n))
         self._bar.refresh()
+
+
+def _harmless(value: Any) -> Any:
+    """An event with short texts, and no characters that a terminal would take for commands."""
+    if isinstance(value, str):
+        return "".join(one if one.isprintable() else "?" for one in value[:LONGEST_TEXT])
+    if isinstance(value, Mapping):
+        return {_harmless(str(name)): _harmless(one) for name, one in list(value.items())[:MOST_VALUES]}
+    return value if isinstance(value, (bool, int, float)) else None
 
 
 def epoch_line(event: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -27,6 +27,7 @@ from pyspark import BarrierTaskContext
 from pyspark.sql import DataFrame
 
 from cos_ml import artifacts, attempts, connect, progress, pulse, slots
+from cos_ml.doors import redacted
 from cos_ml.errors import InvalidInputError, RankError, from_spark
 from cos_ml.feeds import Spool, local_folder, small_batches, spread
 from cos_ml.petastorm_feed import Shard, Shards
@@ -202,11 +203,13 @@ class Meeting:
         tasks: what each task said, by rank.
         environment: in which ``hvd.init()`` finds the others.
         rendezvous: Horovod's server, in task 0 and where there is more than one rank.
+        secret: of the rendezvous, which is to be in no log.
     """
 
     tasks: list[dict[str, Any]]
-    environment: dict[str, str]
+    environment: dict[str, str] = field(repr=False)
     rendezvous: Rendezvous | None
+    secret: str = field(repr=False)
 
     def close(self) -> None:
         """Stop the rendezvous server, if it runs here and still does."""
@@ -234,12 +237,15 @@ def _meet(
         "rows": spool.rows, "digest": spool.digest, "skipped": spool.skipped, "validation": spool.rows["validation"],
         "shapes": spool.shapes, "dtypes": spool.dtypes,
         "addresses": list(local_addresses()) if several else [], "port": rendezvous.port if rendezvous else 0,
+        "secret": rendezvous.secret if rendezvous else "",
     }  # fmt: skip
     told = [json.loads(message) for message in context.allGather(json.dumps(mine))]
     if rendezvous is not None:
         rendezvous.serve(places, [address for other in told for address in other["addresses"]])
-    environment = rank_environment(places[task], hosts, told[0]["port"]) if several else {}
-    return Meeting(sorted(told, key=lambda other: other["rank"]), environment, rendezvous)
+    secret = told[0]["secret"]
+    environment = rank_environment(places[task], hosts, told[0]["port"], secret) if several else {}
+    told = [{name: value for name, value in other.items() if name != "secret"} for other in told]
+    return Meeting(sorted(told, key=lambda other: other["rank"]), environment, rendezvous, secret)
 
 
 class RankProcess:
@@ -247,6 +253,7 @@ class RankProcess:
 
     def __init__(self, job: Job, here: Place, spool: Spool | Shard) -> None:
         self.here, self.spool, self.stall_timeout = here, spool, job.specs[0].stall_timeout
+        self.secret = ""
         self.results, self.networks, self.log = (tempfile.TemporaryFile(dir=local_folder()) for _ in range(3))
         self.scratch = tempfile.TemporaryDirectory(prefix="cos_ml-rank-", dir=local_folder())  # what libraries leave
         artifacts.write(self.networks, {str(index): archive for index, archive in enumerate(job.networks)})
@@ -274,6 +281,7 @@ class RankProcess:
         Raises:
             RankError: it died without a word; Spark then tries the whole stage again.
         """
+        self.secret = meeting.secret
         self._say({"tasks": meeting.tasks, "environment": meeting.environment})
         listener = pulse.Listener(self.stall_timeout)
         for event in self._told():
@@ -339,7 +347,7 @@ class RankProcess:
     def _log(self, tail: int = LOG_TAIL) -> bytes:
         """The last bytes of what it printed; the offset in the file is the rank's, and stays."""
         size = self._log_size()
-        return os.pread(self.log.fileno(), tail, max(0, size - tail))
+        return redacted(os.pread(self.log.fileno(), tail, max(0, size - tail)), self.secret)
 
     def __enter__(self) -> RankProcess:
         return self

@@ -9,9 +9,15 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from cos_ml.doors import BoundedServer, new_secret, same
+
 __all__ = ["Place", "Rendezvous", "local_addresses", "place", "rank_environment"]
 
 JOIN_TIMEOUT = "120"  # seconds until a rank whose peers don't come gives up
+METHODS = (b"GET", b"PUT", b"DELETE")
+LARGEST_VALUE = 1 << 20  # bytes: the addresses under which a rank expects each of the others
+CALLS_OF_A_RANK = 4  # at a time
+KEYS_OF_A_RANK = 16
 
 
 @dataclass(frozen=True)
@@ -61,39 +67,68 @@ def place(hosts: Sequence[str]) -> list[Place]:
 
 
 class Rendezvous:
-    """Horovod's rendezvous server on one address of this host, answering only the hosts of its own ranks.
+    """Horovod's rendezvous server on one address of this host, answering only its own ranks.
 
-    It is bound at once, so that its port can be told to the others, and serves when they are known.
+    They call from the ranks' hosts, and know a secret that is made for this one meeting. Horovod's client sends no
+    headers of ours, so the secret stands at the begin of every path. The server is bound at once, so that its port can
+    be told to the others, and serves when they are known.
+
+    Attributes:
+        port: where it listens.
+        secret: what every path begins with.
     """
 
     def __init__(self, address: str) -> None:
         # Imported here: numTrainWorkers=1 needs no Horovod.
         from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
 
-        class Server(RendezvousHTTPServer):  # type: ignore[misc]
+        class Handler(RendezvousHandler):  # type: ignore[misc]
+            def parse_request(self) -> bool:
+                """Look at the first line before anything else is read; hang up on strangers without a word."""
+                self.close_connection = True
+                words = self.raw_requestline.split()
+                path = words[1] if len(words) == 3 and words[0] in METHODS else b""
+                start = self.server.start
+                if not same(path[: len(start)], start) or not super().parse_request():
+                    return False
+                self.path: str = self.path[len(start) - 1 :]
+                length = self.headers.get("Content-Length", "0")
+                return length.isdecimal() and int(length) <= LARGEST_VALUE
+
+            def _put_value(self, scope: str, key: str, value: bytes) -> None:
+                if sum(map(len, self.server.cache.values())) < self.server.most_keys:
+                    super()._put_value(scope, key, value)
+
+        class Server(BoundedServer, RendezvousHTTPServer):  # type: ignore[misc]
             request_queue_size = 1024  # connections that come before it serves wait
-            daemon_threads = True
             allowed: frozenset[str] = frozenset()
+            start = b""
+            most_keys = 0
 
             def verify_request(self, request: Any, client_address: Any) -> bool:
                 return client_address[0] in self.allowed
 
-        self._server = Server((address, 0), RendezvousHandler, 0)
+        self._server = Server((address, 0), Handler, 0)
         self._thread: threading.Thread | None = None
         self.port: int = self._server.server_address[1]
+        self.secret = new_secret()
+        self._server.start = f"/{_path_of(self.secret, self.port)}/".encode()
 
     def serve(self, places: Iterable[Place], addresses: Iterable[str]) -> None:
         """Begin to answer the ranks at ``places``, when they call from one of ``addresses``."""
         from horovod.runner.common.util.hosts import SlotInfo
 
+        places = sorted(places, key=lambda here: here.rank)
         self._server.allowed = frozenset(addresses)
+        self._server.most = 64 + CALLS_OF_A_RANK * len(places)
+        self._server.most_keys = KEYS_OF_A_RANK * len(places)
         self._server.init(
             [
                 SlotInfo(
                     hostname=here.host, rank=here.rank, local_rank=here.local_rank, cross_rank=here.cross_rank,
                     size=here.size, local_size=here.local_size, cross_size=here.cross_size,
                 )
-                for here in sorted(places, key=lambda here: here.rank)
+                for here in places
             ]
         )  # fmt: skip
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
@@ -133,13 +168,18 @@ def local_addresses() -> dict[str, str]:
     }
 
 
-def rank_environment(here: Place, hosts: Sequence[str], port: int) -> dict[str, str]:
+def _path_of(secret: str, port: int) -> str:
+    return f"{secret}:{port}"  # Horovod writes http://ADDR:PORT/scope/key
+
+
+def rank_environment(here: Place, hosts: Sequence[str], port: int, secret: str) -> dict[str, str]:
     """The environment in which ``hvd.init()`` finds its peers, to be added to its own.
 
     Args:
         here: the rank's place.
         hosts: the host of each task, by partition id.
         port: of the rendezvous server, which task 0 runs.
+        secret: that it wants to see.
     """
     address = server_address(hosts)
     own = address if address == "127.0.0.1" else socket.gethostbyname(here.host)
@@ -154,7 +194,7 @@ def rank_environment(here: Place, hosts: Sequence[str], port: int) -> dict[str, 
         "HOROVOD_HOSTNAME": here.host,
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
-        "HOROVOD_GLOO_RENDEZVOUS_ADDR": address,
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": f"{address}:{port}/{secret}",
         "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
         "HOROVOD_GLOO_TIMEOUT_SECONDS": JOIN_TIMEOUT,
     } | ({"HOROVOD_GLOO_IFACE": interface} if interface else {})

@@ -1,12 +1,16 @@
+import contextlib
 import io
+import json
 import queue
 import socket
-import struct
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cos_ml.progress import Address, Display, Listener, Reporter, epoch_line
+from cos_ml.doors import answer
+from cos_ml.progress import MOST_CALLERS, Address, Display, Listener, Reporter, epoch_line
 
 EVENT = {
     "event": "epoch", "epoch": 2, "epochs": 10, "step": 8, "steps": 8, "rows": 100,
@@ -46,13 +50,91 @@ def test_a_retry_reports_over_a_connection_of_its_own(listener, shown):
 @pytest.mark.parametrize("said", [b"0" * 32, b"", b"{}", b"\xff" * 100])
 def test_a_wrong_secret_gets_nothing(listener, shown, said):
     with socket.create_connection((listener.address.host, listener.address.port), 10) as caller:
+        said = said or listener.address.secret.encode()  # the secret itself opens nothing: it is never sent
+        assert len(caller.recv(100)) == 33  # the challenge
         caller.sendall(said + b"\n" + b'{"event": "epoch"}\n')
         try:
-            answer = caller.recv(100)
+            told = caller.recv(100)
         except ConnectionResetError:
-            answer = b""
-    assert answer == b""  # the line is dead
+            told = b""
+    assert told == b""  # the line is dead
     assert shown.empty()
+
+
+def test_an_answer_serves_once(listener, shown):
+    """What was overheard of one connection does not open another."""
+    overheard = []
+    for _ in range(2):
+        with socket.create_connection((listener.address.host, listener.address.port), 10) as caller:
+            challenge = caller.makefile("rb").readline().strip()
+            overheard.append(answer(listener.address.secret, challenge))
+            caller.sendall(overheard[0] + b"\n" + json.dumps(EVENT).encode() + b"\n")
+            caller.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(ConnectionError):
+                assert caller.recv(100) == b""
+    assert shown.get(timeout=10) == EVENT
+    assert shown.empty()
+
+
+def test_callers_are_bounded(listener, shown):
+    address = (listener.address.host, listener.address.port)
+    with contextlib.ExitStack() as stack:
+        callers = [stack.enter_context(socket.create_connection(address, 10)) for _ in range(MOST_CALLERS)]
+        assert all(len(caller.recv(100)) == 33 for caller in callers)
+        with socket.create_connection(address, 10) as late, contextlib.suppress(ConnectionError):
+            assert late.recv(100) == b""
+        callers[0].shutdown(socket.SHUT_RDWR)
+        while True:  # until it is noticed that one has left
+            reporter = Reporter(listener.address)
+            reporter.send(EVENT)
+            with contextlib.suppress(queue.Empty):
+                assert shown.get(timeout=0.2) == EVENT
+                break
+        reporter.close()
+
+
+def test_nobody_stays_when_the_fit_ends(shown):
+    with Listener("127.0.0.1", shown.put) as listening:
+        caller = socket.create_connection((listening.address.host, listening.address.port), 10)
+        assert len(caller.recv(100)) == 33
+    with contextlib.closing(caller), contextlib.suppress(ConnectionError):
+        assert caller.recv(100) == b""
+
+
+@given(st.binary(max_size=300))
+def test_whatever_is_said_the_next_rank_is_heard(said):
+    shown = queue.Queue()
+    with Listener("127.0.0.1", lambda event: shown.put(event["event"])) as listening:
+        address = (listening.address.host, listening.address.port)
+        for knows in (False, True):
+            with socket.create_connection(address, 10) as caller:
+                challenge = caller.makefile("rb").readline().strip()
+                proof = answer(listening.address.secret, challenge) + b"\n" if knows else b""
+                caller.sendall(proof + said)
+                caller.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(ConnectionError):
+                    assert caller.recv(100) == b""
+        reporter = Reporter(listening.address)
+        reporter.send(EVENT)
+        assert shown.get(timeout=10) == "epoch"
+        reporter.close()
+
+
+def test_a_secret_is_not_shown():
+    assert "5ec2e7" not in repr(Address("host", 1, "5ec2e7"))
+
+
+def test_a_terminal_gets_no_commands(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", file := io.StringIO())
+    display = Display()
+    display.show({"event": "note", "text": "red: \x1b[31m, up: \x1b[A\r\n" + "x" * 10_000})
+    display.show(EVENT | {"logs": {"\x1b]0;title\x07": 1.0}})
+    display.close()
+    text = file.getvalue()
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert max(map(len, text.splitlines())) <= 500
+    assert len(text.splitlines()) == 2
 
 
 def test_secrets_differ(shown):
@@ -82,12 +164,9 @@ def test_a_driver_that_is_not_there():
     reporter.close()
 
 
-def test_a_driver_that_is_gone():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        reporter = Reporter(Address("127.0.0.1", server.getsockname()[1], "secret"))
-        driver, _ = server.accept()
-    driver.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    driver.close()  # the next to write is told that the connection was reset
+def test_a_driver_that_is_gone(shown):
+    with Listener("127.0.0.1", shown.put) as listening:
+        reporter = Reporter(listening.address)
     for _ in range(3):
         reporter.send(EVENT)
     reporter.close()

@@ -1,3 +1,4 @@
+import contextlib
 import http.client
 import itertools
 import socket
@@ -75,10 +76,11 @@ def rendezvous():
         yield server
 
 
-def ask(port, method, path, body=None):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+def ask(server, method, path, body=None, secret=None, length=None):
+    path = f"/{server.secret if secret is None else secret}:{server.port}{path}"
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
     try:
-        connection.request(method, path, body)
+        connection.request(method, path, body, {} if length is None else {"Content-Length": length})
         response = connection.getresponse()
         return response.status, response.read()
     finally:
@@ -87,26 +89,74 @@ def ask(port, method, path, body=None):
 
 def test_an_allowed_address_is_answered(rendezvous):
     rendezvous.serve(place(["a", "a"]), ["127.0.0.1"])
-    assert ask(rendezvous.port, "PUT", "/scope/key", b"value")[0] == 200
-    assert ask(rendezvous.port, "GET", "/scope/key") == (200, b"value")
+    assert ask(rendezvous, "PUT", "/scope/key", b"value")[0] == 200
+    assert ask(rendezvous, "GET", "/scope/key") == (200, b"value")
 
 
 def test_another_address_is_refused(rendezvous):
     rendezvous.serve(place(["a", "a"]), ["127.0.0.2"])
     with pytest.raises(OSError):  # noqa: PT011 - closed or reset, as the kernel has it
-        ask(rendezvous.port, "GET", "/scope/key")
+        ask(rendezvous, "GET", "/scope/key")
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "HEAD", "POST"])
+def test_without_the_secret_nobody_is_answered(rendezvous, method):
+    rendezvous.serve(place(["a", "a"]), ["127.0.0.1"])
+    for secret in ("", "0" * 32, rendezvous.secret[:-1], "../" + rendezvous.secret):
+        with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
+            ask(rendezvous, method, "/scope/key", b"value", secret=secret)
+    assert ask(rendezvous, "GET", "/scope/key")[0] == 404
+
+
+@pytest.mark.parametrize("method", ["HEAD", "POST"])
+def test_no_files_are_served(rendezvous, method):
+    """Horovod's server descends from one that answers HEAD for files of its folder."""
+    rendezvous.serve(place(["a", "a"]), ["127.0.0.1"])
+    with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
+        ask(rendezvous, method, "/setup.cfg")
+
+
+@pytest.mark.parametrize("length", [str(2 << 20), "-1", "many"])
+def test_a_value_that_is_too_large_is_not_read(rendezvous, length):
+    rendezvous.serve(place(["a", "a"]), ["127.0.0.1"])
+    with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
+        ask(rendezvous, "PUT", "/scope/key", b"value", length=length)
+
+
+def test_keys_are_bounded(rendezvous):
+    rendezvous.serve(place(["a", "a"]), ["127.0.0.1"])
+    for key in range(40):
+        ask(rendezvous, "PUT", f"/scope/{key}", b"value")
+    assert ask(rendezvous, "GET", "/scope/31")[0] == 200
+    assert ask(rendezvous, "GET", "/scope/32")[0] == 404
+
+
+@given(st.binary(max_size=300))
+def test_whatever_is_said_the_next_rank_is_answered(said):
+    with Rendezvous("127.0.0.1") as server:
+        server.serve(place(["a", "a"]), ["127.0.0.1"])
+        ask(server, "PUT", "/scope/key", b"value")
+        start = f"GET /{server.secret}:{server.port}/".encode()
+        for line in (said, b"GET /" + said + b" HTTP/1.0\r\n\r\n", start + said, start + said + b" HTTP/1.0\r\n\r\n"):
+            with socket.create_connection(("127.0.0.1", server.port), 10) as caller:
+                caller.sendall(line)
+                caller.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(ConnectionError):
+                    while answered := caller.recv(1 << 16):
+                        assert b"value" not in answered or line.startswith(start)
+        assert ask(server, "GET", "/scope/key") == (200, b"value")
 
 
 def test_who_comes_before_it_serves_waits(rendezvous):
     with socket.create_connection(("127.0.0.1", rendezvous.port), 10) as early:
-        early.sendall(b"GET /scope/key HTTP/1.0\r\n\r\n")
+        early.sendall(f"GET /{rendezvous.secret}:{rendezvous.port}/scope/key HTTP/1.0\r\n\r\n".encode())
         rendezvous.serve(place(["a", "a"]), ["127.0.0.1"])
         assert b" 404 " in early.recv(1024)
 
 
 def test_the_port_is_free_after_close(rendezvous):
     rendezvous.serve(place(["a"]), ["127.0.0.1"])
-    ask(rendezvous.port, "GET", "/scope/key")
+    ask(rendezvous, "GET", "/scope/key")
     rendezvous.close()
     rendezvous.close()
     with socket.socket() as other:
@@ -129,7 +179,7 @@ def test_one_host_meets_on_the_loopback():
 
 def test_the_environment_of_a_rank():
     hosts = ["a", "a", "a"]
-    environment = rank_environment(place(hosts)[2], hosts, 4711)
+    environment = rank_environment(place(hosts)[2], hosts, 4711, "5ec2e7")
     assert environment.pop("HOROVOD_GLOO_IFACE") == local_addresses()["127.0.0.1"]
     assert environment == {
         "HOROVOD_RANK": "2",
@@ -141,7 +191,7 @@ def test_the_environment_of_a_rank():
         "HOROVOD_HOSTNAME": "a",
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
-        "HOROVOD_GLOO_RENDEZVOUS_ADDR": "127.0.0.1",
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": "127.0.0.1:4711/5ec2e7",  # Horovod appends :4711/scope/key
         "HOROVOD_GLOO_RENDEZVOUS_PORT": "4711",
         "HOROVOD_GLOO_TIMEOUT_SECONDS": "120",
     }
