@@ -94,7 +94,7 @@ def _positive(name: str) -> Callable[[Any], float]:
 
 def _one_of(name: str, *choices: str) -> Callable[[Any], str]:
     def convert(value: Any) -> str:
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise InvalidInputError(
                 f"Param {name}: expected one of {', '.join(map(repr, choices))}, received {value!r}."
             )
@@ -246,7 +246,9 @@ class ModelParams(
                 continue
             try:
                 super()._set(**{name: value})
-            except TypeError as error:
+            except InvalidInputError:
+                raise
+            except (TypeError, ValueError, OverflowError) as error:  # of Spark's own converters
                 raise InvalidInputError(f"Param {name}: {error} Received {value!r}.") from error
         return self
 

@@ -32,6 +32,7 @@ from cos_ml.errors import InvalidInputError, RankError, from_spark
 from cos_ml.feeds import Spool, local_folder, small_batches, spread
 from cos_ml.petastorm_feed import Shard, Shards
 from cos_ml.rendezvous import Place, Rendezvous, local_addresses, place, rank_environment, server_address
+from cos_ml.scratch import Scratch
 from cos_ml.spec import TrainSpec
 
 __all__ = ["Job", "run"]
@@ -255,7 +256,7 @@ class RankProcess:
         self.here, self.spool, self.stall_timeout = here, spool, job.specs[0].stall_timeout
         self.secret = ""
         self.results, self.networks, self.log = (tempfile.TemporaryFile(dir=local_folder()) for _ in range(3))
-        self.scratch = tempfile.TemporaryDirectory(prefix="cos_ml-rank-", dir=local_folder())  # what libraries leave
+        self.scratch = Scratch(local_folder())  # what libraries leave
         artifacts.write(self.networks, {str(index): archive for index, archive in enumerate(job.networks)})
         events, events_of_child = os.pipe()
         start = {
@@ -268,7 +269,7 @@ class RankProcess:
         inherited += [fd for part in spool.descriptors().values() for fd in part.values()]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cos_ml.rank_process"],
-            env=_child_environment(job.specs[0]) | {"TMPDIR": self.scratch.name},
+            env=_child_environment(job.specs[0]) | {"TMPDIR": self.scratch.path},
             pass_fds=inherited, stdin=subprocess.PIPE, stdout=self.log, stderr=self.log,
         )  # fmt: skip
         os.close(events_of_child)
@@ -360,7 +361,7 @@ class RankProcess:
         for file in (self.process.stdin, self.events, self.results, self.networks, self.log):
             if file is not None:
                 file.close()
-        self.scratch.cleanup()
+        self.scratch.close()
         self.spool.close()
 
 

@@ -33,7 +33,7 @@ def check_archive(archive: bytes) -> None:
     with zipfile.ZipFile(io.BytesIO(archive)) as file:
         for name in file.namelist():
             if name.endswith(".h5"):
-                _check_weights(name, file.read(name))
+                _check_weights(name, file)
 
 
 def modules_of(archive: bytes) -> set[str]:
@@ -54,7 +54,7 @@ def check_zip(data: bytes, what: str, member: re.Pattern[str] = re.compile(r"\w+
         parts = one.filename.replace("\\", "/").split("/")
         if not member.fullmatch(one.filename) or ".." in parts or one.external_attr >> 28 == 0o12:
             raise SavedModelError(
-                f"The {what}'s archive has a member {one.filename!r:.80}, which does not belong there: it is not opened."
+                f"The {what}'s archive has a member {one.filename!r:.80} that does not belong there: it is not opened."
             )
     _check_size(sum(one.file_size for one in members), len(data), f"{what}'s archive")
 
@@ -111,16 +111,17 @@ def _objects(config: Any) -> Iterator[dict[str, Any]]:
             waiting.extend(one)
 
 
-def _check_weights(name: str, data: bytes) -> None:
+def _check_weights(name: str, archive: zipfile.ZipFile) -> None:
     """Raises SavedModelError for an HDF5 file that points at other files, or claims more numbers than it holds."""
     import h5py
 
     try:
+        data = archive.read(name)
         with h5py.File(io.BytesIO(data), "r") as file:
             size = sum(_sizes(file, name))
     except SavedModelError:
         raise
-    except Exception as error:  # HDF5's own
+    except Exception as error:  # zipfile's and HDF5's own
         raise SavedModelError(f"The network's {name} is damaged: {error}") from error
     _check_size(size, len(data), name)
 

@@ -46,6 +46,9 @@ class Misbehaving(keras.layers.Layer):
             executor = next(parent for parent in psutil.Process().parents() if parent.name() == "java")
             executor.kill()
             return
+        if self.what == "kill worker":  # the barrier task's Python process
+            psutil.Process().parent().kill()
+            return
         if self.what == "kill driver":  # the first Python process above the JVM
             parents = psutil.Process().parents()
             java = next(index for index, parent in enumerate(parents) if parent.name() == "java")

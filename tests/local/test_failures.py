@@ -30,9 +30,9 @@ def estimator(model: Any, **params: Any) -> DeepNetEstimator:
     return DeepNetEstimator(model=model, **defaults | params)
 
 
-def rank_processes() -> list[psutil.Process]:
+def rank_processes(driver: int | None = None) -> list[psutil.Process]:
     found = []
-    for process in psutil.Process().children(recursive=True):
+    for process in psutil.Process(driver).children(recursive=True):
         try:
             if "cos_ml.rank_process" in process.cmdline():
                 found.append(process)
@@ -47,6 +47,7 @@ def assert_nothing_left(spark: Any) -> None:
     local = Path(spark.conf.get("spark.local.dir"))
     sparks = ("blockmgr-", "pyspark-", "broadcast")  # the last two hold functions that are too large for a task
     assert not [path for path in local.rglob("*") if path.is_file() and not any(name in str(path) for name in sparks)]
+    assert not [path for path in local.rglob("cos_ml-rank-*") if path.parent.exists()]
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_cancelling_the_job_ends_every_rank(spark, data, tmp_path):
     processes = rank_processes()
     assert len(processes) == 2
     spark.sparkContext.cancelJobGroup("doomed")
-    _, alive = psutil.wait_procs(processes, timeout=30)
+    _, alive = psutil.wait_procs(processes, timeout=5)
     thread.join(timeout=30)
     assert not alive
     assert failure

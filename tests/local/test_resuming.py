@@ -6,19 +6,21 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import keras
+import psutil
 import pytest
 from pyspark.ml.evaluation import MulticlassClassificationEvaluator
 from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
 
-from cos_ml import DeepNetEstimator
+from cos_ml import DeepNetEstimator, attempts
 from cos_ml.errors import InvalidInputError, RankError
 from tests import reference
 from tests.layers import Misbehaving
 from tests.local.test_exactness import assert_same_weights
-from tests.local.test_failures import assert_nothing_left
+from tests.local.test_failures import assert_nothing_left, rank_processes
 from tests.sessions import ROOT, frame, rows_of
 
 EPOCHS = 4
@@ -57,7 +59,7 @@ def undisturbed(data):
     return estimator(network("die", rank="none")).fit(data).toKeras()
 
 
-@pytest.mark.parametrize("what", ["die", "hang"])
+@pytest.mark.parametrize("what", ["die", "hang", "kill worker"])
 def test_the_retry_goes_on_and_ends_with_the_same_weights(spark, data, undisturbed, tmp_path, capsys, what):
     """A rank dies, or is stopped, in the third of its epochs of ten steps."""
     model = estimator(
@@ -68,8 +70,9 @@ def test_the_retry_goes_on_and_ends_with_the_same_weights(spark, data, undisturb
     assert model.summary.resumedAt == (2, 0)
     assert len(model.summary.history["loss"]) == EPOCHS
     (failure,) = model.summary.failures
-    assert failure.startswith("Rank 1 on ")
-    assert ("stopped (SIGSTOP)" if what == "hang" else "SIGKILL") in failure
+    said = {"die": "was killed by SIGKILL", "hang": "stopped (SIGSTOP)", "kill worker": "Python worker exited"}
+    assert failure.startswith("Rank 1 on ") == (what != "kill worker")
+    assert said[what] in failure
     assert "The training goes on after epoch 2, from the checkpoint." in capsys.readouterr().err
     assert_same_weights(model.toKeras(), undisturbed, 1e-6)
     assert_nothing_left(spark)
@@ -138,6 +141,65 @@ def test_a_killed_driver_is_started_again(undisturbed, tmp_path):
     model = network("die", rank="none")
     model.load_weights(tmp_path / "trained.weights.h5")
     assert_same_weights(model, undisturbed, 1e-6)
+
+
+INTERRUPTED = """
+import sys, threading
+from pathlib import Path
+from tests.local import test_resuming as t
+from tests.sessions import frame, rows_of, session
+
+folder = Path(sys.argv[1])
+spark = next(session("local[2]", folder / "spark"))
+data = frame(spark, [rows_of(*t.reference.data(100))] * 2)
+try:
+    t.estimator(t.network("hang", marker=str(folder / "hangs"), call=5)).fit(data)
+except KeyboardInterrupt:
+    jobs = spark.sparkContext.statusTracker().getActiveJobsIds()
+    print("interrupted", len(jobs), threading.active_count(), flush=True)
+    sys.stdin.read()  # the ranks end without the end of this program
+"""
+
+
+def test_ctrl_c_ends_every_rank_within_5_seconds(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
+    with subprocess.Popen(run, env=environment, stdin=-1, stdout=-1, stderr=-1, text=True) as driver:
+        ended = threading.Event()
+        while not (tmp_path / "hangs").exists() and driver.poll() is None:
+            ended.wait(0.05)
+        ranks = rank_processes(driver.pid)
+        driver.send_signal(signal.SIGINT)
+        _, alive = psutil.wait_procs(ranks, timeout=5)
+        assert len(ranks) == 2
+        assert not alive
+        assert driver.stdout.readline().startswith("interrupted 0")
+        driver.communicate("")
+
+
+def test_spark_kills_a_task_and_the_fit_goes_on(spark, data, undisturbed, tmp_path):
+    """Somebody presses "kill" at one task in Spark's user interface; its rank and the others' end within 5 seconds."""
+    marker, found = tmp_path / "hangs", []
+
+    def kill() -> None:
+        ended = threading.Event()
+        while not marker.exists() and not ended.wait(0.05):
+            pass
+        ranks = rank_processes()
+        store = spark.sparkContext._jsc.sc().statusStore()
+        stage = spark.sparkContext.statusTracker().getActiveStageIds()[0]
+        task = next(one for one in attempts._all(store.taskList(stage, 0, 10)) if one.status() == "RUNNING")
+        spark.sparkContext._jsc.sc().killTaskAttempt(task.taskId(), True, "killed by the test")
+        found.extend([len(ranks), psutil.wait_procs(ranks, timeout=5)[1]])
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    model = estimator(network("hang", marker=str(marker), call=25), checkpointDir=str(tmp_path / "states")).fit(data)
+    killer.join()
+    assert found == [2, []]
+    assert "killed by the test" in model.summary.failures[0]
+    assert_same_weights(model.toKeras(), undisturbed, 1e-6)
+    assert_nothing_left(spark)
 
 
 def test_a_loss_that_is_no_number_is_one_error(spark, data, tmp_path):
