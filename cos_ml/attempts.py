@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
+import threading
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from pyspark.sql import SparkSession
@@ -21,25 +25,60 @@ MOST_TASKS = 10_000
 SHOWN = 2000  # characters of one attempt's cause
 
 
+@dataclass
+class Tag:
+    """What the jobs of one ``with`` block are tagged with.
+
+    Attributes:
+        name: the tag.
+        interrupted: whether the user has pressed Ctrl-C; py4j makes an error of its own of that.
+    """
+
+    name: str
+    interrupted: bool = False
+
+
 @contextlib.contextmanager
-def tagged(spark: SparkSession) -> Iterator[str]:
+def tagged(spark: SparkSession) -> Iterator[Tag]:
     """Tag the jobs that begin in this ``with`` block; Ctrl-C, or whatever else interrupts it, ends them."""
-    tag = f"cos_ml-{uuid.uuid4().hex}"
+    tag = Tag(f"cos_ml-{uuid.uuid4().hex}")
     session: Any = spark
     classic = not connect.is_connect(spark)
     if classic:
         add, remove, cancel = (getattr(spark.sparkContext, name) for name in TAGS)
     else:
         add, remove, cancel = session.addTag, session.removeTag, session.interruptTag
-    add(tag)
+    add(tag.name)
     try:
-        yield tag
+        with _noting_interrupts(tag):
+            yield tag
     except BaseException as error:
-        if not isinstance(error, Exception):
-            cancel(tag)
+        if tag.interrupted or not isinstance(error, Exception):
+            cancel(tag.name)
+        if tag.interrupted and isinstance(error, Exception):
+            raise KeyboardInterrupt from None
         raise
     finally:
-        remove(tag)
+        remove(tag.name)
+
+
+@contextlib.contextmanager
+def _noting_interrupts(tag: Tag) -> Iterator[None]:
+    """Note Ctrl-C, and do with it what would have been done without; only the main thread hears of it."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+
+    def note(number: int, frame: FrameType | None) -> Any:
+        tag.interrupted = True
+        return before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 TAGS = ("addJobTag", "removeJobTag", "cancelJobsWithTag")

@@ -108,8 +108,10 @@ def run(df: DataFrame, job: Job, ranks: int) -> Outcome:
             with slots.taken(df.sparkSession, ranks), small_batches(df.sparkSession, job.specs[0]):
                 rows = list(tasks.repartition(1 + returned // RESULT_PART).toLocalIterator())
         except Exception as error:
-            raise _with_attempts(error, attempts.failures(df.sparkSession, tag)) from None
-        failures = attempts.failures(df.sparkSession, tag)
+            if tag.interrupted:
+                raise
+            raise _with_attempts(error, attempts.failures(df.sparkSession, tag.name)) from None
+        failures = attempts.failures(df.sparkSession, tag.name)
     results: list[dict[str, bytes]] = [
         artifacts.join((row["name"], row["part"], row["data"]) for row in rows if row["rank"] == rank)
         for rank in range(ranks)
