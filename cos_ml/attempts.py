@@ -22,6 +22,7 @@ __all__ = ["failures", "tagged"]
 LIMIT = "spark.stage.maxConsecutiveAttempts"
 LISTENER_TIME = 10_000  # milliseconds for Spark to write down what has happened
 MOST_TASKS = 10_000
+ECHO = "Stage cancelled"  # what tasks are told that are killed because another one failed
 SHOWN = 2000  # characters of one attempt's cause
 
 
@@ -54,12 +55,16 @@ def tagged(spark: SparkSession) -> Iterator[Tag]:
             yield tag
     except BaseException as error:
         if tag.interrupted or not isinstance(error, Exception):
-            cancel(tag.name)
+            # From another thread: this one's connection to the JVM is in the middle of the call that was interrupted.
+            canceller = threading.Thread(target=cancel, args=(tag.name,))
+            canceller.start()
+            canceller.join()
         if tag.interrupted and isinstance(error, Exception):
             raise KeyboardInterrupt from None
         raise
     finally:
-        remove(tag.name)
+        with contextlib.suppress(Exception):  # after an interrupt, Spark has forgotten this thread and its tags
+            remove(tag.name)
 
 
 @contextlib.contextmanager
@@ -103,7 +108,9 @@ def failures(spark: SparkSession, tag: str) -> list[str]:
             for attempt in _all(store.stageData(stage, False, jvm.java.util.ArrayList(), False, quantiles)):
                 if attempt.failureReason().isDefined():
                     tasks = store.taskList(stage, attempt.attemptId(), MOST_TASKS)
-                    reasons = [one.errorMessage().get() for one in _all(tasks) if one.status() == "FAILED"]
+                    told = [(one.status(), one.errorMessage().getOrElse(None)) for one in _all(tasks)]
+                    reasons = [text for status, text in told if status == "FAILED" and text]
+                    reasons += [text for status, text in told if status == "KILLED" and text and ECHO not in text]
                     found[stage, attempt.attemptId()] = _cause([*reasons, attempt.failureReason().get()])
     return [found[key] for key in sorted(found)]
 

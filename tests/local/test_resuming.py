@@ -155,8 +155,7 @@ data = frame(spark, [rows_of(*t.reference.data(100))] * 2)
 try:
     t.estimator(t.network("hang", marker=str(folder / "hangs"), call=5)).fit(data)
 except KeyboardInterrupt:
-    jobs = spark.sparkContext.statusTracker().getActiveJobsIds()
-    print("interrupted", len(jobs), flush=True)
+    print("interrupted", flush=True)
     sys.stdin.read()  # the ranks end without the end of this program
 """
 
@@ -174,7 +173,7 @@ def test_ctrl_c_ends_every_rank(tmp_path):
         assert len(ranks) == 2
         assert not alive
         out, err = driver.communicate("")
-        assert out.startswith("interrupted 0"), err[-2000:]
+        assert out == "interrupted\n", err[-2000:]
 
 
 def test_spark_kills_a_task_and_the_fit_goes_on(spark, data, undisturbed, tmp_path):
