@@ -15,9 +15,9 @@ from pyspark import keyword_only
 from pyspark.ml import Estimator
 from pyspark.sql import DataFrame, SparkSession
 
-from cos_ml import checkpoint, connect, feeds, heads, networks, petastorm_feed, progress, ranks
+from cos_ml import checkpoint, checks, connect, explaining, feeds, heads, networks, petastorm_feed, progress, ranks
 from cos_ml.columns import Column
-from cos_ml.errors import InvalidInputError, SetupError
+from cos_ml.errors import CosMLError, InvalidInputError, SetupError
 from cos_ml.model import COMPILED, DeepNetModel, check_layers, check_outputs, input_columns, label_columns
 from cos_ml.networks import Network
 from cos_ml.params import EstimatorParams
@@ -144,6 +144,24 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
             Iterator[tuple[int, DeepNetModel]]: the index of a map and the model of it; safe to share between threads.
         """
         return _Grid(dataset, [self.copy(extra) for extra in paramMaps], [_described(extra) for extra in paramMaps])
+
+    def explain(self, dataset: DataFrame) -> str:
+        """Whether a fit to ``dataset`` would work here, and what it would take, as lines to print.
+
+        All that a fit checks before its ranks train: columns and the first rows against the network, GPUs, slots,
+        versions on the driver and the executors, disk and memory. It counts the rows, and starts a task for each rank;
+        nothing is trained.
+
+        Returns:
+            str: a line for each check, "ok" or "PROBLEM" with the remedy.
+        """
+        try:
+            candidate = _candidate(self, dataset, "")
+            if self.getNumTrainWorkers() > 1:
+                _check_horovod()
+        except CosMLError as error:
+            return f"{'PROBLEM':<19}{error}\nThis is to mend before a fit."
+        return explaining.explain(dataset, candidate.spec, candidate.network, self.getNumTrainWorkers())
 
     def fitParquet(self, url: str, params: dict[Any, Any] | None = None) -> DeepNetModel:
         """Fit to a Parquet dataset without any pass of Spark's over its rows: ranks read it through petastorm.
@@ -284,6 +302,7 @@ def _train(dataset: DataFrame, candidates: Sequence[_Candidate], url: str | None
     spec, workers = first.spec, first.estimator.getNumTrainWorkers()
     if workers > 1:
         _check_horovod()
+    checks.check_gpus(dataset.sparkSession.conf, spec.use_gpu)
     archives = tuple({candidate.network.archive: None for candidate in candidates})
     rows, shards = feeds.narrow(dataset, spec), None
     folders = [_folder(candidate, rows.schema.simpleString()) for candidate in candidates]
@@ -304,7 +323,9 @@ def _train(dataset: DataFrame, candidates: Sequence[_Candidate], url: str | None
         if shards is not None:
             rows = dataset.sparkSession.range(workers, numPartitions=workers)  # they read by themselves
         address = stack.enter_context(_listening(dataset.sparkSession, first.estimator.getProgress()))
-        outcome = ranks.run(rows, ranks.Job("cos_ml.training:train", specs, archives, shards, address), workers)
+        outcome = ranks.run(
+            rows, ranks.Job("cos_ml.training:train", specs, archives, shards, address, checks.versions()), workers
+        )
     return [_model(candidate, outcome, index) for index, candidate in enumerate(candidates)]
 
 

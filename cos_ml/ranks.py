@@ -26,9 +26,9 @@ import pyarrow as pa
 from pyspark import BarrierTaskContext
 from pyspark.sql import DataFrame
 
-from cos_ml import artifacts, attempts, connect, progress, pulse, slots
+from cos_ml import artifacts, attempts, checks, connect, progress, pulse, slots
 from cos_ml.doors import redacted
-from cos_ml.errors import InvalidInputError, RankError, from_spark
+from cos_ml.errors import ClusterError, InvalidInputError, RankError, from_spark
 from cos_ml.feeds import Spool, local_folder, small_batches, spread
 from cos_ml.petastorm_feed import Shard, Shards
 from cos_ml.rendezvous import Place, Rendezvous, local_addresses, place, rank_environment, server_address
@@ -56,6 +56,7 @@ class Job:
         networks: the archives to begin with, which the specs name by index.
         shards: what the ranks read by themselves; without, they get the rows of the DataFrame.
         progress: where the driver listens, if it does.
+        versions: the driver's, which have to be the executors' too; empty where Spark Connect hides the driver.
     """
 
     function: str
@@ -63,6 +64,7 @@ class Job:
     networks: tuple[bytes, ...]
     shards: Shards | None = None
     progress: progress.Address | None = None
+    versions: dict[str, str | None] = field(default_factory=dict)
 
 
 # ── driver ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -93,7 +95,7 @@ def run(df: DataFrame, job: Job, ranks: int) -> Outcome:
         Outcome: what each rank's function returned.
 
     Raises:
-        ClusterError: the cluster can't run so many tasks at once.
+        ClusterError: the cluster can't run so many tasks at once, or its executors have other versions.
         InvalidInputError: a row can't be used.
         RankError: a rank failed; the message has its traceback, or the cause of each attempt that Spark made.
     """
@@ -131,6 +133,9 @@ def _with_attempts(error: Exception, failures: list[str]) -> Exception:
 
 def _raise_reported(results: list[dict[str, bytes]]) -> None:
     """Raise what the ranks report: bad rows first, then the rank that failed by itself and not because another did."""
+    foreign = [result["cluster"].decode() for result in results if "cluster" in result]
+    if foreign:
+        raise ClusterError(foreign[0])
     problems = [result["problem"].decode() for result in results if "problem" in result]
     if problems:
         raise InvalidInputError(problems[0])
@@ -163,14 +168,23 @@ def _task(job: Job, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatc
     with RankProcess(job, here, spool) as process:  # TensorFlow loads while rows arrive
         problem = _fill(spool, batches)
         meeting = _meet(context, hosts, places, spool, problem)
-        if any(task["problem"] for task in meeting.tasks):
+        foreign = checks.differing(job.versions, meeting.tasks)
+        if foreign:
+            meeting.close()
+            result = {"cluster": foreign.encode()} if here.rank == 0 else {}
+        elif any(task["problem"] for task in meeting.tasks):
+            meeting.close()
             result = {"problem": problem.encode()} if problem else {}
         elif not sum(task["rows"]["train"] for task in meeting.tasks):
             meeting.close()
             result = {"problem": _no_rows(meeting.tasks).encode()} if here.rank == 0 else {}
         else:
             with meeting:
-                result = process.train(meeting, progress.Reporter(job.progress if here.rank == 0 else None))
+                reporter = progress.Reporter(job.progress if here.rank == 0 else None)
+                need = checks.need_of(job.specs[0], max(map(len, job.networks)))  # an archive is weights, mostly
+                for text in checks.tight(need, meeting.tasks):
+                    reporter.send({"event": "note", "text": text})
+                result = process.train(meeting, reporter)
         for batch in artifacts.record_batches(result | {"host": here.host.encode()}):
             rank = pa.array([here.rank], pa.int32())
             yield pa.RecordBatch.from_arrays([rank, *batch.columns], ["rank", *batch.schema.names])
@@ -241,6 +255,7 @@ def _meet(
         "shapes": spool.shapes, "dtypes": spool.dtypes,
         "addresses": list(local_addresses()) if several else [], "port": rendezvous.port if rendezvous else 0,
         "secret": rendezvous.secret if rendezvous else "",
+        **checks.facts(),
     }  # fmt: skip
     told = [json.loads(message) for message in context.allGather(json.dumps(mine))]
     if rendezvous is not None:

@@ -1,0 +1,183 @@
+"""What can be known before ranks train: versions, GPUs, disk and memory, wherever a rank would run (both sides).
+
+``facts`` runs in each barrier task, before its rank trains, and in the tasks of ``explain``. The driver, or the tasks
+among themselves, compare them with what the fit needs.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+import shutil
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cos_ml.errors import ClusterError
+from cos_ml.feeds import local_folder
+from cos_ml.spec import TrainSpec
+
+__all__ = ["Need", "check_gpus", "differing", "facts", "need_of", "shown", "tight", "versions"]
+
+GB = 1e9
+TENSORFLOW = ("tensorflow", "tensorflow-cpu", "tensorflow-gpu", "tensorflow-macos", "tensorflow-rocm", "tf-nightly")
+PROCESS = 450e6  # bytes of a rank that has imported TensorFlow and Horovod and loaded nothing
+COPIES = 4  # of the weights: themselves, gradients, and two of an optimizer such as Adam
+BATCHES = 8  # of rows that wait or are in the making
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one rank takes of its machine, estimated; bytes.
+
+    Attributes:
+        memory: at least so much.
+        disk: for its rows; None where nobody has counted them.
+    """
+
+    memory: float
+    disk: float | None = None
+
+
+def versions() -> dict[str, str | None]:
+    """What has to be the same on the driver and all executors, without importing it; None for what is not there."""
+    found: dict[str, str | None] = {"Python": ".".join(platform.python_version_tuple()[:2])}
+    for name, distributions in {
+        "TensorFlow": TENSORFLOW, "Keras": ("keras",), "cos_ml": ("cos-ml",), "Horovod": ("horovod",),
+    }.items():  # fmt: skip
+        found[name] = next(filter(None, map(_version, distributions)), None)
+    return found
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def facts() -> dict[str, Any]:
+    """This executor, as plain values: host, versions, and bytes of disk and memory that are free."""
+    folder = local_folder()
+    return {
+        "host": socket.gethostname(),
+        "versions": versions(),
+        "folder": folder,
+        "disk": shutil.disk_usage(folder).free,
+        "memory": _free_memory(),
+    }
+
+
+def _free_memory() -> float:
+    """Bytes that this process and its children may still take: of the machine, or of its container."""
+    import psutil
+
+    free = float(psutil.virtual_memory().available)
+    try:  # control groups, version 2
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
+        return free if limit == "max" else min(free, float(limit) - float(used))
+    except (OSError, ValueError):
+        return free
+
+
+def differing(driver: dict[str, str | None], executors: Sequence[dict[str, Any]]) -> str:
+    """Which versions are not the driver's, and what to do; "" where all are the same."""
+    found = []
+    for one in executors:
+        there = one["versions"]
+        wrong = [
+            f"{name} {there[name] or 'missing'} (the driver has {version or 'none'})"
+            for name, version in driver.items()
+            if there[name] != version and (version or name != "Horovod")
+        ]
+        if wrong:
+            found.append(f"{one['host']}: {', '.join(wrong)}")
+    if not found:
+        return ""
+    return (
+        f"The executors' Python environment is not the driver's. {'; '.join(dict.fromkeys(found))}. Let both use one: "
+        "set PYSPARK_PYTHON, or spark.pyspark.python, to an environment with these versions on every host, or ship the "
+        "driver's with spark.archives."
+    )
+
+
+def need_of(spec: TrainSpec, weights: float, activations: float = 0.0, rows: int | None = None, ranks: int = 1) -> Need:
+    """What a rank will take.
+
+    Args:
+        spec: what it trains.
+        weights: bytes of the network's.
+        activations: bytes of all layers' outputs for one row.
+        rows: that all ranks share.
+        ranks: how many there are.
+    """
+    row = sum(8 if column.size is None else column.size * _width(column.dtype) for column in spec.columns)
+    batch = spec.batch_size * (row * BATCHES + 2 * activations)  # what a gradient needs of the way there
+    return Need(PROCESS + COPIES * weights + batch, None if rows is None else math.ceil(rows / ranks) * (row + 8))
+
+
+def _width(dtype: str) -> int:
+    return {"bool": 1, "int64": 8}.get(dtype, 4)
+
+
+def tight(need: Need, executors: Sequence[dict[str, Any]]) -> list[str]:
+    """What is too little for a rank on each of these executors, with the remedy; estimates, so no errors."""
+    found = []
+    for host in dict.fromkeys(one["host"] for one in executors):
+        here = [one for one in executors if one["host"] == host]
+        memory, disk = min(one["memory"] for one in here), min(one["disk"] for one in here)
+        if need.memory * len(here) > memory:
+            found.append(
+                f"{host} has {shown(memory)} of memory left, and {len(here)} ranks take about "
+                f"{shown(need.memory * len(here))}: use fewer ranks a host (spark.executor.cores, numTrainWorkers), a "
+                "smaller batchSize, or raise spark.executor.memoryOverhead, which is what a rank's memory comes from."
+            )
+        if need.disk is not None and need.disk * len(here) > disk:
+            found.append(
+                f"{host} has {shown(disk)} of disk left in {here[0]['folder']}, and its ranks' rows take about "
+                f"{shown(need.disk * len(here))}: give spark.local.dir a larger disk, use more hosts, or "
+                'feed="petastorm", which keeps them in cacheDir.'
+            )
+    return found
+
+
+def shown(size: float) -> str:
+    """Bytes as a person reads them."""
+    return f"{size / GB:.1f} GB" if size >= GB / 10 else f"{size / 1e6:.1f} MB"
+
+
+def check_gpus(settings: Any, wanted: bool) -> str:
+    """What GPUs the ranks will have, as a text (driver side).
+
+    Args:
+        settings: Spark's, by ``get(name, default)``.
+        wanted: whether they shall train on GPUs.
+
+    Raises:
+        ClusterError: GPUs are asked for, and Spark was given none to hand out.
+    """
+    if not wanted:
+        return "not asked for: ranks train on CPUs (Param useGpu)"
+    each, offered = (settings.get(name, None) for name in GPU_SETTINGS)
+    if str(settings.get("spark.master", "")).startswith("local[") and not each:
+        return "useGpu=True on a local master: ranks take the GPUs that this machine shows"
+    if not each or not offered:
+        missing = " and ".join(name for name, value in zip(GPU_SETTINGS, (each, offered), strict=True) if not value)
+        raise ClusterError(
+            f"useGpu=True, and Spark has no GPUs to hand out: {missing} not set. Start the application with "
+            "--conf spark.executor.resource.gpu.amount=N --conf spark.task.resource.gpu.amount=1, and with "
+            "spark.executor.resource.gpu.discoveryScript unless the cluster manager has one."
+        )
+    if float(each) < 1:
+        raise ClusterError(
+            f"useGpu=True, and spark.task.resource.gpu.amount={each} lets several ranks share a GPU, which NCCL "
+            "refuses: set it to 1."
+        )
+    return f"{each} for each rank, {offered} in each executor"
+
+
+GPU_SETTINGS = ("spark.task.resource.gpu.amount", "spark.executor.resource.gpu.amount")

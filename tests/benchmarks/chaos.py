@@ -1,0 +1,215 @@
+"""Kill parts of a fit at random moments, and look whether it ends well: ``python -m tests.benchmarks.chaos [KILLS]``.
+
+A fit on two executor processes, with a checkpoint after each epoch, is disturbed once: a rank, its Python worker or its
+executor's JVM is killed, or a rank is stopped; while ranks start, read, train, write a checkpoint, or finish. It has to
+end with the weights of the undisturbed fit, and leave no process, open port or file behind.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import psutil
+
+from cos_ml import DeepNetEstimator
+from tests import reference
+from tests.sessions import frame, rows_of, session
+
+EPOCHS = 4
+STALL = 10.0  # seconds
+TRIES = 5  # until a moment is met
+PHASES = ("start", "read", "train", "checkpoint", "finish")
+VICTIMS = ("rank", "worker", "executor", "stop")
+LATEST = {"start": 2.0, "read": 0.3, "train": 1.0, "checkpoint": 0.0, "finish": 0.1}  # seconds into a phase
+
+
+def main(kills: int = 50) -> None:
+    chance = random.Random(0)
+    rounds = list(itertools.islice(itertools.cycle(itertools.product(VICTIMS, PHASES)), kills))
+    with tempfile.TemporaryDirectory(prefix="cos_ml_chaos_") as name:
+        folder = Path(name)
+        spark = next(
+            session("local-cluster[2,1,1024]", folder / "spark", **{"spark.stage.maxConsecutiveAttempts": "4"})
+        )
+        rows = rows_of(*reference.data(20_000))
+        data = frame(spark, [rows[at::4] for at in range(4)])  # four partitions: a retry reads a shuffle again
+        undisturbed = estimator(folder / "undisturbed").fit(data).toKeras().get_weights()
+        ports = listening()
+        print(
+            f"{'victim':<10}{'phase':<12}{'after':>6}{'fit':>7}  {'went on from':<14}{'weights':>9}  left behind",
+            flush=True,
+        )
+        survived = 0
+        for number, (victim, phase) in enumerate(rounds):
+            chaos = None
+            tries = 0
+            while tries < TRIES and (
+                chaos is None or not chaos.struck
+            ):  # the fit may be over before the moment has come
+                states = folder / f"states-{number}-{random.getrandbits(32)}"
+                chaos = Chaos(victim, phase, states, chance.uniform(0, LATEST[phase]))
+                tries += 1
+                line, good = survives(chaos, data, states, undisturbed, folder, ports)
+            survived += good and chaos is not None and chaos.struck
+            print(line if chaos and chaos.struck else f"{line}  (the moment never came)", flush=True)
+        print(f"{survived} of {len(rounds)} survived")
+        spark.stop()
+
+
+def survives(
+    chaos: Chaos, data: Any, states: Path, undisturbed: list[np.ndarray], folder: Path, ports: set[Any]
+) -> tuple[str, bool]:
+    """One disturbed fit, as a line of the table; and whether it came out as the undisturbed one."""
+    start = time.monotonic()
+    what = f"{chaos.victim:<10}{chaos.phase:<12}{chaos.delay:>5.1f}s"
+    with chaos:
+        try:
+            model = estimator(states).fit(data)
+        except Exception as error:
+            return f"{what}{time.monotonic() - start:>6.0f}s  {type(error).__name__}: {str(error)[:300]}", False
+    seconds = time.monotonic() - start
+    worst = max(float(np.abs(one - other).max())
+                for one, other in zip(model.toKeras().get_weights(), undisturbed, strict=True))  # fmt: skip
+    left = left_behind(folder / "spark", ports)
+    went_on = "epoch {}, step {}".format(*model.summary.resumedAt)
+    return f"{what}{seconds:>6.0f}s  {went_on:<14}{worst:>9.1e}  {left or 'nothing'}", worst <= 1e-6 and not left
+
+
+class Chaos:
+    """Strikes once, in the ``with`` block, when the fit that keeps its states in ``states`` has come to a phase."""
+
+    def __init__(self, victim: str, phase: str, states: Path, delay: float) -> None:
+        self.victim, self.phase, self.states, self.delay = victim, phase, states, delay
+        self.struck = False
+        self._ranks: list[psutil.Process] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Chaos:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._come():
+            if self._over.wait(0.01 if self.phase in ("start", "read", "train") else 0.001):
+                return
+        if self.delay and self._over.wait(self.delay):
+            return
+        ranks = self._ranks or processes("cos_ml.rank_process")
+        if ranks:
+            self._strike(ranks[-1])
+
+    def _come(self) -> bool:
+        """Whether the fit is in the phase."""
+        if self.phase == "start":
+            return len(processes("cos_ml.rank_process")) == 2
+        if self.phase == "read":
+            return any(spooled(rank.parent()) for rank in processes("cos_ml.rank_process"))
+        if not self._ranks:  # to look for them takes longer than some phases
+            self._ranks = processes("cos_ml.rank_process")
+        names = [path.name for path in self.states.glob("rows-*/*")] + [
+            path.name for path in self.states.glob("rows-*/.state*")
+        ]
+        if self.phase == "checkpoint":  # one that is not the first is being written
+            return any(name.startswith(".state") for name in names) and any(name.startswith("state") for name in names)
+        wanted = 1 if self.phase == "train" else EPOCHS
+        return any(name.startswith("state-auto-") and int(name.split("-")[2]) >= wanted for name in names)
+
+    def _strike(self, rank: psutil.Process) -> None:
+        try:
+            if self.victim == "stop":
+                rank.suspend()
+            elif self.victim == "rank":
+                rank.kill()
+            elif self.victim == "worker":
+                rank.parent().kill()
+            else:
+                next(parent for parent in rank.parents() if parent.name() == "java").kill()
+            self.struck = True
+        except (psutil.Error, AttributeError, StopIteration):
+            pass  # it has just ended by itself
+
+
+def estimator(states: Path) -> DeepNetEstimator:
+    keras.utils.set_random_seed(0)
+    network = keras.Sequential(
+        [
+            keras.Input((12,)),
+            keras.layers.Dense(1500, activation="relu"),
+            keras.layers.Dropout(0.2),
+            keras.layers.Dense(1500, activation="relu"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    )
+    return DeepNetEstimator(
+        model=network, loss="sparse_categorical_crossentropy", numTrainWorkers=2, epochs=EPOCHS, batchSize=512, seed=3,
+        progress=False, checkpointDir=str(states), stallTimeout=STALL,
+    )  # fmt: skip
+
+
+def processes(part: str) -> list[psutil.Process]:
+    """The living processes below this one whose command line has ``part``."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if part in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            pass
+    return sorted(found, key=lambda process: process.pid)
+
+
+def spooled(worker: psutil.Process | None) -> bool:
+    """Whether a Python worker has written rows to files without a name."""
+    try:
+        for descriptor in Path(f"/proc/{worker.pid}/fd").iterdir() if worker else ():
+            if "(deleted)" in os.readlink(descriptor) and descriptor.stat().st_size > 1000:
+                return True
+    except OSError:
+        pass
+    return False
+
+
+def listening() -> set[Any]:
+    """What Python processes below this one listen on, and this one itself."""
+    found = set()
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        try:
+            if "python" in process.name():
+                found |= {one.laddr for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN}
+        except psutil.Error:
+            pass
+    return found
+
+
+def left_behind(folder: Path, ports: set[Any]) -> str:
+    """What a fit left, after the moment that dying processes take; "" for nothing."""
+    waits: Callable[[], list[str]] = lambda: [  # noqa: E731
+        *(f"process {process.pid}" for process in processes("cos_ml.rank_process")),
+        *(f"port {address.port}" for address in listening() - ports),
+        *(f"folder {path}" for path in folder.rglob("cos_ml-*")),
+    ]
+    deadline = time.monotonic() + 10
+    while waits() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return ", ".join(waits())
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

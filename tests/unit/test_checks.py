@@ -1,0 +1,95 @@
+import pytest
+
+from cos_ml import checks
+from cos_ml.columns import Column
+from cos_ml.errors import ClusterError
+from cos_ml.spec import TrainSpec
+
+HERE = {"Python": "3.11", "TensorFlow": "2.21.0", "Keras": "3.15.1", "cos_ml": "0.1", "Horovod": "0.28.1"}
+SPEC = TrainSpec(inputs=(Column("features", "x0", (100,)),), labels=(Column("label", "y0"),), batch_size=32)
+
+
+def executor(host="a", memory=10e9, disk=10e9, **versions):
+    return {"host": host, "versions": HERE | versions, "folder": "/data", "memory": memory, "disk": disk}
+
+
+def test_versions_are_read_without_an_import():
+    found = checks.versions()
+    assert set(found) == set(HERE)
+    assert found["Keras"] == __import__("keras").__version__
+    assert found["TensorFlow"] == __import__("tensorflow").__version__
+    assert found["Python"] == "{}.{}".format(*__import__("sys").version_info[:2])
+
+
+def test_the_facts_of_an_executor():
+    found = checks.facts()
+    assert found["versions"] == checks.versions()
+    assert found["memory"] > 1e6
+    assert found["disk"] > 1e6
+
+
+def test_equal_versions_are_no_problem():
+    assert checks.differing(HERE, [executor("a"), executor("b")]) == ""
+    assert checks.differing({}, [executor(Keras="3.0")]) == ""  # nobody knows the driver's
+
+
+def test_a_driver_without_horovod_does_not_mind_it():
+    assert checks.differing(HERE | {"Horovod": None}, [executor()]) == ""
+
+
+@pytest.mark.parametrize(
+    ("versions", "message"),
+    [
+        ({"Keras": "3.10.0"}, r"b: Keras 3\.10\.0 \(the driver has 3\.15\.1\)\. Let both use one"),
+        ({"TensorFlow": None}, r"b: TensorFlow missing \(the driver has 2\.21\.0\)"),
+        ({"Horovod": None}, "b: Horovod missing"),
+        ({"Python": "3.12", "cos_ml": "0.2"}, r"b: Python 3\.12 \(the driver has 3\.11\), cos_ml 0\.2"),
+    ],
+)
+def test_other_versions_are_named_with_their_host(versions, message):
+    import re
+
+    assert re.search(message, checks.differing(HERE, [executor("a"), executor("b", **versions)]))
+
+
+def test_what_a_rank_takes():
+    need = checks.need_of(SPEC, weights=1e9, activations=1e6, rows=1000, ranks=2)
+    assert need.disk == 500 * (101 * 4 + 8)
+    assert 4e9 < need.memory < 5e9
+    assert checks.need_of(SPEC, weights=1e9).disk is None
+
+
+def test_enough_of_everything():
+    assert checks.tight(checks.Need(1e9, 1e9), [executor("a"), executor("b")]) == []
+
+
+def test_too_little_memory_for_the_ranks_of_one_host():
+    (problem,) = checks.tight(checks.Need(6e9, 1e9), [executor("a"), executor("b"), executor("b")])
+    assert problem.startswith("b has 10.0 GB of memory left, and 2 ranks take about 12.0 GB")
+    assert "spark.executor.memoryOverhead" in problem
+
+
+def test_too_little_disk():
+    (problem,) = checks.tight(checks.Need(1e6, 20e9), [executor("a")])
+    assert problem.startswith("a has 10.0 GB of disk left in /data")
+    assert "spark.local.dir" in problem
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, r"task\.resource\.gpu\.amount and spark\.executor\.resource\.gpu\.amount not set.*--conf"),
+        ({"spark.task.resource.gpu.amount": "1"}, r"hand out: spark\.executor\.resource\.gpu\.amount not set"),
+        ({"spark.task.resource.gpu.amount": "0.5", "spark.executor.resource.gpu.amount": "1"}, "share a GPU"),
+    ],
+)
+def test_gpus_that_spark_does_not_have(settings, message):
+    with pytest.raises(ClusterError, match=message):
+        checks.check_gpus({"spark.master": "spark://host:7077"} | settings, wanted=True)
+
+
+def test_gpus_that_there_are():
+    settings = {"spark.task.resource.gpu.amount": "1", "spark.executor.resource.gpu.amount": "4"}
+    assert checks.check_gpus(settings, wanted=True) == "1 for each rank, 4 in each executor"
+    assert "local master" in checks.check_gpus({"spark.master": "local[2]"}, wanted=True)
+    assert "CPUs" in checks.check_gpus({}, wanted=False)
