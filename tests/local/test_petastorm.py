@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from typing import Any
 
 import keras
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from pyspark.ml.functions import vector_to_array
 from pyspark.sql import functions as F
@@ -147,3 +149,25 @@ def test_what_is_refused(spark, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "petastorm.reader", None)
     with pytest.raises(SetupError, match=r'pip install "cos-ml\[petastorm\]".*pyarrow below 15'):
         estimator(tmp_path).fit(df)
+
+
+class Evil:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return eval, (f"open({self.path!r}, 'w').close()",)
+
+
+def test_pickles_beside_a_dataset_are_not_opened(spark, tmp_path):
+    """petastorm's own datasets have their schema as a pickle; whoever can write the dataset could put another there."""
+    path = tmp_path / "rows"
+    arrays(frame(spark, [rows_of(*reference.data(20))] * 2)).write.parquet(str(path))
+    schema = pq.read_schema(next(path.glob("*.parquet")))
+    evil = schema.with_metadata({b"dataset-toolkit.unischema.v1": pickle.dumps(Evil(tmp_path / "opened"))})
+    for name in ("_common_metadata", "_metadata"):
+        pq.write_metadata(evil, path / name)
+    assert estimator(tmp_path, epochs=1).fitParquet(str(path)).summary.rows == 40
+    assert not (tmp_path / "opened").exists()

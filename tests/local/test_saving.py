@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -14,12 +17,13 @@ import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 
-from cos_ml import DeepNetEstimator, DeepNetModel, callback, persistence
+from cos_ml import DeepNetEstimator, DeepNetModel, callback, callbacks, persistence
 from cos_ml.errors import InvalidInputError, SavedModelError
 from cos_ml.networks import Network, load
 from tests import reference
 from tests.layers import Counting
 from tests.sessions import ROOT, frame, rows_of
+from tests.unit.test_safety import layer, rebuilt
 
 FRESH = """
 import json, sys
@@ -289,3 +293,101 @@ def test_damaged_metadata(spark, tmp_path, change, message):
     rewrite(tmp_path / "model", change)
     with pytest.raises((SavedModelError, InvalidInputError), match=message):
         DeepNetModel.load(str(tmp_path / "model"))
+
+
+def replaced(spark: Any, path: Any, **items: bytes) -> None:
+    """Put other bytes into a saved stage, and let the metadata agree, as somebody would who means harm."""
+    old = {row["name"]: row["data"] for row in spark.read.parquet(str(path / "data")).collect()}
+    rows = [(name, 0, bytes(data)) for name, data in (old | items).items()]
+    shutil.rmtree(path / "data")
+    spark.createDataFrame(rows, "name string, part int, data binary").write.parquet(str(path / "data"))
+    if "network" in items:
+        digest = hashlib.sha256(items["network"]).hexdigest()
+        rewrite(path, lambda metadata: metadata["network"].update(sha256=digest))
+
+
+def a_part(path: Any) -> Any:
+    return next((path / "data").glob("*.parquet"))
+
+
+def cut(path: Any) -> None:
+    part = a_part(path)
+    part.write_bytes(part.read_bytes()[:-100])
+    (part.parent / f".{part.name}.crc").unlink()
+
+
+def no_json(path: Any) -> None:
+    file, _ = metadata_of(path)
+    file.write_text("{")
+    (file.parent / f".{file.name}.crc").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut, "is damaged"),
+        (lambda path: a_part(path).unlink(), r"is damaged: KeyError: 'network'|Unable to infer schema|is damaged"),
+        (lambda path: shutil.rmtree(path / "data"), "There is no saved DeepNetModel|is damaged"),
+        (lambda path: shutil.rmtree(path / "metadata"), "There is no saved DeepNetModel at"),
+        (no_json, "is damaged: JSONDecodeError"),
+    ],
+)
+def test_damaged_files(spark, tmp_path, damage, message):
+    DeepNetModel(model=reference.network()).save(str(tmp_path / "model"))
+    damage(tmp_path / "model")
+    with pytest.raises(SavedModelError, match=message) as caught:
+        DeepNetModel.load(str(tmp_path / "model"))
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_is_there(spark, tmp_path):
+    with pytest.raises(SavedModelError, match=r"There is no saved DeepNetEstimator at .*nowhere"):
+        DeepNetEstimator.load(str(tmp_path / "nowhere"))
+
+
+def test_the_files_of_two_models_are_swapped(spark, tmp_path):
+    DeepNetModel(model=reference.network()).save(str(tmp_path / "one"))
+    DeepNetModel(model=reference.network(classes=4)).save(str(tmp_path / "other"))
+    shutil.rmtree(tmp_path / "one" / "data")
+    shutil.copytree(tmp_path / "other" / "data", tmp_path / "one" / "data")
+    with pytest.raises(SavedModelError, match="SHA-256"):
+        DeepNetModel.load(str(tmp_path / "one"))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda archive: rebuilt(archive, layer(class_name="Lambda", config={})), "has a Lambda"),
+        (lambda archive: rebuilt(archive, layer(module="os", class_name="system")), r"names os\.system"),
+        (lambda archive: rebuilt(archive, **{"../../job": b"x"}), r"a member '\.\./\.\./job'"),
+        (lambda archive: rebuilt(archive, **{"assets/zeros": bytes(200 << 20)}), "would unpack to"),
+        (lambda archive: archive[:-50], "no archive"),
+        (lambda archive: b"", "no archive"),
+    ],
+)
+def test_a_network_that_somebody_made(spark, tmp_path, make, message):
+    DeepNetModel(model=reference.network()).save(str(tmp_path / "model"))
+    replaced(spark, tmp_path / "model", network=make(Network.of(reference.network()).archive))
+    with pytest.raises(SavedModelError, match=message):
+        DeepNetModel.load(str(tmp_path / "model"))
+
+
+def test_golden_rows_that_somebody_made(spark, tmp_path):
+    DeepNetModel(model=reference.network()).save(str(tmp_path / "model"))
+    pickled = io.BytesIO()
+    np.savez(pickled, x0=np.array([print], dtype=object), allow_pickle=True)
+    for golden in (b"no archive", pickled.getvalue()):
+        replaced(spark, tmp_path / "model", golden=golden)
+        with pytest.raises(SavedModelError):
+            DeepNetModel.load(str(tmp_path / "model"))
+
+
+def test_a_saved_estimator_calls_nothing(spark, tmp_path):
+    """Whoever can write the file could name any function as a loss or a callback."""
+    DeepNetEstimator(model=reference.network(), loss="mse").save(str(tmp_path / "estimator"))
+    evil = {"module": "os", "class_name": "system", "config": "echo", "registered_name": "function"}
+    rewrite(tmp_path / "estimator", lambda metadata: metadata["paramMap"].update(loss=evil))
+    with pytest.raises(SavedModelError, match=r"names os\.system"):
+        DeepNetEstimator.load(str(tmp_path / "estimator"))
+    with pytest.raises(InvalidInputError, match=r"expected a class of keras\.callbacks"):
+        callbacks.make({"class": "subprocess:Popen", "ranks": "all", "arguments": {"args": ["true"]}})
