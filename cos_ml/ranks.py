@@ -248,18 +248,22 @@ def _meet(
     """Tell the others what this task has, and wait for all: one allGather, which is also the rendezvous for Horovod."""
     several = len(hosts) > 1
     task = context.partitionId()
-    rendezvous = Rendezvous(server_address(hosts)) if several and task == 0 else None
-    mine = {
-        "rank": places[task].rank, "partition": task, "problem": bool(problem),
-        "rows": spool.rows, "digest": spool.digest, "skipped": spool.skipped, "validation": spool.rows["validation"],
-        "shapes": spool.shapes, "dtypes": spool.dtypes,
-        "addresses": list(local_addresses()) if several else [], "port": rendezvous.port if rendezvous else 0,
-        "secret": rendezvous.secret if rendezvous else "",
-        **checks.facts(),
-    }  # fmt: skip
-    told = [json.loads(message) for message in context.allGather(json.dumps(mine))]
-    if rendezvous is not None:
-        rendezvous.serve(places, [address for other in told for address in other["addresses"]])
+    with contextlib.ExitStack() as unless_met:
+        rendezvous = None
+        if several and task == 0:
+            rendezvous = unless_met.enter_context(Rendezvous(server_address(hosts)))
+        mine = {
+            "rank": places[task].rank, "partition": task, "problem": bool(problem),
+            "rows": spool.rows, "digest": spool.digest, "skipped": spool.skipped,
+            "validation": spool.rows["validation"], "shapes": spool.shapes, "dtypes": spool.dtypes,
+            "addresses": list(local_addresses()) if several else [], "port": rendezvous.port if rendezvous else 0,
+            "secret": rendezvous.secret if rendezvous else "",
+            **checks.facts(),
+        }  # fmt: skip
+        told = [json.loads(message) for message in context.allGather(json.dumps(mine))]
+        if rendezvous is not None:
+            rendezvous.serve(places, [address for other in told for address in other["addresses"]])
+        unless_met.pop_all()
     secret = told[0]["secret"]
     environment = rank_environment(places[task], hosts, told[0]["port"], secret) if several else {}
     told = [{name: value for name, value in other.items() if name != "secret"} for other in told]

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ STALL = 10.0  # seconds
 TRIES = 5  # until a moment is met
 PHASES = ("start", "read", "train", "checkpoint", "finish")
 VICTIMS = ("rank", "worker", "executor", "stop")
-LATEST = {"start": 2.0, "read": 0.3, "train": 1.0, "checkpoint": 0.0, "finish": 0.1}  # seconds into a phase
+LATEST = {"start": 2.0, "read": 0.3, "train": 1.0, "checkpoint": 0.0, "finish": 0.05}  # seconds into a phase
 
 
 def main(kills: int = 50) -> None:
@@ -57,7 +58,7 @@ def main(kills: int = 50) -> None:
             while tries < TRIES and (
                 chaos is None or not chaos.struck
             ):  # the fit may be over before the moment has come
-                states = folder / f"states-{number}-{random.getrandbits(32)}"
+                states = folder / f"states-{number}-{uuid.uuid4().hex[:8]}"
                 chaos = Chaos(victim, phase, states, chance.uniform(0, LATEST[phase]))
                 tries += 1
                 line, good = survives(chaos, data, states, undisturbed, folder, ports)
