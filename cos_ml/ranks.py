@@ -179,8 +179,8 @@ def _task(job: Job, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatc
             meeting.close()
             result = {"problem": _no_rows(meeting.tasks).encode()} if here.rank == 0 else {}
         else:
-            with meeting:
-                reporter = progress.Reporter(job.progress if here.rank == 0 else None)
+            calling = progress.Reporter(job.progress if here.rank == 0 else None)
+            with meeting, contextlib.closing(calling) as reporter:
                 need = checks.need_of(job.specs[0], max(map(len, job.networks)))  # an archive is weights, mostly
                 for text in checks.tight(need, meeting.tasks):
                     reporter.send({"event": "note", "text": text})
@@ -317,7 +317,6 @@ class RankProcess:
                 meeting.close()  # all ranks are connected: nobody has to be answered any more
             else:
                 reporter.send(event)
-        reporter.close()
         code = self.process.wait()
         log = self._log()
         result = artifacts.read(self.results)
