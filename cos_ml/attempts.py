@@ -108,9 +108,10 @@ def failures(spark: SparkSession, tag: str) -> list[str]:
             for attempt in _all(store.stageData(stage, False, jvm.java.util.ArrayList(), False, quantiles)):
                 if attempt.failureReason().isDefined():
                     tasks = store.taskList(stage, attempt.attemptId(), MOST_TASKS)
-                    told = [(one.status(), one.errorMessage().getOrElse(None)) for one in _all(tasks)]
-                    reasons = [text for status, text in told if status == "FAILED" and text]
-                    reasons += [text for status, text in told if status == "KILLED" and text and ECHO not in text]
+                    told = [(one.status(), one.errorMessage()) for one in _all(tasks)]
+                    told = [(status, message.get()) for status, message in told if message.isDefined()]
+                    reasons = [text for status, text in told if status == "FAILED"]
+                    reasons += [text for status, text in told if status == "KILLED" and ECHO not in text]
                     found[stage, attempt.attemptId()] = _cause([*reasons, attempt.failureReason().get()])
     return [found[key] for key in sorted(found)]
 
