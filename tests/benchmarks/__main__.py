@@ -64,7 +64,10 @@ def main() -> None:
         transform = _measure("transform", folder, sys.executable, rows)
         tuning = _measure("tuning", folder, sys.executable)
         feeds = _measure("feeds", folder, sys.executable, rows)
+        checkpoints = _measure("checkpoints", folder, sys.executable, rows)
     print(_table(fit, keras_estimator, transform, tuning))
+    what = "fit with a checkpoint each epoch, s           without"
+    print(Line(what, checkpoints["with"], checkpoints["without"], most=1.05))
     for name, rate in feeds.items():
         print(f"{'feed, rows/s: ' + name:<54}{rate:>10,.0f}")
 
