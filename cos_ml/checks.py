@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cos_ml.errors import ClusterError
 from cos_ml.feeds import local_folder
 from cos_ml.spec import TrainSpec
 
-__all__ = ["Need", "check_gpus", "differing", "facts", "need_of", "shown", "tight", "versions"]
+__all__ = ["Need", "differing", "facts", "need_of", "shown", "tight", "versions"]
 
 GB = 1e9
 TENSORFLOW = ("tensorflow", "tensorflow-cpu", "tensorflow-gpu", "tensorflow-macos", "tensorflow-rocm", "tf-nightly")
@@ -148,36 +147,3 @@ def tight(need: Need, executors: Sequence[dict[str, Any]]) -> list[str]:
 def shown(size: float) -> str:
     """Bytes as a person reads them."""
     return f"{size / GB:.1f} GB" if size >= GB / 10 else f"{size / 1e6:.1f} MB"
-
-
-def check_gpus(settings: Any, wanted: bool) -> str:
-    """What GPUs the ranks will have, as a text (driver side).
-
-    Args:
-        settings: Spark's, by ``get(name, default)``.
-        wanted: whether they shall train on GPUs.
-
-    Raises:
-        ClusterError: GPUs are asked for, and Spark was given none to hand out.
-    """
-    if not wanted:
-        return "not asked for: ranks train on CPUs (Param useGpu)"
-    each, offered = (settings.get(name, None) for name in GPU_SETTINGS)
-    if str(settings.get("spark.master", "")).startswith("local[") and not each:
-        return "useGpu=True on a local master: ranks take the GPUs that this machine shows"
-    if not each or not offered:
-        missing = " and ".join(name for name, value in zip(GPU_SETTINGS, (each, offered), strict=True) if not value)
-        raise ClusterError(
-            f"useGpu=True, and Spark has no GPUs to hand out: {missing} not set. Start the application with "
-            "--conf spark.executor.resource.gpu.amount=N --conf spark.task.resource.gpu.amount=1, and with "
-            "spark.executor.resource.gpu.discoveryScript unless the cluster manager has one."
-        )
-    if float(each) < 1:
-        raise ClusterError(
-            f"useGpu=True, and spark.task.resource.gpu.amount={each} lets several ranks share a GPU, which NCCL "
-            "refuses: set it to 1."
-        )
-    return f"{each} for each rank, {offered} in each executor"
-
-
-GPU_SETTINGS = ("spark.task.resource.gpu.amount", "spark.executor.resource.gpu.amount")

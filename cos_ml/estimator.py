@@ -15,7 +15,19 @@ from pyspark import keyword_only
 from pyspark.ml import Estimator
 from pyspark.sql import DataFrame, SparkSession
 
-from cos_ml import checkpoint, checks, connect, explaining, feeds, heads, networks, petastorm_feed, progress, ranks
+from cos_ml import (
+    checkpoint,
+    checks,
+    connect,
+    explaining,
+    feeds,
+    gpus,
+    heads,
+    networks,
+    petastorm_feed,
+    progress,
+    ranks,
+)  # fmt: skip
 from cos_ml.columns import Column
 from cos_ml.errors import CosMLError, InvalidInputError, SetupError
 from cos_ml.model import COMPILED, DeepNetModel, check_layers, check_outputs, input_columns, label_columns
@@ -302,7 +314,7 @@ def _train(dataset: DataFrame, candidates: Sequence[_Candidate], url: str | None
     spec, workers = first.spec, first.estimator.getNumTrainWorkers()
     if workers > 1:
         _check_horovod()
-    checks.check_gpus(dataset.sparkSession.conf, spec.use_gpu)
+    gpus.check(dataset.sparkSession.conf, spec.use_gpu)
     archives = tuple({candidate.network.archive: None for candidate in candidates})
     rows, shards = feeds.narrow(dataset, spec), None
     folders = [_folder(candidate, rows.schema.simpleString()) for candidate in candidates]

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
-from cos_ml import checks, feeds, networks, slots
+from cos_ml import checks, feeds, gpus, networks, slots
 from cos_ml.errors import ClusterError, CosMLError, from_spark
 from cos_ml.networks import Network
 from cos_ml.spec import TrainSpec
@@ -27,8 +27,8 @@ def explain(dataset: DataFrame, spec: TrainSpec, network: Network, workers: int)
     rows: list[int] = []
     report.check("columns", lambda: _columns(spec))
     report.check("rows", lambda: _rows(dataset, spec, rows))
-    report.check("GPUs", lambda: checks.check_gpus(spark.conf, spec.use_gpu))
-    if report.check("slots", lambda: _slots(spark, workers)):
+    report.check("GPUs", lambda: gpus.check(spark.conf, spec.use_gpu))
+    if report.check("slots", lambda: _slots(spark, workers, spec)):
         executors: list[dict[str, Any]] = []
         if report.check("versions", lambda: _versions(spark, workers, executors)):
             need = checks.need_of(spec, *_sizes(network), rows[0] if rows else None, workers)
@@ -82,8 +82,8 @@ def _rows(dataset: DataFrame, spec: TrainSpec, counted: list[int]) -> str:
     return f"{counted[0]:,}; the first {table.num_rows:,} were looked at{told}, a fit looks at each"
 
 
-def _slots(spark: SparkSession, workers: int) -> str:
-    slots.check_cluster(spark, workers)
+def _slots(spark: SparkSession, workers: int, spec: TrainSpec) -> str:
+    slots.check_cluster(spark, workers, gpus.profile(spark.conf, spec.use_gpu))
     return f"{workers} for numTrainWorkers={workers}"
 
 

@@ -26,7 +26,7 @@ import pyarrow as pa
 from pyspark import BarrierTaskContext
 from pyspark.sql import DataFrame
 
-from cos_ml import artifacts, attempts, checks, connect, progress, pulse, slots
+from cos_ml import artifacts, attempts, checks, connect, gpus, progress, pulse, slots
 from cos_ml.doors import redacted
 from cos_ml.errors import ClusterError, InvalidInputError, RankError, from_spark
 from cos_ml.feeds import Spool, local_folder, small_batches, spread
@@ -100,14 +100,15 @@ def run(df: DataFrame, job: Job, ranks: int) -> Outcome:
         RankError: a rank failed; the message has its traceback, or the cause of each attempt that Spark made.
     """
     connect.check_size(df.sparkSession, job.networks)
-    slots.check_cluster(df.sparkSession, ranks)
+    profile = gpus.profile(df.sparkSession.conf, job.specs[0].use_gpu)
+    slots.check_cluster(df.sparkSession, ranks, profile)
     returned = sum(len(job.networks[spec.network]) for spec in job.specs)
-    tasks = spread(df, ranks).mapInArrow(partial(_task, job), "rank int, " + artifacts.SCHEMA, barrier=True)
+    tasks = spread(df, ranks).mapInArrow(partial(_task, job), "rank int, " + artifacts.SCHEMA, True, profile)
     with attempts.tagged(df.sparkSession) as tag:
         try:
             # The shuffle is what lets Spark retry: it never repeats a barrier stage whose result is collected directly.
             # In as many parts as the driver can take one after the other.
-            with slots.taken(df.sparkSession, ranks), small_batches(df.sparkSession, job.specs[0]):
+            with slots.taken(df.sparkSession, ranks, profile), small_batches(df.sparkSession, job.specs[0]):
                 rows = list(tasks.repartition(1 + returned // RESULT_PART).toLocalIterator())
         except Exception as error:
             if tag.interrupted:
@@ -290,7 +291,7 @@ class RankProcess:
         inherited += [fd for part in spool.descriptors().values() for fd in part.values()]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cos_ml.rank_process"],
-            env=_child_environment(job.specs[0]) | {"TMPDIR": self.scratch.path},
+            env=_child_environment(job.specs[0], here) | {"TMPDIR": self.scratch.path},
             pass_fds=inherited, stdin=subprocess.PIPE, stdout=self.log, stderr=self.log,
         )  # fmt: skip
         os.close(events_of_child)
@@ -385,12 +386,11 @@ class RankProcess:
         self.spool.close()
 
 
-def _child_environment(spec: TrainSpec) -> dict[str, str]:
+def _child_environment(spec: TrainSpec, here: Place) -> dict[str, str]:
     """This worker's environment, with its import path and quiet TensorFlow; the task's own GPUs and no others."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     environment.pop("OMP_NUM_THREADS", None)  # Spark sets it to spark.task.cpus for the Python worker
-    if not spec.use_gpu:
-        return environment | {"CUDA_VISIBLE_DEVICES": "-1"}
-    gpus = BarrierTaskContext.get().resources().get("gpu")
-    return environment | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus.addresses)} if gpus else {})
+    assigned = BarrierTaskContext.get().resources().get("gpu")
+    addresses = assigned.addresses if assigned else None
+    return environment | gpus.environment(spec.use_gpu, addresses, here.local_rank, environment)

@@ -12,6 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from pyspark.sql import SparkSession
 
@@ -26,19 +27,25 @@ POLL = 0.2  # seconds
 logger = logging.getLogger(__name__)
 
 
-def check_cluster(spark: SparkSession, ranks: int) -> None:
-    """Raises ClusterError where Spark would wait, or fail after a long time, for ``ranks`` tasks at once."""
+def check_cluster(spark: SparkSession, ranks: int, profile: Any = None) -> None:
+    """Raises ClusterError where Spark would wait, or fail after a long time, for ``ranks`` tasks at once.
+
+    Args:
+        spark: the session that trains.
+        ranks: how many tasks.
+        profile: the ResourceProfile of the tasks; None for Spark's default.
+    """
     if spark.conf.get("spark.dynamicAllocation.enabled", "false") == "true":
         raise ClusterError(
             "spark.dynamicAllocation.enabled is true, and Spark runs no barrier job then (SPARK-24942), which the "
             "ranks of a fit are. "
             "Set spark.dynamicAllocation.enabled=false and spark.executor.instances for the application that trains."
         )
-    slots = _slots(spark)
+    slots = _slots(spark, profile)
     deadline = time.monotonic() + _patience(spark)
     while slots is not None and slots < ranks and time.monotonic() < deadline:
         time.sleep(POLL)
-        slots = _slots(spark)
+        slots = _slots(spark, profile)
     if slots is not None and slots < ranks:
         raise ClusterError(
             f"numTrainWorkers={ranks} needs {ranks} tasks at the same time, and this application has slots for "
@@ -55,7 +62,7 @@ def _patience(spark: SparkSession) -> float:
     return 0.0 if local or is_connect(spark) else EXECUTORS_TIME
 
 
-def _slots(spark: SparkSession) -> int | None:
+def _slots(spark: SparkSession, profile: Any = None) -> int | None:
     """How many tasks run at once on the executors there are now; None where Spark Connect does not tell.
 
     It tells which master there is, and that is enough for local ones only.
@@ -64,7 +71,24 @@ def _slots(spark: SparkSession) -> int | None:
         local = re.fullmatch(r"local\[(\d+)(?:,\d+)?\]", spark.conf.get("spark.master", "") or "")
         return int(local[1]) // int(spark.conf.get("spark.task.cpus", "1") or 1) if local else None
     context = spark.sparkContext._jsc.sc()
-    return context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile())
+    if profile is None:
+        return context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile())
+    return context.maxNumConcurrentTasks(_java_profile(spark, profile))
+
+
+def _java_profile(spark: SparkSession, profile: Any) -> Any:
+    """Spark's own object of a profile; raises ClusterError where this cluster manager can't give each stage its own."""
+    made = profile._java_resource_profile
+    manager = spark.sparkContext._jsc.sc().resourceProfileManager()
+    try:
+        manager.addResourceProfile(made)
+    except Exception as error:
+        what = str(error).split("\n")[0]
+        raise ClusterError(
+            f"useGpu=True for the training alone, and this cluster can't schedule a stage by itself: {what}. Give "
+            "every task its GPU: --conf spark.task.resource.gpu.amount=1."
+        ) from error
+    return made
 
 
 class Account:
@@ -113,6 +137,6 @@ class Account:
 _account = Account()  # a process runs one Spark application
 
 
-def taken(spark: SparkSession, ranks: int) -> contextlib.AbstractContextManager[None]:
+def taken(spark: SparkSession, ranks: int, profile: Any = None) -> contextlib.AbstractContextManager[None]:
     """Hold the slots of ``ranks`` tasks for the length of a ``with`` block; waits while other fits hold them."""
-    return _account.taken(ranks, _slots(spark))
+    return _account.taken(ranks, _slots(spark, profile))

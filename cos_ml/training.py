@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cos_ml import artifacts, callbacks, networks
+from cos_ml import artifacts, callbacks, gpus, networks
 from cos_ml.allreduce import Ranks
 from cos_ml.errors import InvalidInputError
 from cos_ml.feeds import PARTS, Batch, Rows, step_weights
@@ -46,6 +46,7 @@ def train(start: dict[str, Any], meet: Callable[[], dict[str, Any]]) -> dict[str
     clock = Clock()
     specs = [TrainSpec.from_json(text) for text in start["specs"]]
     place = start["place"]
+    gpus.use(specs[0].use_gpu, tf)
     _limit_threads(place["local_size"])
     with os.fdopen(start["networks"], "rb") as file:
         archives = artifacts.read(file)

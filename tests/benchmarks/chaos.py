@@ -188,11 +188,12 @@ def spooled(worker: psutil.Process | None) -> bool:
 
 
 def listening() -> set[Any]:
-    """What Python processes below this one listen on, and this one itself."""
+    """What Python processes below this one listen on, and this one itself; not PySpark's daemons, children of a JVM."""
     found = set()
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
         try:
-            if "python" in process.name():
+            parent = process.parent()
+            if "python" in process.name() and (parent is None or parent.name() != "java"):
                 found |= {one.laddr for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN}
         except psutil.Error:
             pass

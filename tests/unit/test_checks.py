@@ -2,7 +2,6 @@ import pytest
 
 from cos_ml import checks
 from cos_ml.columns import Column
-from cos_ml.errors import ClusterError
 from cos_ml.spec import TrainSpec
 
 HERE = {"Python": "3.11", "TensorFlow": "2.21.0", "Keras": "3.15.1", "cos_ml": "0.1", "Horovod": "0.28.1"}
@@ -73,23 +72,3 @@ def test_too_little_disk():
     (problem,) = checks.tight(checks.Need(1e6, 20e9), [executor("a")])
     assert problem.startswith("a has 10.0 GB of disk left in /data")
     assert "spark.local.dir" in problem
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({}, r"task\.resource\.gpu\.amount and spark\.executor\.resource\.gpu\.amount not set.*--conf"),
-        ({"spark.task.resource.gpu.amount": "1"}, r"hand out: spark\.executor\.resource\.gpu\.amount not set"),
-        ({"spark.task.resource.gpu.amount": "0.5", "spark.executor.resource.gpu.amount": "1"}, "share a GPU"),
-    ],
-)
-def test_gpus_that_spark_does_not_have(settings, message):
-    with pytest.raises(ClusterError, match=message):
-        checks.check_gpus({"spark.master": "spark://host:7077"} | settings, wanted=True)
-
-
-def test_gpus_that_there_are():
-    settings = {"spark.task.resource.gpu.amount": "1", "spark.executor.resource.gpu.amount": "4"}
-    assert checks.check_gpus(settings, wanted=True) == "1 for each rank, 4 in each executor"
-    assert "local master" in checks.check_gpus({"spark.master": "local[2]"}, wanted=True)
-    assert "CPUs" in checks.check_gpus({}, wanted=False)
