@@ -23,11 +23,12 @@ from cos_ml import (
     feeds,
     gpus,
     heads,
+    horovod_options,
     networks,
     petastorm_feed,
     progress,
     ranks,
-)  # fmt: skip
+)
 from cos_ml.columns import Column
 from cos_ml.errors import CosMLError, InvalidInputError, SetupError
 from cos_ml.model import COMPILED, DeepNetModel, check_layers, check_outputs, input_columns, label_columns
@@ -42,10 +43,25 @@ __all__ = ["DeepNetEstimator"]
 
 keras = import_keras()
 
+STEPS = 16  # in one call of TensorFlow, where stepsPerExecution does not say
 FIT = (  # beside network, columns and what Keras compiles: the Params that decide what a fit computes
-    "learningRate", "batchSize", "epochs", "shuffle", "seed", "handleInvalid", "callbacks", "patience",
-    "restoreBestWeights", "numTrainWorkers", "feed", "checkpointSteps",
-)  # fmt: skip
+    "learningRate",
+    "batchSize",
+    "epochs",
+    "shuffle",
+    "seed",
+    "handleInvalid",
+    "callbacks",
+    "patience",
+    "restoreBestWeights",
+    "numTrainWorkers",
+    "feed",
+    "checkpointSteps",
+    "gradientCompression",
+    "gradientAccumulationSteps",
+    "dtypePolicy",
+    "stepsPerExecution",
+)
 
 
 class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
@@ -77,6 +93,9 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
         handleNonFiniteLoss: "error" or "keep" a loss that is NaN or infinite.
         stallTimeout: seconds after which a rank that does not get on is given up.
         numTrainWorkers, useGpu: ranks, and whether each takes the GPU that Spark assigned.
+        gradientCompression, gradientAccumulationSteps, dtypePolicy, jitCompile, stepsPerExecution: for speed, at the
+            price of digits, memory or time to compile.
+        horovodOptions: Horovod's and NCCL's settings for every rank, the network interface too.
         featureLayers, outputCols: layers whose activations become Vector columns, and the names of those columns.
         predictionCol, probabilityCol, rawPredictionCol: as in Spark ML; "" leaves one out.
         handleInvalid: "error", "skip" or "keep" rows with a null, a NaN or the wrong size.
@@ -127,6 +146,12 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
         stallTimeout: float = 1800.0,
         numTrainWorkers: int = 1,
         useGpu: bool = False,
+        gradientCompression: str = "none",
+        gradientAccumulationSteps: int = 1,
+        dtypePolicy: str | None = None,
+        jitCompile: bool = False,
+        stepsPerExecution: int | None = None,
+        horovodOptions: dict[str, Any] | None = None,
         featureLayers: list[str] | None = None,
         outputCols: list[str] | None = None,
         predictionCol: str = "prediction",
@@ -244,6 +269,12 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
             restore_best=self.getRestoreBestWeights(),
             stop_at_non_finite=self.getHandleNonFiniteLoss() == "error",
             stall_timeout=self.getStallTimeout(),
+            compression=self.getGradientCompression(),
+            accumulation=self.getGradientAccumulationSteps(),
+            dtype_policy=self.getDtypePolicy() if self.isSet(self.dtypePolicy) else None,
+            jit_compile=self.getJitCompile(),
+            steps_per_execution=self.getStepsPerExecution() if self.isSet(self.stepsPerExecution) else STEPS,
+            variables=horovod_options.variables(self.getHorovodOptions()),
         )  # fmt: skip
         check_layers(network, self.getFeatureLayers())
         kinds = tuple(heads.head_of(output, loss) for output, loss in zip(network.outputs, losses, strict=True))

@@ -32,7 +32,7 @@ def main() -> int:
         ranks = [
             subprocess.Popen(
                 [sys.executable, "-c", RANK],
-                env=os.environ | rank_environment(here, ["localhost"] * 2, rendezvous.port, rendezvous.secret),
+                env=os.environ | rank_environment(here, "127.0.0.1", "127.0.0.1", rendezvous.port, rendezvous.secret),
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )
             for here in places

@@ -25,7 +25,7 @@ from pyspark.ml.param.shared import (
     HasWeightCol,
 )
 
-from cos_ml import networks
+from cos_ml import horovod_options, networks
 from cos_ml.callbacks import plain_callback
 from cos_ml.errors import InvalidInputError
 from cos_ml.networks import Network
@@ -353,6 +353,36 @@ class EstimatorParams(
     )
     numTrainWorkers = _param("numTrainWorkers", "ranks, one barrier task each (>= 1)", _whole("numTrainWorkers", 1))
     useGpu = _param("useGpu", "train on the GPUs that Spark assigned, one per rank", _switch("useGpu"))
+    gradientCompression = _param(
+        "gradientCompression",
+        "what gradients travel as between ranks: 'none' (as they are) or 'fp16' (half the bytes, three digits)",
+        _one_of("gradientCompression", "none", "fp16"),
+    )
+    gradientAccumulationSteps = _param(
+        "gradientAccumulationSteps",
+        "steps (>= 1) whose gradients are averaged before the weights change: a batch of so many times batchSize",
+        _whole("gradientAccumulationSteps", 1),
+    )
+    dtypePolicy = _param(
+        "dtypePolicy",
+        "Keras's policy while training: 'mixed_float16' (with loss scaling) or 'mixed_bfloat16' compute in half "
+        "precision and keep float32 weights. Unset: each layer's own; the trained network has that again",
+        _one_of("dtypePolicy", "float32", "mixed_float16", "mixed_bfloat16"),
+    )
+    jitCompile = _param(
+        "jitCompile", "compile loss and gradients with XLA; worth its time on GPUs, mostly", _switch("jitCompile")
+    )
+    stepsPerExecution = _param(
+        "stepsPerExecution",
+        "steps in one call of TensorFlow (>= 1); callbacks, progress and checkpoints come in between. Unset: 16",
+        _whole("stepsPerExecution", 1),
+    )
+    horovodOptions = _param(
+        "horovodOptions",
+        "dict of Horovod's settings for every rank: fusionThreshold (bytes), cycleTime (ms), timeline (a file on rank "
+        "0's host), autotune (bool), networkInterface (a name, as eth0), and any HOROVOD_... or NCCL_... variable",
+        horovod_options.converted,
+    )
     feed = _param(
         "feed",
         "how rows reach the ranks: 'arrow' (from Spark to each rank's local disk) or 'petastorm' (written once as "
@@ -406,6 +436,7 @@ class EstimatorParams(
             metrics=[], optimizer="adam", batchSize=32, epochs=1, shuffle=True, numTrainWorkers=1, useGpu=False,
             progress=True, seed=0, restoreBestWeights=False, callbacks=[], frozenLayers=[], feed="arrow",
             keepCache=False, checkpointInterval=1, resume="auto", handleNonFiniteLoss="error", stallTimeout=1800.0,
+            gradientCompression="none", gradientAccumulationSteps=1, jitCompile=False, horovodOptions={},
         )  # fmt: skip
 
     def getModel(self) -> Any:
@@ -455,6 +486,30 @@ class EstimatorParams(
     def getUseGpu(self) -> bool:
         """Gets the value of useGpu or its default value."""
         return self.getOrDefault(self.useGpu)
+
+    def getGradientCompression(self) -> str:
+        """Gets the value of gradientCompression or its default value."""
+        return self.getOrDefault(self.gradientCompression)
+
+    def getGradientAccumulationSteps(self) -> int:
+        """Gets the value of gradientAccumulationSteps or its default value."""
+        return self.getOrDefault(self.gradientAccumulationSteps)
+
+    def getDtypePolicy(self) -> str:
+        """Gets the value of dtypePolicy."""
+        return self.getOrDefault(self.dtypePolicy)
+
+    def getJitCompile(self) -> bool:
+        """Gets the value of jitCompile or its default value."""
+        return self.getOrDefault(self.jitCompile)
+
+    def getStepsPerExecution(self) -> int:
+        """Gets the value of stepsPerExecution."""
+        return self.getOrDefault(self.stepsPerExecution)
+
+    def getHorovodOptions(self) -> dict[str, Any]:
+        """Gets the value of horovodOptions or its default value."""
+        return dict(self.getOrDefault(self.horovodOptions))
 
     def getFeed(self) -> str:
         """Gets the value of feed or its default value."""

@@ -31,7 +31,7 @@ from cos_ml.doors import redacted
 from cos_ml.errors import ClusterError, InvalidInputError, RankError, from_spark
 from cos_ml.feeds import Spool, local_folder, small_batches, spread
 from cos_ml.petastorm_feed import Shard, Shards
-from cos_ml.rendezvous import Place, Rendezvous, local_addresses, place, rank_environment, server_address
+from cos_ml.rendezvous import INTERFACE, Place, Rendezvous, local_addresses, own_address, place, rank_environment
 from cos_ml.scratch import Scratch
 from cos_ml.spec import TrainSpec
 
@@ -168,7 +168,7 @@ def _task(job: Job, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatc
     spool = Shard(job.shards, context.partitionId()) if job.shards else Spool(job.specs[0])
     with RankProcess(job, here, spool) as process:  # TensorFlow loads while rows arrive
         problem = _fill(spool, batches)
-        meeting = _meet(context, hosts, places, spool, problem)
+        meeting = _meet(context, job, hosts, places, spool, problem)
         foreign = checks.differing(job.versions, meeting.tasks)
         if foreign:
             meeting.close()
@@ -244,21 +244,23 @@ class Meeting:
 
 
 def _meet(
-    context: BarrierTaskContext, hosts: list[str], places: list[Place], spool: Spool | Shard, problem: str
+    context: BarrierTaskContext, job: Job, hosts: list[str], places: list[Place], spool: Spool | Shard, problem: str
 ) -> Meeting:
     """Tell the others what this task has, and wait for all: one allGather, which is also the rendezvous for Horovod."""
     several = len(hosts) > 1
     task = context.partitionId()
     with contextlib.ExitStack() as unless_met:
-        rendezvous = None
+        rendezvous, own = None, ""
+        if several:
+            own = own_address(hosts, task, job.specs[0].variables.get(INTERFACE))
         if several and task == 0:
-            rendezvous = unless_met.enter_context(Rendezvous(server_address(hosts)))
+            rendezvous = unless_met.enter_context(Rendezvous(own))
         mine = {
             "rank": places[task].rank, "partition": task, "problem": bool(problem),
             "rows": spool.rows, "digest": spool.digest, "skipped": spool.skipped,
             "validation": spool.rows["validation"], "shapes": spool.shapes, "dtypes": spool.dtypes,
             "addresses": list(local_addresses()) if several else [], "port": rendezvous.port if rendezvous else 0,
-            "secret": rendezvous.secret if rendezvous else "",
+            "address": own, "secret": rendezvous.secret if rendezvous else "",
             **checks.facts(),
         }  # fmt: skip
         told = [json.loads(message) for message in context.allGather(json.dumps(mine))]
@@ -266,7 +268,8 @@ def _meet(
             rendezvous.serve(places, [address for other in told for address in other["addresses"]])
         unless_met.pop_all()
     secret = told[0]["secret"]
-    environment = rank_environment(places[task], hosts, told[0]["port"], secret) if several else {}
+    server, port = told[0]["address"], told[0]["port"]
+    environment = rank_environment(places[task], own, server, port, secret) if several else {}
     told = [{name: value for name, value in other.items() if name != "secret"} for other in told]
     return Meeting(sorted(told, key=lambda other: other["rank"]), environment, rendezvous, secret)
 
@@ -388,7 +391,7 @@ class RankProcess:
 
 def _child_environment(spec: TrainSpec, here: Place) -> dict[str, str]:
     """This worker's environment, with its import path and quiet TensorFlow; the task's own GPUs and no others."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment = os.environ | spec.variables | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     environment.pop("OMP_NUM_THREADS", None)  # Spark sets it to spark.task.cpus for the Python worker
     assigned = BarrierTaskContext.get().resources().get("gpu")

@@ -10,10 +10,12 @@ from types import TracebackType
 from typing import Any
 
 from cos_ml.doors import BoundedServer, new_secret, same
+from cos_ml.errors import RankError
 
-__all__ = ["Place", "Rendezvous", "local_addresses", "place", "rank_environment"]
+__all__ = ["INTERFACE", "Place", "Rendezvous", "local_addresses", "own_address", "place", "rank_environment"]
 
 JOIN_TIMEOUT = "120"  # seconds until a rank whose peers don't come gives up
+INTERFACE = "HOROVOD_GLOO_IFACE"
 METHODS = (b"GET", b"PUT", b"DELETE")
 LARGEST_VALUE = 1 << 20  # bytes: the addresses under which a rank expects each of the others
 CALLS_OF_A_RANK = 4  # at a time
@@ -151,9 +153,27 @@ class Rendezvous:
         self.close()
 
 
-def server_address(hosts: Sequence[str]) -> str:
-    """Address for the rendezvous of ranks on ``hosts``, by partition id: the loopback where all are one host's."""
-    return "127.0.0.1" if len(set(hosts)) == 1 else socket.gethostbyname(hosts[0])
+def own_address(hosts: Sequence[str], task: int, interface: str | None = None) -> str:
+    """The address at which the others reach the rank of ``task``: the loopback where all ranks are one host's.
+
+    Args:
+        hosts: the host of each task, by partition id.
+        task: which one this is.
+        interface: the network interface to use; None for that of the address under which Spark knows the host.
+
+    Raises:
+        RankError: this host has no such interface.
+    """
+    if interface is not None:
+        addresses = local_addresses()
+        found = next((address for address, name in addresses.items() if name == interface), None)
+        if found is None:
+            raise RankError(
+                f"The host {hosts[task]} has no network interface {interface!r} with an IPv4 address (Param "
+                f"horovodOptions, networkInterface). It has {sorted(set(addresses.values()))}."
+            )
+        return found
+    return "127.0.0.1" if len(set(hosts)) == 1 else socket.gethostbyname(hosts[task])
 
 
 def local_addresses() -> dict[str, str]:
@@ -172,17 +192,16 @@ def _path_of(secret: str, port: int) -> str:
     return f"{secret}:{port}"  # Horovod writes http://ADDR:PORT/scope/key
 
 
-def rank_environment(here: Place, hosts: Sequence[str], port: int, secret: str) -> dict[str, str]:
+def rank_environment(here: Place, own: str, server: str, port: int, secret: str) -> dict[str, str]:
     """The environment in which ``hvd.init()`` finds its peers, to be added to its own.
 
     Args:
         here: the rank's place.
-        hosts: the host of each task, by partition id.
-        port: of the rendezvous server, which task 0 runs.
+        own: its address, whose network interface it uses.
+        server: the address of the rendezvous server, which task 0 runs.
+        port: of the rendezvous server.
         secret: that it wants to see.
     """
-    address = server_address(hosts)
-    own = address if address == "127.0.0.1" else socket.gethostbyname(here.host)
     interface = local_addresses().get(own)
     return {
         "HOROVOD_RANK": str(here.rank),
@@ -194,7 +213,7 @@ def rank_environment(here: Place, hosts: Sequence[str], port: int, secret: str) 
         "HOROVOD_HOSTNAME": here.host,
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
-        "HOROVOD_GLOO_RENDEZVOUS_ADDR": f"{address}:{port}/{secret}",
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": f"{server}:{port}/{secret}",
         "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
         "HOROVOD_GLOO_TIMEOUT_SECONDS": JOIN_TIMEOUT,
-    } | ({"HOROVOD_GLOO_IFACE": interface} if interface else {})
+    } | ({INTERFACE: interface} if interface else {})

@@ -37,6 +37,11 @@ class TrainSpec:
         checkpoint: where states of the training go; None for none.
         stop_at_non_finite: end with an error when the loss is NaN or infinite.
         stall_timeout: seconds that a rank may take for 16 steps, or for any other one thing.
+        compression: "fp16" halves the bytes of gradients between ranks; "none".
+        accumulation: steps whose gradients are averaged before the weights change.
+        dtype_policy: Keras's, while training; None for each layer's own.
+        jit_compile: compile loss and gradients with XLA.
+        variables: of the ranks' environment, for Horovod and NCCL.
         network: which of the job's networks it begins with.
         name: of this candidate, in a job that trains several; else empty.
     """
@@ -62,6 +67,11 @@ class TrainSpec:
     checkpoint: Folder | None = None
     stop_at_non_finite: bool = True
     stall_timeout: float = 1800.0
+    compression: str = "none"
+    accumulation: int = 1
+    dtype_policy: str | None = None
+    jit_compile: bool = False
+    variables: dict[str, str] = field(default_factory=dict)
     network: int = 0
     name: str = ""
 
@@ -77,9 +87,9 @@ class TrainSpec:
 
     @property
     def layout(self) -> tuple[Any, ...]:
-        """What decides the spool: candidates of one layout train on the same spooled rows, each in its own shape."""
+        """What decides spool and processes: candidates of one layout train on the same rows, each in its own shape."""
         flat = [replace(one, shape=(one.size,)) if one.shape and one.size is not None else one for one in self.columns]
-        return (*flat, self.validation, self.handle_invalid, self.use_gpu)
+        return (*flat, self.validation, self.handle_invalid, self.use_gpu, *sorted(self.variables.items()))
 
     def to_json(self) -> str:
         """This spec as one line of JSON."""

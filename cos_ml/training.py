@@ -129,6 +129,7 @@ def train_one(
     network: Any, spec: TrainSpec, here: Here, rows: dict[str, Rows | ShardRows]
 ) -> tuple[dict[str, Any], Any]:
     """Train one candidate; returns the course of it, and the trained network."""
+    restore = set_policy(network, spec.dtype_policy)
     thaw = freeze(network, spec.frozen)
     trainer = make_trainer(network, spec, here.ranks)
     feeds = {part: Feed(part, spec, here, rows[part]) for part in PARTS}
@@ -142,7 +143,22 @@ def train_one(
     here.clock.lap("train")
     trained = network_of(trainer)
     thaw()
+    restore()
     return history, trained
+
+
+def set_policy(network: Any, name: str | None) -> Callable[[], None]:
+    """Let all layers compute under Keras's policy ``name``; returns what gives each its own again."""
+    layers = [network, *networks.layers_by_name(network).values()] if name else []
+    before = [(layer, layer.dtype_policy) for layer in layers]
+    for layer in layers:
+        layer.dtype_policy = name
+
+    def restore() -> None:
+        for layer, policy in before:
+            layer.dtype_policy = policy
+
+    return restore
 
 
 def freeze(network: Any, names: tuple[str, ...]) -> Callable[[], None]:
@@ -250,9 +266,12 @@ def make_trainer(network: Any, spec: TrainSpec, ranks: Ranks) -> Any:
     optimizer = keras.optimizers.get(arguments.pop("optimizer"))
     if spec.learning_rate is not None:
         optimizer.learning_rate = spec.learning_rate
+    if spec.accumulation > 1:
+        optimizer.gradient_accumulation_steps = spec.accumulation
     # A subclass made here, so that the step sits where Keras looks for it, whatever kind of model this is.
     network.__class__ = type("Shared" + type(network).__name__, (SharedSteps, type(network)), {})
-    network.ranks, network.finite = ranks, FirstFailure()
+    network.ranks, network.finite, network.compression = ranks, FirstFailure(), spec.compression
+    network.compiled_gradients = tf.function(network.gradients, jit_compile=True) if spec.jit_compile else None
     network.compile(optimizer=optimizer, **arguments, jit_compile=False, steps_per_execution=spec.steps_per_execution)
     network._loss_tracker.__class__ = StepMean
     network.optimizer.build(network.trainable_variables)
@@ -263,7 +282,7 @@ def make_trainer(network: Any, spec: TrainSpec, ranks: Ranks) -> Any:
 def network_of(trainer: Any) -> Any:
     """The plain network in a trainer, as Keras saves it."""
     trainer.__class__ = type(trainer).__mro__[2]
-    del trainer.finite
+    del trainer.finite, trainer.compression, trainer.compiled_gradients
     return trainer
 
 
@@ -310,6 +329,8 @@ class SharedSteps(keras.Model if TYPE_CHECKING else object):  # type: ignore[mis
 
     ranks: Ranks
     finite: FirstFailure
+    compression: str
+    compiled_gradients: Callable[[Any], tuple[list[Any], Any, Any]] | None
     wants_stop = agreed_stop = False
     passed = 0  # steps that a resumed epoch has to pass before it computes again
 
@@ -339,14 +360,18 @@ class SharedSteps(keras.Model if TYPE_CHECKING else object):  # type: ignore[mis
         self.train_function = execute
 
     def train_step(self, data: Any) -> dict[str, Any]:
+        gradients, loss, outputs = (self.compiled_gradients or self.gradients)(data)
+        *gradients, loss = self.ranks.average_gradients([*gradients, loss], self.compression)
+        self.finite.count(loss)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        return self._metrics_of(data, outputs)
+
+    def gradients(self, data: Any) -> tuple[list[Any], Any, Any]:
+        """Of this rank's rows: the gradients of all trainable variables, the loss, and the outputs."""
         with tf.GradientTape() as tape:
             loss, outputs = self._loss_of(data, training=True)
             scaled = self.optimizer.scale_loss(loss)
-        variables = self.trainable_variables
-        *gradients, loss = self.ranks.average_gradients([*tape.gradient(scaled, variables), loss])
-        self.finite.count(loss)
-        self.optimizer.apply(gradients, variables)
-        return self._metrics_of(data, outputs)
+        return tape.gradient(scaled, self.trainable_variables), loss, outputs
 
     def test_step(self, data: Any) -> dict[str, Any]:
         _, outputs = self._loss_of(data, training=False)

@@ -49,6 +49,12 @@ DEFAULTS = {
     "resume": "auto",
     "handleNonFiniteLoss": "error",
     "stallTimeout": 1800.0,
+    "gradientCompression": "none",
+    "gradientAccumulationSteps": 1,
+    "dtypePolicy": None,
+    "jitCompile": False,
+    "stepsPerExecution": None,
+    "horovodOptions": {},
 }
 SHARED = [
     "model", "featuresCol", "inputCols", "labelCol", "labelCols", "weightCol", "featureLayers", "outputCols",
@@ -94,6 +100,12 @@ VALUES = {
     "resume": "never",
     "handleNonFiniteLoss": "keep",
     "stallTimeout": 60.0,
+    "gradientCompression": "fp16",
+    "gradientAccumulationSteps": 4,
+    "dtypePolicy": "mixed_bfloat16",
+    "jitCompile": True,
+    "stepsPerExecution": 8,
+    "horovodOptions": {"cycleTime": 2.5, "NCCL_DEBUG": "WARN"},
 }
 
 

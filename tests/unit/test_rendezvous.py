@@ -8,7 +8,8 @@ from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cos_ml.rendezvous import Place, Rendezvous, local_addresses, place, rank_environment, server_address
+from cos_ml.errors import RankError
+from cos_ml.rendezvous import Place, Rendezvous, local_addresses, own_address, place, rank_environment
 
 
 def brief(places):
@@ -173,13 +174,20 @@ def test_closed_without_serving():
 
 
 def test_one_host_meets_on_the_loopback():
-    assert server_address(["a", "a"]) == "127.0.0.1"
+    assert own_address(["a", "a"], 1) == "127.0.0.1"
     assert "127.0.0.1" in local_addresses()
+
+
+def test_an_interface_by_name():
+    hosts = ["a", "b"]
+    assert own_address(hosts, 1, local_addresses()["127.0.0.1"]) == "127.0.0.1"
+    with pytest.raises(RankError, match=r"The host b has no network interface 'ib7'.*It has \['"):
+        own_address(hosts, 1, "ib7")
 
 
 def test_the_environment_of_a_rank():
     hosts = ["a", "a", "a"]
-    environment = rank_environment(place(hosts)[2], hosts, 4711, "5ec2e7")
+    environment = rank_environment(place(hosts)[2], "127.0.0.1", "127.0.0.1", 4711, "5ec2e7")
     assert environment.pop("HOROVOD_GLOO_IFACE") == local_addresses()["127.0.0.1"]
     assert environment == {
         "HOROVOD_RANK": "2",
