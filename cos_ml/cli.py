@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import cos_ml
 from cos_ml import converting, horovod_build
-from cos_ml.errors import CosMLError
+from cos_ml.errors import CosMLError, InvalidInputError
 
 __all__ = ["main"]
 
@@ -45,7 +46,27 @@ def _parser() -> argparse.ArgumentParser:
     install.add_argument(
         "--force", action="store_true", help="build again even where a wheel is cached or Horovod is installed"
     )
+    install.add_argument(
+        "--gpu", action="store_true", help="with NCCL for GPUs: wants the CUDA toolkit (nvcc), and 'cos-ml[gpu]'"
+    )
     install.set_defaults(command=horovod_build.install)
+    check = commands.add_parser(
+        "check",
+        help="start ranks on a cluster: versions, GPUs, network interfaces, and the bandwidth of an allreduce",
+        description="Start ranks on a cluster as a fit does, let them add up an array, and print what is there: "
+        "versions, what Horovod was built with, GPUs, network interfaces, and the bandwidth of the allreduce.",
+    )
+    check.add_argument("--master", default="local[2]", metavar="URL", help="Spark's master (default: %(default)s)")
+    check.add_argument(
+        "--conf", action="append", default=[], metavar="KEY=VALUE", help="a setting of Spark's; may be given again"
+    )
+    check.add_argument("--ranks", type=int, default=2, metavar="N", help="how many (default: %(default)s)")
+    check.add_argument("--gpu", action="store_true", help="each on the GPU that Spark gives it")
+    check.add_argument("--interface", metavar="NAME", help="the network interface between them")
+    check.add_argument(
+        "--megabytes", type=int, default=64, metavar="N", help="size of the array (default: %(default)s)"
+    )
+    check.set_defaults(command=_check)
     convert = commands.add_parser(
         "convert",
         help="make Parquet, LMDB or SequenceFiles of images, LMDB or Parquet",
@@ -54,6 +75,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_conversions(convert.add_subparsers(title="conversions", required=True, metavar="CONVERSION"))
     return parser
+
+
+def _check(master: str, conf: list[str], ranks: int, gpu: bool, interface: str | None, megabytes: int) -> None:
+    """Imported here: the other commands need no Spark session."""
+    from pyspark.sql import SparkSession
+
+    from cos_ml import cluster_check
+
+    if master.startswith("local"):
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    builder = SparkSession.builder.appName("cos-ml check").master(master).config("spark.ui.enabled", "false")
+    for setting in conf:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise InvalidInputError(f"--conf {setting}: expected KEY=VALUE.")
+        builder = builder.config(key, value)
+    spark = builder.getOrCreate()
+    try:
+        spark.sparkContext.setLogLevel("ERROR")
+        print(cluster_check.report(spark, ranks, gpu, interface, megabytes))
+    finally:
+        spark.stop()
 
 
 def _add_conversions(conversions: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,12 @@ class Misbehaving(keras.layers.Layer):
             return
         if self.what == "kill worker":  # the barrier task's Python process
             psutil.Process().parent().kill()
-            return
+            threading.Event().wait()  # this rank dies with it, and trains no further
         if self.what == "kill driver":  # the first Python process above the JVM
             parents = psutil.Process().parents()
             java = next(index for index, parent in enumerate(parents) if parent.name() == "java")
             next(parent for parent in parents[java:] if "python" in parent.name()).kill()
-            return
+            threading.Event().wait()  # as above
         if self.what == "loop":
             while True:
                 pass

@@ -1,6 +1,8 @@
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import shutil
+import subprocess
 import sysconfig
 from pathlib import Path
 
@@ -132,3 +134,93 @@ def test_a_tensorflow_that_does_not_load(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(SetupError, match=r"2\.16\.2 is installed.*numpy\.core\.umath failed to import.*pip check"):
         horovod_build.check_tensorflow_loads("2.16.2")
+
+
+@pytest.fixture
+def no_cuda(monkeypatch):
+    """A machine without CUDA in its usual places; returns a function that makes a toolkit, and NCCL in some folder."""
+    for name in ("HOROVOD_CUDA_HOME", "CUDA_HOME", "CUDA_PATH", "HOROVOD_NCCL_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    there = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: not str(path).startswith("/usr/") and there(path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+    def install(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+    return install
+
+
+def test_no_cuda_toolkit(no_cuda):
+    with pytest.raises(SetupError, match=r"compiled with NVIDIA's nvcc, which is not here.*cuda-toolkit.*CUDA_HOME"):
+        horovod_build.find_cuda()
+
+
+def test_a_cuda_toolkit_without_nccl(no_cuda, tmp_path, monkeypatch):
+    no_cuda(tmp_path / "bin/nvcc")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    with pytest.raises(SetupError, match=r"NCCL is not here.*nvidia-nccl wheel.*pip install 'cos-ml\[gpu\]'"):
+        horovod_build.find_cuda()
+    monkeypatch.setenv("HOROVOD_NCCL_HOME", str(tmp_path / "nccl"))
+    with pytest.raises(SetupError, match=r"no nccl\.h in \$HOROVOD_NCCL_HOME/include"):
+        horovod_build.find_cuda()
+    no_cuda(tmp_path / "nccl/include/nccl.h")
+    assert horovod_build.find_cuda() == horovod_build.Cuda(tmp_path, tmp_path / "nccl")
+
+
+def test_nccl_of_the_wheel_comes_before_the_system_s(no_cuda, tmp_path, monkeypatch, capsys):
+    no_cuda(tmp_path / "bin/nvcc")
+    no_cuda(tmp_path / "include/nccl.h")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert horovod_build.find_cuda() == horovod_build.Cuda(tmp_path, None)
+    no_cuda(tmp_path / "site-packages/nvidia/nccl/include/nccl.h")
+    no_cuda(tmp_path / "site-packages/nvidia/nccl/lib/libnccl.so.2")
+    spec = importlib.machinery.ModuleSpec("nvidia", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path / "site-packages/nvidia")]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    assert horovod_build.find_cuda() == horovod_build.Cuda(tmp_path, tmp_path / "site-packages/nvidia/nccl")
+    (tmp_path / "bin/nvcc").chmod(0o700)
+    (tmp_path / "bin/nvcc").write_text("#!/bin/sh\necho Cuda compilation tools, release 12.9, V12.9.86\n")
+    settings = horovod_build._nccl_settings(tmp_path)
+    assert "CUDA: 12.9 in " in capsys.readouterr().out
+    assert settings["HOROVOD_GPU_OPERATIONS"] == "NCCL"
+    assert Path(settings["HOROVOD_NCCL_LIB"], "libnccl.so").resolve().name == "libnccl.so.2"
+
+
+def test_the_changes_are_made_once_and_to_the_right_source_only(tmp_path, monkeypatch):
+    """pip is a stand-in that gives the source of another version."""
+    import io
+    import tarfile
+
+    def download(command, **options):
+        folder = Path(command[command.index("-d") + 1])
+        folder.mkdir(exist_ok=True)
+        with tarfile.open(folder / "horovod-0.28.1.tar.gz", "w:gz") as archive:
+            for change in horovod_build.CHANGES:
+                text = (change.after * copies).encode()
+                member = tarfile.TarInfo(f"horovod-0.28.1/{change.file}")
+                member.size = len(text)
+                archive.addfile(member, io.BytesIO(text))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", download)
+    with open(tmp_path / "log", "w") as log:
+        copies = 1
+        source = horovod_build._source(tmp_path, {}, log)
+        for change in horovod_build.CHANGES:
+            assert (source / change.file).read_text() == change.after + change.added
+        copies = 2
+        with pytest.raises(SetupError, match=r"not that of 0\.28\.1: .*gloo_context\.cc reads otherwise"):
+            horovod_build._source(tmp_path, {}, log)
+
+
+def test_a_wheel_with_nccl_does_for_cpus_too_and_not_the_other_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(horovod_build, "_stamp_file", lambda: tmp_path / "stamp")
+    assert not horovod_build._installed_for("2.21.0", False)
+    horovod_build._stamp("2.21.0", False)
+    assert [horovod_build._installed_for("2.21.0", gpu) for gpu in (False, True)] == [True, False]
+    horovod_build._stamp("2.21.0", True)
+    assert [horovod_build._installed_for("2.21.0", gpu) for gpu in (False, True)] == [True, True]
+    assert not horovod_build._installed_for("2.20.0", False)

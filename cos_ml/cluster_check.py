@@ -1,0 +1,159 @@
+"""What a cluster has for a fit, and how fast its ranks are connected, for ``cos-ml check`` (driver and rank side)."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pyspark.sql import SparkSession
+
+from cos_ml import checks, connect, feeds, gpus, horovod_options, ranks
+from cos_ml.columns import Column
+from cos_ml.errors import InvalidInputError
+from cos_ml.rendezvous import INTERFACE, local_addresses
+from cos_ml.spec import TrainSpec
+
+__all__ = ["measure", "report"]
+
+SIZE = "COS_ML_CHECK_BYTES"  # the rank's environment variable
+SMALL = 4  # bytes: what is left is the way there and back
+TURNS = 10  # the median counts
+MEGA = 1_000_000
+
+
+# ── driver ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def report(
+    spark: SparkSession, numTrainWorkers: int, useGpu: bool = False, interface: str | None = None, megabytes: int = 64
+) -> str:
+    """Start ranks as a fit does, let them add up an array, and tell what they saw.
+
+    Args:
+        spark: the session whose cluster it is.
+        numTrainWorkers: how many ranks.
+        useGpu: each on the GPU that Spark gives it.
+        interface: the network interface between them, as in the Param horovodOptions; None for Spark's own.
+        megabytes: size of the array, in units of 10^6 bytes.
+
+    Returns:
+        str: lines of versions, ranks with their GPUs and network interfaces, and the time of an allreduce. Its
+        bandwidth is that of a ring: what each rank sends, 2 (n - 1) / n times the array, by its time; the same is "bus
+        bandwidth" in NCCL's tests (https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md).
+
+    Raises:
+        ClusterError: there are too few slots, no GPUs, or other versions on the executors.
+        RankError: a rank failed, as where its GPU can't be seen or an interface is not there.
+        InvalidInputError: a number is not positive.
+    """
+    if numTrainWorkers < 1 or megabytes < 1:
+        raise InvalidInputError(f"Expected 1 rank and 1 MB or more, received {numTrainWorkers} and {megabytes}.")
+    devices = gpus.check(spark.conf, useGpu)
+    options = {} if interface is None else {"networkInterface": interface}
+    variables = horovod_options.variables(horovod_options.converted(options)) | {SIZE: str(megabytes * MEGA)}
+    spec = TrainSpec(inputs=(Column("id", "x0"),), labels=(), use_gpu=useGpu, variables=variables)
+    versions = {} if connect.is_connect(spark) else checks.versions()
+    job = ranks.Job(f"{__name__}:{measure.__name__}", (spec,), (b"",), versions=versions)
+    rows = feeds.narrow(spark.range(numTrainWorkers), spec)
+    results = [json.loads(result["measured"]) for result in ranks.run(rows, job, numTrainWorkers).results]
+    return "\n".join(f"{what:<11}{text}" for what, text in _lines(spark, devices, results, megabytes * MEGA))
+
+
+def _lines(spark: SparkSession, devices: str, told: list[dict[str, Any]], size: int) -> list[tuple[str, str]]:
+    """What is told of a cluster by its ranks, as pairs of a word and a text."""
+    hosts = len({one["host"] for one in told})
+    first = told[0]
+    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items() if version)
+    same = all(one["versions"] == first["versions"] for one in told)
+    lines = [
+        ("Spark", f"{spark.version}, {spark.conf.get('spark.master', 'master unknown')}"),
+        ("versions", f"{versions}{': the same everywhere' if same else ' on rank 0'}"),
+        ("Horovod", first["built"] or "not needed by one rank"),
+        ("GPUs", devices),
+    ]
+    for rank, one in enumerate(told):
+        interfaces = ", ".join(
+            f"{name} {address}{_link(one['speeds'][name])}" for address, name in one["interfaces"].items()
+        )
+        lines.append((f"rank {rank}", f"on {one['host']}, {one['device']}; {interfaces}"))
+    if len(told) == 1:
+        return [*lines, ("allreduce", "none: one rank has no other")]
+    large, small = (max(one["seconds"][which] for one in told) for which in ("large", "small"))
+    sent = 2 * (len(told) - 1) / len(told) * size / large
+    speed = first["speeds"].get(first["interface"])
+    share = f", {sent * 8 / (speed * MEGA):.0%} of the link" if speed and hosts > 1 else ""
+    over = f"{first['interface'] or 'the default interface'}" + ("" if hosts > 1 else ", within one host")
+    return [
+        *lines,
+        ("allreduce", f"{size / MEGA:g} MB among {len(told)} ranks on {hosts} host{'s' if hosts > 1 else ''}, by "
+         f"{first['by']} over {over}: the sum is right"),
+        ("", f"{large * 1e3:.1f} ms: each rank sends {sent / 1e9:.2f} GB/s{share}"),
+        ("", f"{SMALL} bytes: {small * 1e3:.2f} ms"),
+    ]  # fmt: skip
+
+
+def _link(speed: int | None) -> str:
+    return f" ({speed / 1000:g} Gb/s)" if speed else ""
+
+
+# ── rank ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def measure(start: dict[str, Any], meet: Callable[[], dict[str, Any]]) -> dict[str, bytes]:
+    """Add up an array with the other ranks, and tell of this one: "measured" as JSON."""
+    import tensorflow as tf
+
+    spec = TrainSpec.from_json(start["specs"][0])
+    gpus.use(spec.use_gpu, tf)
+    seen = tf.config.list_physical_devices("GPU")
+    meet()
+    interfaces = local_addresses()
+    told: dict[str, Any] = {
+        "host": start["place"]["host"], "versions": checks.versions(), "interfaces": interfaces,
+        "speeds": {name: _speed(name) for name in interfaces.values()}, "interface": os.environ.get(INTERFACE),
+        "device": tf.config.experimental.get_device_details(seen[0])["device_name"] if seen else "CPU", "built": "",
+    }  # fmt: skip
+    if start["place"]["size"] > 1:
+        import horovod.tensorflow as hvd
+
+        hvd.init()
+        nccl = f"NCCL {hvd.nccl_built()}" if hvd.nccl_built() else "without NCCL"
+        told |= {
+            "built": f"built with {'Gloo' if hvd.gloo_built() else 'no Gloo'}, {nccl}",
+            "by": "NCCL" if seen and hvd.nccl_built() else "Gloo",
+            "seconds": {
+                name: _time(hvd, tf, name, size)
+                for name, size in (("small", SMALL), ("large", int(os.environ[SIZE])))
+            },
+        }  # fmt: skip
+        hvd.shutdown()
+    return {"measured": json.dumps(told).encode()}
+
+
+def _time(hvd: Any, tf: Any, name: str, size: int) -> float:
+    """Seconds of one allreduce of ``size`` bytes; the sum is compared."""
+    mine = tf.fill([size // 4], float(hvd.rank() + 1))
+    seconds = []
+    for _ in range(TURNS + 1):
+        begin = time.perf_counter()
+        total = hvd.allreduce(mine, op=hvd.Sum, name=name).numpy()
+        seconds.append(time.perf_counter() - begin)
+        expected = hvd.size() * (hvd.size() + 1) / 2
+        if not np.array_equal(total, np.full(size // 4, expected, np.float32)):
+            raise ArithmeticError(f"An allreduce of {size} bytes: expected {expected}, received {total[:8]}...")
+    return statistics.median(seconds[1:])  # the first one warms up
+
+
+def _speed(interface: str) -> int | None:
+    """Of a network interface, in 10^6 bits/s, as Linux knows it; None for those without one, as the loopback."""
+    try:
+        found = int(Path("/sys/class/net", interface, "speed").read_text())
+    except (OSError, ValueError):
+        return None
+    return found if found > 0 else None

@@ -1,0 +1,60 @@
+"""Hosts of a Spark cluster on one machine: network namespaces with addresses of their own, on one bridge."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+
+BRIDGE, NETWORK = "cosml0", "10.77.61"
+
+
+@contextlib.contextmanager
+def hosts(count: int) -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
+    """The driver's address, and of each host its address and what to begin a command with, to run it there.
+
+    Where this process may make no network namespaces, all are the loopback.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            found = list(_namespaces(count, stack))
+        except (OSError, subprocess.CalledProcessError):
+            yield "127.0.0.1", [("127.0.0.1", [])] * count
+            return
+        yield f"{NETWORK}.1", found
+
+
+def _namespaces(count: int, stack: contextlib.ExitStack) -> Iterator[tuple[str, list[str]]]:
+    _ip(f"link add {BRIDGE} type bridge")
+    stack.callback(_ip, f"link del {BRIDGE}")
+    _ip(f"addr add {NETWORK}.1/24 dev {BRIDGE}")
+    _ip(f"link set {BRIDGE} up")
+    for number in range(count):
+        name, address = f"cosml-{number}", f"{NETWORK}.{number + 2}"
+        _ip(f"netns add {name}")
+        stack.callback(_ip, f"netns del {name}")
+        _ip(f"link add cosml-out{number} type veth peer name eth0 netns {name}")
+        _ip(f"link set cosml-out{number} master {BRIDGE} up")
+        for command in (f"addr add {address}/24 dev eth0", "link set eth0 up", "link set lo up"):
+            _ip(f"-n {name} {command}")
+        yield address, ["ip", "netns", "exec", name]
+
+
+def _ip(command: str) -> None:
+    subprocess.run(["ip", *command.split()], check=True, capture_output=True)
+
+
+@contextlib.contextmanager
+def running(command: list[str], log: str, ready: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that runs for the length of a ``with`` block, from when its log says ``ready``."""
+    with open(log, "wb") as file, subprocess.Popen(command, stdout=file, stderr=file, env=os.environ) as process:
+        try:
+            pause = threading.Event()
+            while ready not in open(log).read():
+                assert process.poll() is None, open(log).read()[-2000:]
+                pause.wait(0.05)
+            yield process
+        finally:
+            process.kill()
