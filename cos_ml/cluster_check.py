@@ -19,7 +19,7 @@ from cos_ml.errors import InvalidInputError
 from cos_ml.rendezvous import INTERFACE, local_addresses
 from cos_ml.spec import TrainSpec
 
-__all__ = ["measure", "report"]
+__all__ = ["measure", "report", "results"]
 
 SIZE = "COS_ML_CHECK_BYTES"  # the rank's environment variable
 SMALL = 4  # bytes: what is left is the way there and back
@@ -55,14 +55,21 @@ def report(
     if numTrainWorkers < 1 or megabytes < 1:
         raise InvalidInputError(f"Expected 1 rank and 1 MB or more, received {numTrainWorkers} and {megabytes}.")
     devices = gpus.check(spark.conf, useGpu)
+    told = results(spark, numTrainWorkers, useGpu, interface, megabytes * MEGA)
+    return "\n".join(f"{what:<11}{text}" for what, text in _lines(spark, devices, told, megabytes * MEGA))
+
+
+def results(
+    spark: SparkSession, workers: int, use_gpu: bool = False, interface: str | None = None, size: int = 64 * MEGA
+) -> list[dict[str, Any]]:
+    """What each rank tells, by rank; ``size`` is the array's, in bytes."""
     options = {} if interface is None else {"networkInterface": interface}
-    variables = horovod_options.variables(horovod_options.converted(options)) | {SIZE: str(megabytes * MEGA)}
-    spec = TrainSpec(inputs=(Column("id", "x0"),), labels=(), use_gpu=useGpu, variables=variables)
+    variables = horovod_options.variables(horovod_options.converted(options)) | {SIZE: str(size)}
+    spec = TrainSpec(inputs=(Column("id", "x0"),), labels=(), use_gpu=use_gpu, variables=variables)
     versions = {} if connect.is_connect(spark) else checks.versions()
     job = ranks.Job(f"{__name__}:{measure.__name__}", (spec,), (b"",), versions=versions)
-    rows = feeds.narrow(spark.range(numTrainWorkers), spec)
-    results = [json.loads(result["measured"]) for result in ranks.run(rows, job, numTrainWorkers).results]
-    return "\n".join(f"{what:<11}{text}" for what, text in _lines(spark, devices, results, megabytes * MEGA))
+    rows = feeds.narrow(spark.range(workers), spec)
+    return [json.loads(result["measured"]) for result in ranks.run(rows, job, workers).results]
 
 
 def _lines(spark: SparkSession, devices: str, told: list[dict[str, Any]], size: int) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """Build and install Horovod for the TensorFlow of this environment (driver side; behind ``cos-ml install-horovod``).
 
 Horovod 0.28.1 comes as source only, and was written before TensorFlow moved some of the headers that it includes.
-Forwarding headers and include paths, in a folder of this build's own, are what TensorFlow 2.16 to 2.21 need, and three
+Forwarding headers and include paths, in a folder of this build's own, are what TensorFlow 2.16 to 2.21 need, and five
 places of its source have to read otherwise (``CHANGES``).
 """
 
@@ -82,6 +82,14 @@ CHANGES = (
         '#include "tensorflow/core/platform/human_readable_json.h"\n',
         "#undef HAVE_GPU\n",
     ),
+    # Of CUDA's runtime, the one that nvcc belongs to: without, TensorFlow's of another release would be found.
+    Change(
+        "horovod/common/ops/cuda/CMakeLists.txt",
+        "add_library(horovod_cuda_kernels cuda_kernels.cu)\n",
+        "target_link_libraries(horovod_cuda_kernels PUBLIC CUDA::cudart_static)\n",
+    ),
+    # No folder of the build in the libraries that come of it.
+    Change("CMakeLists.txt", "project(horovod CXX)\n", "set(CMAKE_SKIP_RPATH ON)\n"),
 )
 
 # With --gpu. TensorFlow loads NCCL from the same wheel; both lie in site-packages, wherever that moves.
@@ -141,14 +149,20 @@ def missing_tools() -> list[str]:
     return missing
 
 
-def check_tensorflow_loads(version: str) -> None:
-    """Raises SetupError where TensorFlow is installed and can't be imported, as beside a NumPy that is too new."""
-    command = [sys.executable, "-c", "import tensorflow"]
+def check_tensorflow_loads(version: str, gpu: bool = False) -> None:
+    """Raises SetupError where TensorFlow can't be imported, as beside a NumPy that is too new, or is for CPUs only."""
+    program = "import tensorflow as tf; print(tf.sysconfig.get_build_info().get('cuda_version', ''))"
+    command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise SetupError(
             f"TensorFlow {version} is installed, and can't be imported: {last} To see what does not fit: pip check"
+        )
+    if gpu and not done.stdout.strip():
+        raise SetupError(
+            f"TensorFlow {version} is one for CPUs only, and Horovod with NCCL needs one for CUDA: pip uninstall "
+            "tensorflow-cpu, then pip install 'cos-ml[gpu]'."
         )
 
 
@@ -295,7 +309,7 @@ def _build(version: str, folder: Path, gpu: bool = False) -> Path:
     missing = missing_tools()
     if missing:
         raise SetupError("Horovod is compiled on this machine, which lacks:\n  " + "\n  ".join(missing))
-    check_tensorflow_loads(version)
+    check_tensorflow_loads(version, gpu)
     print(f"Building Horovod {HOROVOD} for TensorFlow {version}: about 2 minutes on 2 cores ...", flush=True)
     with tempfile.TemporaryDirectory(prefix="cos_ml-horovod-") as scratch:
         tools, headers, out = (Path(scratch, name) for name in ("tools", "headers", "out"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +22,8 @@ METHODS = (b"GET", b"PUT", b"DELETE")
 LARGEST_VALUE = 1 << 20  # bytes: the addresses under which a rank expects each of the others
 CALLS_OF_A_RANK = 4  # at a time
 KEYS_OF_A_RANK = 16
+LONGEST_LINE, MOST_LINES = 4096, 32  # of a request's headers
+PATIENCE = 5.0  # seconds that a rank waits for one answer; it asks again
 
 
 @dataclass(frozen=True)
@@ -86,26 +90,48 @@ class Rendezvous:
 
         class Handler(RendezvousHandler):  # type: ignore[misc]
             def parse_request(self) -> bool:
-                """Look at the first line before anything else is read; hang up on strangers without a word."""
+                """Look at the first line before anything else is read; hang up on strangers without a word.
+
+                Of the headers only the length counts, so they are not parsed as http.server would: most of the join of
+                many ranks is spent here.
+                """
                 self.close_connection = True
                 words = self.raw_requestline.split()
                 path = words[1] if len(words) == 3 and words[0] in METHODS else b""
                 start = self.server.start
-                if not same(path[: len(start)], start) or not super().parse_request():
+                if not same(path[: len(start)], start):
                     return False
-                self.path: str = self.path[len(start) - 1 :]
+                self.command, self.path = words[0].decode(), path[len(start) - 1 :].decode("latin-1")
+                self.requestline = self.request_version = "HTTP/1.1"
+                lines = list(itertools.islice(iter(partial(self.rfile.readline, LONGEST_LINE), b"\r\n"), MOST_LINES))
+                fields = dict(line.decode("latin-1").rstrip().partition(":")[::2] for line in lines)
+                self.headers: dict[str, str] = {name.title(): value.strip() for name, value in fields.items()}
                 length = self.headers.get("Content-Length", "0")
-                return length.isdecimal() and int(length) <= LARGEST_VALUE
+                return len(lines) < MOST_LINES and length.isdecimal() and int(length) <= LARGEST_VALUE
+
+            def _get_value(self, scope: str, key: str) -> bytes | None:
+                """Wait for what another rank has still to put: else ranks would ask again every 10 ms."""
+                found = partial(super()._get_value, scope, key)
+                with self.server.put:
+                    self.server.put.wait_for(lambda: self.server.closed or found() is not None, PATIENCE)
+                return found()
 
             def _put_value(self, scope: str, key: str, value: bytes) -> None:
                 if sum(map(len, self.server.cache.values())) < self.server.most_keys:
                     super()._put_value(scope, key, value)
+                with self.server.put:
+                    self.server.put.notify_all()
 
         class Server(BoundedServer, RendezvousHTTPServer):  # type: ignore[misc]
             request_queue_size = 1024  # connections that come before it serves wait
             allowed: frozenset[str] = frozenset()
             start = b""
             most_keys = 0
+            closed = False
+
+            def __init__(self, *args: Any) -> None:
+                self.put = threading.Condition()  # of a new value, or of the end
+                super().__init__(*args)
 
             def verify_request(self, request: Any, client_address: Any) -> bool:
                 return client_address[0] in self.allowed
@@ -143,6 +169,9 @@ class Rendezvous:
             self._thread.join()
             self._thread = None
         self._server.server_close()
+        with self._server.put:
+            self._server.closed = True
+            self._server.put.notify_all()
 
     def __enter__(self) -> Rendezvous:
         return self

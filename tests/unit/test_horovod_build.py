@@ -224,3 +224,10 @@ def test_a_wheel_with_nccl_does_for_cpus_too_and_not_the_other_way(tmp_path, mon
     horovod_build._stamp("2.21.0", True)
     assert [horovod_build._installed_for("2.21.0", gpu) for gpu in (False, True)] == [True, True]
     assert not horovod_build._installed_for("2.20.0", False)
+
+
+def test_nccl_wants_a_tensorflow_for_cuda(monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: subprocess.CompletedProcess(command, 0, "\n", ""))
+    horovod_build.check_tensorflow_loads("2.21.0")
+    with pytest.raises(SetupError, match=r"one for CPUs only.*pip install 'cos-ml\[gpu\]'"):
+        horovod_build.check_tensorflow_loads("2.21.0", gpu=True)

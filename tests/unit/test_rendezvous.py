@@ -8,6 +8,7 @@ from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cos_ml.rendezvous
 from cos_ml.errors import RankError
 from cos_ml.rendezvous import Place, Rendezvous, local_addresses, own_address, place, rank_environment
 
@@ -71,6 +72,12 @@ def test_places_are_those_of_horovod(hosts):
     ]  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch):
+    """Whoever asks for what is not there is told at once."""
+    monkeypatch.setattr(cos_ml.rendezvous, "PATIENCE", 0.0)
+
+
 @pytest.fixture
 def rendezvous():
     with Rendezvous("127.0.0.1") as server:
@@ -92,6 +99,28 @@ def test_an_allowed_address_is_answered(rendezvous):
     rendezvous.serve(place(["a", "a"]), ["127.0.0.1"])
     assert ask(rendezvous, "PUT", "/scope/key", b"value")[0] == 200
     assert ask(rendezvous, "GET", "/scope/key") == (200, b"value")
+
+
+def test_a_rank_that_comes_first_waits_for_the_other(rendezvous, monkeypatch):
+    monkeypatch.setattr(cos_ml.rendezvous, "PATIENCE", 60.0)
+    rendezvous.serve(place(["a", "a"]), ["127.0.0.1"])
+    with socket.create_connection(("127.0.0.1", rendezvous.port), 10) as early:
+        early.sendall(f"GET /{rendezvous.secret}:{rendezvous.port}/scope/key HTTP/1.0\r\n\r\n".encode())
+        ask(rendezvous, "PUT", "/scope/key", b"value")
+        answer = b"".join(iter(lambda: early.recv(1024), b""))
+    assert b" 200 " in answer
+    assert answer.endswith(b"value")
+
+
+def test_whoever_waits_is_sent_away_at_the_end(rendezvous, monkeypatch):
+    monkeypatch.setattr(cos_ml.rendezvous, "PATIENCE", 60.0)
+    rendezvous.serve(place(["a", "a"]), ["127.0.0.1"])
+    with socket.create_connection(("127.0.0.1", rendezvous.port), 10) as early:
+        early.sendall(f"GET /{rendezvous.secret}:{rendezvous.port}/scope/key HTTP/1.0\r\n\r\n".encode())
+        ask(rendezvous, "PUT", "/scope/other", b"value")
+        rendezvous.close()
+        with contextlib.suppress(ConnectionError):
+            assert b" 200 " not in early.recv(1024)
 
 
 def test_another_address_is_refused(rendezvous):

@@ -1,0 +1,130 @@
+"""Steps of a compute-bound network by the number of ranks: ``python -m tests.benchmarks.scaling``.
+
+A convolutional network on 28 x 28 pixels, ranks of one thread each, the same global batch for all. They are measured
+in turn, several times. Horovod's share of a step is read from its timeline, in a fit of its own. The model of
+docs/scaling.md is printed beside.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RANKS = (1, 2, 4)
+TURNS = 3
+BATCH, ROWS, EPOCHS = 128, 4096, 4  # of all ranks together
+STEPS = ROWS // BATCH
+CORES = os.cpu_count() or 1
+
+
+def main() -> None:
+    found: dict[int, list[dict[str, Any]]] = {ranks: [] for ranks in RANKS}
+    with tempfile.TemporaryDirectory(prefix="cos_ml_scaling_") as folder:
+        for turn in range(TURNS):
+            for ranks in RANKS:
+                result = Path(folder, f"{ranks}-{turn}.json")
+                # One rank would take all cores; two share them.
+                pinned = ["taskset", "-c", "0"] if ranks == 1 else []
+                timeline = ["", str(Path(folder, "timeline.json"))][ranks == 2 and turn == TURNS - 1]
+                command = [*pinned, sys.executable, "-m", f"{__package__}.scaling", str(ranks), str(result), timeline]
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                found[ranks].append(json.loads(result.read_text()))
+                print(f"{ranks} ranks: {found[ranks][-1]['step'] * 1e3:.1f} ms a step", flush=True)
+        shares = horovod_share(Path(folder, "timeline.json"))
+    steps = {
+        ranks: statistics.median(one["step"] for one in each if not one["timeline"]) for ranks, each in found.items()
+    }
+    reduces = {ranks: statistics.median(one["allreduce"] for one in each) for ranks, each in found.items()}
+    print(f"{'ranks':>5}{'step, ms':>10}{'speed-up':>10}{'allreduce, ms':>15}{'model, ms':>11}")
+    for ranks in RANKS:
+        model = steps[1] / min(ranks, CORES) + reduces[ranks]
+        print(
+            f"{ranks:>5}{steps[ranks] * 1e3:>10.1f}{steps[1] / steps[ranks]:>10.2f}{reduces[ranks] * 1e3:>15.1f}"
+            f"{model * 1e3:>11.1f}"
+        )
+    print(
+        "Horovod's share of a step on 2 ranks, from its timeline: "
+        + ", ".join(f"{k} {v:.1%}" for k, v in shares.items())
+    )
+
+
+def horovod_share(timeline: Path) -> dict[str, float]:
+    """Shares of the time between the first and the last allreduce, as rank 0's timeline has them."""
+    text = timeline.read_text().rstrip().rstrip(",")
+    events = json.loads(text if text.endswith("]") else text + "]")
+    open_at: dict[int, list[tuple[str, float]]] = {}
+    spans: list[tuple[str, float, float]] = []
+    for event in events:
+        if event.get("ph") == "B":
+            open_at.setdefault(event["pid"], []).append((event["name"], event["ts"]))
+        elif event.get("ph") == "E" and open_at.get(event["pid"]):
+            name, begin = open_at[event["pid"]].pop()
+            spans.append((name, begin, event["ts"]))
+    kinds = {"waiting for the other rank": "NEGOTIATE_", "allreduce": "ALLREDUCE"}
+    mine = {what: [span for span in spans if span[0].startswith(prefix)] for what, prefix in kinds.items()}
+    begin = min(span[1] for each in mine.values() for span in each)
+    end = max(span[2] for each in mine.values() for span in each)
+    return {what: _union(each) / (end - begin) for what, each in mine.items()}
+
+
+def _union(spans: list[tuple[str, float, float]]) -> float:
+    """Time that at least one of the spans covers."""
+    total, until = 0.0, float("-inf")
+    for _, begin, end in sorted(spans, key=lambda span: span[1]):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total
+
+
+def measure(ranks: int, result: str, timeline: str) -> None:
+    """Seconds of a step, and of an allreduce of all gradients, with so many ranks."""
+    import keras
+
+    from cos_ml import DeepNetEstimator, cluster_check
+    from tests.sessions import session
+
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        spark = next(session(f"local[{ranks}]", Path(folder)))
+        pixels = rng.integers(0, 256, (ROWS, 784), dtype=np.uint8)
+        rows = [(pixels[row].tobytes(), float(row % 10)) for row in range(ROWS)]
+        df = spark.createDataFrame(spark.sparkContext.parallelize(rows, ranks), "features binary, label double").cache()
+        df.count()
+        network = keras.Sequential(
+            [
+                keras.Input((28, 28, 1)),
+                keras.layers.Rescaling(1 / 255),
+                keras.layers.Conv2D(32, 3, activation="relu"),
+                keras.layers.Conv2D(64, 3, activation="relu"),
+                keras.layers.MaxPooling2D(),
+                keras.layers.Flatten(),
+                keras.layers.Dense(64, activation="relu"),
+                keras.layers.Dense(10, activation="softmax"),
+            ]
+        )
+        estimator = DeepNetEstimator(
+            model=network, loss="sparse_categorical_crossentropy", epochs=EPOCHS, batchSize=BATCH // ranks,
+            numTrainWorkers=ranks, progress=False, horovodOptions={"timeline": timeline} if timeline else {},
+        )  # fmt: skip
+        seconds = estimator.fit(df).summary.epochSeconds[1:]  # the first one compiles
+        found = {"step": statistics.median(seconds) / STEPS, "timeline": bool(timeline), "allreduce": 0.0}
+        if ranks > 1:
+            told = cluster_check.results(spark, ranks, size=4 * network.count_params())
+            found["allreduce"] = max(one["seconds"]["large"] for one in told)
+        spark.stop()
+    Path(result).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        main()
+    else:
+        measure(int(sys.argv[1]), sys.argv[2], sys.argv[3])

@@ -1,0 +1,1 @@
+"""A stand-in for TensorFlow that loads at once, for ranks that only meet (tests/benchmarks/scale.py)."""
