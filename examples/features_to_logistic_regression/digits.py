@@ -15,10 +15,11 @@ DEFAULT_PATH = str(Path(tempfile.gettempdir(), "cos_ml-digits"))
 
 
 def start_spark() -> SparkSession:
-    """Spark on two cores of this machine, one for each rank."""
+    """Spark on two cores of this machine, one for each rank; under spark-submit, wherever that says."""
+    os.environ.setdefault("PYSPARK_SUBMIT_ARGS", "--master local[2] pyspark-shell")
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # executors need the Python that has cos_ml
     os.environ.setdefault("SPARK_CONF_DIR", str(Path(cos_ml.__file__).with_name("conf")))  # log errors only
-    return SparkSession.builder.master("local[2]").getOrCreate()
+    return SparkSession.builder.getOrCreate()
 
 
 def load_rows(spark: SparkSession) -> list[DataFrame]:

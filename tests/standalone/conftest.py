@@ -1,8 +1,10 @@
+from __future__ import annotations
+
 import contextlib
 import socket
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,40 +14,67 @@ import pytest
 from tests.sessions import session
 from tests.standalone.hosts import hosts, running
 
+CORES = 4  # of each worker: two for the session's executor there, two for programs that tests submit
+
 
 @dataclass
 class Cluster:
-    """A standalone cluster: Spark's session on it, and its workers by address."""
+    """A master of Spark's own kind, and its workers.
 
-    spark: Any
-    workers: dict[str, subprocess.Popen[bytes]]
-    apart: bool  # whether each worker is a host of its own
+    Attributes:
+        master: its URL.
+        driver: the address of this host, as the workers' know it.
+        hosts: of each worker its address, and what to begin a command with, to run it there.
+        apart: whether each worker is a host of its own.
+    """
+
+    master: str
+    driver: str
+    hosts: list[tuple[str, list[str]]]
+    folder: Path
+    stack: contextlib.ExitStack
+    workers: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def apart(self) -> bool:
+        return len({address for address, _ in self.hosts}) > 1
+
+    def start_worker(self, number: int) -> None:
+        """Start a worker on its host, and wait until the master knows it."""
+        address, within = self.hosts[number]
+        command = [
+            *within, *_daemon("worker.Worker"), self.master, "--host", address, "--cores", str(CORES), "--memory", "4g",
+            "--webui-port", "0", "--work-dir", str(self.folder / f"work-{number}"),
+        ]  # fmt: skip
+        log = str(self.folder / f"worker-{number}.log")
+        self.workers[number] = self.stack.enter_context(running(command, log, "Successfully registered with master"))
+
+
+def _daemon(name: str) -> list[str]:
+    return [str(Path(pyspark.__file__).parent / "bin" / "spark-class"), f"org.apache.spark.deploy.{name}"]
 
 
 @pytest.fixture(scope="package")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A master, and two workers of two cores, each in a network namespace of its own where this process may."""
+    """A master, and two workers, each in a network namespace of its own where this process may make one."""
     folder = tmp_path_factory.mktemp("standalone")
-    spark_class = str(Path(pyspark.__file__).parent / "bin" / "spark-class")
-    deploy = "org.apache.spark.deploy"
     with contextlib.ExitStack() as stack:
         here, places = stack.enter_context(hosts(2))
         with socket.create_server((here, 0)) as free:
             port = str(free.getsockname()[1])
-        master = [spark_class, f"{deploy}.master.Master", "--host", here, "--port", port, "--webui-port", "0"]
+        master = [*_daemon("master.Master"), "--host", here, "--port", port, "--webui-port", "0"]
         stack.enter_context(running(master, str(folder / "master.log"), "I have been elected leader"))
-        workers = {}
-        for number, (address, within) in enumerate(places):
-            command = [
-                *within, spark_class, f"{deploy}.worker.Worker", f"spark://{here}:{port}", "--host", address, "--cores",
-                "2", "--memory", "1g", "--webui-port", "0", "--work-dir", str(folder / f"work-{number}"),
-            ]  # fmt: skip
-            name = f"worker-{number}"
-            log = str(folder / f"{name}.log")
-            workers[name] = stack.enter_context(running(command, log, "Successfully registered with master"))
-        settings = {
-            "spark.driver.host": here, "spark.driver.bindAddress": here, "spark.executor.cores": "2",
-            "spark.executor.memory": "1g",
-        }  # fmt: skip
-        for spark in session(f"spark://{here}:{port}", folder / "spark", **settings):
-            yield Cluster(spark, workers, apart=len({address for address, _ in places}) > 1)
+        made = Cluster(f"spark://{here}:{port}", here, places, folder, stack)
+        for number in range(len(places)):
+            made.start_worker(number)
+        yield made
+
+
+@pytest.fixture(scope="package")
+def spark(cluster: Cluster) -> Iterator[Any]:
+    """A session with an executor of two cores on each worker."""
+    settings = {
+        "spark.driver.host": cluster.driver, "spark.driver.bindAddress": cluster.driver, "spark.executor.cores": "2",
+        "spark.cores.max": "4", "spark.executor.memory": "1g",
+    }  # fmt: skip
+    yield from session(cluster.master, cluster.folder / "spark", **settings)

@@ -57,4 +57,4 @@ def running(command: list[str], log: str, ready: str) -> Iterator[subprocess.Pop
                 pause.wait(0.05)
             yield process
         finally:
-            process.kill()
+            process.kill()  # also where a test did so already

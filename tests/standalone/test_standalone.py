@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import tarfile
 import threading
+from pathlib import Path
 
 import keras
 import numpy as np
+import pyspark
 
-from cos_ml import DeepNetModel
+from cos_ml import DeepNetModel, cluster_check
 from tests import reference
 from tests.layers import Misbehaving
 from tests.local.test_exactness import assert_same_weights, estimator, split
-from tests.sessions import frame, rows_of
+from tests.sessions import ROOT, frame, rows_of
 
 
-def test_four_ranks_on_two_hosts_are_the_loop_by_hand(cluster, tmp_path):
+def test_four_ranks_on_two_hosts_are_the_loop_by_hand(cluster, spark, tmp_path):
     parts = split(reference.data(400), 120, 100, 100, 80)
     expected = reference.network()
     reference.train(expected, parts, 32, 2, keras.optimizers.SGD(0.1, momentum=0.9))
-    df = frame(cluster.spark, [rows_of(*part) for part in parts])
+    df = frame(spark, [rows_of(*part) for part in parts])
     model = estimator(reference.network(), numTrainWorkers=4, epochs=2).fit(df)
 
     assert_same_weights(model.toKeras(), expected)
@@ -36,7 +44,7 @@ def test_four_ranks_on_two_hosts_are_the_loop_by_hand(cluster, tmp_path):
     np.testing.assert_allclose(found, expected(features).numpy(), atol=1e-5)
 
 
-def test_a_fit_survives_the_kill_of_a_worker(cluster, tmp_path):
+def test_a_fit_survives_the_kill_of_a_worker(cluster, spark, tmp_path):
     """In the third epoch a worker's host is gone, with its executor and its ranks; the other one has room for all."""
     keras.utils.set_random_seed(0)
     network = keras.Sequential(
@@ -47,19 +55,77 @@ def test_a_fit_survives_the_kill_of_a_worker(cluster, tmp_path):
         ]
     )
     parts = split(reference.data(320), 160, 160)
-    df = frame(cluster.spark, [rows_of(*part) for part in parts])
+    df = frame(spark, [rows_of(*part) for part in parts])
     options = {"epochs": 40, "batchSize": 16, "numTrainWorkers": 2, "stepsPerExecution": 5}
 
     def kill() -> None:
         pause = threading.Event()
         while not (tmp_path / "now").exists() and not pause.wait(0.02):
             pass
-        cluster.workers["worker-0"].kill()
+        cluster.workers[0].kill()
 
     killer = threading.Thread(target=kill)
     killer.start()
     model = estimator(network, checkpointDir=str(tmp_path / "states"), **options).fit(df)
     killer.join()
+    cluster.start_worker(0)  # for the other tests
     undisturbed = estimator(network, **options).fit(df)
     assert_same_weights(model.toKeras(), undisturbed.toKeras(), 1e-6)
     assert len(model.summary.history["loss"]) == 40
+
+
+def submit(cluster, *arguments, **settings):
+    """Run ``spark-submit`` on two cores of the cluster, as a user does; returns what it printed."""
+    settings = {
+        "spark.driver.host": cluster.driver, "spark.driver.bindAddress": cluster.driver, "spark.cores.max": "2",
+        "spark.executor.cores": "1", "spark.executor.memory": "1g", "spark.ui.enabled": "false",
+    } | settings  # fmt: skip
+    confs = [f"--conf={name}={value}" for name, value in settings.items()]
+    command = [
+        str(Path(pyspark.__file__).parent / "bin" / "spark-submit"),
+        "--master",
+        cluster.master,
+        *confs,
+        *arguments,
+    ]
+    environment = os.environ | {"PYSPARK_DRIVER_PYTHON": sys.executable}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def test_spark_submit_of_the_demo(cluster, tmp_path):
+    demo = ROOT / "examples" / "features_to_logistic_regression" / "train.py"
+    printed = submit(cluster, str(demo), str(tmp_path / "model"))
+    assert f"saved at {tmp_path / 'model'}" in printed
+    assert (tmp_path / "model" / "metadata").exists()
+
+
+def test_executors_use_the_environment_that_comes_as_an_archive(cluster, tmp_path):
+    """Laid out as venv-pack does it; TensorFlow and the others are links to this environment's."""
+    environment = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    (packages / "theirs.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n{ROOT}\n")
+    with tarfile.open(tmp_path / "environment.tar.gz", "w:gz") as archive:
+        for path in environment.iterdir():
+            archive.add(path, path.name)
+    printed = submit(
+        cluster, "--archives", f"{tmp_path / 'environment.tar.gz'}#environment",
+        str(ROOT / "tests" / "standalone" / "program.py"),
+        **{"spark.pyspark.python": "./environment/bin/python"},
+    )  # fmt: skip
+    found = json.loads(printed.splitlines()[-1])
+    assert len(found["ranks"]) == 2
+    for rank in found["ranks"]:
+        assert "/environment/" in rank["prefix"]
+        assert str(cluster.folder / "work-") in rank["prefix"]
+    assert found["loss"] > 0
+
+
+def test_check_tells_of_both_hosts(cluster, spark):
+    text = cluster_check.report(spark, 4, megabytes=1)
+    assert "the sum is right" in text
+    if cluster.apart:
+        assert "1 MB among 4 ranks on 2 hosts, by Gloo over eth0" in text
+        assert all(f"eth0 {address}" in text for address, _ in cluster.hosts)
