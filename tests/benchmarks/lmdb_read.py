@@ -1,13 +1,15 @@
 """The format "lmdb" beside a bare cursor loop of the lmdb package: ``python -m tests.benchmarks.lmdb_read RESULT``.
 
 Caffe's Datums, raw, in three sizes of images. The source reads in two tasks and makes every column; Spark throws the
-rows away. There are two loops, of one thread each: one takes keys and values and looks at neither, one parses every
-value too, with Google's protobuf package. "Spark alone" is a source of two tasks that reads nothing and yields the same
-batch of such rows again and again: what no source in Python is faster than. In turns, all warm.
+rows away. "Reader" is what the source does in those tasks, in two processes and without Spark: from the file to Arrow
+batches of all columns. There are two loops, of one thread each: one takes keys and values and looks at neither, one
+parses every value too, with Google's protobuf package. "Spark alone" is a source of two tasks that reads nothing and
+yields the same batch of such rows again and again: what no source in Python is faster than. In turns, all warm.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 import sys
 import tempfile
@@ -24,7 +26,7 @@ from pyspark.sql.datasource import DataSource, DataSourceReader, InputPartition
 from pyspark.sql.types import StructType
 
 from cos_ml.sources import datum, register
-from cos_ml.sources.lmdb import BATCH_BYTES, BATCH_ROWS, DATUM_SCHEMA
+from cos_ml.sources.lmdb import BATCH_BYTES, BATCH_ROWS, DATUM_SCHEMA, DATUMS, KeyRange, LmdbReader
 from tests.benchmarks import data
 
 ROUNDS = 5
@@ -72,6 +74,7 @@ def main(result: str) -> None:
     register(spark)
     spark.dataSource.register(Alone)
     figures: dict[str, Any] = {}
+    processes = multiprocessing.get_context("spawn").Pool(data.RANKS)
     for name, (rows, *shape) in SIZES.items():
         with tempfile.TemporaryDirectory(prefix="cos_ml_lmdb_") as folder:
             _write(folder, rows, shape)
@@ -79,17 +82,24 @@ def main(result: str) -> None:
             if frame.count() != rows:
                 raise RuntimeError(f"{name}: expected {rows} rows, found {frame.count()}")
             alone = spark.read.format("alone").options(rows=rows, size=int(np.prod(shape))).load()
+            reader = LmdbReader(folder, False, data.RANKS, DATUMS.names)
+            parts = [(reader, part) for part in reader.partitions()]
             ways: dict[str, Callable[[], object]] = {
                 "source": lambda frame=frame: data.run_all(frame),
+                "reader": lambda parts=parts: processes.starmap(_read, parts, 1),
                 "cursor": lambda folder=folder: _loop(folder),
                 "cursor, protobuf": lambda folder=folder: _parse(folder),
                 "Spark alone": lambda alone=alone: data.run_all(alone),
             }
             seconds = _medians(ways)
         figures[name] = {way: rows / taken for way, taken in seconds.items()}
-        for peer in ("cursor", "cursor, protobuf", "Spark alone"):
-            figures[name][f"time of source to {peer}"] = seconds["source"] / seconds[peer]
+        for product, peer in (
+            ("source", "cursor"), ("source", "cursor, protobuf"), ("source", "Spark alone"), ("Spark alone", "cursor"),
+            ("reader", "cursor"),
+        ):  # fmt: skip
+            figures[name][f"time of {product} to {peer}"] = seconds[product] / seconds[peer]
         print(name, {what: round(figure, 2) for what, figure in figures[name].items()}, flush=True)
+    processes.terminate()
     data.report(result, figures)
 
 
@@ -99,6 +109,10 @@ def _write(folder: str, rows: int, shape: list[int]) -> None:
         for row in range(rows):
             value = datum.encode(*shape, pixels, row % 1000, None, False)
             transaction.put(b"%08d" % row, value, append=True)
+
+
+def _read(reader: LmdbReader, part: KeyRange) -> int:
+    return sum(batch.num_rows for batch in reader.read(part))
 
 
 def _loop(folder: str) -> None:
