@@ -147,8 +147,8 @@ def decode(values: pa.Array, column: Column) -> tuple[np.ndarray, list[Problem]]
 
     Returns:
         tuple[np.ndarray, list[Problem]]: rows of ``column.shape``, of its dtype, uint8 for binary values, or bytes
-        objects in UTF-8 for strings, the bad ones filled with NaN (integers: 0; strings: empty); and a Problem for each
-        bad row, in the order of the rows.
+        objects in UTF-8 for strings, the bad ones filled with NaN (integers: 0; booleans: false; strings: empty); and a
+        Problem for each bad row, in the order of the rows.
     """
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
@@ -243,7 +243,7 @@ def _decode_bad(
                 f"the network takes {size}, of shape {column.shape}") for row in np.flatnonzero(wrong)
     ]  # fmt: skip
     good = ~holes & (sizes == size)
-    empty: Any = b"" if column.dtype == "string" else 0
+    empty: Any = b"" if column.dtype == "string" else False if pa.types.is_boolean(flat.type) else 0
     raw = flat.fill_null(empty).to_numpy(zero_copy_only=False)
     numbers = np.full((len(sizes), *column.row_shape(size)), np.nan if raw.dtype.kind == "f" else empty, raw.dtype)
     numbers[good] = raw[good[owners]].reshape(-1, *column.row_shape(size))

@@ -58,24 +58,26 @@ def images_to_parquet(source: str, target: str, *, labels: str) -> None:
             twice.
     """
     listed = _listed(labels)
-    sizes = [_size(Path(source, name)) for name, _ in listed]
-    missing = [name for (name, _), size in zip(listed, sizes, strict=True) if size is None]
+    files = [Path(source, name) for name, _ in listed]
+    missing = [name for (name, _), file in zip(listed, files, strict=True) if not file.is_file()]
     if missing:
         raise InvalidInputError(
             f"Of {len(listed)} images that {labels} lists, {len(missing)} are not in {source}. The first one is "
             f"{missing[0]!r}."
         )
-    parts = list(_groups(zip(listed, sizes, strict=True), lambda image: image[1] or 0, PART_BYTES))
+    stamps = _stamps(files)
+    sizes = [size for _, size, _ in stamps]
+    parts = list(_groups(zip(listed, sizes, strict=True), lambda image: image[1], PART_BYTES))
 
     def read(number: int) -> Iterator[pa.RecordBatch]:
         with ThreadPoolExecutor(READERS) as threads:
-            for some in _groups(parts[number], lambda image: image[1] or 0, ROW_GROUP_BYTES // 4, BATCH_ROWS):
+            for some in _groups(parts[number], lambda image: image[1], ROW_GROUP_BYTES // 4, BATCH_ROWS):
                 names, classes = zip(*(image for image, _ in some), strict=True)
                 data = list(threads.map(lambda name: Path(source, name).read_bytes(), names))
                 columns = [pa.array(names), pa.array(classes, pa.int32()), pa.array([True] * len(some)), pa.array(data)]
                 yield pa.RecordBatch.from_arrays(columns, schema=IMAGES)
 
-    with _conversion(target, ["images-to-parquet", os.path.abspath(source), listed, sizes]) as work:
+    with _conversion(target, ["images-to-parquet", listed, stamps]) as work:
         _in_parts(work, len(parts), len(listed), lambda *part: _write_parquet(work, IMAGES, read, *part))
 
 
@@ -105,7 +107,7 @@ def lmdb_to_parquet(source: str, target: str, *, raw: bool = False) -> None:
 
 
 def lmdb_to_sequence_file(source: str, target: str) -> None:
-    """The records of an LMDB database, as they are, so that nothing of them is lost.
+    """The records of an LMDB database, as they are; of keys, bytes that are not UTF-8 are written as ``\\xNN``.
 
     ``read_sequence_file(spark, target, values="datum")`` reads them as the format "lmdb" does. The files are written
     by Spark, on this machine.
@@ -279,7 +281,7 @@ def _groups(
         yield group
 
 
-def _stamps(files: Iterable[str]) -> list[tuple[str, int, int]]:
+def _stamps(files: Iterable[str | Path]) -> list[tuple[str, int, int]]:
     """What changes when one of the files does."""
     return [(os.path.abspath(file), (found := os.stat(file)).st_size, found.st_mtime_ns) for file in files]
 
@@ -289,7 +291,11 @@ def _listed(labels: str) -> list[tuple[str, int]]:
     if not os.path.isfile(labels):
         raise InvalidInputError(f"There is no file {labels}: expected lines of an image's path and a whole number.")
     listed: dict[str, int] = {}
-    for number, line in enumerate(Path(labels).read_text().splitlines(), 1):
+    try:
+        lines = Path(labels).read_text("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{labels} is no text in UTF-8: {error}.") from error
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         found = re.fullmatch(r"\s*(.*?)\s+(-?\d{1,9})\s*", line)  # a path may have spaces in it
@@ -302,11 +308,6 @@ def _listed(labels: str) -> list[tuple[str, int]]:
             raise InvalidInputError(f"{labels}, line {number}: {name!r} is there a second time.")
         listed[name] = int(found[2])
     return list(listed.items())
-
-
-def _size(file: Path) -> int | None:
-    """The size of a file in bytes; None where there is no such file."""
-    return file.stat().st_size if file.is_file() else None
 
 
 def _parquet(source: str) -> ds.Dataset:

@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -83,44 +84,46 @@ def _shuffles(plan: Any) -> bool:
 
 
 class _Batches:
-    """The session's setting for the size of Arrow batches, lowered for as long as anybody needs it.
+    """A session's setting for the size of Arrow batches, lowered for as long as anybody needs it.
 
     It is one setting for the whole session: fits side by side share it, and the last one puts it back.
     """
 
     SETTING = "spark.sql.execution.arrow.maxRecordsPerBatch"
 
-    def __init__(self) -> None:
+    def __init__(self, spark: SparkSession) -> None:
+        self._conf = spark.conf
         self._lock = threading.Lock()
         self._wanted: list[int] = []
         self._before: str | None = None
 
     @contextlib.contextmanager
-    def of(self, spark: SparkSession, rows: int) -> Iterator[None]:
+    def of(self, rows: int) -> Iterator[None]:
         """Plan the jobs that begin in this ``with`` block with batches of at most ``rows`` rows."""
         with self._lock:
             if not self._wanted:
-                self._before = spark.conf.get(self.SETTING, None)
+                self._before = self._conf.get(self.SETTING, None)
             self._wanted.append(rows)
-            self._set(spark)
+            self._set()
         try:
             yield
         finally:
             with self._lock:
                 self._wanted.remove(rows)
-                self._set(spark)
+                self._set()
 
-    def _set(self, spark: SparkSession) -> None:
+    def _set(self) -> None:
         users = int(self._before or DEFAULT_BATCH)
         if self._wanted:
-            spark.conf.set(self.SETTING, min(*self._wanted, users if users > 0 else sys.maxsize))
+            self._conf.set(self.SETTING, min(*self._wanted, users if users > 0 else sys.maxsize))
         elif self._before is None:
-            spark.conf.unset(self.SETTING)
+            self._conf.unset(self.SETTING)
         else:
-            spark.conf.set(self.SETTING, self._before)
+            self._conf.set(self.SETTING, self._before)
 
 
-_batches = _Batches()
+_batches: weakref.WeakKeyDictionary[SparkSession, _Batches] = weakref.WeakKeyDictionary()
+_batches_lock = threading.Lock()
 
 
 def small_batches(spark: SparkSession, spec: TrainSpec) -> contextlib.AbstractContextManager[None]:
@@ -130,7 +133,9 @@ def small_batches(spark: SparkSession, spec: TrainSpec) -> contextlib.AbstractCo
     and Python take turns, and neither finds its batch in the processor's cache.
     """
     row = sum(4 * (OPEN_SIZE if column.size is None else column.size) for column in spec.columns)
-    return _batches.of(spark, max(LEAST_BATCH, BATCH_BYTES // row))
+    with _batches_lock:
+        here = _batches.setdefault(spark, _Batches(spark))
+    return here.of(max(LEAST_BATCH, BATCH_BYTES // row))
 
 
 def check_not_streaming(df: DataFrame) -> None:
@@ -352,17 +357,18 @@ class Rows:
         """A pass over the rows: every row once; in a random order that depends on ``seed`` alone, or as they came."""
         if not shuffle:
             return Pass(self.arrays, np.arange(self.count))
-        return Pass(self.arrays, self.by_key[np.random.default_rng(seed).permutation(self.count)])
+        return Pass(self.arrays, np.random.default_rng(seed).permutation(self.by_key))
 
     @cached_property
     def by_key(self) -> np.ndarray:
-        """int64 [count]: the rows in an order that does not depend on the one they came in."""
-        return np.argsort(self.keys, kind="stable")
+        """uint32 or int64 [count]: the rows in an order that does not depend on the one they came in."""
+        order = np.argsort(self.keys, kind="stable")
+        return order.astype(np.uint32) if self.count < 2**32 else order
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over a rank's rows: arrays by field, and int64 [count] the order of their rows."""
+    """One pass over a rank's rows: arrays by field, and whole numbers [count], the order of their rows."""
 
     arrays: dict[str, Any]
     order: np.ndarray
@@ -370,7 +376,9 @@ class Pass:
     def weights(self) -> np.ndarray:
         """float64 [count]: the row weights in the order of this pass, all 1 where there is no weight column."""
         weights = self.arrays.get("w")
-        return np.ones(len(self.order)) if weights is None else weights[:].astype(np.float64)[self.order]
+        if weights is None:
+            return np.broadcast_to(1.0, len(self.order))  # it takes no memory
+        return weights[:].astype(np.float64)[self.order]
 
     def batches(self, size: int, steps: int, filler: dict[str, np.ndarray]) -> Iterator[Batch]:
         """``steps`` batches: the rows in order, ``size`` at a time, then filler rows of weight zero.
@@ -386,7 +394,7 @@ class Pass:
                 continue
             if not real:
                 chosen = self.order[:size]
-            if len(chosen) > 1 and chosen[-1] - chosen[0] == len(chosen) - 1 and (np.diff(chosen) == 1).all():
+            if len(chosen) > 1 and int(chosen[-1]) - int(chosen[0]) == len(chosen) - 1 and (np.diff(chosen) == 1).all():
                 rows: Any = slice(int(chosen[0]), int(chosen[-1]) + 1)  # neighbours need no gathering
             else:
                 rows = chosen
@@ -412,12 +420,13 @@ class Strings:
         return Strings(self.data, self.ends.reshape(shape))
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        flat = self.ends.reshape(-1)
-        chosen = np.arange(flat.size).reshape(self.shape)[rows]
+        flat, width = self.ends.reshape(-1), math.prod(self.shape[1:])
+        numbers = np.arange(*rows.indices(self.shape[0])) if isinstance(rows, slice) else np.asarray(rows)
+        chosen = (numbers.reshape(-1, 1) * width + np.arange(width)).reshape(-1)
         texts = np.empty(chosen.size, object)
-        for at, index in enumerate(chosen.reshape(-1)):
+        for at, index in enumerate(chosen.tolist()):
             texts[at] = self.data[flat[index - 1] if index else 0 : flat[index]].tobytes()
-        return texts.reshape(chosen.shape)
+        return texts.reshape(len(numbers), *self.shape[1:])
 
 
 class RowsOnDisk:

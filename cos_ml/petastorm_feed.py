@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import keyword
 import math
 import re
 import uuid
@@ -20,13 +21,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
 
 from cos_ml.columns import Column, as_list_array, decode, renumber
 from cos_ml.errors import InvalidInputError, SetupError, from_spark
-from cos_ml.feeds import PARTS, Batch, refuse, usable_rows
+from cos_ml.feeds import PARTS, Batch, refuse, small_batches, usable_rows
 from cos_ml.spec import TrainSpec
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class Shards:
     Attributes:
         files: their URLs, in the order in which row groups are counted.
         groups: row groups in all of them.
+        filled: by partition: how many of its row groups have rows.
         names: the stored column of each field.
         rows: by partition, which is as many as there are ranks: part -> rows.
         digest: of what the footers tell of the rows.
@@ -55,6 +58,7 @@ class Shards:
 
     files: tuple[str, ...]
     groups: int
+    filled: tuple[int, ...]
     names: dict[str, str]
     rows: tuple[dict[str, int], ...]
     shapes: dict[str, tuple[int, ...]]
@@ -68,7 +72,7 @@ class Shards:
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Shards:
         """What ``to_plain`` made, after a way through JSON."""
-        return cls(**plain | {"files": tuple(plain["files"]), "rows": tuple(plain["rows"])})
+        return cls(**plain | {name: tuple(plain[name]) for name in ("files", "filled", "rows")})
 
 
 # ── driver ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -101,7 +105,7 @@ def check_readable(schema: T.StructType, spec: TrainSpec) -> None:
                 "bytes and flat arrays. Store arrays (pyspark.ml.functions.vector_to_array makes them of Vectors), or "
                 "give the DataFrame to fit()."
             )
-        if not column.name.isidentifier() or column.name.startswith("_"):
+        if not column.name.isidentifier() or keyword.iskeyword(column.name) or column.name.startswith("_"):
             raise InvalidInputError(
                 f"petastorm reads columns whose names are Python identifiers, and {column.name!r} is none: store it "
                 "under another name, or give the DataFrame to fit()."
@@ -131,7 +135,8 @@ def stored(narrow: DataFrame, spec: TrainSpec, folder: str, keep: bool) -> Itera
     try:
         try:
             writer = usable.write.option("parquet.block.size", ROW_GROUP).option("parquet.enable.dictionary", "false")
-            writer.parquet(url)
+            with small_batches(narrow.sparkSession, spec):
+                writer.parquet(url)
         except Exception as error:
             raise from_spark(error) or error from None
         yield url
@@ -160,10 +165,10 @@ def _storable(rows: np.ndarray, kind: pa.DataType) -> pa.Array:
     """Decoded rows as the Arrow type that they came in."""
     if pa.types.is_binary(kind):
         return pa.array([row.tobytes() for row in rows], kind)
-    if rows.dtype == object:
-        texts = [[text.decode() for text in row.reshape(-1)] for row in rows]
-        return pa.array(texts if pa.types.is_list(kind) else [text[0] for text in texts], kind)
     flat = rows.reshape(len(rows), math.prod(rows.shape[1:]))
+    if rows.dtype == object:
+        texts = [[text.decode() for text in row] for row in flat]
+        return pa.array(texts if pa.types.is_list(kind) else [text[0] for text in texts], kind)
     return as_list_array(flat) if pa.types.is_list(kind) else pa.array(flat.reshape(-1), kind)
 
 
@@ -182,17 +187,21 @@ def plan(url: str, spec: TrainSpec, names: dict[str, str], ranks: int) -> Shards
     import fsspec
     import pyarrow.parquet as pq
 
+    if {"#", "?"} & set(url):
+        raise InvalidInputError(f"petastorm reads no paths with # or ?, and this is {url}: expected another name.")
     filesystem, path = fsspec.core.url_to_fs(url)
     paths = _files(filesystem, path)
     if not paths:
         raise InvalidInputError(f"There are no Parquet files at {url}.")
     rows = [dict.fromkeys(PARTS, 0) for _ in range(ranks)]
+    filled = [0] * ranks
     facts: tuple[dict[str, Any], dict[str, Any]] | None = None
     groups = 0
     digest = hashlib.sha256()
     for one in paths:
         with filesystem.open(one) as opened:
             file = pq.ParquetFile(opened)
+            _check_stored(file.schema_arrow, _read(names, spec.stored), one)
             for index in range(file.num_row_groups):
                 count = file.metadata.row_group(index).num_rows
                 digest.update(_told(file.metadata.row_group(index)).encode())
@@ -200,25 +209,47 @@ def plan(url: str, spec: TrainSpec, names: dict[str, str], ranks: int) -> Shards
                 shard = rows[groups % ranks]
                 shard["train"] += count - marked
                 shard["validation"] += marked
+                filled[groups % ranks] += count > 0
                 groups += 1
                 if facts is None and count:
                     first = next(file.iter_batches(1, row_groups=[index], columns=[*_read(names, spec.columns)]))
                     facts = _facts(first, spec.columns, names)
     if not sum(shard["train"] for shard in rows) or facts is None:
         raise InvalidInputError(f"There are no rows to train on at {url}.")
-    files = tuple(filesystem.unstrip_protocol(one) for one in paths)
-    return Shards(files, groups, names, tuple(rows), *facts, digest.hexdigest())
+    files = tuple(_url(one, url, filesystem) for one in paths)
+    return Shards(files, groups, tuple(filled), names, tuple(rows), *facts, digest.hexdigest())
+
+
+def _url(path: str, url: str, filesystem: Any) -> str:
+    """Of a file that fsspec found at ``url``; of some file systems it does not say the host again."""
+    scheme, host, *_ = urlsplit(url)
+    return f"{scheme}://{host}{path}" if host and path.startswith("/") else filesystem.unstrip_protocol(path)
+
+
+def _check_stored(schema: pa.Schema, names: Iterable[str], file: str) -> None:
+    """Raises InvalidInputError for a column that a file does not have, or in a form that petastorm passes over."""
+    for name in names:
+        index = schema.get_field_index(name)
+        if index < 0:
+            raise InvalidInputError(
+                f"The file {file} has no column {name!r}; it has {schema.names}. (What the name of a folder says, as "
+                f"{name}=1, is not in the files: store it as a column.)"
+            )
+        kind = schema.field(index).type
+        element = kind.value_type if pa.types.is_list(kind) else kind
+        numeric = pa.types.is_integer(element) or pa.types.is_floating(element) or pa.types.is_decimal(element)
+        if not (numeric or pa.types.is_boolean(element) or element in (pa.string(), pa.binary())):
+            raise InvalidInputError(
+                f"Column {name!r} of the file {file} is stored as {kind}, which petastorm does not read: expected "
+                "numbers, strings, bytes, or lists of them. Write it with Spark, or give the DataFrame to fit()."
+            )
 
 
 def _told(group: Any) -> str:
     """What a footer tells of a row group's content: sizes, and the least and the largest value."""
     columns = [group.column(index) for index in range(group.num_columns)]
-    return repr(
-        [
-            (one.path_in_schema, one.num_values, one.total_compressed_size, one.is_stats_set and str(one.statistics))
-            for one in columns
-        ]
-    )
+    sizes = [(one.path_in_schema, one.num_values, one.total_compressed_size) for one in columns]
+    return repr([sizes, [one.statistics.to_dict() for one in columns if one.is_stats_set]])
 
 
 def _files(filesystem: Any, path: str) -> list[str]:
@@ -236,7 +267,12 @@ def _read(names: dict[str, str], columns: tuple[Column, ...]) -> list[str]:
 
 def _marked(file: Any, group: int, name: str) -> int:
     marks = file.read_row_group(group, columns=[name]).column(0)
-    return int(marks.fill_null(False).to_numpy().astype(bool).sum())
+    return int(_as_marks(marks).sum())
+
+
+def _as_marks(values: pa.ChunkedArray) -> np.ndarray:
+    """Which rows validate; null is no."""
+    return values.cast(pa.bool_()).fill_null(False).to_numpy()
 
 
 def _facts(first: pa.RecordBatch, columns: tuple[Column, ...], names: dict[str, str]) -> tuple[Any, Any]:
@@ -251,7 +287,7 @@ def _facts(first: pa.RecordBatch, columns: tuple[Column, ...], names: dict[str, 
     return shapes, dtypes
 
 
-def _as_wanted(values: pa.Array, column: Column) -> pa.Array:
+def _as_wanted(values: pa.Array | pa.ChunkedArray, column: Column) -> pa.Array | pa.ChunkedArray:
     """Stored numbers in the network's number type."""
     if column.dtype == "string":
         return values
@@ -355,13 +391,13 @@ class ShardRows:
         for stored in _all(self.shards, list(wanted.values()), self.rank, seed, shuffle):
             arrays = {column.field: self._checked(stored[wanted[column.field]], column) for column in columns}
             if self.spec.validation:
-                marks = np.array([bool(mark) for mark in stored[wanted["v"]]])
+                marks = _as_marks(stored[wanted["v"]])
                 kept = marks if self.part == "validation" else ~marks
                 arrays = {field: array[kept] for field, array in arrays.items()}
             yield arrays
 
-    def _checked(self, stored: np.ndarray, column: Column) -> np.ndarray:
-        array, problems = decode(_as_wanted(_arrow(stored), column), column)
+    def _checked(self, stored: pa.ChunkedArray, column: Column) -> np.ndarray:
+        array, problems = decode(_as_wanted(stored, column), column)
         if problems:
             try:
                 refuse(renumber(problems, 0), self.spec.handle_invalid)
@@ -431,24 +467,22 @@ def _cut(windows: Iterator[dict[str, np.ndarray]], size: int) -> Iterator[dict[s
         yield rest
 
 
-def _all(shards: Shards, columns: list[str], rank: int, seed: int, shuffle: bool) -> Iterator[dict[str, np.ndarray]]:
+def _all(shards: Shards, columns: list[str], rank: int, seed: int, shuffle: bool) -> Iterator[pa.Table]:
     """All row groups of a rank: petastorm's pool can take a late start for the end, and is then asked again."""
-    wanted = len(range(rank, shards.groups, len(shards.rows)))
     done = 0
     for _ in range(ATTEMPTS):
         for group in itertools.islice(_petastorm(shards, columns, rank, seed, shuffle), done, None):
             yield group
             done += 1
-        if done >= wanted:
+        if done >= shards.filled[rank]:
             return
 
 
-def _petastorm(
-    shards: Shards, columns: list[str], rank: int, seed: int, shuffle: bool
-) -> Iterator[dict[str, np.ndarray]]:
-    """This rank's row groups, as petastorm gives them: an array by column."""
+def _petastorm(shards: Shards, columns: list[str], rank: int, seed: int, shuffle: bool) -> Iterator[pa.Table]:
+    """This rank's row groups that have rows, as petastorm reads them."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # it uses what pyarrow has long marked as old
     from petastorm.reader import make_batch_reader
+    from petastorm.workers_pool import EmptyResultError
 
     reader = make_batch_reader(
         list(shards.files),
@@ -461,13 +495,8 @@ def _petastorm(
         cur_shard=rank,
         shard_count=min(len(shards.rows), shards.groups),  # petastorm refuses more shards than row groups
     )
-    with reader:
-        for group in reader:
-            yield group._asdict()
-
-
-def _arrow(stored: np.ndarray) -> pa.Array:
-    """What petastorm made of a column, as the Arrow array that ``decode`` takes."""
-    if stored.ndim > 1:
-        return as_list_array(np.ascontiguousarray(stored.reshape(len(stored), -1)))
-    return pa.array(stored.tolist() if stored.dtype.kind in "OU" else stored)
+    with reader, contextlib.suppress(EmptyResultError):
+        while True:
+            # What its own iterator takes, and turns into NumPy's arrays: nulls are gone there, and rows of different
+            # sizes an error without a row.
+            yield reader._workers_pool.get_results()

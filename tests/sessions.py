@@ -41,6 +41,9 @@ def session(master: str, folder: Path, path: str = "", **settings: str) -> Itera
     for name, value in (SETTINGS | folders | settings).items():
         builder = builder.config(name, value)
     spark = builder.getOrCreate()
+    # The process's first session starts its JVM, with its settings as properties that later sessions would inherit.
+    for name in SETTINGS | folders | settings:
+        spark.sparkContext._jvm.java.lang.System.clearProperty(name)
     spark.sparkContext.setLogLevel("OFF")
     yield spark
     spark.stop()

@@ -14,7 +14,7 @@ import pytest
 from tests.sessions import session
 from tests.standalone.hosts import hosts, running
 
-CORES = 4  # of each worker: two for the session's executor there, two for programs that tests submit
+CORES = 3  # of each worker: two for the one executor of the session there, one for programs that tests submit
 
 
 @dataclass

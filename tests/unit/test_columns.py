@@ -349,3 +349,13 @@ def test_renumber():
 )
 def test_spark_dtype(tensor, travels):
     assert spark_dtype(tensor) == travels
+
+
+def test_nulls_among_booleans():
+    column = Column("flags", "x0", (2,), "bool")
+    flags, problems = decode(pa.array([[True, False], [None, True], None], pa.list_(pa.bool_())), column)
+    assert flags.tolist() == [[True, False], [False, False], [False, False]]
+    assert said(problems) == [
+        "column 'flags', row 1: has a null among its numbers",
+        "column 'flags', row 2: is null",
+    ]

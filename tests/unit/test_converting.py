@@ -248,6 +248,23 @@ def test_another_source_starts_afresh(photos, small_parts):
     assert ds.dataset(photos / "out").to_table()["data"][0].as_py() == b"new"
 
 
+def test_a_source_of_the_same_size_and_another_content_starts_afresh(photos, small_parts):
+    arguments = ["convert", "images-to-parquet", photos / "photos", photos / "out", "--labels", photos / "labels.txt"]
+    killed("converting", "_put", 3, *arguments)
+    first = photos / "photos/class 0/0.jpg"
+    again = bytes(first.stat().st_size)
+    first.write_bytes(again)
+    assert cli.main([str(argument) for argument in arguments]) == 0
+    assert ds.dataset(photos / "out").to_table()["data"][0].as_py() == again
+
+
+def test_labels_that_are_no_text(photos, capsys):
+    (photos / "labels.txt").write_bytes("Käse 1\n".encode("latin-1"))
+    arguments = ["convert", "images-to-parquet", photos / "photos", photos / "out", "--labels", photos / "labels.txt"]
+    assert cli.main([str(argument) for argument in arguments]) == 1
+    assert "is no text in UTF-8" in capsys.readouterr().err
+
+
 def test_what_was_left_after_the_target_was_in_place(many, tmp_path):
     """Killed between its last two steps; later the target was removed."""
     target = tmp_path / "out"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cos_ml import feeds, ranks
 from cos_ml.columns import Column, Problem
 from cos_ml.errors import InvalidInputError
-from cos_ml.feeds import Pass, Rows, RowsOnDisk, Spool, local_folder, refuse, small_batches, step_weights
+from cos_ml.feeds import Pass, Rows, Spool, local_folder, refuse, small_batches, step_weights
 from cos_ml.spec import TrainSpec
 
 from .conftest import record_batch, rows_of
@@ -275,8 +275,9 @@ def test_many_rows_are_read_and_not_mapped(tmp_path, monkeypatch):
     monkeypatch.setattr(feeds, "MAPPED", 8 << 20)
     count, width = 16_384, 1024  # 64 MiB of float32
     np.arange(count, dtype=np.float32).repeat(width).tofile(tmp_path / "rows")
-    descriptor = os.open(tmp_path / "rows", os.O_RDONLY)
-    rows = rows_with(np.arange(count), x0=RowsOnDisk(descriptor, (count, width), "<f4"))
+    np.arange(count, dtype=np.uint64).tofile(tmp_path / "keys")
+    descriptor, keys = (os.open(tmp_path / name, os.O_RDONLY) for name in ("rows", "keys"))
+    rows = Rows({"x0": descriptor, feeds.KEYS: keys}, count, {"x0": [width]}, {"x0": "<f4"})
     rows = rows.reshaped((Column("features", "x0", (width // 2, 2)),))
     before, most = resident(), 0
     for shuffle in (False, True):
@@ -343,3 +344,29 @@ def test_fits_side_by_side_share_the_size_of_batches():
     assert session.settings == {SETTING: "66"}
     other.__exit__(None, None, None)
     assert session.settings == {SETTING: "5000"}
+
+
+def test_sessions_have_settings_of_their_own():
+    one, other = Session(**{SETTING: "5000"}), Session()
+    spec = TrainSpec((Column("x", "x0", (784,)),), ())
+    first, second = small_batches(one, spec), small_batches(other, spec)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert one.settings == {SETTING: "5000"}
+    assert other.settings == {SETTING: "668"}
+    second.__exit__(None, None, None)
+    assert other.settings == {}
+
+
+@given(st.lists(st.integers(0, 5), max_size=8))
+def test_strings_of_chosen_rows(chosen):
+    texts = [[f"{row}{'x' * row}".encode(), f"-{row}".encode()] for row in range(6)]
+    flat = [text for row in texts for text in row]
+    ends = np.cumsum([len(text) for text in flat]).reshape(6, 2)
+    strings = feeds.Strings(np.frombuffer(b"".join(flat), np.uint8), ends)
+    assert strings[np.array(chosen, np.uint32)].tolist() == [texts[row] for row in chosen]
+    rows = slice(min(chosen, default=0), max(chosen, default=0))
+    assert strings[rows].tolist() == texts[rows]
+    single = feeds.Strings(strings.data, ends.reshape(-1))
+    assert single[rows].tolist() == flat[rows]

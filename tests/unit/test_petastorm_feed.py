@@ -57,11 +57,11 @@ def seen(rows, shuffle=True, seed=(3, 0, 0), size=4, more=0):
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=7), st.integers(1, 4), st.integers(1, 3), st.booleans())
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=7), st.integers(1, 4), st.integers(1, 3), st.booleans())
 def test_every_row_is_read_once_by_one_rank(tmp_path_factory, groups, ranks, files, shuffle):
-    url = write(tmp_path_factory.mktemp("rows"), groups, files=min(files, len(groups)))
+    url = write(tmp_path_factory.mktemp("rows"), [*groups, 1], files=min(files, len(groups)))
     shares = [seen(shard(url, SPEC, ranks, rank), shuffle)[0] for rank in range(ranks)]
-    assert sorted(itertools.chain(*shares)) == list(range(sum(groups)))
+    assert sorted(itertools.chain(*shares)) == list(range(sum(groups) + 1))
     assert [len(share) for share in shares] == [one["train"] for one in plan(url, SPEC, NAMES, ranks).rows]
 
 
@@ -143,3 +143,74 @@ def test_nothing_to_read(tmp_path):
         plan(str(tmp_path), SPEC, NAMES, 2)
     with pytest.raises(InvalidInputError, match="There are no rows to train on"):
         plan(write(tmp_path / "none", [0]), SPEC, NAMES, 2)
+
+
+def test_the_digest_follows_from_the_rows(tmp_path):
+    url = write(tmp_path / "rows", [4, 4])
+    digest = plan(url, SPEC, NAMES, 2).digest
+    assert plan(url, SPEC, NAMES, 2).digest == digest
+    assert plan(write(tmp_path / "others", [4, 5]), SPEC, NAMES, 2).digest != digest
+
+
+def test_empty_row_groups_are_not_waited_for(tmp_path, monkeypatch):
+    passes = []
+    read = petastorm_feed._petastorm
+    monkeypatch.setattr(petastorm_feed, "_petastorm", lambda *args: passes.append(1) or read(*args))
+    rows = shard(write(tmp_path / "rows", [3, 0, 2]), SPEC, 1, 0)
+    assert seen(rows, shuffle=False)[0] == [0, 1, 2, 3, 4]
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "dtype", "message"),
+    [
+        (pa.list_(pa.int32()), [[1, 2], [1, None]], "int32", "row 1: has a null among its numbers"),
+        (pa.list_(pa.int32()), [[1, 2], None], "int32", "row 1: is null"),
+        (pa.list_(pa.float32()), [[1, 2], [1, 2, 3]], "float32", "row 1: has 3 numbers"),
+        (pa.list_(pa.bool_()), [[True, True], [None, True]], "bool", "row 1: has a null among its numbers"),
+        (pa.list_(pa.string()), [["a", "b"], ["a", None]], "string", "row 1: has a null among its numbers"),
+    ],
+)
+def test_rows_with_holes_are_named_and_kept(tmp_path, kind, values, dtype, message):
+    pq.write_table(pa.table({"x": pa.array(values, kind), "y": [0.0, 1.0]}), tmp_path / "rows.parquet")
+    spec = TrainSpec(inputs=(Column("x", "x0", (2,), dtype),), labels=(Column("y", "y0"),))
+    shards = plan(str(tmp_path), spec, {"x0": "x", "y0": "y"}, 1)
+    with pytest.raises(InvalidInputError, match=f"column 'x', {message}"):
+        seen(ShardRows("train", spec, shards, 0))
+    kept = TrainSpec(inputs=spec.inputs, labels=spec.labels, handle_invalid="keep")
+    assert seen(ShardRows("train", kept, shards, 0), shuffle=False)[0] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"y": [0.0]}, "has no column 'x'; it has"),
+        ({"x": pa.array([[1.0]], pa.large_list(pa.float64())), "y": [0.0]}, "stored as large_list"),
+        ({"x": pa.array(["a"], pa.large_string()), "y": [0.0]}, "stored as large_string"),
+    ],
+)
+def test_files_without_a_column_that_petastorm_reads(tmp_path, columns, message):
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    spec = TrainSpec(inputs=(Column("x", "x0", (1,)),), labels=(Column("y", "y0"),))
+    with pytest.raises(InvalidInputError, match=message):
+        plan(str(tmp_path), spec, {"x0": "x", "y0": "y"}, 1)
+
+
+def test_urls_that_petastorm_would_cut_off_are_refused(tmp_path):
+    with pytest.raises(InvalidInputError, match="no paths with #"):
+        plan(write(tmp_path / "run#1", [4]), SPEC, NAMES, 1)
+
+
+def test_the_host_of_a_url_stays():
+    hdfs = type("HDFS", (), {"unstrip_protocol": staticmethod(lambda path: f"hdfs://{path}")})
+    assert petastorm_feed._url("/data/a.parquet", "hdfs://node:9000/data", hdfs) == "hdfs://node:9000/data/a.parquet"
+    assert petastorm_feed._url("/data/a.parquet", "hdfs:///data", hdfs) == "hdfs:///data/a.parquet"
+    s3 = type("S3", (), {"unstrip_protocol": staticmethod(lambda path: f"s3://{path}")})
+    assert petastorm_feed._url("bucket/a.parquet", "s3://bucket", s3) == "s3://bucket/a.parquet"
+
+
+def test_strings_are_stored_as_they_came():
+    texts = np.array([b"a", b"b"], object)
+    assert petastorm_feed._storable(texts, pa.string()).to_pylist() == ["a", "b"]
+    assert petastorm_feed._storable(texts.reshape(1, 2), pa.list_(pa.string())).to_pylist() == [["a", "b"]]
+    assert petastorm_feed._storable(texts[:0], pa.string()).to_pylist() == []
