@@ -1,4 +1,4 @@
-"""What can be known before ranks train: versions, GPUs, disk and memory, wherever a rank would run (both sides).
+"""What can be known before ranks train: versions, disk and memory, wherever a rank would run (both sides).
 
 ``facts`` runs in each barrier task, before its rank trains, and in the tasks of ``explain``. The driver, or the tasks
 among themselves, compare them with what the fit needs.

@@ -81,7 +81,7 @@ def _lines(spark: SparkSession, devices: str, told: list[dict[str, Any]], size: 
     lines = [
         ("Spark", f"{spark.version}, {spark.conf.get('spark.master', 'master unknown')}"),
         ("versions", f"{versions}{': the same everywhere' if same else ' on rank 0'}"),
-        ("Horovod", first["built"] or "not needed by one rank"),
+        ("Horovod", _built(told) or "not needed by one rank"),
         ("GPUs", devices),
     ]
     for rank, one in enumerate(told):
@@ -94,15 +94,23 @@ def _lines(spark: SparkSession, devices: str, told: list[dict[str, Any]], size: 
     large, small = (max(one["seconds"][which] for one in told) for which in ("large", "small"))
     sent = 2 * (len(told) - 1) / len(told) * size / large
     speed = first["speeds"].get(first["interface"])
-    share = f", {sent * 8 / (speed * MEGA):.0%} of the link" if speed and hosts > 1 else ""
-    over = f"{first['interface'] or 'the default interface'}" + ("" if hosts > 1 else ", within one host")
+    nccl = first["by"] == "NCCL"  # which chooses its way by itself, and tells with NCCL_DEBUG=INFO
+    share = f", {sent * 8 / (speed * MEGA):.0%} of the link" if speed and hosts > 1 and not nccl else ""
+    over = "" if nccl else f" over {first['interface'] or 'the default interface'}"
+    over += "" if hosts > 1 else ", within one host"
     return [
         *lines,
         ("allreduce", f"{size / MEGA:g} MB among {len(told)} ranks on {hosts} host{'s' if hosts > 1 else ''}, by "
-         f"{first['by']} over {over}: the sum is right"),
+         f"{first['by']}{over}: the sum is right"),
         ("", f"{large * 1e3:.1f} ms: each rank sends {sent / 1e9:.2f} GB/s{share}"),
         ("", f"{SMALL} bytes: {small * 1e3:.2f} ms"),
     ]  # fmt: skip
+
+
+def _built(told: list[dict[str, Any]]) -> str:
+    """What Horovod was built with, where ranks differ by rank."""
+    kinds = {one["built"] for one in told}
+    return kinds.pop() if len(kinds) == 1 else "; ".join(f"rank {rank} {one['built']}" for rank, one in enumerate(told))
 
 
 def _link(speed: int | None) -> str:
@@ -149,8 +157,10 @@ def _time(hvd: Any, tf: Any, name: str, size: int) -> float:
     seconds = []
     for _ in range(TURNS + 1):
         begin = time.perf_counter()
-        total = hvd.allreduce(mine, op=hvd.Sum, name=name).numpy()
+        sums = hvd.allreduce(mine, op=hvd.Sum, name=name)
+        sums[-1:].numpy()  # a GPU says that it has begun; this waits for the end, and copies one number
         seconds.append(time.perf_counter() - begin)
+        total = sums.numpy()
         expected = hvd.size() * (hvd.size() + 1) / 2
         if not np.array_equal(total, np.full(size // 4, expected, np.float32)):
             raise ArithmeticError(f"An allreduce of {size} bytes: expected {expected}, received {total[:8]}...")

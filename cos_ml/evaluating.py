@@ -50,7 +50,7 @@ def evaluate(dataset: DataFrame, network: Network, spec: TrainSpec) -> dict[str,
 
 def _sum_up(archive: bytes, spec: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """One partition: the metrics' sums and counts over its rows, as one row of JSON; none for no rows."""
-    predicting.limit_threads()
+    predicting.limit_devices()
     evaluator = _evaluator(archive, spec)
     evaluator.reset()
     seen = 0

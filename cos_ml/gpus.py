@@ -1,4 +1,4 @@
-"""Which GPU a rank uses: the one that Spark gave its task, and no other (driver, task and rank side)."""
+"""Which GPU a rank uses: the one that Spark gave its task, and no other (driver, task, rank and scoring side)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 from cos_ml.errors import ClusterError, InvalidInputError, RankError
 
-__all__ = ["check", "environment", "profile", "use"]
+__all__ = ["check", "environment", "in_turn", "profile", "show_to_task", "use"]
 
 TASK, EXECUTOR = "spark.task.resource.gpu.amount", "spark.executor.resource.gpu.amount"
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+VISIBLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
+PCI = "PCI_BUS_ID"  # the order in which nvidia-smi, and so discovery scripts, count; CUDA's own begins with the fastest
 
 
 # ── driver ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -45,6 +46,11 @@ def check(settings: Any, wanted: bool) -> str:
         )
     how = "as every task has" if each else "for the training alone (stage-level scheduling)"
     return f"1 for each rank, {how}; {offered} in each executor"
+
+
+def in_turn(settings: Any, wanted: bool) -> bool:
+    """Whether fits side by side would take the same GPUs: where Spark hands out none, each counts from the first."""
+    return wanted and not settings.get(TASK, None) and not settings.get(EXECUTOR, None)
 
 
 def profile(settings: Any, wanted: bool) -> Any:
@@ -83,11 +89,12 @@ def environment(
                 f"useGpu=True, and {VISIBLE}={inherited[VISIBLE]} shows {len(shown)} GPUs to the ranks of this host, "
                 f"of which there are more: two ranks never share one. Set numTrainWorkers to {len(shown)}."
             )
-        addresses = [shown[local_rank] if shown else str(local_rank)]
+        if shown is not None:  # counted in whatever order was meant
+            return {VISIBLE: shown[local_rank]}
+        addresses = [str(local_rank)]
     if len(addresses) != 1:
         raise InvalidInputError(f"useGpu=True, and Spark gave this task the GPUs {list(addresses)}: expected one.")
-    # The order in which nvidia-smi, and so discovery scripts, count; CUDA's own begins with the fastest.
-    return {VISIBLE: addresses[0], "CUDA_DEVICE_ORDER": inherited.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")}
+    return {VISIBLE: addresses[0], ORDER: inherited.get(ORDER, PCI)}
 
 
 # ── rank ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -115,3 +122,18 @@ def use(wanted: bool, tf: Any) -> None:
             'pip install "tensorflow[and-cuda]". To train on CPUs: useGpu=False.'
         )
     tf.config.experimental.set_memory_growth(seen[0], True)
+
+
+# ── scoring task ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def show_to_task() -> bool:
+    """Show TensorFlow, before it loads, the GPU that Spark gave the task of this Python worker; False for none."""
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    assigned = context.resources().get("gpu") if context else None
+    if assigned:
+        os.environ[VISIBLE] = assigned.addresses[0]
+        os.environ.setdefault(ORDER, PCI)
+    return bool(assigned)

@@ -195,8 +195,8 @@ def install(force: bool = False, gpu: bool = False) -> None:
         wheels = [_build(version, folder, gpu)]
     _pip(["install", "--force-reinstall", "--no-deps", str(wheels[0])])
     _pip(["install", str(wheels[0])])  # its dependencies, where they are missing
-    _stamp(version, gpu)
     check(gpu)
+    _stamp(version, gpu)
 
 
 def check(gpu: bool = False) -> None:

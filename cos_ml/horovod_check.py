@@ -6,9 +6,9 @@ import os
 import subprocess
 import sys
 
-from cos_ml.rendezvous import Rendezvous, place, rank_environment
+from cos_ml.rendezvous import Place, Rendezvous, place, rank_environment
 
-__all__ = ["main"]
+__all__ = ["environment", "main"]
 
 RANK = """
 import os, sys
@@ -24,6 +24,12 @@ print(f"Horovod {__import__('horovod').__version__} on TensorFlow {tf.__version_
 """
 
 
+def environment(here: Place, rendezvous: Rendezvous) -> dict[str, str]:
+    """Of a rank, which sees no GPU: both would take the first one, and NCCL lets no two ranks share one."""
+    own = rank_environment(here, "127.0.0.1", "127.0.0.1", rendezvous.port, rendezvous.secret)
+    return os.environ | own | {"CUDA_VISIBLE_DEVICES": "-1"}
+
+
 def main() -> int:
     """Returns 0 when both ranks computed the right sum."""
     places = place(["localhost", "localhost"])
@@ -32,7 +38,7 @@ def main() -> int:
         ranks = [
             subprocess.Popen(
                 [sys.executable, "-c", RANK],
-                env=os.environ | rank_environment(here, "127.0.0.1", "127.0.0.1", rendezvous.port, rendezvous.secret),
+                env=environment(here, rendezvous),
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )
             for here in places

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from cos_ml import heads, networks
+from cos_ml import gpus, heads, networks
 from cos_ml.columns import Column, as_list_array, decode, renumber
 from cos_ml.feeds import refuse
 from cos_ml.quiet import import_tensorflow
@@ -193,17 +193,20 @@ def _loaded(scorer: Scorer) -> Callable[..., list[Any]]:
 
 
 def _load(scorer: Scorer) -> Callable[..., list[Any]]:
-    limit_threads()
+    limit_devices()
     return forward_pass(networks.load(scorer.archive, scorer.modules), scorer.layers)
 
 
-def limit_threads() -> None:
-    """Let TensorFlow use this task's cores, and no more."""
+def limit_devices() -> None:
+    """Let TensorFlow use this task's cores, and the GPU that Spark gave the task, and no more."""
+    shown = gpus.show_to_task()
     tf = import_tensorflow()
 
     try:  # a task takes spark.task.cpus cores, which Spark tells its Python workers by this name
         tf.config.threading.set_intra_op_parallelism_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
         tf.config.threading.set_inter_op_parallelism_threads(1)
+        if not shown:
+            tf.config.set_visible_devices([], "GPU")  # they may be those of ranks
     except RuntimeError:
         pass  # TensorFlow runs in this worker already
 

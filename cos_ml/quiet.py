@@ -26,6 +26,8 @@ def import_keras(without: tuple[str, ...] = ()) -> ModuleType:
     Raises:
         ImportError: one of them is not installed, or Keras is set to another backend.
     """
+    # TensorFlow would take all memory of a GPU at once, also in a driver or a scoring task, and leave ranks there none.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     if "tensorflow" in sys.modules:
         import keras
     else:

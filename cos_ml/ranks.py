@@ -108,7 +108,8 @@ def run(df: DataFrame, job: Job, ranks: int) -> Outcome:
         try:
             # The shuffle is what lets Spark retry: it never repeats a barrier stage whose result is collected directly.
             # In as many parts as the driver can take one after the other.
-            with slots.taken(df.sparkSession, ranks, profile), small_batches(df.sparkSession, job.specs[0]):
+            alone = gpus.in_turn(df.sparkSession.conf, job.specs[0].use_gpu)
+            with slots.taken(df.sparkSession, ranks, profile, alone), small_batches(df.sparkSession, job.specs[0]):
                 rows = list(tasks.repartition(1 + returned // RESULT_PART).toLocalIterator())
         except Exception as error:
             if tag.interrupted:

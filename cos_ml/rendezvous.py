@@ -191,7 +191,7 @@ def own_address(hosts: Sequence[str], task: int, interface: str | None = None) -
         interface: the network interface to use; None for that of the address under which Spark knows the host.
 
     Raises:
-        RankError: this host has no such interface.
+        RankError: this host has no such interface, or knows itself and the others as the loopback only.
     """
     if interface is not None:
         addresses = local_addresses()
@@ -202,7 +202,21 @@ def own_address(hosts: Sequence[str], task: int, interface: str | None = None) -
                 f"horovodOptions, networkInterface). It has {sorted(set(addresses.values()))}."
             )
         return found
-    return "127.0.0.1" if len(set(hosts)) == 1 else socket.gethostbyname(hosts[task])
+    if len(set(hosts)) == 1:
+        return "127.0.0.1"
+    own = socket.gethostbyname(hosts[task])
+    if not own.startswith("127."):
+        return own
+    # Debian gives a host's own name the address 127.0.1.1: take the one from which the others are reached.
+    for other in map(socket.gethostbyname, set(hosts) - {hosts[task]}):
+        if not other.startswith("127."):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unconnected:
+                unconnected.connect((other, 9))  # sends nothing
+                return unconnected.getsockname()[0]
+    raise RankError(
+        f"On {hosts[task]} the names of the hosts {sorted(set(hosts))} lead to the loopback, where ranks of others are "
+        'not found. Name their network interface: horovodOptions={"networkInterface": "eth0"}; or set SPARK_LOCAL_IP.'
+    )
 
 
 def local_addresses() -> dict[str, str]:

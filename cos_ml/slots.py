@@ -47,6 +47,13 @@ def check_cluster(spark: SparkSession, ranks: int, profile: Any = None) -> None:
         time.sleep(POLL)
         slots = _slots(spark, profile)
     if slots is not None and slots < ranks:
+        if not slots:
+            raise ClusterError(
+                f"numTrainWorkers={ranks} needs {ranks} tasks at the same time, and this application has no executor "
+                "that could run one. Spark's user interface shows whether any registered; it starts none where no "
+                "worker has the cores, the memory or the GPUs (spark.worker.resource.gpu.amount of a standalone "
+                "worker) that an executor asks for."
+            )
         raise ClusterError(
             f"numTrainWorkers={ranks} needs {ranks} tasks at the same time, and this application has slots for "
             f"{slots}. Set "
@@ -137,6 +144,8 @@ class Account:
 _account = Account()  # a process runs one Spark application
 
 
-def taken(spark: SparkSession, ranks: int, profile: Any = None) -> contextlib.AbstractContextManager[None]:
-    """Hold the slots of ``ranks`` tasks for the length of a ``with`` block; waits while other fits hold them."""
-    return _account.taken(ranks, _slots(spark, profile))
+def taken(
+    spark: SparkSession, ranks: int, profile: Any = None, alone: bool = False
+) -> contextlib.AbstractContextManager[None]:
+    """Hold the slots of ``ranks`` tasks, or all, for the length of a ``with`` block; waits for other fits to end."""
+    return _account.taken(ranks, None if alone else _slots(spark, profile))

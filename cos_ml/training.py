@@ -149,7 +149,8 @@ def train_one(
 
 def set_policy(network: Any, name: str | None) -> Callable[[], None]:
     """Let all layers compute under Keras's policy ``name``; returns what gives each its own again."""
-    layers = [network, *networks.layers_by_name(network).values()] if name else []
+    # All that are within layers, too: the cell of an LSTM, the projections of an attention.
+    layers = network._flatten_layers() if name else []
     before = [(layer, layer.dtype_policy) for layer in layers]
     for layer in layers:
         layer.dtype_policy = name

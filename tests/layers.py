@@ -55,6 +55,8 @@ class Misbehaving(keras.layers.Layer):
             java = next(index for index, parent in enumerate(parents) if parent.name() == "java")
             next(parent for parent in parents[java:] if "python" in parent.name()).kill()
             threading.Event().wait()  # as above
+        if self.what == "wait":
+            threading.Event().wait()
         if self.what == "loop":
             while True:
                 pass

@@ -32,7 +32,12 @@ job = ranks.Job("tests.rank_functions:environment", (spec.TrainSpec(names[:1], n
 df = spark.range(40).selectExpr("id x0", "id y0")
 outcome = ranks.run(df, job, 4)
 print(json.dumps([json.loads(result["environment"]) for result in outcome.results]))
-etl = spark.sparkContext.parallelize(range(8), 8).map(lambda _: 1).sum()  # tasks that ask for none
+def held(_):
+    from pyspark import TaskContext
+    return len(TaskContext.get().resources())
+
+
+print(sum(spark.sparkContext.parallelize(range(8), 8).map(held).collect()))  # GPUs of tasks that are no training's
 slots.EXECUTORS_TIME = 0.0
 try:
     ranks.run(df, job, 5)
@@ -54,9 +59,10 @@ def test_each_rank_sees_the_gpu_that_spark_gave_it(tmp_path, task_amount):
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    line, too_many = done.stdout.splitlines()[-2:]
+    line, held, too_many = done.stdout.splitlines()[-3:]
     ranks: list[dict[str, Any]] = json.loads(line)
     assert sorted(rank["CUDA_VISIBLE_DEVICES"] for rank in ranks) == ["7", "7", "GPU-aaaa", "GPU-aaaa"]
     assert len({(rank["executor"], rank["CUDA_VISIBLE_DEVICES"]) for rank in ranks}) == 4  # no two share one
     assert {rank["CUDA_DEVICE_ORDER"] for rank in ranks} == {"PCI_BUS_ID"}
+    assert held == ("8" if task_amount else "0")
     assert too_many.startswith("numTrainWorkers=5 needs 5 tasks at the same time")

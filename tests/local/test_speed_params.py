@@ -54,12 +54,37 @@ def test_accumulated_gradients_are_those_of_larger_batches(spark, data):
     assert differences(estimator(batchSize=16).fit(one).toKeras(), large) > 1e-3
 
 
+def test_accumulated_gradients_of_two_ranks(data):
+    """In half precision too, where the loss is scaled."""
+    for policy, bound in ((None, 1e-5), ("mixed_float16", 2e-2)):
+        accumulated = estimator(
+            numTrainWorkers=2, batchSize=16, gradientAccumulationSteps=2, dtypePolicy=policy
+        ).fit(data).toKeras()  # fmt: skip
+        large = estimator(numTrainWorkers=2, batchSize=32).fit(data).toKeras()
+        assert_same_weights(accumulated, large, bound)
+
+
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_half_precision_while_training_and_full_precision_after_it(data, exact, policy):
     model = estimator(numTrainWorkers=2, dtypePolicy=policy).fit(data).toKeras()
     assert 1e-7 < differences(model, exact) < 2e-2
     assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
     assert {weight.dtype for weight in model.weights} == {"float32"}
+
+
+def test_a_gradient_too_large_for_half_precision_on_one_rank_lets_all_skip_the_step(spark):
+    """The one step there is: the weights stay as they were. Without that rank's row, they change."""
+    keras.utils.set_random_seed(0)
+    network = keras.Sequential([keras.Input((12,)), keras.layers.Dense(1)])
+    options = {"model": network, "loss": "mse", "numTrainWorkers": 2, "dtypePolicy": "mixed_float16", "epochs": 1}
+    rows, (large, _, _) = rows_of(*reference.data(32)), reference.data(1)
+    halves = [rows[:16], rows[16:]]
+    changed = estimator(**options, learningRate=1e-6).fit(frame(spark, halves)).toKeras()
+    skipped = estimator(**options, learningRate=1e-6).fit(
+        frame(spark, [halves[0], rows_of(1000 * large, np.zeros(1))])
+    ).toKeras()  # fmt: skip
+    assert differences(changed, network) > 0
+    assert differences(skipped, network) == 0
 
 
 def test_xla_computes_the_same(data, exact):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
 
 BRIDGE, NETWORK = "cosml0", "10.77.61"
+LONGEST = 120  # seconds until a program is ready
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 @contextlib.contextmanager
@@ -19,8 +23,14 @@ def hosts(count: int) -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
     """
     with contextlib.ExitStack() as stack:
         try:
+            _remove_leftovers(count)
             found = list(_namespaces(count, stack))
-        except (OSError, subprocess.CalledProcessError):
+        except FileNotFoundError:  # no command "ip"
+            yield "127.0.0.1", [("127.0.0.1", [])] * count
+            return
+        except subprocess.CalledProcessError as error:
+            if b"not permitted" not in error.stderr:
+                raise
             yield "127.0.0.1", [("127.0.0.1", [])] * count
             return
         yield f"{NETWORK}.1", found
@@ -42,6 +52,19 @@ def _namespaces(count: int, stack: contextlib.ExitStack) -> Iterator[tuple[str, 
         yield address, ["ip", "netns", "exec", name]
 
 
+def _remove_leftovers(count: int) -> None:
+    """Of a run that was killed."""
+    for number in range(count):
+        name = f"cosml-{number}"
+        within = subprocess.run(["ip", "netns", "pids", name], capture_output=True, check=False).stdout.split()
+        for process in map(int, within):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        for command in (f"netns del {name}", f"link del cosml-out{number}"):
+            subprocess.run(["ip", *command.split()], capture_output=True, check=False)
+    subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True, check=False)
+
+
 def _ip(command: str) -> None:
     subprocess.run(["ip", *command.split()], check=True, capture_output=True)
 
@@ -49,12 +72,22 @@ def _ip(command: str) -> None:
 @contextlib.contextmanager
 def running(command: list[str], log: str, ready: str) -> Iterator[subprocess.Popen[bytes]]:
     """A program that runs for the length of a ``with`` block, from when its log says ``ready``."""
-    with open(log, "wb") as file, subprocess.Popen(command, stdout=file, stderr=file, env=os.environ) as process:
+    with (
+        open(log, "wb") as file,
+        subprocess.Popen(command, stdout=file, stderr=file, env=os.environ, preexec_fn=_die_with_parent) as process,
+    ):
         try:
             pause = threading.Event()
+            waits = 0
             while ready not in open(log).read():
                 assert process.poll() is None, open(log).read()[-2000:]
+                assert waits < LONGEST / 0.05, open(log).read()[-2000:]
                 pause.wait(0.05)
+                waits += 1
             yield process
         finally:
             process.kill()  # also where a test did so already
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,3 +1,4 @@
+import os
 import types
 
 import pytest
@@ -53,8 +54,27 @@ def test_none_and_several_are_refused(addresses):
 
 def test_without_spark_the_visible_ones_go_in_rank_order():
     assert [gpus.environment(True, None, rank, {})[gpus.VISIBLE] for rank in range(3)] == ["0", "1", "2"]
-    shown = {gpus.VISIBLE: "GPU-b, 7"}
-    assert [gpus.environment(True, None, rank, shown)[gpus.VISIBLE] for rank in range(2)] == ["GPU-b", "7"]
+    shown = {gpus.VISIBLE: "GPU-b, 7"}  # counted in the order that was meant by whoever wrote it
+    assert [gpus.environment(True, None, rank, shown) for rank in range(2)] == [
+        {gpus.VISIBLE: "GPU-b"}, {gpus.VISIBLE: "7"},
+    ]  # fmt: skip
+
+
+def test_fits_side_by_side_take_turns_where_spark_hands_out_no_gpus():
+    assert gpus.in_turn({"spark.master": "local[2]"}, True)
+    assert not gpus.in_turn({"spark.master": "local[2]"}, False)
+    assert not gpus.in_turn(OFFERED, True)
+    assert not gpus.in_turn(OFFERED | {gpus.TASK: "1"}, True)
+
+
+@pytest.mark.parametrize("addresses", [None, ["GPU-b"]])
+def test_scoring_uses_the_gpu_of_its_task_and_no_other(addresses, monkeypatch):
+    resources = {"gpu": types.SimpleNamespace(addresses=addresses)} if addresses else {}
+    monkeypatch.setattr("pyspark.TaskContext.get", lambda: types.SimpleNamespace(resources=lambda: resources))
+    monkeypatch.setenv(gpus.VISIBLE, "0,1")
+    monkeypatch.setenv(gpus.ORDER, "FASTEST_FIRST")
+    assert gpus.show_to_task() == bool(addresses)
+    assert os.environ[gpus.VISIBLE] == ("GPU-b" if addresses else "0,1")
 
 
 def test_ranks_never_share_a_gpu():

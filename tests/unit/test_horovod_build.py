@@ -4,12 +4,14 @@ import importlib.util
 import shutil
 import subprocess
 import sysconfig
+import types
 from pathlib import Path
 
 import pytest
 
-from cos_ml import cli, horovod_build
+from cos_ml import cli, horovod_build, horovod_check
 from cos_ml.errors import SetupError
+from cos_ml.rendezvous import place
 
 
 @pytest.fixture
@@ -231,3 +233,13 @@ def test_nccl_wants_a_tensorflow_for_cuda(monkeypatch):
     horovod_build.check_tensorflow_loads("2.21.0")
     with pytest.raises(SetupError, match=r"one for CPUs only.*pip install 'cos-ml\[gpu\]'"):
         horovod_build.check_tensorflow_loads("2.21.0", gpu=True)
+
+
+def test_the_check_shows_its_ranks_no_gpu(monkeypatch):
+    """Both would take the first one, which NCCL refuses."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    rendezvous = types.SimpleNamespace(port=4711, secret="5ec2e7")
+    for here in place(["localhost", "localhost"]):
+        found = horovod_check.environment(here, rendezvous)
+        assert found["CUDA_VISIBLE_DEVICES"] == "-1"
+        assert found["HOROVOD_RANK"] == str(here.rank)

@@ -214,6 +214,18 @@ def test_an_interface_by_name():
         own_address(hosts, 1, "ib7")
 
 
+def test_names_that_lead_to_the_loopback(monkeypatch):
+    names = {"a": "127.0.1.1", "b": "127.0.0.2", "c": "10.0.0.7"}
+    monkeypatch.setattr(socket, "gethostbyname", names.__getitem__)
+    own = next((address for address in local_addresses() if not address.startswith("127.")), None)
+    with pytest.raises(RankError, match=r"On a the names of the hosts \['a', 'b'\] lead to the loopback.*eth0"):
+        own_address(["a", "b"], 0)
+    assert own_address(["a", "c"], 1) == "10.0.0.7"
+    if own is not None:  # the one on the way to another host
+        names["c"] = own
+        assert own_address(["a", "c"], 0) == own
+
+
 def test_the_environment_of_a_rank():
     hosts = ["a", "a", "a"]
     environment = rank_environment(place(hosts)[2], "127.0.0.1", "127.0.0.1", 4711, "5ec2e7")

@@ -1,4 +1,5 @@
 import threading
+import types
 
 import pytest
 
@@ -66,3 +67,30 @@ def test_slots_are_given_back_after_an_error():
         raise KeyError
     with account.taken(2, 2):
         assert account._taken == 2
+
+
+def test_no_executor_at_all(monkeypatch):
+    monkeypatch.setattr(slots, "_slots", lambda spark, profile: 0)
+    monkeypatch.setattr(slots, "_patience", lambda spark: 0.0)
+    settings = types.SimpleNamespace(conf={"spark.master": "spark://host:7077"})
+    with pytest.raises(ClusterError, match=r"no executor that could run one.*spark\.worker\.resource\.gpu\.amount"):
+        slots.check_cluster(settings, 2)
+
+
+def test_a_fit_that_wants_all_waits_for_the_others(monkeypatch):
+    monkeypatch.setattr(slots, "_slots", lambda spark, profile: 4)
+    monkeypatch.setattr(slots, "_account", slots.Account())
+    begun, waits = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with slots.taken(None, 1, alone=True):
+            begun.set()
+
+    thread = threading.Thread(target=hold)
+    with slots.taken(None, 1):  # one of four
+        thread.start()
+        while not slots._account._queue:
+            waits.wait(0.001)
+        assert not begun.is_set()
+    thread.join()
+    assert begun.is_set()

@@ -289,3 +289,15 @@ def test_a_spec_survives_json():
     spec = spec_of(weight=Column("weight", "w", low=0.0), validation=Column("held", "v", dtype="bool"))
     assert TrainSpec.from_json(spec.to_json()) == spec
     assert TrainSpec.from_json(spec_of().to_json()) == spec_of()
+
+
+def test_a_policy_reaches_layers_within_layers_and_leaves_them():
+    rows = keras.Input((4, 3))
+    inner = keras.layers.LSTM(5)(rows), keras.layers.MultiHeadAttention(2, 3)(rows, rows)
+    network = keras.Model(rows, [*inner, keras.layers.TimeDistributed(keras.layers.Dense(2, dtype="float64"))(rows)])
+    before = [layer.dtype_policy.name for layer in network._flatten_layers()]
+    restore = training.set_policy(network, "mixed_float16")
+    assert {layer.dtype_policy.name for layer in network._flatten_layers()} == {"mixed_float16"}
+    assert "lstm_cell" in " ".join(layer.name for layer in network._flatten_layers())
+    restore()
+    assert [layer.dtype_policy.name for layer in network._flatten_layers()] == before
