@@ -17,9 +17,10 @@ from pyspark.sql import SparkSession
 from cos_ml import connect
 from cos_ml.errors import from_spark
 
-__all__ = ["failures", "tagged"]
+__all__ = ["failures", "limit", "tagged"]
 
 LIMIT = "spark.stage.maxConsecutiveAttempts"
+DEFAULT_LIMIT = 4  # Spark's
 LISTENER_TIME = 10_000  # milliseconds for Spark to write down what has happened
 MOST_TASKS = 10_000
 ECHO = "Stage cancelled"  # what tasks are told that are killed because another one failed
@@ -87,6 +88,11 @@ def _noting_interrupts(tag: Tag) -> Iterator[None]:
 
 
 TAGS = ("addJobTag", "removeJobTag", "cancelJobsWithTag")
+
+
+def limit(spark: SparkSession) -> int:
+    """How many attempts at a job there may be."""
+    return int(spark.conf.get(LIMIT, None) or DEFAULT_LIMIT)
 
 
 def failures(spark: SparkSession, tag: str) -> list[str]:

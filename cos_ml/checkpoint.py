@@ -170,7 +170,11 @@ class States:
     def _names(self) -> list[str]:
         """Of all states, the newest last; what a killed writer left is removed."""
         self.filesystem.invalidate_cache()
-        names = [path.rstrip("/").rsplit("/", 1)[-1] for path in self.filesystem.ls(self.path, detail=False)]
+        try:
+            found = self.filesystem.ls(self.path, detail=False)
+        except FileNotFoundError:  # object storage has no folders but those of its files
+            found = []
+        names = [path.rstrip("/").rsplit("/", 1)[-1] for path in found]
         for name in names:
             if name.startswith("."):
                 with contextlib.suppress(FileNotFoundError):

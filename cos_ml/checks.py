@@ -75,12 +75,15 @@ def _free_memory() -> float:
     import psutil
 
     free = float(psutil.virtual_memory().available)
-    try:  # control groups, version 2
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
-        return free if limit == "max" else min(free, float(limit) - float(used))
+    group = Path("/sys/fs/cgroup")  # version 2
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = float((group / "memory.current").read_text())
+        kinds = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
         return free
+    files = float(kinds.get("inactive_file", 0)) + float(kinds.get("active_file", 0))  # given back where it is needed
+    return free if limit == "max" else min(free, float(limit) - used + files)
 
 
 def differing(driver: dict[str, str | None], executors: Sequence[dict[str, Any]]) -> str:
@@ -104,7 +107,14 @@ def differing(driver: dict[str, str | None], executors: Sequence[dict[str, Any]]
     )
 
 
-def need_of(spec: TrainSpec, weights: float, activations: float = 0.0, rows: int | None = None, ranks: int = 1) -> Need:
+def need_of(
+    spec: TrainSpec,
+    weights: float,
+    activations: float = 0.0,
+    rows: int | None = None,
+    ranks: int = 1,
+    started: bool = False,
+) -> Need:
     """What a rank will take.
 
     Args:
@@ -113,10 +123,12 @@ def need_of(spec: TrainSpec, weights: float, activations: float = 0.0, rows: int
         activations: bytes of all layers' outputs for one row.
         rows: that all ranks share.
         ranks: how many there are.
+        started: whether it has imported TensorFlow already.
     """
     row = sum(8 if column.size is None else column.size * _width(column.dtype) for column in spec.columns)
     batch = spec.batch_size * (row * BATCHES + 2 * activations)  # what a gradient needs of the way there
-    return Need(PROCESS + COPIES * weights + batch, None if rows is None else math.ceil(rows / ranks) * (row + 8))
+    process = 0.0 if started else PROCESS
+    return Need(process + COPIES * weights + batch, None if rows is None else math.ceil(rows / ranks) * (row + 8))
 
 
 def _width(dtype: str) -> int:

@@ -16,6 +16,7 @@ from pyspark.sql import SparkSession
 from cos_ml import checks, connect, feeds, gpus, horovod_options, ranks
 from cos_ml.columns import Column
 from cos_ml.errors import InvalidInputError
+from cos_ml.pulse import Pulse
 from cos_ml.rendezvous import INTERFACE, local_addresses
 from cos_ml.spec import TrainSpec
 
@@ -120,7 +121,7 @@ def _link(speed: int | None) -> str:
 # ── rank ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def measure(start: dict[str, Any], meet: Callable[[], dict[str, Any]]) -> dict[str, bytes]:
+def measure(start: dict[str, Any], meet: Callable[[], dict[str, Any]], pulse: Pulse) -> dict[str, bytes]:
     """Add up an array with the other ranks, and tell of this one: "measured" as JSON."""
     import tensorflow as tf
 

@@ -241,6 +241,12 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
     def _spec(self, dataset: DataFrame, network: Network) -> TrainSpec:
         """What the ranks shall do, with all that can be checked before a job checked."""
         arguments = self._compile_arguments(network)
+        if self.isSet(self.checkpointSteps) and not self.getShuffle() and self.getFeed() == "arrow":
+            raise InvalidInputError(
+                "Param checkpointSteps: with shuffle=False rows train in the order in which they come, which is "
+                "another one when Spark reads a shuffle again, so the rest of an epoch can't be gone on with. Leave "
+                "it out (checkpointInterval counts epochs), or set shuffle=True."
+            )
         losses = heads.losses_by_output(arguments["loss"], network.outputs)
         labels = label_columns(network, self.getLabelCols(), arguments["loss"])
         for output, loss in zip(network.outputs, losses, strict=True):
@@ -348,7 +354,8 @@ def _train(dataset: DataFrame, candidates: Sequence[_Candidate], url: str | None
     gpus.check(dataset.sparkSession.conf, spec.use_gpu)
     archives = tuple({candidate.network.archive: None for candidate in candidates})
     rows, shards = feeds.narrow(dataset, spec), None
-    folders = [_folder(candidate, rows.schema.simpleString()) for candidate in candidates]
+    types = rows.schema.simpleString()
+    folders = [_folder(candidate, types, archives.index(candidate.network.archive)) for candidate in candidates]
     specs = tuple(
         replace(one.spec, network=archives.index(one.network.archive), checkpoint=folder)
         for one, folder in zip(candidates, folders, strict=True)
@@ -372,8 +379,12 @@ def _train(dataset: DataFrame, candidates: Sequence[_Candidate], url: str | None
     return [_model(candidate, outcome, index) for index, candidate in enumerate(candidates)]
 
 
-def _folder(candidate: _Candidate, schema: str) -> checkpoint.Folder | None:
-    """Where the states of this training go: candidates of a grid have folders of their own in checkpointDir."""
+def _folder(candidate: _Candidate, schema: str, network: int) -> checkpoint.Folder | None:
+    """Where the states of this training go: candidates of a grid have folders of their own in checkpointDir.
+
+    ``network`` tells apart networks of a grid that differ in nothing but their weights. The weights themselves are no
+    part of what a training is: a program that is started again begins with other random ones, and shall go on.
+    """
     estimator, spec = candidate.estimator, candidate.spec
     if not estimator.isSet(estimator.checkpointDir):
         return None
@@ -391,7 +402,7 @@ def _folder(candidate: _Candidate, schema: str) -> checkpoint.Folder | None:
     }
     url = estimator.getCheckpointDir().rstrip("/")
     if spec.name:
-        url += f"/candidate-{hashlib.sha256(json.dumps(fit).encode()).hexdigest()[:16]}"
+        url += f"/candidate-{hashlib.sha256(json.dumps([fit, network]).encode()).hexdigest()[:16]}"
     return checkpoint.Folder(
         url,
         epochs=estimator.getCheckpointInterval(),
@@ -498,4 +509,5 @@ def _summary(outcome: ranks.Outcome, index: int) -> TrainingSummary:
         logs=[result["log"].decode(errors="replace") for result in outcome.results],
         resumedAt=tuple(told[0]["resumed"]),
         failures=outcome.failures,
+        notes=outcome.notes,
     )

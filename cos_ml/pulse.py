@@ -1,8 +1,8 @@
 """Whether a rank still gets on with its work (rank and task side).
 
 Each rank says once a second what it is at, and its barrier task listens. A step ends when all ranks have done it, so
-when one hangs none gets on: the ones that only wait for others are given a little longer, so that the one that hangs is
-named.
+when one hangs none gets on. The ones that may only wait for others, those that train and use no processor, are given a
+little longer, so that one that is stopped, loops or hangs elsewhere is named. Of ranks that all wait, any may be.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["BEAT", "Listener", "Pulse"]
+__all__ = ["BEAT", "JOINING", "WAITING", "Listener", "Pulse"]
 
 BEAT = 1.0  # seconds between two signs of life
 SILENT = 5.0  # seconds without one, after which a rank does not run at all
+STARTING, JOINING = "starting", "joining the other ranks"
+START = 300.0  # seconds that these two may take at least: all ranks of a host import TensorFlow at once
 WAITING = "training"  # what a rank is at when others may be the ones that keep it
+BUSY = 0.5  # of a processor: whoever waits uses less
 
 
 class Pulse:
@@ -29,7 +32,7 @@ class Pulse:
 
     def __init__(self, file: Any) -> None:
         self._file, self._lock = file, threading.Lock()
-        self._phase, self._done = "starting", 0
+        self._phase, self._done = STARTING, 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
@@ -52,7 +55,7 @@ class Pulse:
 
     def _beat(self) -> None:
         while not self._stopped.wait(BEAT):
-            self.report(event="alive", phase=self._phase, done=self._done)
+            self.report(event="alive", phase=self._phase, done=self._done, processor=time.process_time())
 
 
 class Listener:
@@ -67,15 +70,17 @@ class Listener:
         self._timeout, self._clock = timeout, clock
         self._heard = self._moved = clock()
         self._done = -1
-        self.phase = "starting"
+        self._processor = self._processor_before = 0.0  # seconds of it
+        self.phase = STARTING
 
     def hear(self, event: dict[str, Any]) -> None:
         """Take note of one of its events."""
         self._heard = self._clock()
-        if event["event"] != "alive" or event["done"] != self._done:
-            self._moved = self._heard
+        moves = event["event"] != "alive" or event["done"] != self._done
         if event["event"] == "alive":
-            self.phase, self._done = event["phase"], event["done"]
+            self.phase, self._done, self._processor = event["phase"], event["done"], event["processor"]
+        if moves:
+            self._moved, self._processor_before = self._heard, self._processor
 
     @property
     def silent(self) -> bool:
@@ -83,9 +88,16 @@ class Listener:
         return self._clock() - self._heard > SILENT
 
     @property
+    def busy(self) -> bool:
+        """Whether it computes, as far as it has told since it last got on."""
+        return self._processor - self._processor_before > BUSY * (self._heard - self._moved)
+
+    @property
     def stalled(self) -> bool:
         """Whether it has taken too long, and is the one that hangs rather than one that waits for it."""
         patience = self._timeout
-        if not self.silent and self.phase.startswith(WAITING):
+        if not self.silent and self.phase in (STARTING, JOINING):
+            patience = max(START, patience)
+        elif not self.silent and not self.busy and self.phase.startswith(WAITING):
             patience += max(2 * BEAT, self._timeout / 4)
         return self._clock() - self._moved > patience

@@ -21,6 +21,7 @@ from typing import Any
 
 from cos_ml import artifacts
 from cos_ml.errors import InvalidInputError, RankError
+from cos_ml.pulse import Pulse
 from cos_ml.quiet import import_keras
 
 __all__ = ["main"]
@@ -40,7 +41,8 @@ def main() -> None:
     start = json.loads(sys.stdin.buffer.readline())
     with os.fdopen(start["results"], "wb") as results:
         try:
-            artifacts.write(results, _function(start["function"])(start, _meeting))
+            pulse = Pulse(os.fdopen(start["events"], "w"))  # before the imports, which can take long
+            artifacts.write(results, _function(start["function"])(start, _meeting, pulse))
         except InvalidInputError as error:
             artifacts.write(results, {"problem": str(error).encode()})
         except RankError as error:  # it says all that there is to say

@@ -43,6 +43,7 @@ STACK_SIGNAL = signal.SIGUSR1  # a rank then writes the stack of all its threads
 STACK_TIME = 1.0  # seconds that it has for that
 MESSAGE_TAIL = 30  # lines of it in an exception
 HOROVOD_ECHO = "Horovod has been shut down"  # what the other ranks say when one fails
+LOST = "The ranks lost each other, and none of them failed by itself: a connection between hosts broke."
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Job:
     """What all ranks of one barrier job are given: plain values.
 
     Attributes:
-        function: "module:name" of the function that the rank runs; it takes the start message and a function that waits
-            until all ranks have met, and returns named bytes.
+        function: "module:name" of the function that the rank runs; it takes the start message, a function that waits
+            until all ranks have met, and a Pulse, and returns named bytes.
         specs: what to train, one after the other on the same rows.
         networks: the archives to begin with, which the specs name by index.
         shards: what the ranks read by themselves; without, they get the rows of the DataFrame.
@@ -77,10 +78,12 @@ class Outcome:
     Attributes:
         results: by rank: what its function returned.
         failures: why earlier attempts failed, as far as Spark tells.
+        notes: what a person should know, though all went on.
     """
 
     results: list[dict[str, bytes]]
     failures: list[str]
+    notes: list[str]
 
 
 def run(df: DataFrame, job: Job, ranks: int) -> Outcome:
@@ -100,6 +103,18 @@ def run(df: DataFrame, job: Job, ranks: int) -> Outcome:
         RankError: a rank failed; the message has its traceback, or the cause of each attempt that Spark made.
     """
     connect.check_size(df.sparkSession, job.networks)
+    lost: list[str] = []
+    while True:
+        outcome = _attempt(df, job, ranks, lost)
+        if not _lost_each_other(outcome.results) or len(lost) + 1 >= attempts.limit(df.sparkSession):
+            break
+        lost = [*outcome.failures, LOST]  # no task failed, so Spark does not try again by itself
+    _raise_reported(outcome.results)
+    return outcome
+
+
+def _attempt(df: DataFrame, job: Job, ranks: int, lost: list[str]) -> Outcome:
+    """Run the job once, with what Spark retries by itself; ``lost`` is why attempts before it failed."""
     profile = gpus.profile(df.sparkSession.conf, job.specs[0].use_gpu)
     slots.check_cluster(df.sparkSession, ranks, profile)
     returned = sum(len(job.networks[spec.network]) for spec in job.specs)
@@ -114,14 +129,20 @@ def run(df: DataFrame, job: Job, ranks: int) -> Outcome:
         except Exception as error:
             if tag.interrupted:
                 raise
-            raise _with_attempts(error, attempts.failures(df.sparkSession, tag.name)) from None
-        failures = attempts.failures(df.sparkSession, tag.name)
+            raise _with_attempts(error, lost + attempts.failures(df.sparkSession, tag.name)) from None
+        failures = lost + attempts.failures(df.sparkSession, tag.name)
     results: list[dict[str, bytes]] = [
         artifacts.join((row["name"], row["part"], row["data"]) for row in rows if row["rank"] == rank)
         for rank in range(ranks)
     ]
-    _raise_reported(results)
-    return Outcome(results, failures)
+    notes = [note for result in results for note in json.loads(result.get("notes", b"[]"))]
+    return Outcome(results, failures, notes)
+
+
+def _lost_each_other(results: list[dict[str, bytes]]) -> bool:
+    """Whether ranks failed, and each of them only because it lost the others."""
+    errors = [result["error"].decode() for result in results if "error" in result]
+    return bool(errors) and all(HOROVOD_ECHO in error for error in errors)
 
 
 def _with_attempts(error: Exception, failures: list[str]) -> Exception:
@@ -183,10 +204,11 @@ def _task(job: Job, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatc
         else:
             calling = progress.Reporter(job.progress if here.rank == 0 else None)
             with meeting, contextlib.closing(calling) as reporter:
-                need = checks.need_of(job.specs[0], max(map(len, job.networks)))  # an archive is weights, mostly
-                for text in checks.tight(need, meeting.tasks):
+                need = checks.need_of(job.specs[0], max(map(len, job.networks)), started=True)  # archives are weights
+                notes = checks.tight(need, meeting.tasks) if here.rank == 0 else []
+                for text in notes:
                     reporter.send({"event": "note", "text": text})
-                result = process.train(meeting, reporter)
+                result = process.train(meeting, reporter, notes)
         for batch in artifacts.record_batches(result | {"host": here.host.encode()}):
             rank = pa.array([here.rank], pa.int32())
             yield pa.RecordBatch.from_arrays([rank, *batch.columns], ["rank", *batch.schema.names])
@@ -302,8 +324,8 @@ class RankProcess:
         self.events = os.fdopen(events, "rb")
         self._say(start)
 
-    def train(self, meeting: Meeting, reporter: progress.Reporter) -> dict[str, bytes]:
-        """Let the rank begin, pass on what it reports, and return what it leaves.
+    def train(self, meeting: Meeting, reporter: progress.Reporter, notes: list[str]) -> dict[str, bytes]:
+        """Let the rank begin, pass on what it reports, and return what it leaves, and all notes as "notes".
 
         Raises:
             RankError: it died without a word; Spark then tries the whole stage again.
@@ -318,6 +340,8 @@ class RankProcess:
                 raise self._stalled(listener)
             if event is None or event["event"] == "alive":
                 continue
+            if event["event"] == "note":
+                notes = [*notes, event["text"]]
             if event["event"] == "joined":
                 meeting.close()  # all ranks are connected: nobody has to be answered any more
             else:
@@ -329,7 +353,7 @@ class RankProcess:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
             hint = " The host may be out of memory." if code == -signal.SIGKILL else ""
             raise RankError(_message(f"Rank {self.here.rank} on {self.here.host} {how}.{hint}", "", log))
-        return result | {"log": log}
+        return result | {"log": log, "notes": json.dumps(notes).encode()}
 
     def _told(self) -> Iterator[dict[str, Any] | None]:
         """What the rank reports, until it ends; None whenever it has said nothing for a while."""

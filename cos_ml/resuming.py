@@ -189,6 +189,7 @@ class KeepStates(keras.callbacks.Callback):
         rows: a digest of all ranks' rows.
         steps: in an epoch.
         average: makes statistics of layers the same on all ranks.
+        finite: write no state whose weights are NaN or infinite: nothing good comes of going on from it.
         note: says something to the person at the driver.
 
     Attributes:
@@ -207,11 +208,12 @@ class KeepStates(keras.callbacks.Callback):
         rows: list[Any],
         steps: int,
         average: Callable[[], None],
+        finite: bool,
         note: Callable[[str], None],
     ) -> None:
         super().__init__()
         self.memory, self.folder, self.ranks, self.steps = memory, folder, ranks, steps
-        self.average, self.note = average, note
+        self.average, self.finite, self.note = average, finite, note
         self.states: States | None = None
         if rank == 0:
             claim(folder)
@@ -263,6 +265,10 @@ class KeepStates(keras.callbacks.Callback):
 
     def _write(self, epoch: int, step: int, sums: list[np.ndarray]) -> None:
         if self.states is None:
+            return
+        floats = (one.numpy() for one in self.model.weights if "float" in one.dtype)
+        if self.finite and not all(np.isfinite(weights).all() for weights in floats):
+            self.note(f"The weights after epoch {epoch}, step {step} are NaN or infinite: no checkpoint is written.")
             return
         try:
             self.states.write(self.memory.state(epoch, step, sums))

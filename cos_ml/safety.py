@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -86,7 +87,11 @@ def check_config(config: Any) -> None:
                 "The network has a Lambda, Python code that would run here: it is not opened. Build it again with a "
                 "registered layer in place of the Lambda, and save it."
             )
-        if isinstance(module, str) and ">" not in str(registered) and not OWN_MODULES.fullmatch(module):
+        own = not isinstance(module, str) or OWN_MODULES.fullmatch(module) is not None
+        if not own and ">" in str(registered):
+            # Where the module is not imported yet, that is what is to be said: to load a stage checks it next.
+            own = str(module) not in sys.modules or _is_registered(str(registered))
+        if not own:
             raise SavedModelError(
                 f"The network names {module}.{kind}, which is neither Keras's nor registered with "
                 "@keras.saving.register_keras_serializable(): it is not opened."
@@ -96,6 +101,12 @@ def check_config(config: Any) -> None:
                 f"A {kind} of the network reads its vocabulary from {inner['vocabulary']!r:.80}: give the layer the "
                 "words themselves."
             )
+
+
+def _is_registered(name: str) -> bool:
+    from cos_ml.quiet import import_keras
+
+    return import_keras().saving.get_registered_object(name) is not None
 
 
 def _objects(config: Any) -> Iterator[dict[str, Any]]:

@@ -31,6 +31,7 @@ class TrainingSummary:
         logs: rank -> the end of what it printed.
         resumedAt: the epochs, and the steps of the next one, that came from a checkpoint; (0, 0) where none did.
         failures: why earlier attempts at the same fit failed, as far as Spark tells.
+        notes: what else a person should know of it: a damaged or unwritten checkpoint, little memory.
     """
 
     history: dict[str, list[float]]
@@ -43,6 +44,7 @@ class TrainingSummary:
     logs: list[str]
     resumedAt: tuple[int, int] = (0, 0)
     failures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         epochs = len(self.epochSeconds)

@@ -24,7 +24,7 @@ from cos_ml.allreduce import Ranks
 from cos_ml.errors import InvalidInputError
 from cos_ml.feeds import PARTS, Batch, Rows, step_weights
 from cos_ml.petastorm_feed import ShardRows, Shards
-from cos_ml.pulse import WAITING, Pulse
+from cos_ml.pulse import JOINING, WAITING, Pulse
 from cos_ml.resuming import Course, KeepStates, Memory, Record, Seeds, StopAtNonFinite
 from cos_ml.spec import TrainSpec
 
@@ -33,12 +33,13 @@ __all__ = ["train"]
 EVENT_INTERVAL = 0.25  # seconds between two reports of how far an epoch is
 
 
-def train(start: dict[str, Any], meet: Callable[[], dict[str, Any]]) -> dict[str, bytes]:
+def train(start: dict[str, Any], meet: Callable[[], dict[str, Any]], pulse: Pulse) -> dict[str, bytes]:
     """Train this rank's share.
 
     Args:
         start: what the barrier task says at first: spec, place, and the descriptors of files.
         meet: waits until all ranks have met; returns what each task has.
+        pulse: tells the task how it goes.
 
     Returns:
         dict[str, bytes]: "summary" as JSON; from rank 0 also "network", the trained archive.
@@ -54,8 +55,7 @@ def train(start: dict[str, Any], meet: Callable[[], dict[str, Any]]) -> dict[str
     clock.lap("start")
     tasks = meet()["tasks"]
     clock.lap("read")
-    pulse = Pulse(os.fdopen(start["events"], "w"))
-    pulse.at("joining the other ranks")
+    pulse.at(JOINING)
     ranks = Ranks(place["size"])
     pulse.report(event="joined")
     clock.lap("join")
@@ -211,7 +211,7 @@ def fit(trainer: Any, spec: TrainSpec, here: Here, feeds: dict[str, Feed]) -> di
         memory = Memory(trainer, users | {"record": record})
         keep = KeepStates(
             memory, spec.checkpoint, here.ranks, here.rank, here.digest, training.steps, statistics.average,
-            note=lambda text: here.tell(event="note", text=text),
+            finite=spec.stop_at_non_finite, note=lambda text: here.tell(event="note", text=text),
         )  # fmt: skip
     state = keep.state if keep else None
     epoch, step = (state.epoch, state.step) if state else (0, 0)

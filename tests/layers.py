@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,12 @@ class Misbehaving(keras.layers.Layer):
             java = next(index for index, parent in enumerate(parents) if parent.name() == "java")
             next(parent for parent in parents[java:] if "python" in parent.name()).kill()
             threading.Event().wait()  # as above
+        if self.what == "hang up":  # the network between the hosts is gone
+            for one in psutil.Process().net_connections("tcp"):
+                if one.status == psutil.CONN_ESTABLISHED and one.raddr.ip == one.laddr.ip:
+                    with socket.socket(fileno=os.dup(one.fd)) as connection:
+                        connection.shutdown(socket.SHUT_RDWR)
+            return
         if self.what == "wait":
             threading.Event().wait()
         if self.what == "loop":

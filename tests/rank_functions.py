@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def environment(start: dict[str, Any], meet: Callable[[], dict[str, Any]]) -> dict[str, bytes]:
+def environment(start: dict[str, Any], meet: Callable[[], dict[str, Any]], pulse: Any) -> dict[str, bytes]:
     """What this rank's process sees before TensorFlow has looked for devices."""
     meet()
     return {"environment": json.dumps(dict(os.environ) | {"executor": os.getcwd(), "prefix": sys.prefix}).encode()}

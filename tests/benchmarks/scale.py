@@ -90,7 +90,7 @@ def meet(spark: Any, ranks: int) -> None:
 # ── rank ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def join(start: dict[str, Any], wait: Callable[[], dict[str, Any]]) -> dict[str, bytes]:
+def join(start: dict[str, Any], wait: Callable[[], dict[str, Any]], pulse: Any) -> dict[str, bytes]:
     """Do at the rendezvous what Gloo does for Horovod's two sets of three contexts, and note when."""
     times: dict[str, float] = {"there": time.time()}
     wait()
@@ -122,7 +122,7 @@ def join(start: dict[str, Any], wait: Callable[[], dict[str, Any]]) -> dict[str,
                 ask("GET", scope + part, other)
                 asked += 2
     times["joined"] = time.time()
-    os.write(start["events"], b'{"event": "joined"}\n')
+    pulse.report(event="joined")
     return {"times": json.dumps(times | {"asked": asked}).encode()}
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import threading
-from pathlib import Path
 from typing import Any
 
 import keras
 import psutil
 import pytest
 
-from cos_ml import DeepNetEstimator
+from cos_ml import DeepNetEstimator, ranks
 from cos_ml.errors import ClusterError, RankError, SetupError
 from tests import reference
 from tests.layers import Misbehaving
@@ -44,14 +44,21 @@ def rank_processes(driver: int | None = None) -> list[psutil.Process]:
 def assert_nothing_left(spark: Any) -> None:
     _, alive = psutil.wait_procs(rank_processes(), timeout=20)
     assert not alive
-    local = Path(spark.conf.get("spark.local.dir"))
-    sparks = ("blockmgr-", "pyspark-", "broadcast")  # the last two hold functions that are too large for a task
-    assert not [path for path in local.rglob("*") if path.is_file() and not any(name in str(path) for name in sparks)]
     ended, waits = threading.Event(), 0
-    while list(local.rglob("cos_ml-rank-*")) and waits < 200:  # a killed worker's goes a moment after it
+    while left_files(spark) and waits < 200:  # a killed worker's go a moment after it
         ended.wait(0.1)
         waits += 1
-    assert not list(local.rglob("cos_ml-rank-*"))
+    assert not left_files(spark)
+
+
+def left_files(spark: Any) -> list[str]:
+    """What a rank or its task may have left, and Spark has not; while other processes remove some of it."""
+    found = []
+    sparks = ("blockmgr-", "pyspark-", "broadcast")  # the last two hold functions that are too large for a task
+    for folder, folders, files in os.walk(spark.conf.get("spark.local.dir")):
+        found += [f"{folder}/{name}" for name in folders if name.startswith("cos_ml-rank-")]
+        found += [f"{folder}/{name}" for name in files if not any(one in f"{folder}/{name}" for one in sparks)]
+    return found
 
 
 @pytest.fixture
@@ -99,6 +106,22 @@ def test_a_rank_that_dies_once_is_tried_again_by_spark(spark, data, tmp_path, ca
         assert one == pytest.approx(other, abs=1e-6)
 
 
+def test_ranks_that_lose_each_other_try_again(spark, data, tmp_path):
+    """No rank fails by itself, and no task: Spark would not try again."""
+    options = {"epochs": 3, "batchSize": 16, "shuffle": False, "stepsPerExecution": 1}
+    marker = {"marker": str(tmp_path / "done"), "call": 6}
+    model = estimator(network("hang up", **marker), checkpointDir=str(tmp_path / "states"), **options).fit(data)
+    assert (tmp_path / "done").exists()
+    assert model.summary.failures == [ranks.LOST]
+    assert model.summary.resumedAt == (1, 0)
+    undisturbed = estimator(network("die", rank="none"), **options).fit(data)
+    for one, other in zip(model.toKeras().get_weights(), undisturbed.toKeras().get_weights(), strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+    with pytest.raises(RankError, match="Horovod has been shut down"):
+        estimator(network("hang up"), **options).fit(data)  # every time
+    assert_nothing_left(spark)
+
+
 def test_cancelling_the_job_ends_every_rank(spark, data, tmp_path):
     marker = tmp_path / "hangs"
     failure: list[BaseException] = []
@@ -110,7 +133,7 @@ def test_cancelling_the_job_ends_every_rank(spark, data, tmp_path):
         except BaseException as error:
             failure.append(error)
 
-    thread = threading.Thread(target=fit)
+    thread = threading.Thread(target=fit, daemon=True)
     thread.start()
     ended = threading.Event()
     while not marker.exists() and thread.is_alive():  # a rank has stopped in the middle of a step

@@ -1,5 +1,7 @@
 """States on storage, without Spark: whole or not there, the last two, and nobody else's."""
 
+from typing import ClassVar
+
 import fsspec
 import numpy as np
 import pytest
@@ -55,6 +57,34 @@ def test_the_newest_of_the_last_two(url):
         states.write(state_of(epoch, step))
         assert_same(States(folder, ROWS).newest(), state_of(epoch, step))
     assert files(url) == ["fit.json", "state-auto-000001-000000032", "state-auto-000002-000000000"]
+
+
+class ObjectStorage(fsspec.get_filesystem_class("memory")):
+    """Without folders, as S3's: there is none to be made, and none to be listed before it has a file."""
+
+    protocol = "objects"
+    store: ClassVar = {}
+    pseudo_dirs: ClassVar = [""]
+
+    def makedirs(self, path, exist_ok=False):
+        pass
+
+    def _open(self, path, mode="rb", **options):
+        if "w" in mode:
+            super().makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        return super()._open(path, mode, **options)
+
+
+def test_storage_without_folders():
+    fsspec.register_implementation("objects", ObjectStorage, clobber=True)
+    folder = Folder("objects://bucket/states", fit={"epochs": 3})
+    claim(folder)
+    states = States(folder, ROWS)
+    with pytest.raises(FileNotFoundError):
+        states.filesystem.ls(states.path)
+    assert states.newest() is None
+    states.write(state_of(1))
+    assert_same(States(folder, ROWS).newest(), state_of(1))
 
 
 def test_a_damaged_one_is_reported_and_the_one_before_it_used(url):

@@ -72,3 +72,15 @@ def test_too_little_disk():
     (problem,) = checks.tight(checks.Need(1e6, 20e9), [executor("a")])
     assert problem.startswith("a has 10.0 GB of disk left in /data")
     assert "spark.local.dir" in problem
+
+
+def test_files_in_a_containers_cache_are_free(tmp_path, monkeypatch):
+    files = {
+        "memory.max": "2000000\n",
+        "memory.current": "1900000\n",
+        "memory.stat": "anon 400000\nactive_file 600000\ninactive_file 900000\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(checks, "Path", lambda _: tmp_path)
+    assert checks._free_memory() == 1_600_000

@@ -92,6 +92,7 @@ def cycle(root):
         (layer(config={"units": 1, "activation": {"class_name": "__lambda__", "config": {}}}), "has a Lambda"),
         (layer(module="os", class_name="system"), r"names os\.system"),
         (layer(module="subprocess", class_name="Popen", registered_name="Popen"), r"names subprocess\.Popen"),
+        (layer(module="os", class_name="function", config="system", registered_name="a>b"), r"names os\.function"),
         (layer(module="keras.utils", class_name="get_file"), r"names keras\.utils\.get_file"),
         (layer(module="keras.src.utils.file_utils", class_name="get_file"), r"names keras\.src\.utils"),
         (layer(module="keras_evil", class_name="Layer"), r"names keras_evil\.Layer"),
