@@ -363,12 +363,14 @@ def _train(dataset: DataFrame, candidates: Sequence[_Candidate], url: str | None
     if not connect.is_connect(dataset.sparkSession):  # whose client may not reach what the executors do
         for folder in filter(None, folders):
             checkpoint.claim(folder)
+    kept = None
     with contextlib.ExitStack() as stack:
         if url is not None:
             names = {column.field: column.name for column in spec.stored}
             shards = petastorm_feed.plan(url, spec, names, workers)
         elif first.estimator.getFeed() == "petastorm":
             url = stack.enter_context(_cache(rows, first))
+            kept = url if first.estimator.getKeepCache() else None
             shards = petastorm_feed.plan(url, spec, {column.field: column.field for column in spec.stored}, workers)
         if shards is not None:
             rows = dataset.sparkSession.range(workers, numPartitions=workers)  # they read by themselves
@@ -376,7 +378,7 @@ def _train(dataset: DataFrame, candidates: Sequence[_Candidate], url: str | None
         outcome = ranks.run(
             rows, ranks.Job("cos_ml.training:train", specs, archives, shards, address, checks.versions()), workers
         )
-    return [_model(candidate, outcome, index) for index, candidate in enumerate(candidates)]
+    return [_model(candidate, outcome, index, kept) for index, candidate in enumerate(candidates)]
 
 
 def _folder(candidate: _Candidate, schema: str, network: int) -> checkpoint.Folder | None:
@@ -423,12 +425,12 @@ def _cache(rows: DataFrame, candidate: _Candidate) -> Iterator[str]:
         yield url
 
 
-def _model(candidate: _Candidate, outcome: ranks.Outcome, index: int) -> DeepNetModel:
+def _model(candidate: _Candidate, outcome: ranks.Outcome, index: int, cache: str | None) -> DeepNetModel:
     model = DeepNetModel()._resetUid(candidate.estimator.uid)
     candidate.estimator._copyValues(model)
     model._set(model=candidate.network.with_archive(outcome.results[0][f"{index}/network"]))
     model.compiled = {name: value for name, value in candidate.spec.compile.items() if name != "optimizer"}
-    model._summary = _summary(outcome, index)
+    model._summary = _summary(outcome, index, cache)
     return model
 
 
@@ -496,7 +498,7 @@ def _listening(spark: SparkSession, wanted: bool) -> Any:
         yield listener.address
 
 
-def _summary(outcome: ranks.Outcome, index: int) -> TrainingSummary:
+def _summary(outcome: ranks.Outcome, index: int, cache: str | None) -> TrainingSummary:
     told = [json.loads(result[f"{index}/summary"]) for result in outcome.results]
     return TrainingSummary(
         history=told[0]["history"],
@@ -510,4 +512,5 @@ def _summary(outcome: ranks.Outcome, index: int) -> TrainingSummary:
         resumedAt=tuple(told[0]["resumed"]),
         failures=outcome.failures,
         notes=outcome.notes,
+        cacheUrl=cache,
     )

@@ -32,6 +32,7 @@ class TrainingSummary:
         resumedAt: the epochs, and the steps of the next one, that came from a checkpoint; (0, 0) where none did.
         failures: why earlier attempts at the same fit failed, as far as Spark tells.
         notes: what else a person should know of it: a damaged or unwritten checkpoint, little memory.
+        cacheUrl: where the rows are kept, with keepCache; else None.
     """
 
     history: dict[str, list[float]]
@@ -45,6 +46,7 @@ class TrainingSummary:
     resumedAt: tuple[int, int] = (0, 0)
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    cacheUrl: str | None = None
 
     def __str__(self) -> str:
         epochs = len(self.epochSeconds)

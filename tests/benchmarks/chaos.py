@@ -2,7 +2,9 @@
 
 A fit on two executor processes, with a checkpoint after each epoch, is disturbed once: a rank, its Python worker or its
 executor's JVM is killed, or a rank is stopped; while ranks start, read, train, write a checkpoint, or finish. It has to
-end with the weights of the undisturbed fit, and leave no process, open port or file behind.
+end with the weights of the undisturbed fit, to repeat no more than the epoch in which it was disturbed, and to leave no
+process, open port or file behind. "lost" is how many attempts that took; none where the fit was as good as over, "had"
+how many epochs were in a state.
 """
 
 from __future__ import annotations
@@ -48,43 +50,44 @@ def main(kills: int = 50) -> None:
         undisturbed = estimator(folder / "undisturbed").fit(data).toKeras().get_weights()
         ports = listening()
         print(
-            f"{'victim':<10}{'phase':<12}{'after':>6}{'fit':>7}  {'went on from':<14}{'weights':>9}  left behind",
+            f"{'victim':<10}{'phase':<12}{'after':>6}{'fit':>7}{'lost':>6}{'had':>5}  {'went on from':<16}"
+            f"{'weights':>9}  left behind",
             flush=True,
         )
         survived = 0
         for number, (victim, phase) in enumerate(rounds):
-            chaos = None
-            tries = 0
-            while tries < TRIES and (
-                chaos is None or not chaos.struck
-            ):  # the fit may be over before the moment has come
+            hit, tries = False, 0
+            while not hit and tries < TRIES:  # the fit may be over before the moment has come
                 states = folder / f"states-{number}-{uuid.uuid4().hex[:8]}"
                 chaos = Chaos(victim, phase, states, chance.uniform(0, LATEST[phase]))
                 tries += 1
-                line, good = survives(chaos, data, states, undisturbed, folder, ports)
-            survived += good and chaos is not None and chaos.struck
-            print(line if chaos and chaos.struck else f"{line}  (the moment never came)", flush=True)
+                line, good, lost = survives(chaos, data, states, undisturbed, folder, ports)
+                hit = chaos.struck and (lost > 0 or phase == "finish")
+            survived += good and hit
+            print(line if hit else f"{line}  (the moment never came)", flush=True)
         print(f"{survived} of {len(rounds)} survived")
         spark.stop()
 
 
 def survives(
     chaos: Chaos, data: Any, states: Path, undisturbed: list[np.ndarray], folder: Path, ports: set[Any]
-) -> tuple[str, bool]:
-    """One disturbed fit, as a line of the table; and whether it came out as the undisturbed one."""
+) -> tuple[str, bool, int]:
+    """One disturbed fit, as a line of the table; whether it came out as the undisturbed one; and attempts lost."""
     start = time.monotonic()
     what = f"{chaos.victim:<10}{chaos.phase:<12}{chaos.delay:>5.1f}s"
     with chaos:
         try:
             model = estimator(states).fit(data)
         except Exception as error:
-            return f"{what}{time.monotonic() - start:>6.0f}s  {type(error).__name__}: {str(error)[:300]}", False
+            return f"{what}{time.monotonic() - start:>6.0f}s  {type(error).__name__}: {str(error)[:300]}", False, 1
     seconds = time.monotonic() - start
     worst = max(float(np.abs(one - other).max())
                 for one, other in zip(model.toKeras().get_weights(), undisturbed, strict=True))  # fmt: skip
-    left = left_behind(folder / "spark", ports)
-    went_on = "epoch {}, step {}".format(*model.summary.resumedAt)
-    return f"{what}{seconds:>6.0f}s  {went_on:<14}{worst:>9.1e}  {left or 'nothing'}", worst <= 1e-6 and not left
+    left = left_behind(folder / "spark", states, ports)
+    (epoch, step), lost = model.summary.resumedAt, len(model.summary.failures)
+    went_on = f"epoch {epoch}, step {step}"
+    line = f"{what}{seconds:>6.0f}s{lost:>6}{chaos.had:>5}  {went_on:<16}{worst:>9.1e}  {left or 'nothing'}"
+    return line, worst <= 1e-6 and not left and (not lost or epoch >= chaos.had), lost
 
 
 class Chaos:
@@ -93,6 +96,7 @@ class Chaos:
     def __init__(self, victim: str, phase: str, states: Path, delay: float) -> None:
         self.victim, self.phase, self.states, self.delay = victim, phase, states, delay
         self.struck = False
+        self.had = 0  # epochs in whole states when it struck
         self._ranks: list[psutil.Process] = []
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -113,7 +117,12 @@ class Chaos:
             return
         ranks = self._ranks or processes("cos_ml.rank_process")
         if ranks:
+            self.had = max([0, *(int(name.split("-")[2]) for name in self._names() if name.startswith("state-"))])
             self._strike(ranks[-1])
+
+    def _names(self) -> list[str]:
+        """Of the files of states, whole and unfinished ones."""
+        return [name for _, _, files in os.walk(self.states) for name in files if "state-" in name]
 
     def _come(self) -> bool:
         """Whether the fit is in the phase."""
@@ -123,9 +132,7 @@ class Chaos:
             return any(spooled(rank.parent()) for rank in processes("cos_ml.rank_process"))
         if not self._ranks:  # to look for them takes longer than some phases
             self._ranks = processes("cos_ml.rank_process")
-        names = [path.name for path in self.states.glob("rows-*/*")] + [
-            path.name for path in self.states.glob("rows-*/.state*")
-        ]
+        names = self._names()
         if self.phase == "checkpoint":  # one that is not the first is being written
             return any(name.startswith(".state") for name in names) and any(name.startswith("state") for name in names)
         wanted = 1 if self.phase == "train" else EPOCHS
@@ -200,12 +207,13 @@ def listening() -> set[Any]:
     return found
 
 
-def left_behind(folder: Path, ports: set[Any]) -> str:
+def left_behind(folder: Path, states: Path, ports: set[Any]) -> str:
     """What a fit left, after the moment that dying processes take; "" for nothing."""
     waits: Callable[[], list[str]] = lambda: [  # noqa: E731
         *(f"process {process.pid}" for process in processes("cos_ml.rank_process")),
         *(f"port {address.port}" for address in listening() - ports),
-        *(f"folder {path}" for path in folder.rglob("cos_ml-*")),
+        *(f"folder {name}" for _, names, _ in os.walk(folder) for name in names if name.startswith("cos_ml-")),
+        *(f"file {name}" for _, _, names in os.walk(states) for name in names if name.startswith(".state")),
     ]
     deadline = time.monotonic() + 10
     while waits() and time.monotonic() < deadline:

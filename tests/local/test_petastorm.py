@@ -94,17 +94,56 @@ def test_a_grid_stores_the_rows_once(spark, tmp_path):
     est = estimator(tmp_path / "cache", epochs=1, keepCache=True)
     models = est.fit(df, [{est.learningRate: 0.1}, {est.learningRate: 0.01}])
     assert len(models) == 2
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    (kept,) = (tmp_path / "cache").iterdir()
+    assert models[0].summary.cacheUrl == str(kept)
+    again = est.fitParquet(str(kept), {est.featuresCol: "x0", est.labelCol: "y0", est.learningRate: 0.1})
+    assert again.summary.rows == 128
+    assert again.summary.cacheUrl is None
 
 
-def test_strings_and_bytes(spark, tmp_path):
-    network = keras.Sequential(
-        [
-            keras.Input((1,), dtype="string"),
-            keras.layers.StringLookup(vocabulary=["no", "yes"], output_mode="one_hot"),
-            keras.layers.Dense(2, activation="softmax"),
-        ]
+def test_a_fit_to_stored_rows_is_gone_on_with(spark, tmp_path):
+    df = frame(spark, [rows_of(*reference.data(64)), rows_of(*reference.data(64))])
+    arrays(df).write.parquet(str(tmp_path / "rows"))
+    first, again = (
+        estimator(tmp_path, checkpointDir=str(tmp_path / "states"), shuffle=True).fitParquet(str(tmp_path / "rows"))
+        for _ in range(2)
     )
+    assert again.summary.resumedAt == (EPOCHS, 0)
+    assert_same_weights(first.toKeras(), again.toKeras(), 0)
+
+
+def test_the_data_is_read_once(spark, tmp_path):
+    made = spark.sparkContext.accumulator(0)
+
+    def make(index):
+        made.add(1)
+        return [float(np.random.default_rng().normal())] * 12
+
+    features = F.udf(make, "array<float>").asNondeterministic()("id").alias("features")
+    df = spark.range(60, numPartitions=5).select(features, (F.col("id") % 3).alias("label"))
+    assert estimator(tmp_path / "cache").fit(df).summary.rows == 60
+    assert made.value == 60
+
+
+def test_pixels(spark, tmp_path):
+    network = keras.Sequential(
+        [keras.Input((4,), dtype="uint8"), keras.layers.Rescaling(1 / 255), keras.layers.Dense(1)]
+    )
+    rows = [(bytes([n, 255 - n, n // 2, 7]), n / 64) for n in range(64)]
+    df = spark.createDataFrame(rows, "features binary, label double").repartition(2).cache()
+    fitted = [
+        estimator(tmp_path, model=network, feed=feed, loss="mse", metrics=[]).fit(df).toKeras()
+        for feed in ("arrow", "petastorm")
+    ]
+    assert_same_weights(*fitted, 1e-3)  # the rows come in another order
+    df.unpersist()
+
+
+@pytest.mark.parametrize("shape", [(1,), ()])
+def test_strings(spark, tmp_path, shape):
+    words = keras.Input(shape, dtype="string")
+    codes = keras.layers.StringLookup(vocabulary=["no", "yes"], output_mode="one_hot")(words)
+    network = keras.Model(words, keras.layers.Dense(2, activation="softmax")(codes))
     rows = [("yes" if n % 2 else "no", n % 2) for n in range(64)]
     df = spark.createDataFrame(rows, "features string, label int").repartition(2)
     fitted = [

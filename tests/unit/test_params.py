@@ -451,3 +451,9 @@ def test_a_copy_of_a_model(classifier):
     assert other.getOrDefault("model") is model.getOrDefault("model")  # frozen
     other.setHandleInvalid("skip")
     assert model.getHandleInvalid() == "error"
+
+
+def test_steps_of_an_order_that_does_not_last(classifier):
+    est = DeepNetEstimator(model=classifier, loss="sparse_categorical_crossentropy", checkpointSteps=10, shuffle=False)
+    with pytest.raises(InvalidInputError, match=r"checkpointSteps: with shuffle=False .*shuffle=True"):
+        est._spec(None, est._network())

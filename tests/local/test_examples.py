@@ -1,0 +1,55 @@
+"""The examples, as a user runs them: on small data, each in a process of its own."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from tests.sessions import ROOT
+
+
+def run(script: str, *arguments: str) -> str:
+    """What an example prints; nothing else is to be said."""
+    command = [sys.executable, str(ROOT / "examples" / script), *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "PYSPARK_PYTHON"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment | {"PYTHONPATH": str(ROOT)}, check=False, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """A file as MNIST's are."""
+    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+    path.write_bytes(gzip.compress(header + array.astype(np.uint8).tobytes()))
+
+
+def test_from_lmdb_to_logistic_regression(tmp_path):
+    digits = load_digits()
+    pixels = np.kron(digits.images * 255 / 16, np.ones((1, 3, 3)))
+    images = np.pad(pixels, ((0, 0), (2, 2), (2, 2)))
+    for part, rows in (("train", slice(0, 1437)), ("t10k", slice(1437, None))):
+        write_idx(tmp_path / f"{part}-images-idx3-ubyte.gz", images[rows])
+        write_idx(tmp_path / f"{part}-labels-idx1-ubyte.gz", digits.target[rows])
+    run("lmdb_to_logistic_regression/make_lmdb.py", str(tmp_path))
+    printed = run("lmdb_to_logistic_regression/train.py", str(tmp_path))
+    accuracies = re.findall(r"^(\w+): +(0\.\d{4}) test accuracy$", printed, re.MULTILINE)
+    assert [name for name, _ in accuracies] == ["lenet_prediction", "prediction"]
+    assert all(float(accuracy) > 0.7 for _, accuracy in accuracies)
+    assert (tmp_path / "mnist_pipeline" / "stages").is_dir()
+
+
+def test_from_a_folder_of_images():
+    printed = run("image_folder/train.py")
+    (accuracy,) = re.findall(r"^held-out accuracy, of 10 classes: (0\.\d{4})$", printed, re.MULTILINE)
+    assert float(accuracy) > 0.9
