@@ -135,6 +135,8 @@ def measure(ranks: int, result: str, timeline: str) -> None:
                 keras.layers.Conv2D(32, 3, activation="relu"),
                 keras.layers.Conv2D(64, 3, activation="relu"),
                 keras.layers.MaxPooling2D(),
+                keras.layers.Conv2D(64, 3, activation="relu"),
+                keras.layers.MaxPooling2D(),
                 keras.layers.Flatten(),
                 keras.layers.Dense(64, activation="relu"),
                 keras.layers.Dense(10, activation="softmax"),
