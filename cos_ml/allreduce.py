@@ -14,9 +14,7 @@ import numpy as np
 
 from cos_ml import artifacts
 
-__all__ = ["Ranks", "groups"]
-
-GROUP = 2 << 20  # bytes of gradients that begin to travel together; fewer are not worth a message of their own
+__all__ = ["Ranks"]
 
 
 class Ranks:
@@ -47,18 +45,13 @@ class Ranks:
         import tensorflow as tf
 
         there = [index for index, gradient in enumerate(gradients) if gradient is not None]
-        dense = {index: tf.convert_to_tensor(gradients[index]) for index in there}  # embeddings: from rows to the whole
-        sizes = {index: tensor.shape.num_elements() * tensor.dtype.size for index, tensor in dense.items()}
-        averaged: dict[int, Any] = {}
-        options = {"op": self._hvd.Average}
+        dense = [tf.convert_to_tensor(gradients[index]) for index in there]  # embeddings: from rows to the whole
         if compression == "fp16":
-            loss = there[-1]
-            averaged[loss] = self._hvd.allreduce(dense[loss], **options)
-            options["compression"] = self._hvd.Compression.fp16
-            del sizes[loss]
-        for group in groups(sizes):
-            means = self._hvd.grouped_allreduce([dense[index] for index in group], **options)
-            averaged |= zip(group, means, strict=True)
+            half = self._hvd.grouped_allreduce(dense[:-1], op=self._hvd.Average, compression=self._hvd.Compression.fp16)
+            means = [*half, self._hvd.allreduce(dense[-1], op=self._hvd.Average)]
+        else:
+            means = self._hvd.grouped_allreduce(dense, op=self._hvd.Average)
+        averaged = dict(zip(there, means, strict=True))
         return [averaged.get(index) for index in range(len(gradients))]
 
     def sum(self, values: np.ndarray) -> np.ndarray:
@@ -93,25 +86,6 @@ class Ranks:
         """Part from the others, when all have come this far."""
         if self.size > 1:
             self._hvd.shutdown()
-
-
-def groups(sizes: Mapping[int, int]) -> list[list[int]]:
-    """Gradients that travel together, the ones that are known first in front: those of the last layers.
-
-    While they travel, those of the layers before them are computed. In one group Horovod always adds up in one order.
-
-    Args:
-        sizes: of each gradient by its index, in bytes.
-    """
-    found: list[list[int]] = []
-    size = GROUP
-    for index in sorted(sizes, reverse=True):
-        if size >= GROUP:
-            found.append([])
-            size = 0
-        found[-1].insert(0, index)
-        size += sizes[index]
-    return found
 
 
 def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:

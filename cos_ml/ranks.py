@@ -418,8 +418,6 @@ def _child_environment(spec: TrainSpec, here: Place) -> dict[str, str]:
     """This worker's environment, with its import path and quiet TensorFlow; the task's own GPUs and no others."""
     environment = os.environ | spec.variables | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # Gradients that travel together are then the same ones in every run, and add up to the same digits.
-    environment.setdefault("HOROVOD_DISABLE_GROUP_FUSION", "1")
     environment.pop("OMP_NUM_THREADS", None)  # Spark sets it to spark.task.cpus for the Python worker
     assigned = BarrierTaskContext.get().resources().get("gpu")
     addresses = assigned.addresses if assigned else None
