@@ -1,7 +1,8 @@
 """Caffe's Datum, a protobuf message, from and to bytes: a whole batch of them at a time (executor side).
 
 Neither Caffe nor the protobuf package is needed. A field of all records is read at once, as arrays: record by record
-takes several times as long as the database itself needs to hand the records out.
+takes several times as long as the database itself needs to hand the records out. Records that begin alike, as images of
+one size do up to their last pixel, are cut in one place, and only what follows is looked at.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 __all__ = ["BadDatum", "Datums", "decode", "encode"]
 
@@ -49,8 +52,7 @@ class Datums:
     Attributes:
         channels, height, width, label: int32, of shape (n,).
         encoded: bool, of shape (n,).
-        flat: the bytes of all records, end to end.
-        data_start, data_size: where in ``flat`` the field ``data`` of each record is; a size of -1: it has none.
+        data: binary, n of them; null where a record has none.
         floats: pieces of ``float_data``; those of one record are in their order.
     """
 
@@ -59,9 +61,7 @@ class Datums:
     width: np.ndarray
     label: np.ndarray
     encoded: np.ndarray
-    flat: bytes
-    data_start: np.ndarray
-    data_size: np.ndarray
+    data: pa.Array
     floats: list[Piece]
 
 
@@ -71,8 +71,88 @@ def decode(records: Sequence[bytes]) -> Datums:
     Raises:
         BadDatum: one of them is cut short, or is something else.
     """
+    values = pa.array(records, pa.binary())
+    head = _common_head(records, values)
+    if head is not None:
+        rest = _fields(pc.binary_slice(values, head.stop, max(map(len, records))), head.numbers)
+        if (rest.size < 0).all():
+            return _datums(rest, pc.binary_slice(values, head.start, head.stop))
+    whole = _fields(values, {})
+    flat = whole.flat.data
+    ends = zip(whole.start.tolist(), whole.size.tolist(), strict=True)
+    return _datums(whole, pa.array([flat[at : at + size] if size >= 0 else None for at, size in ends], pa.binary()))
+
+
+class _Head(NamedTuple):
+    """What records begin with.
+
+    Attributes:
+        numbers: fields and their values.
+        start, stop: where ``data`` is.
+    """
+
+    numbers: dict[int, int]
+    start: int
+    stop: int
+
+
+def _common_head(records: Sequence[bytes], values: pa.Array) -> _Head | None:
+    """What all records begin with, up to the end of their ``data``, where it is the same; else None."""
+    if not records:
+        return None
+    first = records[0]
+    numbers: dict[int, int] = {}
+    at = 0
+    try:
+        while first[at] != DATA << 3 | BYTES:
+            if first[at] & 7 != VARINT or first[at] >> 3 not in NUMBERS:
+                return None
+            field = first[at] >> 3
+            numbers[field], at = _read_varint(first, at + 1)
+        size, start = _read_varint(first, at + 1)
+    except IndexError:  # it is cut short
+        return None
+    if min(map(len, records)) < start + size or not pc.all(pc.starts_with(values, pattern=first[:start])).as_py():
+        return None
+    return _Head(numbers, start, start + size)
+
+
+def _read_varint(record: bytes, at: int) -> tuple[int, int]:
+    """The number at ``at``, as a signed one of 64 bits, and where the next field is."""
+    value = 0
+    for shift in range(0, 7 * MOST_BYTES, 7):
+        value |= (record[at] & 127) << shift
+        at += 1
+        if record[at - 1] < 128:
+            value &= (1 << 64) - 1
+            return value - (value >> 63 << 64), at
+    raise IndexError
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """The fields of n records: numbers and floats as in Datums, and where in ``flat`` each one's ``data`` is."""
+
+    numbers: dict[int, np.ndarray]
+    flat: np.ndarray
+    start: np.ndarray
+    size: np.ndarray
+    floats: list[Piece]
+
+
+def _datums(fields: _Fields, data: pa.Array) -> Datums:
+    channels, height, width, label = (fields.numbers[field].astype(np.int32) for field in NUMBERS[:-1])
+    return Datums(channels, height, width, label, fields.numbers[ENCODED] != 0, data, fields.floats)
+
+
+def _fields(records: pa.Array, before: dict[int, int]) -> _Fields:
+    """Read all fields of records, or of what follows behind numbers that all have.
+
+    Raises:
+        BadDatum: one of them is cut short, or is something else.
+    """
     cursor = _Cursor(records)
-    numbers = {field: np.zeros(len(records), np.int64) for field in NUMBERS}
+    numbers = {field: np.full(len(records), before.get(field, 0), np.int64) for field in NUMBERS}
     start, size = np.zeros(len(records), np.int64), np.full(len(records), -1, np.int64)
     floats: list[Piece] = []
     while len(rows := cursor.unread()):  # in each turn the next field of every record that has one
@@ -95,8 +175,7 @@ def decode(records: Sequence[bytes]) -> Datums:
                 raise BadDatum(int(mine[0]), f"has field {field} with protobuf's wire type {wire}, unlike a Datum")
             else:
                 cursor.skip(mine, field, wire)
-    channels, height, width, label = (numbers[field].astype(np.int32) for field in NUMBERS[:-1])
-    return Datums(channels, height, width, label, numbers[ENCODED] != 0, cursor.joined, start, size, floats)
+    return _Fields(numbers, cursor.flat, start, size, floats)
 
 
 def encode(
@@ -139,12 +218,12 @@ def _distinct(tags: np.ndarray) -> list[int]:
 class _Cursor:
     """A position in each of n records, which lie end to end in ``flat``."""
 
-    def __init__(self, records: Sequence[bytes]) -> None:
-        self.joined = b"".join(records)
-        self.flat = np.frombuffer(self.joined, np.uint8)
-        sizes = np.fromiter(map(len, records), np.int64, len(records))
-        self.ends = np.cumsum(sizes)
-        self.at = self.ends - sizes
+    def __init__(self, records: pa.Array) -> None:
+        _, offsets, flat = records.buffers()
+        bounds = np.frombuffer(offsets or bytes(4), np.int32)[records.offset :][: len(records) + 1].astype(np.int64)
+        self.flat = np.frombuffer(flat or b"", np.uint8)
+        self.ends = bounds[1:]
+        self.at = bounds[:-1].copy()
 
     def unread(self) -> np.ndarray:
         """The records that have bytes left."""

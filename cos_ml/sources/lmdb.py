@@ -180,7 +180,7 @@ class LmdbReader(DataSourceReader):
         with _opened(self.path) as environment, environment.begin() as transaction:
             for keys, values in _batches(transaction.cursor(), partition):
                 columns = (
-                    [_binary(keys if name == "key" else values) for name in self.columns]
+                    [pa.array(keys if name == "key" else values, pa.binary()) for name in self.columns]
                     if self.raw
                     else datum_columns(self.columns, keys, values, self.path)
                 )
@@ -443,9 +443,7 @@ def _datum_column(name: str, keys: Sequence[bytes], found: datum.Datums) -> pa.A
     if name == "id":
         return text(keys)
     if name == "data":
-        sizes = np.maximum(found.data_size, 0)
-        ends = zip(found.data_start.tolist(), (found.data_start + sizes).tolist(), strict=True)
-        return _binary([found.flat[start:stop] for start, stop in ends], sizes, found.data_size >= 0)
+        return found.data
     if name == "float_data":
         return _lists(found.floats, len(found.label))
     return pa.array(getattr(found, name))
@@ -454,18 +452,9 @@ def _datum_column(name: str, keys: Sequence[bytes], found: datum.Datums) -> pa.A
 def text(keys: Sequence[bytes]) -> pa.Array:
     """Keys as strings; bytes that are not UTF-8 as ``\\xNN``."""
     try:
-        return _binary(keys).cast(pa.string())
+        return pa.array(keys, pa.binary()).cast(pa.string())
     except pa.ArrowInvalid:
         return pa.array([str(key, "utf-8", "backslashreplace") for key in keys])
-
-
-def _binary(parts: Sequence[bytes], sizes: np.ndarray | None = None, there: np.ndarray | None = None) -> pa.Array:
-    """An Arrow array of these bytes, null where ``there`` is false."""
-    sizes = np.fromiter(map(len, parts), np.int64, len(parts)) if sizes is None else sizes
-    offsets = pa.array(_offsets(sizes), pa.int32())
-    valid = None if there is None or there.all() else pa.array(there).buffers()[1]
-    buffers = [valid, offsets.buffers()[1], pa.py_buffer(b"".join(parts))]
-    return pa.BinaryArray.from_buffers(pa.binary(), len(parts), buffers)
 
 
 def _lists(pieces: list[datum.Piece], count: int) -> pa.Array:
@@ -478,12 +467,8 @@ def _lists(pieces: list[datum.Piece], count: int) -> pa.Array:
         sizes[row] += len(values)
         there[row] = True
     ordered = [values for _, values in sorted(pieces, key=lambda piece: piece.row)]
-    offsets = pa.array(_offsets(sizes), pa.int32(), mask=np.append(~there, False))
+    offsets = pa.array(np.append(0, np.cumsum(sizes)), pa.int32(), mask=np.append(~there, False))
     return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(ordered)))
-
-
-def _offsets(sizes: np.ndarray) -> np.ndarray:
-    return np.append(0, np.cumsum(sizes))
 
 
 def to_records(columns: Mapping[str, pa.Array]) -> pa.RecordBatch:

@@ -36,8 +36,7 @@ def floats_of(found, row):
 
 
 def data_of(found, row):
-    start, size = found.data_start[row], found.data_size[row]
-    return None if size < 0 else found.flat[start : start + size]
+    return found.data[row].as_py()
 
 
 RAW = number(1, 3) + number(2, 2) + number(3, 1) + blob(4, b"abcdef") + number(5, 7) + number(7, 0)
@@ -75,6 +74,28 @@ def test_fields_of_later_versions_are_passed_over():
     found = datum.decode([extra + RAW, RAW + extra])
     assert found.label.tolist() == [7, 7]
     assert data_of(found, 0) == data_of(found, 1) == b"abcdef"
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [RAW, RAW + number(5, 300), RAW],
+        [RAW, RAW.replace(b"abcdef", b"fedcba"), RAW + one_float(2.0)],
+        [RAW, number(1, 3) + number(2, 2) + number(3, 1) + blob(4, b"longer"[:5])],
+        [RAW, RAW + blob(4, b"again"), RAW],  # the last of a field counts
+        [RAW, RAW + number(1, 9)],
+        [number(5, -7) + RAW] * 3,
+        [blob(4, bytes(300)) + number(5, label) for label in (1, 200, 70_000)],
+    ],
+)
+def test_records_that_begin_alike_are_those_that_do_not(records):
+    """Behind one that begins otherwise, each is looked at from its beginning."""
+    other = number(2, 8) + blob(4, b"xy")
+    found, apart = datum.decode(records), datum.decode([other, *records])
+    for name in ("channels", "height", "width", "label", "encoded"):
+        assert getattr(found, name).tolist() == getattr(apart, name).tolist()[1:]
+    assert found.data.to_pylist() == apart.data.to_pylist()[1:]
+    assert [piece.values.tolist() for piece in found.floats] == [piece.values.tolist() for piece in apart.floats]
 
 
 def test_no_records_at_all():
