@@ -140,7 +140,9 @@ def _attempt(df: DataFrame, job: Job, ranks: int, lost: list[str]) -> Outcome:
 
 
 def _lost_each_other(results: list[dict[str, bytes]]) -> bool:
-    """Whether ranks failed, and each of them only because it lost the others."""
+    """Whether ranks failed, and each of them only because it lost the others: none has a reason of its own."""
+    if any(reason in result for result in results for reason in ("cluster", "problem", "failure")):
+        return False
     errors = [result["error"].decode() for result in results if "error" in result]
     return bool(errors) and all(HOROVOD_ECHO in error for error in errors)
 

@@ -112,7 +112,10 @@ def _common_head(records: Sequence[bytes], values: pa.Array) -> _Head | None:
         size, start = _read_varint(first, at + 1)
     except IndexError:  # it is cut short
         return None
-    if min(map(len, records)) < start + size or not pc.all(pc.starts_with(values, pattern=first[:start])).as_py():
+    if (
+        not 0 <= size <= min(map(len, records)) - start
+        or not pc.all(pc.starts_with(values, pattern=first[:start])).as_py()
+    ):
         return None
     return _Head(numbers, start, start + size)
 

@@ -126,6 +126,8 @@ def test_what_is_no_datum(value, message):
     with pytest.raises(datum.BadDatum, match=message) as error:
         datum.decode([RAW, RAW, value])
     assert error.value.row == 2
+    with pytest.raises(datum.BadDatum, match=message):
+        datum.decode([value, value])
 
 
 @given(
