@@ -1,0 +1,99 @@
+"""How soon all ranks are gone when somebody ends a fit: ``python -m tests.benchmarks.ends [TURNS]``.
+
+One of its ranks is in the middle of a step and stopped, so that it can do nothing itself.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cos_ml import attempts
+from tests import reference
+from tests.local.test_failures import rank_processes
+from tests.local.test_resuming import INTERRUPTED, estimator, network
+from tests.sessions import ROOT, frame, rows_of, session
+
+LONGEST = 60.0  # seconds
+
+
+def main(turns: int = 3) -> None:
+    with tempfile.TemporaryDirectory(prefix="cos_ml_ends_") as name:
+        folder = Path(name)
+        spark = next(session("local[2]", folder / "spark"))
+        ways: dict[str, Callable[[Path], float]] = {
+            "cancelJobGroup": lambda marker: ended(spark, marker, lambda: spark.sparkContext.cancelJobGroup("fit")),
+            "a task killed": lambda marker: ended(spark, marker, lambda: kill_task(spark)),
+            "Ctrl-C": lambda marker: interrupted(marker.parent),
+        }
+        for way, end in ways.items():
+            seconds = []
+            for turn in range(turns):
+                place = folder / f"{way}-{turn}"
+                place.mkdir()
+                seconds.append(end(place / "hangs"))
+            shown = ", ".join(f"{one:.1f}" for one in seconds)
+            print(f"{way:<16} {statistics.median(seconds):.1f} s until no rank is left ({shown})", flush=True)
+        spark.stop()
+
+
+def ended(spark: Any, marker: Path, end: Callable[[], Any]) -> float:
+    """Seconds from ``end`` to the end of all ranks that there were."""
+    rows = rows_of(*reference.data(100))
+
+    def fit() -> None:
+        spark.sparkContext.setJobGroup("fit", "a fit that is ended", interruptOnCancel=True)
+        try:
+            estimator(network("hang", marker=str(marker), call=5), epochs=1).fit(frame(spark, [rows, rows]))
+        except Exception as error:
+            print(f"  the fit: {type(error).__name__}", flush=True)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    while not marker.exists():
+        time.sleep(0.05)
+    seconds = until_gone(rank_processes(), end)
+    thread.join(LONGEST)
+    return seconds
+
+
+def kill_task(spark: Any) -> None:
+    """As the button in Spark's user interface does."""
+    context = spark.sparkContext._jsc.sc()
+    (stage,) = spark.sparkContext.statusTracker().getActiveStageIds()
+    task = next(one for one in attempts._all(context.statusStore().taskList(stage, 0, 10)) if one.index() == 1)
+    context.killTaskAttempt(task.taskId(), True, "killed by the benchmark")
+
+
+def interrupted(folder: Path) -> float:
+    """The same for a program of its own that gets SIGINT, and runs on."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = [sys.executable, "-c", INTERRUPTED, str(folder)]
+    with subprocess.Popen(run, env=environment, stdin=-1, stdout=-1, stderr=-1) as driver:
+        while not (folder / "hangs").exists():
+            time.sleep(0.05)
+        seconds = until_gone(rank_processes(driver.pid), lambda: driver.send_signal(signal.SIGINT))
+        driver.communicate(b"")
+    return seconds
+
+
+def until_gone(ranks: list[psutil.Process], end: Callable[[], Any]) -> float:
+    start = time.monotonic()
+    end()
+    _, alive = psutil.wait_procs(ranks, timeout=LONGEST)
+    return float("inf") if alive else time.monotonic() - start
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
