@@ -393,6 +393,7 @@ def _folder(candidate: _Candidate, schema: str, network: int) -> checkpoint.Fold
     fit = {
         "model": candidate.network.architecture,
         **spec.compile,
+        "optimizer": _nameless(spec.compile["optimizer"]),
         "columns": [[column.name, column.field] for column in spec.stored],
         "types": schema,
         "frozenLayers": [candidate.network.layers.index(name) for name in spec.frozen],
@@ -412,6 +413,13 @@ def _folder(candidate: _Candidate, schema: str, network: int) -> checkpoint.Fold
         fit=fit,
         run=checkpoint.ANY_RUN if estimator.getResume() == "auto" else uuid.uuid4().hex[:12],
     )
+
+
+def _nameless(optimizer: Any) -> Any:
+    """A serialised optimizer without its name: Keras counts, and the second one that a process makes is "sgd_1"."""
+    if not isinstance(optimizer, dict) or not isinstance(optimizer.get("config"), dict):
+        return optimizer
+    return optimizer | {"config": {name: value for name, value in optimizer["config"].items() if name != "name"}}
 
 
 @contextlib.contextmanager
