@@ -20,7 +20,7 @@ SILENT = 5.0  # seconds without one, after which a rank does not run at all
 STARTING, JOINING = "starting", "joining the other ranks"
 START = 300.0  # seconds that these two may take at least: all ranks of a host import TensorFlow at once
 WAITING = "training"  # what a rank is at when others may be the ones that keep it
-BUSY = 0.5  # of a processor: whoever waits uses less
+BUSY = 0.2  # of a processor: whoever waits uses less, and whoever loops may have to share one
 
 
 class Pulse:
