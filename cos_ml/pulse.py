@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ __all__ = ["BEAT", "JOINING", "WAITING", "Listener", "Pulse"]
 
 BEAT = 1.0  # seconds between two signs of life
 SILENT = 5.0  # seconds without one, after which a rank does not run at all
+RECENT = 5.0  # seconds over which a rank's use of the processor is looked at: before them it may have built its step
 STARTING, JOINING = "starting", "joining the other ranks"
 START = 300.0  # seconds that these two may take at least: all ranks of a host import TensorFlow at once
 WAITING = "training"  # what a rank is at when others may be the ones that keep it
@@ -70,7 +72,7 @@ class Listener:
         self._timeout, self._clock = timeout, clock
         self._heard = self._moved = clock()
         self._done = -1
-        self._processor = self._processor_before = 0.0  # seconds of it
+        self._used: deque[tuple[float, float]] = deque()  # of late: when heard, seconds of processor until then
         self.phase = STARTING
 
     def hear(self, event: dict[str, Any]) -> None:
@@ -78,9 +80,12 @@ class Listener:
         self._heard = self._clock()
         moves = event["event"] != "alive" or event["done"] != self._done
         if event["event"] == "alive":
-            self.phase, self._done, self._processor = event["phase"], event["done"], event["processor"]
+            self.phase, self._done = event["phase"], event["done"]
+            self._used.append((self._heard, event["processor"]))
+            while len(self._used) > 2 and self._used[1][0] <= self._heard - RECENT:
+                self._used.popleft()
         if moves:
-            self._moved, self._processor_before = self._heard, self._processor
+            self._moved = self._heard
 
     @property
     def silent(self) -> bool:
@@ -89,8 +94,11 @@ class Listener:
 
     @property
     def busy(self) -> bool:
-        """Whether it computes, as far as it has told since it last got on."""
-        return self._processor - self._processor_before > BUSY * (self._heard - self._moved)
+        """Whether it computes, as far as it has told of late."""
+        if not self._used:
+            return False
+        (before, used_before), (now, used) = self._used[0], self._used[-1]
+        return used - used_before > BUSY * (now - before)
 
     @property
     def stalled(self) -> bool:

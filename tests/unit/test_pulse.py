@@ -20,15 +20,19 @@ def alive(done, phase, processor=0.0):
     return {"event": "alive", "done": done, "phase": phase, "processor": processor}
 
 
-def stalled_after(phase, silent=False, load=0.0):
-    """Seconds until a rank that does not get on is given up, with a timeout of 40."""
+def stalled_after(phase, silent=False, load=0.0, built=0.0):
+    """Seconds until a rank that does not get on is given up, with a timeout of 40.
+
+    Args:
+        built: seconds that it computes first, as for the first step's graph.
+    """
     clock = Clock()
     listener = Listener(40, clock)
     listener.hear(alive(3, phase))
     while not listener.stalled:
         clock.now += 1
         if not silent:
-            listener.hear(alive(3, phase, load * clock.now))
+            listener.hear(alive(3, phase, max(load * clock.now, min(built, clock.now))))
     return clock.now
 
 
@@ -39,6 +43,7 @@ def stalled_after(phase, silent=False, load=0.0):
         ("training, epoch 1 after step 16", {"silent": True}, 41),  # the process is stopped
         ("training, epoch 1 after step 16", {"load": 1.0}, 41),  # it loops
         ("training, epoch 1 after step 16", {"load": 0.1}, 51),  # it may only wait for the others
+        ("training, epoch 1", {"built": 30.0}, 51),  # it has built its step, and waits since
         (pulse.STARTING, {}, 301),  # the import of TensorFlow by all ranks of a slow host
         (pulse.JOINING, {}, 301),
         (pulse.JOINING, {"silent": True}, 41),
