@@ -99,15 +99,15 @@ def expression(schema: T.StructType, column: Column) -> SparkColumn:
     if isinstance(given, VectorUDT):
         array = vector_to_array(source, "float32" if column.dtype == "float32" else "float64")
         array = F.when(source.isNotNull(), array)  # it fails on null
-        return array if column.dtype == "float32" else array.cast(T.ArrayType(target))
+        return array if column.dtype == "float32" else _as_type(array, T.DoubleType(), target, nested=True)
     if isinstance(given, T.ArrayType):
         element: T.DataType = given.elementType
         while isinstance(element, T.ArrayType):
             source, element = F.flatten(source), element.elementType
         if isinstance(element, (T.NumericType, T.BooleanType)):
-            return source if element == target else source.cast(T.ArrayType(target))
+            return source if element == target else _as_type(source, element, target, nested=True)
     if isinstance(given, (T.NumericType, T.BooleanType)):
-        return source.cast(target)
+        return _as_type(source, given, target, nested=False)
     is_input = column.field.startswith("x")
     if isinstance(given, T.BinaryType) and is_input:
         return source
@@ -115,6 +115,20 @@ def expression(schema: T.StructType, column: Column) -> SparkColumn:
         f"Column {column.name!r} is of type {given.simpleString()}: expected a Vector, an array of numbers, a number"
         f"{' or binary' if is_input else ''}. Convert it first, for example with VectorAssembler or StringIndexer."
     )
+
+
+def _as_type(source: SparkColumn, given: T.DataType, target: T.DataType, nested: bool) -> SparkColumn:
+    """Numbers, or arrays of them, in another type; null where that has no such number: NaN and those out of range."""
+    from pyspark.sql import functions as F
+    from pyspark.sql import types as T
+
+    if isinstance(target, T.BooleanType) and isinstance(given, (T.FloatType, T.DoubleType)):  # to Spark, NaN is true
+
+        def known(number: SparkColumn) -> SparkColumn:
+            return F.when(~F.isnan(number), number)
+
+        source = F.transform(source, known) if nested else known(source)
+    return source.try_cast(T.ArrayType(target) if nested else target)
 
 
 def _string_expression(given: T.DataType, column: Column, source: SparkColumn) -> SparkColumn:
@@ -233,9 +247,11 @@ def _decode_bad(
     holes = np.zeros(len(sizes), bool)
     holes[owners[_nulls(flat)]] = True
     wrong = (sizes != size) & (sizes >= 0)
-    problems = [Problem(int(row), column.name, "is null") for row in np.flatnonzero(sizes < 0)]
+    # What is no whole number has become null on its way to a network that takes whole numbers.
+    null = f"null or no {column.dtype}" if column.dtype.startswith(("int", "bool")) else "null"
+    problems = [Problem(int(row), column.name, f"is {null}") for row in np.flatnonzero(sizes < 0)]
     problems += [
-        Problem(int(row), column.name, "has a null among its numbers") for row in np.flatnonzero(holes & ~wrong)
+        Problem(int(row), column.name, f"has a {null} among its numbers") for row in np.flatnonzero(holes & ~wrong)
     ]
     what = "strings" if column.dtype == "string" else "numbers"
     problems += [

@@ -369,9 +369,12 @@ def _train(dataset: DataFrame, candidates: Sequence[_Candidate], url: str | None
             names = {column.field: column.name for column in spec.stored}
             shards = petastorm_feed.plan(url, spec, names, workers)
         elif first.estimator.getFeed() == "petastorm":
-            url = stack.enter_context(_cache(rows, first))
+            # Within an epoch a training goes on only with the rows in the order in which they were.
+            ordered = any(one.estimator.isSet(one.estimator.checkpointSteps) for one in candidates)
+            url, digest = stack.enter_context(_cache(rows, first, ordered))
             kept = url if first.estimator.getKeepCache() else None
-            shards = petastorm_feed.plan(url, spec, {column.field: column.field for column in spec.stored}, workers)
+            names = {column.field: column.field for column in spec.stored}
+            shards = petastorm_feed.plan(url, spec, names, workers, digest)
         if shards is not None:
             rows = dataset.sparkSession.range(workers, numPartitions=workers)  # they read by themselves
         address = stack.enter_context(_listening(dataset.sparkSession, first.estimator.getProgress()))
@@ -423,14 +426,15 @@ def _nameless(optimizer: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _cache(rows: DataFrame, candidate: _Candidate) -> Iterator[str]:
-    """The narrow DataFrame ``rows`` as Parquet under cacheDir, for the length of a ``with`` block."""
+def _cache(rows: DataFrame, candidate: _Candidate, ordered: bool) -> Iterator[tuple[str, str]]:
+    """The narrow DataFrame ``rows`` as Parquet under cacheDir, and its digest, for the length of a ``with`` block."""
     estimator = candidate.estimator
     petastorm_feed.check_petastorm()
     if not estimator.isSet(estimator.cacheDir):
         raise InvalidInputError('Param cacheDir is not set, and feed="petastorm" writes the rows there.')
-    with petastorm_feed.stored(rows, candidate.spec, estimator.getCacheDir(), estimator.getKeepCache()) as url:
-        yield url
+    folder, keep = estimator.getCacheDir(), estimator.getKeepCache()
+    with petastorm_feed.stored(rows, candidate.spec, folder, keep, ordered) as cache:
+        yield cache
 
 
 def _model(candidate: _Candidate, outcome: ranks.Outcome, index: int, cache: str | None) -> DeepNetModel:
@@ -448,6 +452,7 @@ class _Grid:
     def __init__(self, dataset: DataFrame, estimators: list[DeepNetEstimator], names: list[str]) -> None:
         self.dataset, self.lock, self.next, self.count = dataset, threading.Lock(), 0, len(estimators)
         self.models: dict[int, DeepNetModel] = {}
+        self.failed: dict[int, Exception] = {}  # whoever shares this with other threads may go on asking
         self.groups: dict[Any, list[int]] = {}
         self.candidates = []
         for index, (estimator, name) in enumerate(zip(estimators, names, strict=True)):
@@ -466,9 +471,15 @@ class _Grid:
             if index >= self.count:
                 raise StopIteration
             self.next += 1
+            if index in self.failed:
+                raise self.failed[index]
             if index not in self.models:
                 group = next(group for group in self.groups.values() if index in group)
-                models = _train(self.dataset, [self.candidates[one] for one in group])
+                try:
+                    models = _train(self.dataset, [self.candidates[one] for one in group])
+                except Exception as error:
+                    self.failed |= dict.fromkeys(group, error)
+                    raise
                 self.models |= zip(group, models, strict=True)
             return index, self.models.pop(index)
 

@@ -268,8 +268,8 @@ def row_keys(arrays: dict[str, np.ndarray]) -> np.ndarray:
     for array in arrays.values():
         rows = np.ascontiguousarray(array).reshape(len(keys), math.prod(array.shape[1:]))
         if array.dtype == object:
-            texts = [hashlib.blake2b(text, digest_size=4).digest() for text in array.reshape(-1)]
-            rows = np.frombuffer(b"".join(texts), np.uint32).reshape(rows.shape)
+            texts = [hashlib.blake2b(text, digest_size=8).digest() for text in array.reshape(-1)]
+            rows = np.frombuffer(b"".join(texts), np.uint64).reshape(rows.shape)
         words = rows.view("u4" if rows.itemsize * rows.shape[1] % 4 == 0 else "u1")
         keys = _mixed(keys + np.einsum("ij,j->i", words, _factors(words.shape[1])))
     return keys

@@ -26,19 +26,23 @@ from urllib.parse import urlsplit
 import numpy as np
 import pyarrow as pa
 
-from cos_ml.columns import Column, as_list_array, decode, renumber
+from cos_ml.columns import Column, Problem, as_list_array, decode
 from cos_ml.errors import InvalidInputError, SetupError, from_spark
 from cos_ml.feeds import PARTS, Batch, refuse, small_batches, usable_rows
 from cos_ml.spec import TrainSpec
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, Observation
     from pyspark.sql import types as T
 
 __all__ = ["Shard", "ShardRows", "Shards", "check_petastorm", "check_readable", "plan", "stored"]
 
 WINDOW = 64 << 20  # bytes of rows among which the order is random
 ATTEMPTS = 10  # until a pass over the row groups comes to its end
+FIRST = 16  # rows to see at first: those of an open side have the length of the first one that has any
+READ = {pa.bool_(), pa.int8(), pa.uint8(), pa.int16(), pa.int32(), pa.int64(), pa.float32(), pa.float64(),
+        pa.string(), pa.binary()}  # beside decimals, by petastorm  # fmt: skip
+TEXT = 41  # bytes that Python takes for a string beside its own
 ROW_GROUP = 16 << 20  # bytes, of the datasets that are written here: a rank holds a few
 
 
@@ -52,8 +56,9 @@ class Shards:
         filled: by partition: how many of its row groups have rows.
         names: the stored column of each field.
         rows: by partition, which is as many as there are ranks: part -> rows.
-        digest: of what the footers tell of the rows.
+        digest: of the rows, or of the files.
         shapes, dtypes: of one row, by field.
+        text_bytes: of a row's strings, all of them, in memory.
     """
 
     files: tuple[str, ...]
@@ -63,6 +68,7 @@ class Shards:
     rows: tuple[dict[str, int], ...]
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
+    text_bytes: int
     digest: str
 
     def to_plain(self) -> dict[str, Any]:
@@ -113,7 +119,7 @@ def check_readable(schema: T.StructType, spec: TrainSpec) -> None:
 
 
 @contextlib.contextmanager
-def stored(narrow: DataFrame, spec: TrainSpec, folder: str, keep: bool) -> Iterator[str]:
+def stored(narrow: DataFrame, spec: TrainSpec, folder: str, keep: bool, ordered: bool) -> Iterator[tuple[str, str]]:
     """The rows of a narrow DataFrame as a Parquet dataset, for the length of a ``with`` block.
 
     Args:
@@ -121,9 +127,10 @@ def stored(narrow: DataFrame, spec: TrainSpec, folder: str, keep: bool) -> Itera
         spec: its columns.
         folder: where to make the dataset, which has a name of its own there.
         keep: leave it there.
+        ordered: whether the same rows in another order have another digest.
 
     Yields:
-        str: the URL of the dataset.
+        tuple[str, str]: the URL of the dataset, and a digest of its rows.
 
     Raises:
         InvalidInputError: a row can't be used.
@@ -132,6 +139,7 @@ def stored(narrow: DataFrame, spec: TrainSpec, folder: str, keep: bool) -> Itera
 
     url = f"{folder.rstrip('/')}/cos_ml-{uuid.uuid4().hex}"
     usable = narrow.mapInArrow(partial(_usable, spec), narrow.schema)
+    usable, digest = _observed(usable, ordered)
     try:
         try:
             writer = usable.write.option("parquet.block.size", ROW_GROUP).option("parquet.enable.dictionary", "false")
@@ -139,19 +147,37 @@ def stored(narrow: DataFrame, spec: TrainSpec, folder: str, keep: bool) -> Itera
                 writer.parquet(url)
         except Exception as error:
             raise from_spark(error) or error from None
-        yield url
+        yield url, str(digest.get["digest"])
     finally:
         filesystem, path = fsspec.core.url_to_fs(url)
         if not keep and filesystem.exists(path):
             filesystem.rm(path, recursive=True)
 
 
+def _observed(rows: DataFrame, ordered: bool) -> tuple[DataFrame, Observation]:
+    """The same rows, and what will know their digest when they have been written."""
+    from pyspark.sql import Observation
+    from pyspark.sql import functions as F
+
+    digest = Observation()
+    place = [F.monotonically_increasing_id()] if ordered else []  # partition, and row within it
+    keyed = rows.withColumn("key", F.xxhash64(*rows.columns, *place))
+    # A sum would see that one row is there twice, and Spark's own would overflow.
+    digests = F.concat_ws(" ", F.bit_xor("key"), F.sum(F.col("key").cast("decimal(20)")), F.count("*"))
+    return keyed.observe(digest, digests.alias("digest")).drop("key"), digest
+
+
 def _usable(spec: TrainSpec, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """One task that stores rows: those that can be used, each in full size."""
     seen = 0
+    shapes: dict[str, tuple[int, ...]] = {}
     for batch in batches:
         arrays, kept, _ = usable_rows(batch, spec, seen)
         seen += batch.num_rows
+        for column in spec.columns if kept.any() else ():
+            shape = arrays[column.field].shape[1:]
+            if shape != shapes.setdefault(column.field, shape):
+                raise _several_shapes(column, shape, shapes[column.field])
         columns = [
             _storable(arrays[name][kept], batch.column(name).type)
             if name in arrays
@@ -172,7 +198,7 @@ def _storable(rows: np.ndarray, kind: pa.DataType) -> pa.Array:
     return as_list_array(flat) if pa.types.is_list(kind) else pa.array(flat.reshape(-1), kind)
 
 
-def plan(url: str, spec: TrainSpec, names: dict[str, str], ranks: int) -> Shards:
+def plan(url: str, spec: TrainSpec, names: dict[str, str], ranks: int, digest: str | None = None) -> Shards:
     """What each rank shall read, from the footers of the files; of the rows only marks of validation and the first.
 
     Args:
@@ -180,6 +206,7 @@ def plan(url: str, spec: TrainSpec, names: dict[str, str], ranks: int) -> Shards
         spec: the columns.
         names: the stored column of each of its fields.
         ranks: how many there are.
+        digest: of the rows; without, they are the same as long as no file is written anew.
 
     Raises:
         InvalidInputError: there are no rows, or they do not fit the network.
@@ -197,27 +224,30 @@ def plan(url: str, spec: TrainSpec, names: dict[str, str], ranks: int) -> Shards
     filled = [0] * ranks
     facts: tuple[dict[str, Any], dict[str, Any]] | None = None
     groups = 0
-    digest = hashlib.sha256()
+    texts = 0
     for one in paths:
         with filesystem.open(one) as opened:
             file = pq.ParquetFile(opened)
             _check_stored(file.schema_arrow, _read(names, spec.stored), one)
             for index in range(file.num_row_groups):
                 count = file.metadata.row_group(index).num_rows
-                digest.update(_told(file.metadata.row_group(index)).encode())
                 marked = _marked(file, index, names["v"]) if spec.validation else 0
                 shard = rows[groups % ranks]
                 shard["train"] += count - marked
                 shard["validation"] += marked
                 filled[groups % ranks] += count > 0
                 groups += 1
+                texts += _text_bytes(file.metadata.row_group(index), spec.columns, names)
                 if facts is None and count:
-                    first = next(file.iter_batches(1, row_groups=[index], columns=[*_read(names, spec.columns)]))
-                    facts = _facts(first, spec.columns, names)
+                    first = next(file.iter_batches(FIRST, row_groups=[index], columns=[*_read(names, spec.columns)]))
+                    facts = _facts(first, spec, names)
+    count = sum(sum(shard.values()) for shard in rows)
     if not sum(shard["train"] for shard in rows) or facts is None:
         raise InvalidInputError(f"There are no rows to train on at {url}.")
     files = tuple(_url(one, url, filesystem) for one in paths)
-    return Shards(files, groups, tuple(filled), names, tuple(rows), *facts, digest.hexdigest())
+    if digest is None:
+        digest = hashlib.sha256(" ".join(map(filesystem.ukey, paths)).encode()).hexdigest()
+    return Shards(files, groups, tuple(filled), names, tuple(rows), *facts, texts // count, digest)
 
 
 def _url(path: str, url: str, filesystem: Any) -> str:
@@ -237,19 +267,19 @@ def _check_stored(schema: pa.Schema, names: Iterable[str], file: str) -> None:
             )
         kind = schema.field(index).type
         element = kind.value_type if pa.types.is_list(kind) else kind
-        numeric = pa.types.is_integer(element) or pa.types.is_floating(element) or pa.types.is_decimal(element)
-        if not (numeric or pa.types.is_boolean(element) or element in (pa.string(), pa.binary())):
+        if element not in READ and not pa.types.is_decimal(element):
             raise InvalidInputError(
                 f"Column {name!r} of the file {file} is stored as {kind}, which petastorm does not read: expected "
                 "numbers, strings, bytes, or lists of them. Write it with Spark, or give the DataFrame to fit()."
             )
 
 
-def _told(group: Any) -> str:
-    """What a footer tells of a row group's content: sizes, and the least and the largest value."""
-    columns = [group.column(index) for index in range(group.num_columns)]
-    sizes = [(one.path_in_schema, one.num_values, one.total_compressed_size) for one in columns]
-    return repr([sizes, [one.statistics.to_dict() for one in columns if one.is_stats_set]])
+def _text_bytes(group: Any, columns: tuple[Column, ...], names: dict[str, str]) -> int:
+    """What the strings of a row group take in memory, as Python's bytes, by its footer."""
+    fields = {names[column.field] for column in columns if column.dtype == "string"}
+    chunks = [group.column(index) for index in range(group.num_columns)]
+    texts = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in fields]
+    return sum(chunk.total_uncompressed_size + chunk.num_values * TEXT for chunk in texts)
 
 
 def _files(filesystem: Any, path: str) -> list[str]:
@@ -275,26 +305,54 @@ def _as_marks(values: pa.ChunkedArray) -> np.ndarray:
     return values.cast(pa.bool_()).fill_null(False).to_numpy()
 
 
-def _facts(first: pa.RecordBatch, columns: tuple[Column, ...], names: dict[str, str]) -> tuple[Any, Any]:
-    """Shapes and dtypes of a row."""
+def _facts(first: pa.RecordBatch, spec: TrainSpec, names: dict[str, str]) -> tuple[Any, Any]:
+    """Shapes and dtypes of a row, from the first ones."""
     shapes, dtypes = {}, {}
-    for column in columns:
+    for column in spec.columns:
         values = first.column(first.schema.get_field_index(names[column.field]))
-        array, problems = decode(_as_wanted(values, column), column)
+        array, problems = _decoded(values, column)
         if problems:
-            raise InvalidInputError(f"The first row: {problems[0]}.")
+            _refuse(problems, spec.handle_invalid)
         shapes[column.field], dtypes[column.field] = array.shape[1:], array.dtype.str
     return shapes, dtypes
 
 
-def _as_wanted(values: pa.Array | pa.ChunkedArray, column: Column) -> pa.Array | pa.ChunkedArray:
-    """Stored numbers in the network's number type."""
-    if column.dtype == "string":
-        return values
-    wanted = pa.from_numpy_dtype(np.dtype(column.dtype))
-    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
-        return values.cast(pa.list_(wanted), safe=False)
-    return values if pa.types.is_binary(values.type) else values.cast(wanted, safe=False)
+def _decoded(values: pa.Array | pa.ChunkedArray, column: Column) -> tuple[np.ndarray, list[Problem]]:
+    """Stored values as ``decode`` has those of a narrow DataFrame, in the network's number type."""
+    nested = pa.types.is_list(values.type)
+    kind = values.type.value_type if nested else values.type
+    if column.dtype == "string" or pa.types.is_binary(kind):
+        return decode(values, column)
+    whole = column.dtype != "float32"
+    if not whole or pa.types.is_decimal(kind):
+        wanted = pa.float64() if whole else pa.float32()
+        values = values.cast(pa.list_(wanted) if nested else wanted, safe=False)
+    array, problems = decode(values, column)
+    if not whole:
+        return array, problems
+    numbers = np.where(np.isnan(array), 0, array) if array.dtype.kind == "f" else array
+    with np.errstate(invalid="ignore"):
+        cast = numbers.astype(column.dtype)
+    if column.dtype != "bool" and len(numbers):
+        other = cast != (np.trunc(numbers) if numbers.dtype.kind == "f" else numbers)
+        known = {problem.row for problem in problems}
+        rows = [int(row) for row in np.flatnonzero(other.reshape(len(other), -1).any(axis=1)) if int(row) not in known]
+        problems += [Problem(row, column.name, f"has a number that is no {column.dtype}") for row in rows]
+    cast[[problem.row for problem in problems]] = 0
+    return cast, sorted(problems, key=lambda problem: problem.row)
+
+
+def _refuse(problems: list[Problem], handle_invalid: str) -> None:
+    try:
+        refuse(problems, handle_invalid)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{error} (Rows are counted from 0 within a row group.)") from None
+
+
+def _several_shapes(column: Column, shape: tuple[int, ...], before: tuple[int, ...]) -> InvalidInputError:
+    return InvalidInputError(
+        f"Column {column.name!r} has rows of shape {shape} after rows of {before}: expected one shape."
+    )
 
 
 # ── barrier task ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -370,6 +428,7 @@ class ShardRows:
         """The rows, by field, in pieces of about WINDOW bytes; a pass over fewer columns has the same order."""
         random = np.random.default_rng(seed)
         size = sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in self.arrays.values())
+        size += self.shards.text_bytes
         held: list[dict[str, np.ndarray]] = []
         rows = 0
         for arrays in self._groups(columns, seed, shuffle):
@@ -397,16 +456,12 @@ class ShardRows:
             yield arrays
 
     def _checked(self, stored: pa.ChunkedArray, column: Column) -> np.ndarray:
-        array, problems = decode(_as_wanted(stored, column), column)
-        if problems:
-            try:
-                refuse(renumber(problems, 0), self.spec.handle_invalid)
-            except InvalidInputError as error:
-                raise InvalidInputError(f"{error} (Rows are counted from 0 within a row group.)") from None
+        array, problems = _decoded(stored, column)
         if array.shape[1:] != (shape := self._row_shape(column)):
-            raise InvalidInputError(
-                f"Column {column.name!r} has rows of shape {array.shape[1:]} after rows of {shape}: expected one shape."
-            )
+            raise _several_shapes(column, array.shape[1:], shape)
+        if problems:
+            # What was to be skipped was not stored: what is left are rows of another length than the file's first.
+            _refuse(problems, "error" if self.spec.handle_invalid == "skip" else self.spec.handle_invalid)
         return array
 
 
@@ -423,25 +478,36 @@ class ShardPass:
         weight = self.rows.spec.weight
         if weight is None or not self.rows.count:
             return np.ones(self.rows.count)
-        return np.concatenate([window["w"] for window in self._windows((weight,))]).astype(np.float64)
+        weights = np.concatenate([window["w"] for window in self._windows((weight,))] or [np.empty(0)])
+        if len(weights) != self.rows.count:
+            raise self._changed(len(weights))
+        return weights.astype(np.float64)
 
     def batches(self, size: int, steps: int, filler: dict[str, np.ndarray]) -> Iterator[Batch]:
         """``steps`` batches of ``size`` rows, then filler rows of weight zero: the pass's first, or ``filler``."""
         done = seen = 0
         first: dict[str, np.ndarray] = {}
-        for arrays in _cut(self._windows(self.rows.columns), size):
+        # One ahead, for the last one is only handed out when it is known to be: nobody may ask for more.
+        cut = itertools.chain(_cut(self._windows(self.rows.columns), size), [{}])
+        for arrays, following in itertools.pairwise(cut):
             first = first or arrays
             batch = Batch(arrays, len(next(iter(arrays.values()))))
-            yield batch
             done += 1
             seen += batch.real
+            if bool(following) == (seen == self.rows.count):
+                raise self._changed(seen)
+            yield batch
         if seen != self.rows.count:
-            raise InvalidInputError(
-                f"The Parquet files have {seen} rows for this rank, and had {self.rows.count} when the fit began: "
-                "something writes to them."
-            )
+            raise self._changed(seen)
         for _ in range(done, steps):
             yield Batch(first or filler, 0)
+
+    def _changed(self, seen: int) -> InvalidInputError:
+        rows = f"{seen} rows or more" if seen >= self.rows.count else f"{seen} rows"
+        return InvalidInputError(
+            f"The Parquet files have {rows} for this rank, and had {self.rows.count} when the fit began: something "
+            "writes to them."
+        )
 
     def _windows(self, columns: tuple[Column, ...]) -> Iterator[dict[str, np.ndarray]]:
         return self.rows._windows(columns, self.seed, self.shuffle) if self.rows.count else iter(())

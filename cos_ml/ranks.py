@@ -203,6 +203,9 @@ def _task(job: Job, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatc
         elif not sum(task["rows"]["train"] for task in meeting.tasks):
             meeting.close()
             result = {"problem": _no_rows(meeting.tasks).encode()} if here.rank == 0 else {}
+        elif several_shapes := _several_shapes(meeting.tasks, job.specs[0]):
+            meeting.close()
+            result = {"problem": several_shapes.encode()} if here.rank == 0 else {}
         else:
             calling = progress.Reporter(job.progress if here.rank == 0 else None)
             with meeting, contextlib.closing(calling) as reporter:
@@ -236,6 +239,18 @@ def _no_rows(tasks: list[dict[str, Any]]) -> str:
             f"There are no rows to train on: {skipped} were skipped as invalid, {validation} are marked for validation."
         )
     return "The DataFrame is empty: there are no rows to train on."
+
+
+def _several_shapes(tasks: list[dict[str, Any]], spec: TrainSpec) -> str:
+    """What is wrong where rows of an open side have one length in one partition and another in the next, or ""."""
+    for column in spec.columns:
+        shapes = sorted({tuple(task["shapes"][column.field]) for task in tasks if column.field in task["shapes"]})
+        if len(shapes) > 1:
+            return (
+                f"Column {column.name!r} has rows of shape {shapes[0]} in one partition and of {shapes[1]} in another: "
+                "expected one shape."
+            )
+    return ""
 
 
 @dataclass

@@ -31,7 +31,7 @@ from tests.sessions import frame, rows_of, session
 
 EPOCHS = 4
 STALL = 10.0  # seconds
-TRIES = 5  # until a moment is met
+TRIES = 10  # until a moment is met
 PHASES = ("start", "read", "train", "checkpoint", "finish")
 VICTIMS = ("rank", "worker", "executor", "stop")
 LATEST = {"start": 2.0, "read": 0.3, "train": 1.0, "checkpoint": 0.0, "finish": 0.05}  # seconds into a phase
@@ -115,7 +115,7 @@ class Chaos:
                 return
         if self.delay and self._over.wait(self.delay):
             return
-        ranks = self._ranks or processes("cos_ml.rank_process")
+        ranks = [rank for rank in self._ranks or processes("cos_ml.rank_process") if alive(rank)]
         if ranks:
             self.had = max([0, *(int(name.split("-")[2]) for name in self._names() if name.startswith("state-"))])
             self._strike(ranks[-1])
@@ -176,11 +176,19 @@ def processes(part: str) -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if part in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+            if part in process.cmdline() and alive(process):
                 found.append(process)
         except psutil.Error:
             pass
     return sorted(found, key=lambda process: process.pid)
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether a process is there, and not just its exit status."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def spooled(worker: psutil.Process | None) -> bool:

@@ -1,5 +1,6 @@
 import itertools
 import json
+import math
 
 import numpy as np
 import pyarrow as pa
@@ -145,11 +146,45 @@ def test_nothing_to_read(tmp_path):
         plan(write(tmp_path / "none", [0]), SPEC, NAMES, 2)
 
 
-def test_the_digest_follows_from_the_rows(tmp_path):
-    url = write(tmp_path / "rows", [4, 4])
-    digest = plan(url, SPEC, NAMES, 2).digest
-    assert plan(url, SPEC, NAMES, 2).digest == digest
-    assert plan(write(tmp_path / "others", [4, 5]), SPEC, NAMES, 2).digest != digest
+def test_a_file_that_is_written_anew_has_another_digest(tmp_path):
+    """Its footer would be the same: labels have changed places."""
+    for name, labels in (("a", [0, 1, 2]), ("b", [0, 1, 2]), ("c", [1, 0, 2])):
+        table = pa.table({"features": [[1.0, 2.0]] * 3, "label": labels, "weight": [1.0] * 3})
+        pq.write_table(table, tmp_path / f"{name}.parquet", compression="none")
+    url = str(tmp_path / "a.parquet")
+    digest = plan(url, SPEC, NAMES, 1).digest
+    assert plan(url, SPEC, NAMES, 1).digest == digest
+    (tmp_path / "b.parquet").replace(tmp_path / "a.parquet")
+    anew = plan(url, SPEC, NAMES, 1).digest
+    (tmp_path / "c.parquet").replace(tmp_path / "a.parquet")
+    assert len({digest, anew, plan(url, SPEC, NAMES, 1).digest}) == 3
+    assert plan(url, SPEC, NAMES, 1, "of the rows").digest == "of the rows"
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize(("before", "after"), [([4, 4], [4, 5]), ([4, 4], [4, 8]), ([4, 4], [4, 3]), ([4, 4], [4, 0])])
+def test_files_that_change_during_a_fit_are_an_error(tmp_path, before, after, weighted):
+    """Before the last batch is out: nobody asks for one more."""
+    spec = SPEC if weighted else TrainSpec(inputs=SPEC.inputs, labels=SPEC.labels)
+    rows = shard(write(tmp_path / "rows", before), spec, 1, 0)
+    write(tmp_path / "rows", after)
+    one = rows.ordered(False, (3,))
+    steps = rows.count // 4
+    with pytest.raises(InvalidInputError, match=r"and had 8 when the fit began: something writes to them\."):
+        list(itertools.islice(one.batches(4, steps, {}), steps))
+    if weighted:
+        with pytest.raises(InvalidInputError, match="something writes to them"):
+            one.weights()
+
+
+def test_windows_count_what_strings_take(tmp_path, monkeypatch):
+    monkeypatch.setattr(petastorm_feed, "WINDOW", 5000)
+    table = pa.table({"x": ["a" * 1000] * 20, "y": np.arange(20.0)})
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=2, use_dictionary=False, compression="none")
+    spec = TrainSpec(inputs=(Column("x", "x0", (), "string"),), labels=(Column("y", "y0"),))
+    shards = plan(str(tmp_path), spec, {"x0": "x", "y0": "y"}, 1)
+    windows = list(ShardRows("train", spec, shards, 0)._windows(spec.columns, 1, shuffle=True))
+    assert max(len(window["y0"]) for window in windows) <= 6
 
 
 def test_empty_row_groups_are_not_waited_for(tmp_path, monkeypatch):
@@ -164,21 +199,44 @@ def test_empty_row_groups_are_not_waited_for(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "values", "dtype", "message"),
     [
-        (pa.list_(pa.int32()), [[1, 2], [1, None]], "int32", "row 1: has a null among its numbers"),
-        (pa.list_(pa.int32()), [[1, 2], None], "int32", "row 1: is null"),
-        (pa.list_(pa.float32()), [[1, 2], [1, 2, 3]], "float32", "row 1: has 3 numbers"),
-        (pa.list_(pa.bool_()), [[True, True], [None, True]], "bool", "row 1: has a null among its numbers"),
-        (pa.list_(pa.string()), [["a", "b"], ["a", None]], "string", "row 1: has a null among its numbers"),
+        (pa.list_(pa.int32()), [[1, 2], [1, None]], "int32", "has a null or no int32 among its numbers"),
+        (pa.list_(pa.int32()), [[1, 2], None], "int32", "is null"),
+        (pa.list_(pa.int64()), [[1, 2], [1, 2**40]], "int32", "has a number that is no int32"),
+        (pa.list_(pa.float64()), [[1, 2], [1, math.nan]], "int32", "has NaN at position 1"),
+        (pa.list_(pa.float64()), [[1, 2], [1, 1e20]], "int64", "has a number that is no int64"),
+        (pa.list_(pa.float32()), [[1, 2], [1, math.nan]], "bool", "has NaN at position 1"),
+        (pa.list_(pa.float32()), [[1, 2], [1, 2, 3]], "float32", "has 3 numbers"),
+        (pa.list_(pa.bool_()), [[True, True], [None, True]], "bool", "has a null or no bool among its numbers"),
+        (pa.list_(pa.string()), [["a", "b"], ["a", None]], "string", "has a null among its numbers"),
     ],
 )
-def test_rows_with_holes_are_named_and_kept(tmp_path, kind, values, dtype, message):
-    pq.write_table(pa.table({"x": pa.array(values, kind), "y": [0.0, 1.0]}), tmp_path / "rows.parquet")
+@pytest.mark.parametrize("bad", [0, 1, 20])
+def test_rows_with_holes_are_named_and_kept(tmp_path, kind, values, dtype, message, bad):
+    good = values[:1]
+    rows = pa.array({0: values[::-1], 1: values, 20: good * 20 + values[1:]}[bad], kind)
+    pq.write_table(pa.table({"x": rows, "y": np.arange(float(len(rows)))}), tmp_path / "rows.parquet")
     spec = TrainSpec(inputs=(Column("x", "x0", (2,), dtype),), labels=(Column("y", "y0"),))
-    shards = plan(str(tmp_path), spec, {"x0": "x", "y0": "y"}, 1)
-    with pytest.raises(InvalidInputError, match=f"column 'x', {message}"):
-        seen(ShardRows("train", spec, shards, 0))
     kept = TrainSpec(inputs=spec.inputs, labels=spec.labels, handle_invalid="keep")
-    assert seen(ShardRows("train", kept, shards, 0), shuffle=False)[0] == [0, 1]
+    with pytest.raises(InvalidInputError, match=rf"column 'x', row {bad}: {message}.*within a row group"):
+        seen(ShardRows("train", spec, plan(str(tmp_path), spec, {"x0": "x", "y0": "y"}, 1), 0))
+    shards = plan(str(tmp_path), kept, {"x0": "x", "y0": "y"}, 1)
+    labels, batches = seen(ShardRows("train", kept, shards, 0), shuffle=False)
+    assert labels == list(range(len(rows)))
+    got = np.concatenate([batch.arrays["x0"] for batch in batches])[bad].tolist()
+    assert got == {"f": [math.nan] * 2, "s": [b"", b""]}.get(dtype[0], [0, 0]) or np.isnan(got).all()
+
+
+def test_rows_of_several_lengths_are_an_error_where_others_were_skipped(tmp_path):
+    table = pa.table({"x": [[1, 2]] * 20 + [[1, 2, 3]], "y": np.arange(21.0)})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    column = Column("x", "x0", (None,), "int32")
+    spec = TrainSpec(inputs=(column,), labels=(Column("y", "y0"),), handle_invalid="skip")
+    shards = plan(str(tmp_path), spec, {"x0": "x", "y0": "y"}, 1)
+    with pytest.raises(InvalidInputError, match="column 'x', row 20: has 3 numbers"):
+        seen(ShardRows("train", spec, shards, 0))
+    batches = [pa.RecordBatch.from_pydict({"x0": [row], "y0": [0.0]}) for row in ([1, 2], [1, 2, 3])]
+    with pytest.raises(InvalidInputError, match=r"Column 'x' has rows of shape \(3,\) after rows of \(2,\)"):
+        list(petastorm_feed._usable(spec, batches))
 
 
 @pytest.mark.parametrize(
@@ -186,6 +244,7 @@ def test_rows_with_holes_are_named_and_kept(tmp_path, kind, values, dtype, messa
     [
         ({"y": [0.0]}, "has no column 'x'; it has"),
         ({"x": pa.array([[1.0]], pa.large_list(pa.float64())), "y": [0.0]}, "stored as large_list"),
+        ({"x": pa.array([[1]], pa.list_(pa.uint32())), "y": [0.0]}, "stored as list<.*uint32>"),
         ({"x": pa.array(["a"], pa.large_string()), "y": [0.0]}, "stored as large_string"),
     ],
 )
