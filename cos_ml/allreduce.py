@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import psutil
 
 from cos_ml import artifacts
 
@@ -22,14 +23,20 @@ class Ranks:
 
     Args:
         size: how many there are; Horovod's environment variables say where.
+
+    Attributes:
+        threads: Horovod's own, which look a thousand times a second for what other ranks have ready.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.threads: frozenset[int] = frozenset()
         if size > 1:
             import horovod.tensorflow as hvd
 
+            before = _threads()
             hvd.init()
+            self.threads = _threads() - before
             self._hvd = hvd
             self.sum(np.zeros(1))  # returns when every rank is connected to every other
 
@@ -86,6 +93,11 @@ class Ranks:
         """Part from the others, when all have come this far."""
         if self.size > 1:
             self._hvd.shutdown()
+
+
+def _threads() -> frozenset[int]:
+    """Of this process."""
+    return frozenset(thread.id for thread in psutil.Process().threads())
 
 
 def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:

@@ -137,6 +137,7 @@ class States:
         digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
         self.root, self.path = root, f"{root}/rows-{digest}"
         self.notes: list[str] = []
+        self._damaged: set[str] = set()
 
     def newest(self) -> State | None:
         """The newest state that is whole; None where there is none."""
@@ -152,6 +153,7 @@ class States:
                 return _decoded(self.filesystem.cat_file(f"{self.path}/{name}"))
             except ValueError as error:
                 self.notes.append(f"The checkpoint {name} is damaged ({error}): the one before it is used.")
+                self._damaged.add(name)
         others = [one for one in self.filesystem.glob(f"{self.root}/rows-*") if not one.endswith(self.path)]
         if not names and others and self.folder.run == ANY_RUN:
             self.notes.append(
@@ -161,10 +163,13 @@ class States:
         return None
 
     def write(self, state: State) -> None:
-        """Store one more state, and drop all but the last two."""
+        """Store one more state, and drop all but the last two that are whole."""
         name = f"state-{self.folder.run}-{state.epoch:06d}-{state.step:09d}"
         _write_whole(self.filesystem, f"{self.path}/{name}", _encoded(state))
-        for old in self._names()[:-KEPT]:
+        self._damaged.discard(name)
+        names = self._names()
+        kept = [one for one in names if one not in self._damaged][-KEPT:]
+        for old in set(names) - set(kept):
             self.filesystem.rm_file(f"{self.path}/{old}")
 
     def _names(self) -> list[str]:

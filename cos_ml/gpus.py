@@ -83,11 +83,13 @@ def environment(
     if not wanted:
         return {VISIBLE: "-1"}
     if addresses is None:
-        shown = [one.strip() for one in inherited[VISIBLE].split(",")] if inherited.get(VISIBLE) else None
+        visible = inherited.get(VISIBLE)  # "" hides all
+        shown = None if visible is None else [one.strip() for one in visible.split(",") if one.strip()]
         if shown is not None and local_rank >= len(shown):
             raise InvalidInputError(
-                f"useGpu=True, and {VISIBLE}={inherited[VISIBLE]} shows {len(shown)} GPUs to the ranks of this host, "
-                f"of which there are more: two ranks never share one. Set numTrainWorkers to {len(shown)}."
+                f"useGpu=True, and {VISIBLE}={visible} shows {len(shown)} GPUs to the ranks of this host, "
+                f"of which there are more: two ranks never share one. Set "
+                + (f"numTrainWorkers to {len(shown)}." if shown else "useGpu=False.")
             )
         if shown is not None:  # counted in whatever order was meant
             return {VISIBLE: shown[local_rank]}

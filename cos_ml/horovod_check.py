@@ -10,6 +10,8 @@ from cos_ml.rendezvous import Place, Rendezvous, place, rank_environment
 
 __all__ = ["environment", "main"]
 
+TIME = 120  # seconds
+JOIN = 60  # of them to find the other one, which may have died
 RANK = """
 import os, sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -27,7 +29,7 @@ print(f"Horovod {__import__('horovod').__version__} on TensorFlow {tf.__version_
 def environment(here: Place, rendezvous: Rendezvous) -> dict[str, str]:
     """Of a rank, which sees no GPU: both would take the first one, and NCCL lets no two ranks share one."""
     own = rank_environment(here, "127.0.0.1", "127.0.0.1", rendezvous.port, rendezvous.secret)
-    return os.environ | own | {"CUDA_VISIBLE_DEVICES": "-1"}
+    return os.environ | own | {"CUDA_VISIBLE_DEVICES": "-1", "HOROVOD_GLOO_TIMEOUT_SECONDS": str(JOIN)}
 
 
 def main() -> int:
@@ -43,7 +45,12 @@ def main() -> int:
             )
             for here in places
         ]  # fmt: skip
-        outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+        try:
+            outputs = [rank.communicate(timeout=TIME)[0] for rank in ranks]
+        except subprocess.TimeoutExpired:
+            for rank in ranks:
+                rank.kill()
+            outputs = [f"Not done after {TIME} s.", *(rank.communicate()[0] for rank in ranks)]
     failed = any(rank.returncode for rank in ranks)
     print("\n".join(outputs) if failed else outputs[0].strip().splitlines()[-1])
     return int(failed)

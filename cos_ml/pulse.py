@@ -11,8 +11,10 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
+
+import psutil
 
 __all__ = ["BEAT", "JOINING", "WAITING", "Listener", "Pulse"]
 
@@ -35,9 +37,14 @@ class Pulse:
     def __init__(self, file: Any) -> None:
         self._file, self._lock = file, threading.Lock()
         self._phase, self._done = STARTING, 0
+        self._waiting: Collection[int] = ()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
+
+    def without(self, threads: Collection[int]) -> None:
+        """Do not count the processor's time that these threads take, for they take it to wait for other ranks."""
+        self._waiting = frozenset(threads)
 
     def report(self, **event: Any) -> None:
         """Send one event."""
@@ -57,7 +64,15 @@ class Pulse:
 
     def _beat(self) -> None:
         while not self._stopped.wait(BEAT):
-            self.report(event="alive", phase=self._phase, done=self._done, processor=time.process_time())
+            self.report(event="alive", phase=self._phase, done=self._done, processor=self._processor())
+
+    def _processor(self) -> float:
+        """Seconds of it that this process has used, without the threads that wait."""
+        used = time.process_time()
+        for thread in psutil.Process().threads() if self._waiting else ():
+            if thread.id in self._waiting:
+                used -= thread.user_time + thread.system_time
+        return used
 
 
 class Listener:
@@ -65,11 +80,14 @@ class Listener:
 
     Args:
         timeout: seconds that a rank may take for one thing.
+        stopped: tells whether its process is stopped, as by SIGSTOP.
         clock: gives seconds; tests have their own.
     """
 
-    def __init__(self, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._timeout, self._clock = timeout, clock
+    def __init__(
+        self, timeout: float, stopped: Callable[[], bool], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._timeout, self._stopped, self._clock = timeout, stopped, clock
         self._heard = self._moved = clock()
         self._done = -1
         self._used: deque[tuple[float, float]] = deque()  # of late: when heard, seconds of processor until then
@@ -104,8 +122,8 @@ class Listener:
     def stalled(self) -> bool:
         """Whether it has taken too long, and is the one that hangs rather than one that waits for it."""
         patience = self._timeout
-        if not self.silent and self.phase in (STARTING, JOINING):
-            patience = max(START, patience)
+        if self.phase in (STARTING, JOINING):  # silent, too, when the import of a large library lets no thread run
+            patience = max(START, patience) if not self.silent or not self._stopped() else patience
         elif not self.silent and not self.busy and self.phase.startswith(WAITING):
             patience += max(2 * BEAT, self._timeout / 4)
         return self._clock() - self._moved > patience

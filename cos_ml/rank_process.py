@@ -17,6 +17,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from cos_ml import artifacts
@@ -42,7 +43,7 @@ def main() -> None:
     with os.fdopen(start["results"], "wb") as results:
         try:
             pulse = Pulse(os.fdopen(start["events"], "w"))  # before the imports, which can take long
-            artifacts.write(results, _function(start["function"])(start, _meeting, pulse))
+            artifacts.write(results, _function(start["function"])(start, partial(_meeting, pulse), pulse))
         except InvalidInputError as error:
             artifacts.write(results, {"problem": str(error).encode()})
         except RankError as error:  # it says all that there is to say
@@ -63,8 +64,9 @@ def _function(name: str) -> Callable[..., dict[str, bytes]]:
     return getattr(importlib.import_module(module), function)
 
 
-def _meeting() -> dict[str, Any]:
+def _meeting(pulse: Pulse) -> dict[str, Any]:
     """Wait until all ranks have met; returns what the task then says of them, and sets this rank's environment."""
+    pulse.report(event="ready")
     line = sys.stdin.buffer.readline()
     if not line:
         os._exit(1)  # the task is gone

@@ -192,7 +192,8 @@ def _task(job: Job, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatc
     spool = Shard(job.shards, context.partitionId()) if job.shards else Spool(job.specs[0])
     with RankProcess(job, here, spool) as process:  # TensorFlow loads while rows arrive
         problem = _fill(spool, batches)
-        meeting = _meet(context, job, hosts, places, spool, problem)
+        failed = not problem and not process.ready()
+        meeting = _meet(context, job, hosts, places, spool, problem, failed)
         foreign = checks.differing(job.versions, meeting.tasks)
         if foreign:
             meeting.close()
@@ -200,6 +201,9 @@ def _task(job: Job, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatc
         elif any(task["problem"] for task in meeting.tasks):
             meeting.close()
             result = {"problem": problem.encode()} if problem else {}
+        elif any(task["failed"] for task in meeting.tasks):  # the others do not wait for it to join
+            meeting.close()
+            result = process.result([]) if failed else {}
         elif not sum(task["rows"]["train"] for task in meeting.tasks):
             meeting.close()
             result = {"problem": _no_rows(meeting.tasks).encode()} if here.rank == 0 else {}
@@ -284,8 +288,9 @@ class Meeting:
 
 
 def _meet(
-    context: BarrierTaskContext, job: Job, hosts: list[str], places: list[Place], spool: Spool | Shard, problem: str
-) -> Meeting:
+    context: BarrierTaskContext, job: Job, hosts: list[str], places: list[Place], spool: Spool | Shard, problem: str,
+    failed: bool,
+) -> Meeting:  # fmt: skip
     """Tell the others what this task has, and wait for all: one allGather, which is also the rendezvous for Horovod."""
     several = len(hosts) > 1
     task = context.partitionId()
@@ -296,7 +301,7 @@ def _meet(
         if several and task == 0:
             rendezvous = unless_met.enter_context(Rendezvous(own))
         mine = {
-            "rank": places[task].rank, "partition": task, "problem": bool(problem),
+            "rank": places[task].rank, "partition": task, "problem": bool(problem), "failed": failed,
             "rows": spool.rows, "digest": spool.digest, "skipped": spool.skipped,
             "validation": spool.rows["validation"], "shapes": spool.shapes, "dtypes": spool.dtypes,
             "addresses": list(local_addresses()) if several else [], "port": rendezvous.port if rendezvous else 0,
@@ -336,33 +341,48 @@ class RankProcess:
             [sys.executable, "-m", "cos_ml.rank_process"],
             env=_child_environment(job.specs[0], here) | {"TMPDIR": self.scratch.path},
             pass_fds=inherited, stdin=subprocess.PIPE, stdout=self.log, stderr=self.log,
+            start_new_session=True,  # so that what it forks can be ended with it
         )  # fmt: skip
         os.close(events_of_child)
         self.events = os.fdopen(events, "rb")
+        self.listener = pulse.Listener(self.stall_timeout, self._stopped)
+        self.told = self._told()
         self._say(start)
 
-    def train(self, meeting: Meeting, reporter: progress.Reporter, notes: list[str]) -> dict[str, bytes]:
-        """Let the rank begin, pass on what it reports, and return what it leaves, and all notes as "notes".
+    def ready(self) -> bool:
+        """Wait until the rank can meet the others; False where it has failed, and has said how in its result.
 
         Raises:
-            RankError: it died without a word; Spark then tries the whole stage again.
+            RankError: it died without a word, or does not get on.
+        """
+        if any(event["event"] == "ready" for event in self.told):
+            return True
+        self.result([])
+        return False
+
+    def train(self, meeting: Meeting, reporter: progress.Reporter, notes: list[str]) -> dict[str, bytes]:
+        """Let the rank begin, pass on what it reports, and return what it leaves.
+
+        Raises:
+            RankError: it died without a word, or does not get on; Spark then tries the whole stage again.
         """
         self.secret = meeting.secret
         self._say({"tasks": meeting.tasks, "environment": meeting.environment})
-        listener = pulse.Listener(self.stall_timeout)
-        for event in self._told():
-            if event is not None:
-                listener.hear(event)
-            if listener.stalled:
-                raise self._stalled(listener)
-            if event is None or event["event"] == "alive":
-                continue
+        for event in self.told:
             if event["event"] == "note":
                 notes = [*notes, event["text"]]
             if event["event"] == "joined":
                 meeting.close()  # all ranks are connected: nobody has to be answered any more
             else:
                 reporter.send(event)
+        return self.result(notes)
+
+    def result(self, notes: list[str]) -> dict[str, bytes]:
+        """What the rank has left at its end, with all notes as "notes".
+
+        Raises:
+            RankError: it died without a word.
+        """
         code = self.process.wait()
         log = self._log()
         result = artifacts.read(self.results)
@@ -372,23 +392,36 @@ class RankProcess:
             raise RankError(_message(f"Rank {self.here.rank} on {self.here.host} {how}.{hint}", "", log))
         return result | {"log": log, "notes": json.dumps(notes).encode()}
 
-    def _told(self) -> Iterator[dict[str, Any] | None]:
-        """What the rank reports, until it ends; None whenever it has said nothing for a while."""
-        unfinished = b""
-        while True:
-            if not select.select([self.events], [], [], pulse.BEAT)[0]:
-                yield None
-                continue
-            data = os.read(self.events.fileno(), 64 << 10)
-            if not data:
-                return
-            *lines, unfinished = (unfinished + data).split(b"\n")
-            yield from map(json.loads, lines)
+    def _told(self) -> Iterator[dict[str, Any]]:
+        """What the rank reports beside that it lives, until it ends.
 
-    def _stalled(self, listener: pulse.Listener) -> RankError:
+        Raises:
+            RankError: it does not get on.
+        """
+        unfinished, poll = b"", select.poll()
+        poll.register(self.events, select.POLLIN)
+        while True:
+            if poll.poll(pulse.BEAT * 1000):
+                data = os.read(self.events.fileno(), 64 << 10)
+                if not data:
+                    return
+                *lines, unfinished = (unfinished + data).split(b"\n")
+                for event in map(json.loads, lines):
+                    self.listener.hear(event)
+                    if event["event"] != "alive":
+                        yield event
+            elif self.process.poll() is not None:  # something that it has forked holds the other end
+                return
+            if self.listener.stalled:
+                raise self._stalled()
+
+    def _stopped(self) -> bool:
+        return psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED
+
+    def _stalled(self) -> RankError:
         """The error that says what this rank hangs at, with the stack of all its threads."""
         before = self._log_size()
-        stopped = psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED
+        stopped = self._stopped()
         if not stopped:
             self.process.send_signal(STACK_SIGNAL)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -397,7 +430,7 @@ class RankProcess:
         state = "The process is stopped (SIGSTOP)." if stopped else f"Its stack:\n{stack}"
         return RankError(
             f"Rank {self.here.rank} on {self.here.host} made no progress for {self.stall_timeout:g} s (Param "
-            f"stallTimeout). It was at: {listener.phase}. {state}".strip()
+            f"stallTimeout). It was at: {self.listener.phase}. {state}".strip()
         )
 
     def _say(self, message: dict[str, Any]) -> None:
@@ -422,11 +455,14 @@ class RankProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        for file in (self.process.stdin, self.events, self.results, self.networks, self.log):
-            if file is not None:
-                file.close()
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # what it did not live to read
+            self.process.stdin.close()
+        for file in (self.events, self.results, self.networks, self.log):
+            file.close()
         self.scratch.close()
         self.spool.close()
 

@@ -11,7 +11,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pyspark.sql import SparkSession
@@ -23,6 +23,7 @@ __all__ = ["Account", "check_cluster", "taken"]
 
 EXECUTORS_TIME = 30.0  # seconds for executors to register: an application's first, and those in the place of lost ones
 POLL = 0.2  # seconds
+RECOUNT = 1.0  # seconds
 
 logger = logging.getLogger(__name__)
 
@@ -107,25 +108,21 @@ class Account:
         self._taken = 0
 
     @contextlib.contextmanager
-    def taken(self, wanted: int, total: int | None) -> Iterator[None]:
+    def taken(self, wanted: int, count: Callable[[], int | None]) -> Iterator[None]:
         """Hold ``wanted`` slots for the length of a ``with`` block; waits for them.
 
         Args:
-            wanted: how many; not more than there are.
-            total: how many there are; None where nobody knows, and one holder at a time has them all.
+            wanted: how many.
+            count: how many there are now; None where nobody knows, and one holder at a time has them all.
+
+        Raises:
+            ClusterError: there are fewer, and none come.
         """
-        if total is None:
-            wanted = total = 1
         ticket = object()
         with self._changed:
             self._queue.append(ticket)
             try:
-                if not self._free(ticket, wanted, total):
-                    logger.info(
-                        "This fit needs %d slots and waits: other fits of this application hold %d of %d.",
-                        wanted, self._taken, total,
-                    )  # fmt: skip
-                    self._changed.wait_for(lambda: self._free(ticket, wanted, total))
+                wanted = self._wait(ticket, wanted, count)
                 self._taken += wanted
             finally:
                 self._queue.remove(ticket)
@@ -137,8 +134,30 @@ class Account:
                 self._taken -= wanted
                 self._changed.notify_all()
 
-    def _free(self, ticket: object, wanted: int, total: int) -> bool:
-        return self._queue[0] is ticket and self._taken + wanted <= total
+    def _wait(self, ticket: object, wanted: int, count: Callable[[], int | None]) -> int:
+        """Until it is the ticket's turn and so many are free; returns how many to take."""
+        told, lacking = False, 0.0
+        while True:
+            total = count()  # anew: executors are lost, and others come
+            if total is None:
+                wanted = total = 1
+            if self._queue[0] is ticket and self._taken + wanted <= total:
+                return wanted
+            if wanted <= total:
+                lacking = 0.0
+            elif lacking >= EXECUTORS_TIME:
+                raise ClusterError(
+                    f"This fit needs {wanted} tasks at the same time, and the application has slots for {total} by "
+                    "now: executors were lost, and none have come in their place."
+                )
+            if not told:
+                logger.info(
+                    "This fit needs %d slots and waits: other fits of this application hold %d of %d.",
+                    wanted, self._taken, total,
+                )  # fmt: skip
+                told = True
+            if not self._changed.wait(RECOUNT) and wanted > total:
+                lacking += RECOUNT
 
 
 _account = Account()  # a process runs one Spark application
@@ -148,4 +167,4 @@ def taken(
     spark: SparkSession, ranks: int, profile: Any = None, alone: bool = False
 ) -> contextlib.AbstractContextManager[None]:
     """Hold the slots of ``ranks`` tasks, or all, for the length of a ``with`` block; waits for other fits to end."""
-    return _account.taken(ranks, None if alone else _slots(spark, profile))
+    return _account.taken(ranks, lambda: None if alone else _slots(spark, profile))

@@ -57,6 +57,7 @@ def train(start: dict[str, Any], meet: Callable[[], dict[str, Any]], pulse: Puls
     clock.lap("read")
     pulse.at(JOINING)
     ranks = Ranks(place["size"])
+    pulse.without(ranks.threads)
     pulse.report(event="joined")
     clock.lap("join")
     here = Here(ranks, place["rank"], tasks, clock, pulse)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,3 +14,23 @@ def environment(start: dict[str, Any], meet: Callable[[], dict[str, Any]], pulse
     """What this rank's process sees before TensorFlow has looked for devices."""
     meet()
     return {"environment": json.dumps(dict(os.environ) | {"executor": os.getcwd(), "prefix": sys.prefix}).encode()}
+
+
+def fail_before_the_others(start: dict[str, Any], meet: Callable[[], dict[str, Any]], pulse: Any) -> dict[str, bytes]:
+    """One rank fails while it loads, and the other would wait for it in Horovod's own start."""
+    if start["partition"]:
+        raise ValueError("this one can't load")
+    meet()
+    import horovod.tensorflow as hvd
+
+    hvd.init()
+    return {}
+
+
+def leave_a_process(start: dict[str, Any], meet: Callable[[], dict[str, Any]], pulse: Any) -> dict[str, bytes]:
+    """This rank ends, and what it has forked, with all its files, does not."""
+    meet()
+    process = os.fork()
+    while not process:
+        signal.pause()
+    return {"process": str(process).encode()}

@@ -12,7 +12,9 @@ import psutil
 import pytest
 
 from cos_ml import DeepNetEstimator, ranks
+from cos_ml.columns import Column
 from cos_ml.errors import ClusterError, RankError, SetupError
+from cos_ml.spec import TrainSpec
 from tests import reference
 from tests.layers import Misbehaving
 from tests.sessions import ROOT, frame, rows_of
@@ -39,6 +41,13 @@ def rank_processes(driver: int | None = None) -> list[psutil.Process]:
         except psutil.Error:
             pass
     return found
+
+
+def running(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def assert_nothing_left(spark: Any) -> None:
@@ -179,3 +188,22 @@ def test_progress_reaches_the_driver(spark, data, capsys):
     assert "accuracy: " in lines[0]
     assert "loss: " in lines[0]
     assert "rows/s" in lines[0]
+
+
+def run(spark: Any, function: str) -> list[dict[str, bytes]]:
+    columns = Column("id", "x0", dtype="int64"), Column("id", "y0", dtype="int64")
+    job = ranks.Job(f"tests.rank_functions:{function}", (TrainSpec(columns[:1], columns[1:]),), (b"",))
+    return ranks.run(spark.range(4).selectExpr("id x0", "id y0"), job, 2).results
+
+
+def test_a_rank_that_fails_before_the_others_join_is_named_at_once(spark):
+    """By the first attempt, and not by Horovod's words when its time to join is over."""
+    with pytest.raises(RankError, match=r"(?s)^Rank 1 on \S+ failed\..*ValueError: this one can't load"):
+        run(spark, "fail_before_the_others")
+    assert_nothing_left(spark)
+
+
+def test_what_a_rank_forks_ends_with_it(spark):
+    processes = [int(result["process"]) for result in run(spark, "leave_a_process")]
+    assert not any(running(process) for process in processes)
+    assert_nothing_left(spark)

@@ -59,6 +59,27 @@ def test_the_newest_of_the_last_two(url):
     assert files(url) == ["fit.json", "state-auto-000001-000000032", "state-auto-000002-000000000"]
 
 
+def test_damaged_states_are_none_of_the_two_that_are_kept(url):
+    folder = Folder(url)
+    claim(folder)
+    states = States(folder, ROWS)
+    states.newest()
+    for epoch in (5, 6):
+        states.write(state_of(epoch))
+    filesystem, root = fsspec.core.url_to_fs(url)
+    for path in filesystem.find(root):
+        if "state-" in path:
+            filesystem.pipe_file(path, filesystem.cat_file(path)[:-1])
+    states = States(folder, ROWS)
+    assert states.newest() is None
+    assert [note.split()[2] for note in states.notes] == ["state-auto-000006-000000000", "state-auto-000005-000000000"]
+    states.write(state_of(1))
+    assert files(url) == ["fit.json", "state-auto-000001-000000000"]
+    states.write(state_of(5))
+    states.write(state_of(6))
+    assert files(url)[1:] == ["state-auto-000005-000000000", "state-auto-000006-000000000"]
+
+
 class ObjectStorage(fsspec.get_filesystem_class("memory")):
     """Without folders, as S3's: there is none to be made, and none to be listed before it has a file."""
 

@@ -80,6 +80,8 @@ def test_scoring_uses_the_gpu_of_its_task_and_no_other(addresses, monkeypatch):
 def test_ranks_never_share_a_gpu():
     with pytest.raises(InvalidInputError, match=r"shows 2 GPUs.*Set numTrainWorkers to 2"):
         gpus.environment(True, None, 2, {gpus.VISIBLE: "0,1"})
+    with pytest.raises(InvalidInputError, match=r"CUDA_VISIBLE_DEVICES= shows 0 GPUs.*Set useGpu=False"):
+        gpus.environment(True, None, 0, {gpus.VISIBLE: ""})  # hidden by whoever started this
 
 
 def test_a_rank_on_a_cpu_sees_none():

@@ -2,6 +2,8 @@
 
 import io
 import json
+import threading
+import time
 
 import pytest
 
@@ -20,18 +22,18 @@ def alive(done, phase, processor=0.0):
     return {"event": "alive", "done": done, "phase": phase, "processor": processor}
 
 
-def stalled_after(phase, silent=False, load=0.0, built=0.0):
+def stalled_after(phase, silent=False, stopped=False, load=0.0, built=0.0):
     """Seconds until a rank that does not get on is given up, with a timeout of 40.
 
     Args:
         built: seconds that it computes first, as for the first step's graph.
     """
     clock = Clock()
-    listener = Listener(40, clock)
+    listener = Listener(40, lambda: stopped, clock)
     listener.hear(alive(3, phase))
     while not listener.stalled:
         clock.now += 1
-        if not silent:
+        if not silent and not stopped:
             listener.hear(alive(3, phase, max(load * clock.now, min(built, clock.now))))
     return clock.now
 
@@ -46,7 +48,9 @@ def stalled_after(phase, silent=False, load=0.0, built=0.0):
         ("training, epoch 1", {"built": 30.0}, 51),  # it has built its step, and waits since
         (pulse.STARTING, {}, 301),  # the import of TensorFlow by all ranks of a slow host
         (pulse.JOINING, {}, 301),
-        (pulse.JOINING, {"silent": True}, 41),
+        (pulse.STARTING, {"silent": True}, 301),  # which holds Python's lock for long
+        (pulse.STARTING, {"stopped": True}, 41),
+        (pulse.JOINING, {"stopped": True}, 41),
     ],
 )
 def test_the_one_that_hangs_is_given_up_first(phase, how, seconds):
@@ -55,7 +59,7 @@ def test_the_one_that_hangs_is_given_up_first(phase, how, seconds):
 
 def test_whoever_gets_on_is_not_given_up():
     clock = Clock()
-    listener = Listener(10, clock)
+    listener = Listener(10, lambda: False, clock)
     for done in range(100):
         clock.now += 9
         listener.hear(alive(done, "training"))
@@ -80,3 +84,24 @@ def test_a_pulse_says_what_its_rank_is_at(monkeypatch):
     assert {"phase": "training, epoch 1", "done": 1} in [{"phase": one["phase"], "done": one["done"]} for one in told]
     assert all(one["processor"] > 0 for one in told)
     assert {"event": "note", "text": "two\nlines"} in events
+
+
+def test_threads_that_wait_for_other_ranks_do_not_count():
+    used, done = threading.Event(), threading.Event()
+
+    def poll() -> None:
+        while time.thread_time() < 0.3:
+            pass
+        used.set()
+        done.wait()
+
+    thread = threading.Thread(target=poll)
+    one = Pulse(io.StringIO())
+    thread.start()
+    one.without([thread.native_id])
+    used.wait()
+    counted, all_of_it = one._processor(), time.process_time()
+    done.set()
+    thread.join()
+    one.close()
+    assert 0.25 < all_of_it - counted < 0.4

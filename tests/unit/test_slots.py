@@ -44,10 +44,10 @@ def test_slots_are_given_in_the_order_of_asking():
     done = threading.Event()
 
     def hold(name: str, wanted: int) -> None:
-        with account.taken(wanted, 4):
+        with account.taken(wanted, lambda: 4):
             order.append(name)
 
-    with account.taken(2, 4):
+    with account.taken(2, lambda: 4):
         for name, wanted in (("large", 4), ("small", 1)):
             thread = threading.Thread(target=hold, args=(name, wanted))
             thread.start()
@@ -63,10 +63,22 @@ def test_slots_are_given_in_the_order_of_asking():
 
 def test_slots_are_given_back_after_an_error():
     account = slots.Account()
-    with pytest.raises(KeyError), account.taken(2, 2):
+    with pytest.raises(KeyError), account.taken(2, lambda: 2):
         raise KeyError
-    with account.taken(2, 2):
+    with account.taken(2, lambda: 2):
         assert account._taken == 2
+
+
+def test_executors_that_come_are_counted_and_lost_ones_are_not_waited_for_without_end(monkeypatch):
+    monkeypatch.setattr(slots, "RECOUNT", 0.001)
+    account, counts = slots.Account(), iter([1, 1, 2])
+    with account.taken(2, lambda: next(counts)):
+        assert account._taken == 2
+    monkeypatch.setattr(slots, "EXECUTORS_TIME", 0.01)
+    lacking = pytest.raises(ClusterError, match="needs 2 tasks at the same time, and the application has slots for 1")
+    with lacking, account.taken(2, lambda: 1):
+        pass
+    assert not account._queue
 
 
 def test_no_executor_at_all(monkeypatch):
