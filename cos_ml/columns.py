@@ -181,6 +181,8 @@ def decode(values: pa.Array, column: Column) -> tuple[np.ndarray, list[Problem]]
         problems = [] if _all_numbers(numbers) else _not_numbers(numbers, column)
     else:
         numbers, problems = _decode_bad(values, flat, sizes, size, column)
+    if column.dtype.startswith(("int", "bool")) and numbers.dtype != column.dtype and flat.type != pa.uint8():
+        numbers, problems = _whole(numbers, problems, column)
     problems += _out_of_range(numbers, column, {problem.row for problem in problems})
     return numbers, sorted(problems, key=lambda problem: problem.row)
 
@@ -267,6 +269,21 @@ def _decode_bad(
         some = np.flatnonzero(good)
         problems += [replace(problem, row=int(some[problem.row])) for problem in _not_numbers(numbers[good], column)]
     return numbers, problems
+
+
+def _whole(numbers: np.ndarray, problems: list[Problem], column: Column) -> tuple[np.ndarray, list[Problem]]:
+    """Numbers of another type as the column's whole ones; rows with any that it has not are bad, and all 0."""
+    known = {problem.row for problem in problems}
+    if numbers.dtype.kind == "f":
+        numbers = np.trunc(np.where(np.isnan(numbers), 0, numbers))
+    with np.errstate(invalid="ignore"):
+        whole = numbers.astype(column.dtype)
+    other = (whole != numbers) & (column.dtype != "bool")
+    rows = np.flatnonzero(other.reshape(len(other), math.prod(other.shape[1:])).any(axis=1))
+    what = f"has a number that is no {column.dtype}"
+    problems = problems + [Problem(int(row), column.name, what) for row in rows if int(row) not in known]
+    whole[[problem.row for problem in problems]] = 0
+    return whole, problems
 
 
 def _out_of_range(numbers: np.ndarray, column: Column, known: set[int]) -> list[Problem]:

@@ -321,25 +321,11 @@ def _decoded(values: pa.Array | pa.ChunkedArray, column: Column) -> tuple[np.nda
     """Stored values as ``decode`` has those of a narrow DataFrame, in the network's number type."""
     nested = pa.types.is_list(values.type)
     kind = values.type.value_type if nested else values.type
-    if column.dtype == "string" or pa.types.is_binary(kind):
-        return decode(values, column)
-    whole = column.dtype != "float32"
-    if not whole or pa.types.is_decimal(kind):
-        wanted = pa.float64() if whole else pa.float32()
-        values = values.cast(pa.list_(wanted) if nested else wanted, safe=False)
-    array, problems = decode(values, column)
-    if not whole:
-        return array, problems
-    numbers = np.where(np.isnan(array), 0, array) if array.dtype.kind == "f" else array
-    with np.errstate(invalid="ignore"):
-        cast = numbers.astype(column.dtype)
-    if column.dtype != "bool" and len(numbers):
-        other = cast != (np.trunc(numbers) if numbers.dtype.kind == "f" else numbers)
-        known = {problem.row for problem in problems}
-        rows = [int(row) for row in np.flatnonzero(other.reshape(len(other), -1).any(axis=1)) if int(row) not in known]
-        problems += [Problem(row, column.name, f"has a number that is no {column.dtype}") for row in rows]
-    cast[[problem.row for problem in problems]] = 0
-    return cast, sorted(problems, key=lambda problem: problem.row)
+    if column.dtype == "float32" and not pa.types.is_binary(kind):
+        values = values.cast(pa.list_(pa.float32()) if nested else pa.float32(), safe=False)
+    elif pa.types.is_decimal(kind):
+        values = values.cast(pa.list_(pa.float64()) if nested else pa.float64(), safe=False)
+    return decode(values, column)
 
 
 def _refuse(problems: list[Problem], handle_invalid: str) -> None:

@@ -161,6 +161,33 @@ def test_bad_rows_are_skipped_when_asked(spark):
     assert model.summary.rows == 2
 
 
+@pytest.mark.parametrize("bad", [NAN, 3e10, None])
+def test_what_is_no_whole_number_is_a_bad_row_of_a_network_that_takes_them(spark, bad):
+    network = keras.Sequential(
+        [keras.Input((2,), dtype="int32"), keras.layers.Embedding(9, 4), keras.layers.Flatten(), keras.layers.Dense(3)]
+    )
+    rows = [([1.0, 2.0], 1.0), ([1.0, bad], 1.0), ([3.0, 4.0], 0.0)]
+    df = spark.createDataFrame(rows, "features array<double>, label double").coalesce(1)
+    est = estimator(model=network, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(InvalidInputError, match="column 'features', row 1: has a null or no int32 among its numbers"):
+        est.fit(df)
+    model = est.fit(df, {est.handleInvalid: "skip"})
+    assert model.summary.rows == 2
+    assert model.transform(df).count() == 2
+
+
+def test_rows_of_different_sizes_for_an_open_side(spark):
+    """Each partition by itself has one size."""
+    network = keras.Sequential(
+        [keras.Input((None, 1)), keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(3, activation="softmax")]
+    )
+    schema = "features array<double>, label double"
+    rows = spark.sparkContext.parallelize([([1.0] * size, 1.0) for size in [10] * 4 + [12] * 4], 2)
+    with pytest.raises(InvalidInputError, match=r"'features' has rows of shape \(10, 1\) in one partition and of"):
+        estimator(model=network, numTrainWorkers=2).fit(spark.createDataFrame(rows, schema))
+    assert_nothing_left(spark)
+
+
 def test_a_null_vector_is_a_bad_row(spark):
     df = frame(spark, [[(Vectors.dense(GOOD), 1.0, 1.0), (None, 1.0, 1.0)]])
     with pytest.raises(InvalidInputError, match="column 'features', row 1: is null"):

@@ -112,6 +112,20 @@ def test_a_fit_to_stored_rows_is_gone_on_with(spark, tmp_path):
     assert_same_weights(first.toKeras(), again.toKeras(), 0)
 
 
+def test_a_fit_whose_cache_is_written_again_is_gone_on_with(spark, tmp_path):
+    """Within an epoch only where the rows come in the same order."""
+    rows = rows_of(*reference.data(64))
+    there = frame(spark, [rows[:32], rows[32:]])
+    back = frame(spark, [rows[31::-1], rows[:31:-1]])
+    est = estimator(tmp_path / "cache", epochs=1, checkpointDir=str(tmp_path / "epochs"))
+    est.fit(there)
+    assert est.fit(back).summary.resumedAt == (1, 0)
+    est = est.copy({est.checkpointSteps: 1, est.checkpointDir: str(tmp_path / "steps")})
+    est.fit(there)
+    assert est.fit(there).summary.resumedAt == (1, 0)
+    assert est.fit(back).summary.resumedAt == (0, 0)
+
+
 def test_the_data_is_read_once(spark, tmp_path):
     made = spark.sparkContext.accumulator(0)
 

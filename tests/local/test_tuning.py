@@ -136,6 +136,19 @@ def test_a_candidate_that_fails_names_itself(df):
     assert "this layer broke on purpose" in str(error.value)
 
 
+def test_a_grid_that_failed_is_not_trained_again_by_whoever_goes_on_asking(df, jobs):
+    """As CrossValidator's threads do after the first error."""
+    broken = keras.Sequential(
+        [keras.Input((12,)), Misbehaving("raise", rank="0"), keras.layers.Dense(3, activation="softmax")]
+    )
+    est = make(model=broken, epochs=1)
+    models = est.fitMultiple(df, [{est.epochs: 1}, {est.epochs: 2}])
+    for _ in range(2):
+        with pytest.raises(RankError, match="this layer broke on purpose"):
+            next(models)
+    assert jobs == [2]
+
+
 @pytest.mark.parametrize("parallelism", [1, 4])
 def test_cross_validator(df, accuracy, jobs, tmp_path, parallelism):
     est = make(numTrainWorkers=2, batchSize=8, epochs=5)
