@@ -345,7 +345,6 @@ class RankProcess:
         )  # fmt: skip
         os.close(events_of_child)
         self.events = os.fdopen(events, "rb")
-        self.listener = pulse.Listener(self.stall_timeout, self._stopped)
         self.told = self._told()
         self._say(start)
 
@@ -355,6 +354,7 @@ class RankProcess:
         Raises:
             RankError: it died without a word, or does not get on.
         """
+        self.listener = pulse.Listener(self.stall_timeout, self._stopped)
         if any(event["event"] == "ready" for event in self.told):
             return True
         self.result([])
@@ -368,6 +368,7 @@ class RankProcess:
         """
         self.secret = meeting.secret
         self._say({"tasks": meeting.tasks, "environment": meeting.environment})
+        self.listener = pulse.Listener(self.stall_timeout, self._stopped)  # it has waited for the others until now
         for event in self.told:
             if event["event"] == "note":
                 notes = [*notes, event["text"]]

@@ -1,6 +1,12 @@
+import io
+import os
+import tempfile
+import types
+from functools import partial
+
 import pytest
 
-from cos_ml import ranks
+from cos_ml import artifacts, pulse, ranks
 
 ECHO = {"error": b"Traceback ...: Horovod has been shut down. This was caused by an exception on one of the ranks."}
 
@@ -19,3 +25,23 @@ ECHO = {"error": b"Traceback ...: Horovod has been shut down. This was caused by
 )
 def test_ranks_that_only_lost_each_other_have_no_reason_of_their_own(results, lost):
     assert ranks._lost_each_other(results) == lost
+
+
+def test_the_wait_for_other_ranks_is_not_a_stall(monkeypatch):
+    """One that has been ready for long, because another partition is larger, is not given up when all have met."""
+    now = [0.0]
+    monkeypatch.setattr(pulse, "Listener", partial(pulse.Listener, clock=lambda: now[0]))
+    events, child = os.pipe()
+    with os.fdopen(events, "rb") as read, tempfile.TemporaryFile() as results, tempfile.TemporaryFile() as log:
+        artifacts.write(results, {"network": b"trained"})
+        one = object.__new__(ranks.RankProcess)
+        one.stall_timeout, one.events, one.results, one.log = 40.0, read, results, log
+        one.process = types.SimpleNamespace(stdin=io.BytesIO(), wait=lambda: 0, poll=lambda: None)
+        one.told, one._stopped = one._told(), lambda: False
+        os.write(child, b'{"event": "alive", "done": 0, "phase": "starting", "processor": 1}\n{"event": "ready"}\n')
+        assert one.ready()
+        now[0] += 10 * pulse.START
+        os.write(child, b'{"event": "joined"}\n')
+        os.close(child)
+        result = one.train(ranks.Meeting([], {}, None, "secret"), types.SimpleNamespace(send=None), [])
+        assert result["network"] == b"trained"
