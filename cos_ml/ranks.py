@@ -411,7 +411,7 @@ class RankProcess:
                     self.listener.hear(event)
                     if event["event"] != "alive":
                         yield event
-            elif self.process.poll() is not None:  # something that it has forked holds the other end
+            elif self.process.poll() is not None and not poll.poll(0):  # what it has forked holds the other end
                 return
             if self.listener.stalled:
                 raise self._stalled()

@@ -52,6 +52,8 @@ def train(start: dict[str, Any], meet: Callable[[], dict[str, Any]], pulse: Puls
     with os.fdopen(start["networks"], "rb") as file:
         archives = artifacts.read(file)
     network = _begin(specs[0], archives)
+    if place["size"] > 1:
+        import horovod.tensorflow  # noqa: F401  # where it does not load, the others are told before they wait for it
     clock.lap("start")
     tasks = meet()["tasks"]
     clock.lap("read")
