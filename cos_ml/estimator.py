@@ -371,7 +371,7 @@ def _train(dataset: DataFrame, candidates: Sequence[_Candidate], url: str | None
         elif first.estimator.getFeed() == "petastorm":
             # Within an epoch a training goes on only with the rows in the order in which they were.
             ordered = any(one.estimator.isSet(one.estimator.checkpointSteps) for one in candidates)
-            url, digest = stack.enter_context(_cache(rows, first, ordered))
+            url, digest = stack.enter_context(_cache(rows, first, ordered if any(folders) else None))
             kept = url if first.estimator.getKeepCache() else None
             names = {column.field: column.field for column in spec.stored}
             shards = petastorm_feed.plan(url, spec, names, workers, digest)
@@ -426,7 +426,7 @@ def _nameless(optimizer: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _cache(rows: DataFrame, candidate: _Candidate, ordered: bool) -> Iterator[tuple[str, str]]:
+def _cache(rows: DataFrame, candidate: _Candidate, ordered: bool | None) -> Iterator[tuple[str, str | None]]:
     """The narrow DataFrame ``rows`` as Parquet under cacheDir, and its digest, for the length of a ``with`` block."""
     estimator = candidate.estimator
     petastorm_feed.check_petastorm()

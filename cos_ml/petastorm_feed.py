@@ -119,7 +119,9 @@ def check_readable(schema: T.StructType, spec: TrainSpec) -> None:
 
 
 @contextlib.contextmanager
-def stored(narrow: DataFrame, spec: TrainSpec, folder: str, keep: bool, ordered: bool) -> Iterator[tuple[str, str]]:
+def stored(
+    narrow: DataFrame, spec: TrainSpec, folder: str, keep: bool, ordered: bool | None
+) -> Iterator[tuple[str, str | None]]:
     """The rows of a narrow DataFrame as a Parquet dataset, for the length of a ``with`` block.
 
     Args:
@@ -127,10 +129,10 @@ def stored(narrow: DataFrame, spec: TrainSpec, folder: str, keep: bool, ordered:
         spec: its columns.
         folder: where to make the dataset, which has a name of its own there.
         keep: leave it there.
-        ordered: whether the same rows in another order have another digest.
+        ordered: whether the same rows in another order have another digest; None where nobody asks for one.
 
     Yields:
-        tuple[str, str]: the URL of the dataset, and a digest of its rows.
+        tuple[str, str | None]: the URL of the dataset, and a digest of its rows.
 
     Raises:
         InvalidInputError: a row can't be used.
@@ -139,7 +141,7 @@ def stored(narrow: DataFrame, spec: TrainSpec, folder: str, keep: bool, ordered:
 
     url = f"{folder.rstrip('/')}/cos_ml-{uuid.uuid4().hex}"
     usable = narrow.mapInArrow(partial(_usable, spec), narrow.schema)
-    usable, digest = _observed(usable, ordered)
+    usable, digest = _observed(usable, ordered) if ordered is not None else (usable, None)
     try:
         try:
             writer = usable.write.option("parquet.block.size", ROW_GROUP).option("parquet.enable.dictionary", "false")
@@ -147,7 +149,7 @@ def stored(narrow: DataFrame, spec: TrainSpec, folder: str, keep: bool, ordered:
                 writer.parquet(url)
         except Exception as error:
             raise from_spark(error) or error from None
-        yield url, str(digest.get["digest"])
+        yield url, None if digest is None else str(digest.get["digest"])
     finally:
         filesystem, path = fsspec.core.url_to_fs(url)
         if not keep and filesystem.exists(path):
