@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -59,8 +60,9 @@ class Misbehaving(keras.layers.Layer):
         if self.what == "hang up":  # the network between the hosts is gone
             for one in psutil.Process().net_connections("tcp"):
                 if one.status == psutil.CONN_ESTABLISHED and one.raddr.ip == one.laddr.ip:
-                    with socket.socket(fileno=os.dup(one.fd)) as connection:
-                        connection.shutdown(socket.SHUT_RDWR)
+                    with contextlib.suppress(OSError):  # Horovod closes the others as soon as one is gone
+                        with socket.socket(fileno=os.dup(one.fd)) as connection:
+                            connection.shutdown(socket.SHUT_RDWR)
             return
         if self.what == "wait":
             threading.Event().wait()
