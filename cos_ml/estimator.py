@@ -374,7 +374,7 @@ def _train(dataset: DataFrame, candidates: Sequence[_Candidate], url: str | None
             url, digest = stack.enter_context(_cache(rows, first, ordered if any(folders) else None))
             kept = url if first.estimator.getKeepCache() else None
             names = {column.field: column.field for column in spec.stored}
-            shards = petastorm_feed.plan(url, spec, names, workers, digest)
+            shards = petastorm_feed.plan(url, spec, names, workers, digest, ordered)
         if shards is not None:
             rows = dataset.sparkSession.range(workers, numPartitions=workers)  # they read by themselves
         address = stack.enter_context(_listening(dataset.sparkSession, first.estimator.getProgress()))

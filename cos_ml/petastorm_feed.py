@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import json
 import keyword
 import math
 import re
@@ -43,6 +44,7 @@ FIRST = 16  # rows to see at first: those of an open side have the length of the
 READ = {pa.bool_(), pa.int8(), pa.uint8(), pa.int16(), pa.int32(), pa.int64(), pa.float32(), pa.float64(),
         pa.string(), pa.binary()}  # beside decimals, by petastorm  # fmt: skip
 TEXT = 41  # bytes that Python takes for a string beside its own
+VERSIONS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")  # by fsspec, in this order
 ROW_GROUP = 16 << 20  # bytes, of the datasets that are written here: a rank holds a few
 
 
@@ -200,7 +202,9 @@ def _storable(rows: np.ndarray, kind: pa.DataType) -> pa.Array:
     return as_list_array(flat) if pa.types.is_list(kind) else pa.array(flat.reshape(-1), kind)
 
 
-def plan(url: str, spec: TrainSpec, names: dict[str, str], ranks: int, digest: str | None = None) -> Shards:
+def plan(
+    url: str, spec: TrainSpec, names: dict[str, str], ranks: int, digest: str | None = None, ordered: bool = False
+) -> Shards:
     """What each rank shall read, from the footers of the files; of the rows only marks of validation and the first.
 
     Args:
@@ -209,6 +213,7 @@ def plan(url: str, spec: TrainSpec, names: dict[str, str], ranks: int, digest: s
         names: the stored column of each of its fields.
         ranks: how many there are.
         digest: of the rows; without, they are the same as long as no file is written anew.
+        ordered: whether the same rows in other row groups have another digest.
 
     Raises:
         InvalidInputError: there are no rows, or they do not fit the network.
@@ -224,8 +229,8 @@ def plan(url: str, spec: TrainSpec, names: dict[str, str], ranks: int, digest: s
         raise InvalidInputError(f"There are no Parquet files at {url}.")
     rows = [dict.fromkeys(PARTS, 0) for _ in range(ranks)]
     filled = [0] * ranks
+    counts: list[int] = []  # rows of each row group
     facts: tuple[dict[str, Any], dict[str, Any]] | None = None
-    groups = 0
     texts = 0
     for one in paths:
         with filesystem.open(one) as opened:
@@ -234,22 +239,30 @@ def plan(url: str, spec: TrainSpec, names: dict[str, str], ranks: int, digest: s
             for index in range(file.num_row_groups):
                 count = file.metadata.row_group(index).num_rows
                 marked = _marked(file, index, names["v"]) if spec.validation else 0
-                shard = rows[groups % ranks]
-                shard["train"] += count - marked
-                shard["validation"] += marked
-                filled[groups % ranks] += count > 0
-                groups += 1
+                rank = len(counts) % ranks
+                counts.append(count)
+                rows[rank]["train"] += count - marked
+                rows[rank]["validation"] += marked
+                filled[rank] += count > 0
                 texts += _text_bytes(file.metadata.row_group(index), spec.columns, names)
                 if facts is None and count:
                     first = next(file.iter_batches(FIRST, row_groups=[index], columns=[*_read(names, spec.columns)]))
                     facts = _facts(first, spec, names)
-    count = sum(sum(shard.values()) for shard in rows)
     if not sum(shard["train"] for shard in rows) or facts is None:
         raise InvalidInputError(f"There are no rows to train on at {url}.")
     files = tuple(_url(one, url, filesystem) for one in paths)
     if digest is None:
-        digest = hashlib.sha256(" ".join(map(filesystem.ukey, paths)).encode()).hexdigest()
-    return Shards(files, groups, tuple(filled), names, tuple(rows), *facts, texts // count, digest)
+        digest = hashlib.sha256(json.dumps([_version(filesystem, one) for one in paths]).encode()).hexdigest()
+    elif ordered:  # a writer short of memory makes smaller ones
+        digest = f"{digest} {counts}"
+    return Shards(files, len(counts), tuple(filled), names, tuple(rows), *facts, texts // sum(counts), digest)
+
+
+def _version(filesystem: Any, path: str) -> list[str]:
+    """What changes when a file is written anew, and not with its mode or owner: each file system has its own."""
+    info = filesystem.info(path)
+    written = next((str(info[name]) for name in VERSIONS if info.get(name)), None) or filesystem.ukey(path)
+    return [path, str(info["size"]), written]
 
 
 def _url(path: str, url: str, filesystem: Any) -> str:

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from types import TracebackType
@@ -31,7 +31,16 @@ from cos_ml.doors import redacted
 from cos_ml.errors import ClusterError, InvalidInputError, RankError, from_spark
 from cos_ml.feeds import Spool, local_folder, small_batches, spread
 from cos_ml.petastorm_feed import Shard, Shards
-from cos_ml.rendezvous import INTERFACE, Place, Rendezvous, local_addresses, own_address, place, rank_environment
+from cos_ml.rendezvous import (
+    INTERFACE,
+    Place,
+    Rendezvous,
+    all_ready,
+    local_addresses,
+    own_address,
+    place,
+    rank_environment,
+)  # fmt: skip
 from cos_ml.scratch import Scratch
 from cos_ml.spec import TrainSpec
 
@@ -192,35 +201,34 @@ def _task(job: Job, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatc
     spool = Shard(job.shards, context.partitionId()) if job.shards else Spool(job.specs[0])
     with RankProcess(job, here, spool) as process:  # TensorFlow loads while rows arrive
         problem = _fill(spool, batches)
-        failed = not problem and not process.ready()
-        meeting = _meet(context, job, hosts, places, spool, problem, failed)
-        foreign = checks.differing(job.versions, meeting.tasks)
-        if foreign:
-            meeting.close()
-            result = {"cluster": foreign.encode()} if here.rank == 0 else {}
-        elif any(task["problem"] for task in meeting.tasks):
-            meeting.close()
-            result = {"problem": problem.encode()} if problem else {}
-        elif any(task["failed"] for task in meeting.tasks):  # the others do not wait for it to join
-            meeting.close()
-            result = process.result([]) if failed else {}
-        elif not sum(task["rows"]["train"] for task in meeting.tasks):
-            meeting.close()
-            result = {"problem": _no_rows(meeting.tasks).encode()} if here.rank == 0 else {}
-        elif several_shapes := _several_shapes(meeting.tasks, job.specs[0]):
-            meeting.close()
-            result = {"problem": several_shapes.encode()} if here.rank == 0 else {}
-        else:
-            calling = progress.Reporter(job.progress if here.rank == 0 else None)
-            with meeting, contextlib.closing(calling) as reporter:
-                need = checks.need_of(job.specs[0], max(map(len, job.networks)), started=True)  # archives are weights
-                notes = checks.tight(need, meeting.tasks) if here.rank == 0 else []
-                for text in notes:
-                    reporter.send({"event": "note", "text": text})
-                result = process.train(meeting, reporter, notes)
+        with _meet(context, job, hosts, places, spool, problem) as meeting:
+            if foreign := checks.differing(job.versions, meeting.tasks):
+                result = {"cluster": foreign.encode()} if here.rank == 0 else {}
+            elif any(task["problem"] for task in meeting.tasks):
+                result = {"problem": problem.encode()} if problem else {}
+            elif not sum(task["rows"]["train"] for task in meeting.tasks):
+                result = {"problem": _no_rows(meeting.tasks).encode()} if here.rank == 0 else {}
+            elif several_shapes := _several_shapes(meeting.tasks, job.specs[0]):
+                result = {"problem": several_shapes.encode()} if here.rank == 0 else {}
+            else:
+                result = _train(job, process, meeting)
         for batch in artifacts.record_batches(result | {"host": here.host.encode()}):
             rank = pa.array([here.rank], pa.int32())
             yield pa.RecordBatch.from_arrays([rank, *batch.columns], ["rank", *batch.schema.names])
+
+
+def _train(job: Job, process: RankProcess, meeting: Meeting) -> dict[str, bytes]:
+    """Let the rank train, if all can join; returns what it leaves: nothing, where another one has failed by then."""
+    ready = process.ready()
+    if not meeting.all_ready(ready):  # none waits for the one that does not come
+        return {} if ready else process.result([])
+    first = process.here.rank == 0
+    with contextlib.closing(progress.Reporter(job.progress if first else None)) as reporter:
+        need = checks.need_of(job.specs[0], max(map(len, job.networks)), started=True)  # archives are weights
+        notes = checks.tight(need, meeting.tasks) if first else []
+        for text in notes:
+            reporter.send({"event": "note", "text": text})
+        return process.train(meeting, reporter, notes)
 
 
 def _fill(spool: Spool | Shard, batches: Iterable[pa.RecordBatch]) -> str:
@@ -266,12 +274,14 @@ class Meeting:
         environment: in which ``hvd.init()`` finds the others.
         rendezvous: Horovod's server, in task 0 and where there is more than one rank.
         secret: of the rendezvous, which is to be in no log.
+        all_ready: says whether this task's rank can join, and returns whether all can.
     """
 
     tasks: list[dict[str, Any]]
     environment: dict[str, str] = field(repr=False)
     rendezvous: Rendezvous | None
     secret: str = field(repr=False)
+    all_ready: Callable[[bool], bool] = field(repr=False)
 
     def close(self) -> None:
         """Stop the rendezvous server, if it runs here and still does."""
@@ -288,10 +298,12 @@ class Meeting:
 
 
 def _meet(
-    context: BarrierTaskContext, job: Job, hosts: list[str], places: list[Place], spool: Spool | Shard, problem: str,
-    failed: bool,
-) -> Meeting:  # fmt: skip
-    """Tell the others what this task has, and wait for all: one allGather, which is also the rendezvous for Horovod."""
+    context: BarrierTaskContext, job: Job, hosts: list[str], places: list[Place], spool: Spool | Shard, problem: str
+) -> Meeting:
+    """Tell the others what this task has, and wait for all: one allGather, which is also the rendezvous for Horovod.
+
+    Spark asks once a second whether all are there. Meanwhile the rank imports TensorFlow.
+    """
     several = len(hosts) > 1
     task = context.partitionId()
     with contextlib.ExitStack() as unless_met:
@@ -301,22 +313,25 @@ def _meet(
         if several and task == 0:
             rendezvous = unless_met.enter_context(Rendezvous(own))
         mine = {
-            "rank": places[task].rank, "partition": task, "problem": bool(problem), "failed": failed,
+            "rank": places[task].rank, "partition": task, "problem": bool(problem),
             "rows": spool.rows, "digest": spool.digest, "skipped": spool.skipped,
             "validation": spool.rows["validation"], "shapes": spool.shapes, "dtypes": spool.dtypes,
             "addresses": list(local_addresses()) if several else [], "port": rendezvous.port if rendezvous else 0,
             "address": own, "secret": rendezvous.secret if rendezvous else "",
             **checks.facts(),
         }  # fmt: skip
-        told = [json.loads(message) for message in context.allGather(json.dumps(mine))]
+        message = json.dumps(mine)
+        told = [json.loads(one) for one in (context.allGather(message) if several else [message])]
         if rendezvous is not None:
             rendezvous.serve(places, [address for other in told for address in other["addresses"]])
         unless_met.pop_all()
     secret = told[0]["secret"]
     server, port = told[0]["address"], told[0]["port"]
-    environment = rank_environment(places[task], own, server, port, secret) if several else {}
+    here = places[task]
+    environment = rank_environment(here, own, server, port, secret) if several else {}
+    ready = partial(all_ready, server, port, secret, here.rank) if several else bool
     told = [{name: value for name, value in other.items() if name != "secret"} for other in told]
-    return Meeting(sorted(told, key=lambda other: other["rank"]), environment, rendezvous, secret)
+    return Meeting(sorted(told, key=lambda other: other["rank"]), environment, rendezvous, secret, ready)
 
 
 class RankProcess:

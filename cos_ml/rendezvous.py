@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import itertools
 import socket
 import threading
@@ -14,7 +16,9 @@ from typing import Any
 from cos_ml.doors import BoundedServer, new_secret, same
 from cos_ml.errors import RankError
 
-__all__ = ["INTERFACE", "Place", "Rendezvous", "local_addresses", "own_address", "place", "rank_environment"]
+__all__ = [
+    "INTERFACE", "Place", "Rendezvous", "all_ready", "local_addresses", "own_address", "place", "rank_environment",
+]  # fmt: skip
 
 JOIN_TIMEOUT = "120"  # seconds until a rank whose peers don't come gives up
 INTERFACE = "HOROVOD_GLOO_IFACE"
@@ -24,6 +28,7 @@ CALLS_OF_A_RANK = 4  # at a time
 KEYS_OF_A_RANK = 16
 LONGEST_LINE, MOST_LINES = 4096, 32  # of a request's headers
 PATIENCE = 5.0  # seconds that a rank waits for one answer; it asks again
+READY, YES, NO = "ready", b"1", b"0"  # the scope in which each task says whether its rank can join
 
 
 @dataclass(frozen=True)
@@ -111,10 +116,14 @@ class Rendezvous:
 
             def _get_value(self, scope: str, key: str) -> bytes | None:
                 """Wait for what another rank has still to put: else ranks would ask again every 10 ms."""
-                found = partial(super()._get_value, scope, key)
+                found = self._all_said if scope == READY else partial(super()._get_value, scope, key)
                 with self.server.put:
                     self.server.put.wait_for(lambda: self.server.closed or found() is not None, PATIENCE)
                 return found()
+
+            def _all_said(self) -> bytes | None:
+                said = self.server.cache.get(READY, {})
+                return b"".join(said.values()) if len(said) == self.server.ranks else None
 
             def _put_value(self, scope: str, key: str, value: bytes) -> None:
                 if sum(map(len, self.server.cache.values())) < self.server.most_keys:
@@ -126,7 +135,7 @@ class Rendezvous:
             request_queue_size = 1024  # connections that come before it serves wait
             allowed: frozenset[str] = frozenset()
             start = b""
-            most_keys = 0
+            ranks = most_keys = 0
             closed = False
 
             def __init__(self, *args: Any) -> None:
@@ -148,6 +157,7 @@ class Rendezvous:
 
         places = sorted(places, key=lambda here: here.rank)
         self._server.allowed = frozenset(addresses)
+        self._server.ranks = len(places)
         self._server.most = 64 + CALLS_OF_A_RANK * len(places)
         self._server.most_keys = KEYS_OF_A_RANK * len(places)
         self._server.init(
@@ -180,6 +190,42 @@ class Rendezvous:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def all_ready(server: str, port: int, secret: str, rank: int, ready: bool) -> bool:
+    """Say whether this task's rank can join the others, and wait until all have said it.
+
+    Args:
+        server: the address of the rendezvous server, which task 0 runs.
+        port: of the rendezvous server.
+        secret: that it wants to see.
+        rank: of this task.
+        ready: whether its rank can join.
+
+    Returns:
+        bool: whether all can.
+
+    Raises:
+        RankError: the server is not reached.
+    """
+
+    def ask(method: str, key: str, value: bytes | None = None) -> bytes | None:
+        with contextlib.closing(http.client.HTTPConnection(server, port, timeout=float(JOIN_TIMEOUT))) as connection:
+            connection.request(method, f"/{_path_of(secret, port)}/{READY}/{key}", value)
+            response = connection.getresponse()
+            return response.read() if response.status == http.HTTPStatus.OK else None
+
+    try:
+        ask("PUT", str(rank), YES if ready else NO)
+    except (OSError, http.client.HTTPException) as error:
+        raise RankError(f"Rank {rank} does not reach the rendezvous server at {server}: {error}.") from None
+    said = None
+    while said is None:
+        try:
+            said = ask("GET", "all")
+        except (OSError, http.client.HTTPException):
+            return False  # task 0 has ended, as it does when it knows that not all are ready
+    return NO not in said
 
 
 def own_address(hosts: Sequence[str], task: int, interface: str | None = None) -> str:

@@ -60,9 +60,8 @@ class Misbehaving(keras.layers.Layer):
         if self.what == "hang up":  # the network between the hosts is gone
             for one in psutil.Process().net_connections("tcp"):
                 if one.status == psutil.CONN_ESTABLISHED and one.raddr.ip == one.laddr.ip:
-                    with contextlib.suppress(OSError):  # Horovod closes the others as soon as one is gone
-                        with socket.socket(fileno=os.dup(one.fd)) as connection:
-                            connection.shutdown(socket.SHUT_RDWR)
+                    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(one.fd)) as connection:
+                        connection.shutdown(socket.SHUT_RDWR)  # Horovod closes the others as soon as one is gone
             return
         if self.what == "wait":
             threading.Event().wait()

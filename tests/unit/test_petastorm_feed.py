@@ -153,12 +153,22 @@ def test_a_file_that_is_written_anew_has_another_digest(tmp_path):
         pq.write_table(table, tmp_path / f"{name}.parquet", compression="none")
     url = str(tmp_path / "a.parquet")
     digest = plan(url, SPEC, NAMES, 1).digest
+    (tmp_path / "a.parquet").chmod(0o600)
     assert plan(url, SPEC, NAMES, 1).digest == digest
     (tmp_path / "b.parquet").replace(tmp_path / "a.parquet")
     anew = plan(url, SPEC, NAMES, 1).digest
     (tmp_path / "c.parquet").replace(tmp_path / "a.parquet")
     assert len({digest, anew, plan(url, SPEC, NAMES, 1).digest}) == 3
-    assert plan(url, SPEC, NAMES, 1, "of the rows").digest == "of the rows"
+
+
+def test_row_groups_are_part_of_the_digest_where_the_order_is(tmp_path):
+    """Ranks would have other rows, and go on after those that they have not seen."""
+    one, other = (write(tmp_path / name, groups) for name, groups in (("one", [4, 4]), ("other", [5, 3])))
+    digests = [plan(url, SPEC, NAMES, 2, "of the rows").digest for url in (one, other)]
+    assert digests == ["of the rows"] * 2
+    assert (
+        plan(one, SPEC, NAMES, 2, "of the rows", True).digest != plan(other, SPEC, NAMES, 2, "of the rows", True).digest
+    )
 
 
 @pytest.mark.parametrize("weighted", [True, False])

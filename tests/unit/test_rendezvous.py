@@ -2,6 +2,8 @@ import contextlib
 import http.client
 import itertools
 import socket
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 import cos_ml.rendezvous
 from cos_ml.errors import RankError
-from cos_ml.rendezvous import Place, Rendezvous, local_addresses, own_address, place, rank_environment
+from cos_ml.rendezvous import Place, Rendezvous, all_ready, local_addresses, own_address, place, rank_environment
 
 
 def brief(places):
@@ -121,6 +123,30 @@ def test_whoever_waits_is_sent_away_at_the_end(rendezvous, monkeypatch):
         rendezvous.close()
         with contextlib.suppress(ConnectionError):
             assert b" 200 " not in early.recv(1024)
+
+
+@pytest.mark.parametrize("ready", [(True, True, True), (True, False, True), (False, False, False)])
+def test_all_tasks_learn_whether_all_ranks_are_ready(rendezvous, ready):
+    rendezvous.serve(place(["a"] * 3), ["127.0.0.1"])
+    with ThreadPoolExecutor(3) as tasks:
+        ask_all = partial(all_ready, "127.0.0.1", rendezvous.port, rendezvous.secret)
+        assert list(tasks.map(ask_all, range(3), ready)) == [all(ready)] * 3
+
+
+def test_a_task_that_waits_for_the_others_learns_of_the_end(rendezvous):
+    rendezvous.serve(place(["a", "a"]), ["127.0.0.1"])
+    with ThreadPoolExecutor(1) as tasks:
+        waits = tasks.submit(all_ready, "127.0.0.1", rendezvous.port, rendezvous.secret, 1, True)
+        while not rendezvous._server.cache.get("ready"):  # until it has said so
+            pass
+        rendezvous.close()
+        assert not waits.result(10)
+
+
+def test_a_task_that_does_not_reach_the_others_fails(rendezvous):
+    rendezvous.close()
+    with pytest.raises(RankError, match=r"Rank 1 does not reach the rendezvous server at 127\.0\.0\.1"):
+        all_ready("127.0.0.1", rendezvous.port, rendezvous.secret, 1, True)
 
 
 def test_another_address_is_refused(rendezvous):
