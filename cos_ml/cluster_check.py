@@ -128,6 +128,9 @@ def measure(start: dict[str, Any], meet: Callable[[], dict[str, Any]], pulse: Pu
     spec = TrainSpec.from_json(start["specs"][0])
     gpus.use(spec.use_gpu, tf)
     seen = tf.config.list_physical_devices("GPU")
+    several = start["place"]["size"] > 1
+    if several:
+        import horovod.tensorflow as hvd  # where it does not load, the others are told before they wait for it
     meet()
     interfaces = local_addresses()
     told: dict[str, Any] = {
@@ -135,9 +138,7 @@ def measure(start: dict[str, Any], meet: Callable[[], dict[str, Any]], pulse: Pu
         "speeds": {name: _speed(name) for name in interfaces.values()}, "interface": os.environ.get(INTERFACE),
         "device": tf.config.experimental.get_device_details(seen[0])["device_name"] if seen else "CPU", "built": "",
     }  # fmt: skip
-    if start["place"]["size"] > 1:
-        import horovod.tensorflow as hvd
-
+    if several:
         hvd.init()
         nccl = f"NCCL {hvd.nccl_built()}" if hvd.nccl_built() else "without NCCL"
         told |= {
