@@ -48,6 +48,12 @@ def files(url):
     return sorted(path.rsplit("/", 1)[-1] for path in filesystem.find(root))
 
 
+def damage(states, epoch):
+    """Take the last byte of a state away."""
+    path = f"{states.path}/state-auto-{epoch:06}-000000000"
+    states.filesystem.pipe_file(path, states.filesystem.cat_file(path)[:-1])
+
+
 def test_the_newest_of_the_last_two(url):
     folder = Folder(url, fit={"epochs": 3})
     claim(folder)
@@ -66,10 +72,7 @@ def test_damaged_states_are_none_of_the_two_that_are_kept(url):
     states.newest()
     for epoch in (5, 6):
         states.write(state_of(epoch))
-    filesystem, root = fsspec.core.url_to_fs(url)
-    for path in filesystem.find(root):
-        if "state-" in path:
-            filesystem.pipe_file(path, filesystem.cat_file(path)[:-1])
+        damage(states, epoch)
     states = States(folder, ROWS)
     assert states.newest() is None
     assert [note.split()[2] for note in states.notes] == ["state-auto-000006-000000000", "state-auto-000005-000000000"]
@@ -115,8 +118,7 @@ def test_a_damaged_one_is_reported_and_the_one_before_it_used(url):
     states.newest()
     for epoch in (1, 2):
         states.write(state_of(epoch))
-    newest = f"{states.path}/state-auto-000002-000000000"
-    states.filesystem.pipe_file(newest, states.filesystem.cat_file(newest)[:-1])
+    damage(states, 2)
     assert_same(states.newest(), state_of(1))
     assert "state-auto-000002-000000000 is damaged" in states.notes[0]
     states.filesystem.pipe_file(f"{states.path}/state-auto-000001-000000000", b"")
