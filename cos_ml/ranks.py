@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from types import TracebackType
@@ -40,7 +40,7 @@ from cos_ml.rendezvous import (
     own_address,
     place,
     rank_environment,
-)  # fmt: skip
+)
 from cos_ml.scratch import Scratch
 from cos_ml.spec import TrainSpec
 
@@ -219,8 +219,12 @@ def _task(job: Job, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatc
 
 def _train(job: Job, process: RankProcess, meeting: Meeting) -> dict[str, bytes]:
     """Let the rank train, if all can join; returns what it leaves: nothing, where another one has failed by then."""
-    ready = process.ready()
-    if not meeting.all_ready(ready):  # none waits for the one that does not come
+    ready = False
+    try:
+        ready = process.ready()
+    finally:  # whether it has failed or died: none waits for the one that does not come
+        all_are = meeting.all_ready(process.here.rank, ready)
+    if not all_are:
         return {} if ready else process.result([])
     first = process.here.rank == 0
     with contextlib.closing(progress.Reporter(job.progress if first else None)) as reporter:
@@ -274,14 +278,18 @@ class Meeting:
         environment: in which ``hvd.init()`` finds the others.
         rendezvous: Horovod's server, in task 0 and where there is more than one rank.
         secret: of the rendezvous, which is to be in no log.
-        all_ready: says whether this task's rank can join, and returns whether all can.
     """
 
     tasks: list[dict[str, Any]]
     environment: dict[str, str] = field(repr=False)
     rendezvous: Rendezvous | None
     secret: str = field(repr=False)
-    all_ready: Callable[[bool], bool] = field(repr=False)
+
+    def all_ready(self, rank: int, ready: bool) -> bool:
+        """Say whether this task's rank can join, and wait until all have said it; returns whether all can."""
+        first = self.tasks[0]  # it runs the server
+        several = len(self.tasks) > 1
+        return all_ready(first["address"], first["port"], self.secret, rank, ready) if several else ready
 
     def close(self) -> None:
         """Stop the rendezvous server, if it runs here and still does."""
@@ -327,11 +335,9 @@ def _meet(
         unless_met.pop_all()
     secret = told[0]["secret"]
     server, port = told[0]["address"], told[0]["port"]
-    here = places[task]
-    environment = rank_environment(here, own, server, port, secret) if several else {}
-    ready = partial(all_ready, server, port, secret, here.rank) if several else bool
+    environment = rank_environment(places[task], own, server, port, secret) if several else {}
     told = [{name: value for name, value in other.items() if name != "secret"} for other in told]
-    return Meeting(sorted(told, key=lambda other: other["rank"]), environment, rendezvous, secret, ready)
+    return Meeting(sorted(told, key=lambda other: other["rank"]), environment, rendezvous, secret)
 
 
 class RankProcess:

@@ -27,6 +27,14 @@ def fail_before_the_others(start: dict[str, Any], meet: Callable[[], dict[str, A
     return {}
 
 
+def die_before_the_others(start: dict[str, Any], meet: Callable[[], dict[str, Any]], pulse: Any) -> dict[str, bytes]:
+    """The rank of the task that runs the rendezvous server dies while it loads."""
+    if not start["partition"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    meet()
+    return {}
+
+
 def leave_a_process(start: dict[str, Any], meet: Callable[[], dict[str, Any]], pulse: Any) -> dict[str, bytes]:
     """This rank ends, and what it has forked, with all its files, does not."""
     meet()

@@ -203,6 +203,16 @@ def test_a_rank_that_fails_before_the_others_join_is_named_at_once(spark):
     assert_nothing_left(spark)
 
 
+def test_a_rank_that_dies_before_the_others_join_is_named_by_each_attempt(spark):
+    """And not by whoever finds nobody to meet, because the task with the rendezvous server has ended."""
+    with pytest.raises(RankError) as caught:
+        run(spark, "die_before_the_others")
+    causes = [line for line in str(caught.value).splitlines() if "Rank" in line]
+    assert len(causes) == 2
+    assert all("Rank 0 on " in cause and "was killed by SIGKILL" in cause for cause in causes)
+    assert_nothing_left(spark)
+
+
 def test_what_a_rank_forks_ends_with_it(spark):
     processes = [int(result["process"]) for result in run(spark, "leave_a_process")]
     assert not any(running(process) for process in processes)

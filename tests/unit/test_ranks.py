@@ -43,5 +43,5 @@ def test_the_wait_for_other_ranks_is_not_a_stall(monkeypatch):
         now[0] += 10 * pulse.START
         os.write(child, b'{"event": "joined"}\n')
         os.close(child)
-        result = one.train(ranks.Meeting([], {}, None, "secret", bool), types.SimpleNamespace(send=None), [])
+        result = one.train(ranks.Meeting([], {}, None, "secret"), types.SimpleNamespace(send=None), [])
         assert result["network"] == b"trained"
