@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import itertools
 import socket
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
-from typing import Any
 
-from cos_ml.doors import BoundedServer, new_secret, same
+from cos_ml.doors import new_secret
 from cos_ml.errors import RankError
 
 __all__ = [
@@ -22,12 +19,6 @@ __all__ = [
 
 JOIN_TIMEOUT = "120"  # seconds until a rank whose peers don't come gives up
 INTERFACE = "HOROVOD_GLOO_IFACE"
-METHODS = (b"GET", b"PUT", b"DELETE")
-LARGEST_VALUE = 1 << 20  # bytes: the addresses under which a rank expects each of the others
-CALLS_OF_A_RANK = 4  # at a time
-KEYS_OF_A_RANK = 16
-LONGEST_LINE, MOST_LINES = 4096, 32  # of a request's headers
-PATIENCE = 5.0  # seconds that a rank waits for one answer; it asks again
 READY, YES, NO = "ready", b"1", b"0"  # the scope in which each task says whether its rank can join
 
 
@@ -90,62 +81,9 @@ class Rendezvous:
     """
 
     def __init__(self, address: str) -> None:
-        # Imported here: numTrainWorkers=1 needs no Horovod.
-        from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
+        from cos_ml.rendezvous_server import Server  # numTrainWorkers=1 needs no Horovod
 
-        class Handler(RendezvousHandler):  # type: ignore[misc]
-            def parse_request(self) -> bool:
-                """Look at the first line before anything else is read; hang up on strangers without a word.
-
-                Of the headers only the length counts, so they are not parsed as http.server would: most of the join of
-                many ranks is spent here.
-                """
-                self.close_connection = True
-                words = self.raw_requestline.split()
-                path = words[1] if len(words) == 3 and words[0] in METHODS else b""
-                start = self.server.start
-                if not same(path[: len(start)], start):
-                    return False
-                self.command, self.path = words[0].decode(), path[len(start) - 1 :].decode("latin-1")
-                self.requestline = self.request_version = "HTTP/1.1"
-                lines = list(itertools.islice(iter(partial(self.rfile.readline, LONGEST_LINE), b"\r\n"), MOST_LINES))
-                fields = dict(line.decode("latin-1").rstrip().partition(":")[::2] for line in lines)
-                self.headers: dict[str, str] = {name.title(): value.strip() for name, value in fields.items()}
-                length = self.headers.get("Content-Length", "0")
-                return len(lines) < MOST_LINES and length.isdecimal() and int(length) <= LARGEST_VALUE
-
-            def _get_value(self, scope: str, key: str) -> bytes | None:
-                """Wait for what another rank has still to put: else ranks would ask again every 10 ms."""
-                found = self._all_said if scope == READY else partial(super()._get_value, scope, key)
-                with self.server.put:
-                    self.server.put.wait_for(lambda: self.server.closed or found() is not None, PATIENCE)
-                return found()
-
-            def _all_said(self) -> bytes | None:
-                said = self.server.cache.get(READY, {})
-                return b"".join(said.values()) if len(said) == self.server.ranks else None
-
-            def _put_value(self, scope: str, key: str, value: bytes) -> None:
-                if sum(map(len, self.server.cache.values())) < self.server.most_keys:
-                    super()._put_value(scope, key, value)
-                with self.server.put:
-                    self.server.put.notify_all()
-
-        class Server(BoundedServer, RendezvousHTTPServer):  # type: ignore[misc]
-            request_queue_size = 1024  # connections that come before it serves wait
-            allowed: frozenset[str] = frozenset()
-            start = b""
-            ranks = most_keys = 0
-            closed = False
-
-            def __init__(self, *args: Any) -> None:
-                self.put = threading.Condition()  # of a new value, or of the end
-                super().__init__(*args)
-
-            def verify_request(self, request: Any, client_address: Any) -> bool:
-                return client_address[0] in self.allowed
-
-        self._server = Server((address, 0), Handler, 0)
+        self._server = Server(address)
         self._thread: threading.Thread | None = None
         self.port: int = self._server.server_address[1]
         self.secret = new_secret()
@@ -153,22 +91,7 @@ class Rendezvous:
 
     def serve(self, places: Iterable[Place], addresses: Iterable[str]) -> None:
         """Begin to answer the ranks at ``places``, when they call from one of ``addresses``."""
-        from horovod.runner.common.util.hosts import SlotInfo
-
-        places = sorted(places, key=lambda here: here.rank)
-        self._server.allowed = frozenset(addresses)
-        self._server.ranks = len(places)
-        self._server.most = 64 + CALLS_OF_A_RANK * len(places)
-        self._server.most_keys = KEYS_OF_A_RANK * len(places)
-        self._server.init(
-            [
-                SlotInfo(
-                    hostname=here.host, rank=here.rank, local_rank=here.local_rank, cross_rank=here.cross_rank,
-                    size=here.size, local_size=here.local_size, cross_size=here.cross_size,
-                )
-                for here in places
-            ]
-        )  # fmt: skip
+        self._server.admit(sorted(places, key=lambda here: here.rank), addresses)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
 
@@ -179,9 +102,6 @@ class Rendezvous:
             self._thread.join()
             self._thread = None
         self._server.server_close()
-        with self._server.put:
-            self._server.closed = True
-            self._server.put.notify_all()
 
     def __enter__(self) -> Rendezvous:
         return self

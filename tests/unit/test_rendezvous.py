@@ -10,7 +10,7 @@ from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
 from hypothesis import given
 from hypothesis import strategies as st
 
-import cos_ml.rendezvous
+from cos_ml import rendezvous_server
 from cos_ml.errors import RankError
 from cos_ml.rendezvous import Place, Rendezvous, all_ready, local_addresses, own_address, place, rank_environment
 
@@ -77,7 +77,7 @@ def test_places_are_those_of_horovod(hosts):
 @pytest.fixture(autouse=True)
 def no_patience(monkeypatch):
     """Whoever asks for what is not there is told at once."""
-    monkeypatch.setattr(cos_ml.rendezvous, "PATIENCE", 0.0)
+    monkeypatch.setattr(rendezvous_server, "PATIENCE", 0.0)
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_an_allowed_address_is_answered(rendezvous):
 
 
 def test_a_rank_that_comes_first_waits_for_the_other(rendezvous, monkeypatch):
-    monkeypatch.setattr(cos_ml.rendezvous, "PATIENCE", 60.0)
+    monkeypatch.setattr(rendezvous_server, "PATIENCE", 60.0)
     rendezvous.serve(place(["a", "a"]), ["127.0.0.1"])
     with socket.create_connection(("127.0.0.1", rendezvous.port), 10) as early:
         early.sendall(f"GET /{rendezvous.secret}:{rendezvous.port}/scope/key HTTP/1.0\r\n\r\n".encode())
@@ -115,7 +115,7 @@ def test_a_rank_that_comes_first_waits_for_the_other(rendezvous, monkeypatch):
 
 
 def test_whoever_waits_is_sent_away_at_the_end(rendezvous, monkeypatch):
-    monkeypatch.setattr(cos_ml.rendezvous, "PATIENCE", 60.0)
+    monkeypatch.setattr(rendezvous_server, "PATIENCE", 60.0)
     rendezvous.serve(place(["a", "a"]), ["127.0.0.1"])
     with socket.create_connection(("127.0.0.1", rendezvous.port), 10) as early:
         early.sendall(f"GET /{rendezvous.secret}:{rendezvous.port}/scope/key HTTP/1.0\r\n\r\n".encode())
