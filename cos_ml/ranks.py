@@ -364,6 +364,7 @@ class RankProcess:
             pass_fds=inherited, stdin=subprocess.PIPE, stdout=self.log, stderr=self.log,
             start_new_session=True,  # so that what it forks can be ended with it
         )  # fmt: skip
+        self.scratch.ends(self.process.pid)
         os.close(events_of_child)
         self.events = os.fdopen(events, "rb")
         self.told = self._told()
@@ -479,13 +480,13 @@ class RankProcess:
     ) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        self.scratch.close()
         self.process.wait()
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # what it did not live to read
             self.process.stdin.close()
         for file in (self.events, self.results, self.networks, self.log):
             file.close()
-        self.scratch.close()
         self.spool.close()
 
 

@@ -16,6 +16,16 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+LEAVES_A_PROCESS = """
+import os, signal, subprocess, sys
+from cos_ml.scratch import Scratch
+scratch = Scratch(sys.argv[1])
+rank = subprocess.Popen(["sh", "-c", "sleep 1000 & wait"], start_new_session=True)  # holds this one's output
+scratch.ends(rank.pid)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def test_it_is_the_owners_alone_and_goes(tmp_path):
     scratch = Scratch(str(tmp_path))
     assert stat.S_IMODE(Path(scratch.path).stat().st_mode) == 0o700
@@ -30,3 +40,9 @@ def test_it_goes_with_a_process_that_is_killed(tmp_path):
     ended = threading.Event()
     while list(tmp_path.iterdir()):  # or for ever
         ended.wait(0.01)
+
+
+def test_what_the_rank_has_forked_goes_with_a_process_that_is_killed(tmp_path):
+    command = [sys.executable, "-c", LEAVES_A_PROCESS, str(tmp_path)]
+    killed = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    assert killed.returncode == -signal.SIGKILL  # and so has all that could write to the pipe
