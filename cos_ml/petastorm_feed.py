@@ -10,11 +10,13 @@ each step will weigh.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
 import keyword
 import math
+import os
 import re
 import uuid
 import warnings
@@ -44,6 +46,7 @@ FIRST = 16  # rows to see at first: those of an open side have the length of the
 READ = {pa.bool_(), pa.int8(), pa.uint8(), pa.int16(), pa.int32(), pa.int64(), pa.float32(), pa.float64(),
         pa.string(), pa.binary()}  # beside decimals, by petastorm  # fmt: skip
 TEXT = 41  # bytes that Python takes for a string beside its own
+FULL = os.strerror(errno.ENOSPC)  # Java has the words of the C library, too
 VERSIONS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")  # by fsspec, in this order
 ROW_GROUP = 16 << 20  # bytes, of the datasets that are written here: a rank holds a few
 
@@ -150,6 +153,11 @@ def stored(
             with small_batches(narrow.sparkSession, spec):
                 writer.parquet(url)
         except Exception as error:
+            if FULL in str(error):
+                raise InvalidInputError(
+                    f"Param cacheDir: {folder} has no room for the rows ({FULL}). They lie there in full size: give them "
+                    "a larger file system."
+                ) from None
             raise from_spark(error) or error from None
         yield url, None if digest is None else str(digest.get["digest"])
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
 import sys
 from typing import Any
 
@@ -183,6 +184,27 @@ def test_bad_rows(spark, tmp_path):
     arrays(df).write.parquet(str(tmp_path / "bad"))
     with pytest.raises(InvalidInputError, match=r"column 'label', row 20: is 7.*within a row group"):
         estimator(tmp_path).fitParquet(str(tmp_path / "bad"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 kB, where this process may make one."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder]
+    made = subprocess.run(mount, capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip(f"this process may mount nothing: {made.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)  # Spark may still hold what it could not write
+
+
+def test_a_full_disk_is_said_to_be_one(spark, small_disk):
+    rows = rows_of(*reference.data(64))
+    many = frame(spark, [rows, rows]).crossJoin(spark.range(1000)).withColumn("weight", F.rand(1)).drop("id")
+    with pytest.raises(InvalidInputError, match=r"^Param cacheDir: \S+small has no room for the rows"):
+        estimator(small_disk, weightCol="weight").fit(many)
+    assert list(small_disk.iterdir()) == []
 
 
 def test_what_is_refused(spark, tmp_path, monkeypatch):
