@@ -155,8 +155,8 @@ def stored(
         except Exception as error:
             if FULL in str(error):
                 raise InvalidInputError(
-                    f"Param cacheDir: {folder} has no room for the rows ({FULL}). They lie there in full size: give them "
-                    "a larger file system."
+                    f"Param cacheDir: {folder} has no room for the rows ({FULL}). They lie there in full size: give "
+                    "them a larger file system."
                 ) from None
             raise from_spark(error) or error from None
         yield url, None if digest is None else str(digest.get["digest"])
