@@ -51,7 +51,9 @@ LOG_TAIL = 64 << 10  # bytes of a rank's output that are kept
 STACK_SIGNAL = signal.SIGUSR1  # a rank then writes the stack of all its threads to its log
 STACK_TIME = 1.0  # seconds that it has for that
 MESSAGE_TAIL = 30  # lines of it in an exception
-HOROVOD_ECHO = "Horovod has been shut down"  # what the other ranks say when one fails
+HOROVOD_ECHO = "Horovod has been shut down"  # what the other ranks' errors say when one fails
+# It takes a task for done that ended just after another one had failed. Training with the rest would be silently wrong.
+IN_PART = "Spark repeated only some of the tasks."
 LOST = "The ranks lost each other, and none of them failed by itself: a connection between hosts broke."
 
 
@@ -115,19 +117,25 @@ def run(df: DataFrame, job: Job, ranks: int) -> Outcome:
     lost: list[str] = []
     while True:
         outcome = _attempt(df, job, ranks, lost)
-        if not _lost_each_other(outcome.results) or len(lost) + 1 >= attempts.limit(df.sparkSession):
+        if not outcome.results:
+            lost = outcome.failures
+        elif _lost_each_other(outcome.results) and len(lost) + 1 < attempts.limit(df.sparkSession):
+            lost = [*outcome.failures, LOST]  # no task failed, so Spark does not try again by itself
+        else:
             break
-        lost = [*outcome.failures, LOST]  # no task failed, so Spark does not try again by itself
     _raise_reported(outcome.results)
     return outcome
 
 
 def _attempt(df: DataFrame, job: Job, ranks: int, lost: list[str]) -> Outcome:
-    """Run the job once, with what Spark retries by itself; ``lost`` is why attempts before it failed."""
+    """Run the job once, with what Spark retries by itself; ``lost`` is why attempts before it failed.
+
+    Where Spark gave up because it repeated some tasks only, which is no attempt, there are no results.
+    """
     profile = gpus.profile(df.sparkSession.conf, job.specs[0].use_gpu)
     slots.check_cluster(df.sparkSession, ranks, profile)
     returned = sum(len(job.networks[spec.network]) for spec in job.specs)
-    tasks = spread(df, ranks).mapInArrow(partial(_task, job), "rank int, " + artifacts.SCHEMA, True, profile)
+    tasks = spread(df, ranks).mapInArrow(partial(_task, job, ranks), "rank int, " + artifacts.SCHEMA, True, profile)
     with attempts.tagged(df.sparkSession) as tag:
         try:
             # The shuffle is what lets Spark retry: it never repeats a barrier stage whose result is collected directly.
@@ -138,14 +146,24 @@ def _attempt(df: DataFrame, job: Job, ranks: int, lost: list[str]) -> Outcome:
         except Exception as error:
             if tag.interrupted:
                 raise
-            raise _with_attempts(error, lost + attempts.failures(df.sparkSession, tag.name)) from None
-        failures = lost + attempts.failures(df.sparkSession, tag.name)
+            causes = attempts.failures(df.sparkSession, tag.name)
+            in_part = any(IN_PART in text for text in (*causes, str(error)))
+            failures = lost + (_whole(causes) or [LOST] * in_part)  # Spark Connect tells no causes
+            if in_part and len(failures) < attempts.limit(df.sparkSession):
+                return Outcome([], failures, [])
+            raise _with_attempts(error, failures) from None
+        failures = lost + _whole(attempts.failures(df.sparkSession, tag.name))
     results: list[dict[str, bytes]] = [
         artifacts.join((row["name"], row["part"], row["data"]) for row in rows if row["rank"] == rank)
         for rank in range(ranks)
     ]
     notes = [note for result in results for note in json.loads(result.get("notes", b"[]"))]
     return Outcome(results, failures, notes)
+
+
+def _whole(causes: list[str]) -> list[str]:
+    """Those of attempts that had all tasks."""
+    return [cause for cause in causes if IN_PART not in cause]
 
 
 def _lost_each_other(results: list[dict[str, bytes]]) -> bool:
@@ -192,10 +210,12 @@ def _message(what: str, traceback: str, log: bytes) -> str:
 # ── barrier task ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _task(job: Job, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _task(job: Job, ranks: int, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """One barrier task: spool the partition, meet the others, watch the rank, pass on what it returns."""
     context = BarrierTaskContext.get()
     hosts = [info.address.rsplit(":", 1)[0] for info in context.getTaskInfos()]
+    if len(hosts) < ranks:
+        raise RankError(IN_PART)
     places = place(hosts)
     here = places[context.partitionId()]
     spool = Shard(job.shards, context.partitionId()) if job.shards else Spool(job.specs[0])
@@ -218,14 +238,14 @@ def _task(job: Job, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatc
 
 
 def _train(job: Job, process: RankProcess, meeting: Meeting) -> dict[str, bytes]:
-    """Let the rank train, if all can join; returns what it leaves: nothing, where another one has failed by then."""
+    """Let the rank train, if all can join; returns what it leaves."""
     ready = False
     try:
         ready = process.ready()
     finally:  # whether it has failed or died: none waits for the one that does not come
         all_are = meeting.all_ready(process.here.rank, ready)
     if not all_are:
-        return {} if ready else process.result([])
+        return {"error": f"{HOROVOD_ECHO} before it began.".encode()} if ready else process.result([])
     first = process.here.rank == 0
     with contextlib.closing(progress.Reporter(job.progress if first else None)) as reporter:
         need = checks.need_of(job.specs[0], max(map(len, job.networks)), started=True)  # archives are weights

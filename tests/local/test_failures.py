@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import threading
+from functools import partial
 from typing import Any
 
 import keras
@@ -15,7 +16,7 @@ from cos_ml import DeepNetEstimator, ranks
 from cos_ml.columns import Column
 from cos_ml.errors import ClusterError, RankError, SetupError
 from cos_ml.spec import TrainSpec
-from tests import reference
+from tests import barrier_tasks, reference
 from tests.layers import Misbehaving
 from tests.sessions import ROOT, frame, rows_of
 
@@ -211,6 +212,18 @@ def test_a_rank_that_dies_before_the_others_join_is_named_by_each_attempt(spark)
     assert len(causes) == 2
     assert all("Rank 0 on " in cause and "was killed by SIGKILL" in cause for cause in causes)
     assert_nothing_left(spark)
+
+
+def test_tasks_that_spark_repeats_without_the_others_are_no_attempt(spark, data, tmp_path, monkeypatch):
+    """It does so when a task ends in the moment in which another one's failure is dealt with."""
+    options = {"epochs": 1, "shuffle": False}
+    undisturbed = estimator(reference.network(), **options).fit(data)
+    monkeypatch.setattr(ranks, "_task", partial(barrier_tasks.repeated_in_part, str(tmp_path / "repeated")))
+    model = estimator(reference.network(), **options).fit(data)
+    assert len((tmp_path / "repeated").read_text().splitlines()) == 3
+    assert model.summary.failures == ["Rank 0 is gone."]
+    for one, other in zip(model.toKeras().get_weights(), undisturbed.toKeras().get_weights(), strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
 
 
 def test_what_a_rank_forks_ends_with_it(spark):

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 
 from cos_ml import artifacts, pulse, ranks
+from cos_ml.errors import RankError
 
 ECHO = {"error": b"Traceback ...: Horovod has been shut down. This was caused by an exception on one of the ranks."}
 
@@ -45,3 +46,12 @@ def test_the_wait_for_other_ranks_is_not_a_stall(monkeypatch):
         os.close(child)
         result = one.train(ranks.Meeting([], {}, None, "secret"), types.SimpleNamespace(send=None), [])
         assert result["network"] == b"trained"
+
+
+def test_a_task_without_the_others_does_not_train(monkeypatch):
+    """It would, as a fit of one rank on its part of the rows."""
+    alone = [types.SimpleNamespace(address="host:1")]
+    context = types.SimpleNamespace(getTaskInfos=lambda: alone, partitionId=lambda: 0)
+    monkeypatch.setattr(ranks.BarrierTaskContext, "get", lambda: context)
+    with pytest.raises(RankError, match="Spark repeated only some of the tasks"):
+        next(ranks._task(ranks.Job("", (), ()), 2, []))
