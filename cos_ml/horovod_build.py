@@ -295,7 +295,8 @@ def _source(scratch: Path, environment: dict[str, str], output: Any) -> Path:
     if done.returncode or not archives:
         raise SetupError(f"pip could not download the source of Horovod {HOROVOD}:\n{_tail(Path(output.name))}")
     with tarfile.open(archives[0]) as archive:
-        archive.extractall(scratch / "source", filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # CPython has none before 3.11.4
+        archive.extractall(scratch / "source")
     source = scratch / "source" / f"horovod-{HOROVOD}"
     for change in CHANGES:
         text = (source / change.file).read_text()

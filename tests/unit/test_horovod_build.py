@@ -1,3 +1,4 @@
+import functools
 import importlib.machinery
 import importlib.metadata
 import importlib.util
@@ -191,10 +192,16 @@ def test_nccl_of_the_wheel_comes_before_the_system_s(no_cuda, tmp_path, monkeypa
     assert Path(settings["HOROVOD_NCCL_LIB"], "libnccl.so").resolve().name == "libnccl.so.2"
 
 
-def test_the_changes_are_made_once_and_to_the_right_source_only(tmp_path, monkeypatch):
-    """pip is a stand-in that gives the source of another version."""
+@pytest.mark.parametrize("filters", [True, False])
+def test_the_changes_are_made_once_and_to_the_right_source_only(tmp_path, monkeypatch, filters):
+    """pip is a stand-in that gives the source of another version; CPython has filters for archives since 3.11.4."""
     import io
     import tarfile
+
+    if not filters:
+        unpack = functools.partial(tarfile.TarFile.extractall, filter="fully_trusted")
+        monkeypatch.setattr(tarfile.TarFile, "extractall", lambda archive, path: unpack(archive, path))
+        monkeypatch.delattr(tarfile, "data_filter")
 
     def download(command, **options):
         folder = Path(command[command.index("-d") + 1])
