@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ def check(settings: Any, wanted: bool) -> str:
     if not wanted:
         return "not asked for: ranks train on CPUs (Param useGpu)"
     each, offered = settings.get(TASK, None), settings.get(EXECUTOR, None)
-    if str(settings.get("spark.master", "")).startswith("local[") and not each:
+    if _local(settings) and not each:
         return "useGpu=True on a local master: ranks take the GPUs that this machine shows, in their order"
     if not offered:
         raise ClusterError(
@@ -50,17 +51,22 @@ def check(settings: Any, wanted: bool) -> str:
 
 def in_turn(settings: Any, wanted: bool) -> bool:
     """Whether fits side by side would take the same GPUs: where Spark hands out none, each counts from the first."""
-    return wanted and not settings.get(TASK, None) and not settings.get(EXECUTOR, None)
+    return wanted and not settings.get(TASK, None) and (_local(settings) or not settings.get(EXECUTOR, None))
 
 
 def profile(settings: Any, wanted: bool) -> Any:
     """A ResourceProfile of one GPU a task, where only the training asks for GPUs; else None, Spark's default."""
-    if not wanted or settings.get(TASK, None) or not settings.get(EXECUTOR, None):
+    if not wanted or settings.get(TASK, None) or not settings.get(EXECUTOR, None) or _local(settings):
         return None
     from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
 
     cpus = int(settings.get("spark.task.cpus", "1") or 1)
     return ResourceProfileBuilder().require(TaskResourceRequests().cpus(cpus).resource("gpu", 1)).build
+
+
+def _local(settings: Any) -> bool:
+    """Whether the tasks run in the driver's JVM, where what is said of executors (in a cluster's defaults) is void."""
+    return re.match(r"local(\[|$)", settings.get("spark.master", None) or "") is not None
 
 
 # ── task ──────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -91,7 +91,8 @@ def _java_profile(spark: SparkSession, profile: Any) -> Any:
     try:
         manager.addResourceProfile(made)
     except Exception as error:
-        what = str(error).split("\n")[0]
+        java = getattr(error, "java_exception", None)  # whose text Py4J leaves out
+        what = str(java.getMessage() if java else error).split("\n")[0].rstrip(".")
         raise ClusterError(
             f"useGpu=True for the training alone, and this cluster can't schedule a stage by itself: {what}. Give "
             "every task its GPU: --conf spark.task.resource.gpu.amount=1."

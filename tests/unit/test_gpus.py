@@ -7,6 +7,7 @@ from cos_ml import gpus
 from cos_ml.errors import ClusterError, InvalidInputError, RankError
 
 OFFERED = {"spark.master": "spark://host:7077", gpus.EXECUTOR: "4"}
+LOCAL = OFFERED | {"spark.master": "local"}  # with the defaults of a cluster
 
 
 @pytest.mark.parametrize(
@@ -26,10 +27,11 @@ def test_gpus_that_there_are():
     assert gpus.check(OFFERED | {gpus.TASK: "1"}, True) == "1 for each rank, as every task has; 4 in each executor"
     assert "for the training alone (stage-level scheduling)" in gpus.check(OFFERED, True)
     assert "local master" in gpus.check({"spark.master": "local[2]"}, True)
+    assert "local master" in gpus.check(LOCAL, True)
     assert "CPUs" in gpus.check({}, False)
 
 
-@pytest.mark.parametrize("settings", [OFFERED | {gpus.TASK: "1"}, {"spark.master": "local[2]"}])
+@pytest.mark.parametrize("settings", [OFFERED | {gpus.TASK: "1"}, {"spark.master": "local[2]"}, LOCAL])
 def test_sparks_own_profile_will_do(settings):
     assert gpus.profile(settings, True) is None
     assert gpus.profile(OFFERED, False) is None
@@ -62,6 +64,7 @@ def test_without_spark_the_visible_ones_go_in_rank_order():
 
 def test_fits_side_by_side_take_turns_where_spark_hands_out_no_gpus():
     assert gpus.in_turn({"spark.master": "local[2]"}, True)
+    assert gpus.in_turn(LOCAL, True)
     assert not gpus.in_turn({"spark.master": "local[2]"}, False)
     assert not gpus.in_turn(OFFERED, True)
     assert not gpus.in_turn(OFFERED | {gpus.TASK: "1"}, True)

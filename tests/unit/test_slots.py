@@ -106,3 +106,20 @@ def test_a_fit_that_wants_all_waits_for_the_others(monkeypatch):
         assert not begun.is_set()
     thread.join()
     assert begun.is_set()
+
+
+def test_a_cluster_that_schedules_no_stage_by_itself():
+    class Py4JJavaError(Exception):
+        java_exception = types.SimpleNamespace(
+            getMessage=lambda: "TaskResourceProfiles are only supported for Yarn.\n at"
+        )
+
+    def refuse(profile):
+        raise Py4JJavaError("An error occurred while calling o1.addResourceProfile.\n...")
+
+    manager = types.SimpleNamespace(resourceProfileManager=lambda: types.SimpleNamespace(addResourceProfile=refuse))
+    context = types.SimpleNamespace(_jsc=types.SimpleNamespace(sc=lambda: manager))
+    with pytest.raises(ClusterError, match=r"itself: TaskResourceProfiles .* for Yarn\. Give .*task\.resource\.gpu"):
+        slots._java_profile(
+            types.SimpleNamespace(sparkContext=context), types.SimpleNamespace(_java_resource_profile=None)
+        )
