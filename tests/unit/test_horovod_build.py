@@ -1,4 +1,3 @@
-import functools
 import importlib.machinery
 import importlib.metadata
 import importlib.util
@@ -198,10 +197,15 @@ def test_the_changes_are_made_once_and_to_the_right_source_only(tmp_path, monkey
     import io
     import tarfile
 
+    def extractall(archive, path):  # takes no filter
+        for member in archive:
+            file = Path(path, member.name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(archive.extractfile(member).read())
+
     if not filters:
-        unpack = functools.partial(tarfile.TarFile.extractall, filter="fully_trusted")
-        monkeypatch.setattr(tarfile.TarFile, "extractall", lambda archive, path: unpack(archive, path))
-        monkeypatch.delattr(tarfile, "data_filter")
+        monkeypatch.setattr(tarfile.TarFile, "extractall", extractall)
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
 
     def download(command, **options):
         folder = Path(command[command.index("-d") + 1])
