@@ -29,13 +29,10 @@ SCHEMA = T.StructType(
 )
 
 
-def session(master: str, folder: Path, path: str = "", **settings: str) -> Iterator[SparkSession]:
-    """A quiet session that keeps its files in ``folder``; as a generator, for a fixture to yield from.
-
-    Executors find modules in ``path`` before all others.
-    """
+def session(master: str, folder: Path, **settings: str) -> Iterator[SparkSession]:
+    """A quiet session that keeps its files in ``folder``; as a generator, for a fixture to yield from."""
     os.environ["PYSPARK_PYTHON"] = sys.executable  # executors run this environment
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [path, str(ROOT)]))  # and find the tests' own layers
+    os.environ["PYTHONPATH"] = str(ROOT)  # and find the tests' own layers
     builder = SparkSession.builder.master(master).appName("cos_ml tests")
     folders = {"spark.local.dir": str(folder / "local"), "spark.sql.warehouse.dir": str(folder / "warehouse")}
     for name, value in (SETTINGS | folders | settings).items():

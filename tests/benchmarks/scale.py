@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -35,8 +36,9 @@ def main() -> None:
         print("\nmeetings: seconds until all ranks are there, know of each other, have joined, and are gone again")
         print(f"{'ranks':>8}{'start':>8}{'agree':>8}{'join':>8}{'end':>8}{'asked':>8}")
         for ranks in STAND_INS:
-            stand_in = str(Path(__file__).parent / "stand_in")
-            spark = next(session(f"local[{ranks}]", Path(folder, f"{ranks}-in"), path=stand_in))
+            # Not by the environment: this process's JVM is there, and keeps the one that it began with.
+            stand_in = {"spark.executorEnv.PYTHONPATH": str(Path(__file__).parent / "stand_in")}
+            spark = next(session(f"local[{ranks}]", Path(folder, f"{ranks}-in"), **stand_in))
             meet(spark, ranks)
             spark.stop()
 
@@ -92,6 +94,8 @@ def meet(spark: Any, ranks: int) -> None:
 
 def join(start: dict[str, Any], wait: Callable[[], dict[str, Any]], pulse: Any) -> dict[str, bytes]:
     """Do at the rendezvous what Gloo does for Horovod's two sets of three contexts, and note when."""
+    if "stand_in" not in str(sys.modules["tensorflow"].__file__):
+        raise RuntimeError("this rank has loaded TensorFlow itself")
     times: dict[str, float] = {"there": time.time()}
     wait()
     times["agreed"] = time.time()
