@@ -91,8 +91,19 @@ def interrupted(folder: Path) -> float:
 def until_gone(ranks: list[psutil.Process], end: Callable[[], Any]) -> float:
     start = time.monotonic()
     end()
-    _, alive = psutil.wait_procs(ranks, timeout=LONGEST)
-    return float("inf") if alive else time.monotonic() - start
+    while any(alive(rank) for rank in ranks):
+        if time.monotonic() - start > LONGEST:
+            return float("inf")
+        time.sleep(0.01)
+    return time.monotonic() - start
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether it is more than a zombie, which the init process of a container may leave for a second."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 if __name__ == "__main__":
