@@ -164,8 +164,8 @@ def decode(values: pa.Array, column: Column) -> tuple[np.ndarray, list[Problem]]
         objects in UTF-8 for strings, the bad ones filled with NaN (integers: 0; booleans: false; strings: empty); and a
         Problem for each bad row, in the order of the rows.
     """
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
+    if isinstance(values, pa.ChunkedArray):  # to combine them copies, even where there is one
+        values = values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
     flat, sizes = _flatten(values)
     if pa.types.is_string(flat.type) or pa.types.is_large_string(flat.type):
         flat = flat.cast(pa.large_binary())
