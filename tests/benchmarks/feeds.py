@@ -1,7 +1,7 @@
 """How fast rows reach two ranks by either feed: ``python -m tests.benchmarks.feeds ROWS RESULT``.
 
-The Arrow feed from a cached DataFrame to memory-mapped rows, a Spark job with all that belongs to one; the petastorm feed
-from the Parquet files to the batches of one pass, by the clock of the ranks, for Spark has no part in it.
+The Arrow feed from a cached DataFrame to memory-mapped rows, a Spark job with all that belongs to one; the petastorm
+feed from the Parquet files to the batches of one pass, by the clock of the ranks, for Spark has no part in it.
 """
 
 from __future__ import annotations
