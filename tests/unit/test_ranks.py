@@ -1,3 +1,4 @@
+import contextlib
 import io
 import os
 import tempfile
@@ -7,7 +8,10 @@ from functools import partial
 import pytest
 
 from cos_ml import artifacts, pulse, ranks
+from cos_ml.columns import Column
 from cos_ml.errors import RankError
+from cos_ml.rendezvous import Place
+from cos_ml.spec import TrainSpec
 
 ECHO = {"error": b"Traceback ...: Horovod has been shut down. This was caused by an exception on one of the ranks."}
 
@@ -55,3 +59,52 @@ def test_a_task_without_the_others_does_not_train(monkeypatch):
     monkeypatch.setattr(ranks.BarrierTaskContext, "get", lambda: context)
     with pytest.raises(RankError, match="Spark repeated only some of the tasks"):
         next(ranks._task(ranks.Job("", (), ()), 2, []))
+
+
+def test_one_rank_asks_nobody():
+    """Spark's allGather takes up to a second."""
+    context = types.SimpleNamespace(partitionId=lambda: 0)  # without an allGather
+    here = Place(rank=0, size=1, local_rank=0, local_size=1, cross_rank=0, cross_size=1, host="here")
+    spool = types.SimpleNamespace(rows={"train": 3, "validation": 0}, digest={}, skipped=0, shapes={}, dtypes={})
+    with ranks._meet(context, ranks.Job("", (), ()), ["here"], [here], spool, "") as meeting:
+        assert [task["rows"]["train"] for task in meeting.tasks] == [3]
+        assert meeting.environment == {}
+        assert meeting.all_ready(0, True)
+
+
+def test_tasks_meet_while_their_ranks_import_tensorflow(monkeypatch):
+    seen = []
+
+    class Rank(contextlib.AbstractContextManager):
+        def __init__(self, job, here, spool):
+            seen.append("the rank starts")
+            self.here = here
+
+        def __exit__(self, *error):
+            seen.append("the rank ends")
+
+        def ready(self):
+            seen.append("the rank is ready")
+            return True
+
+        def train(self, meeting, reporter, notes):
+            return {"network": b"trained"}
+
+    def meet(*arguments):
+        seen.append("the tasks meet")
+        return ranks.Meeting([{"problem": False, "rows": {"train": 1}, "shapes": {}, "versions": {}}], {}, None, "")
+
+    context = types.SimpleNamespace(
+        getTaskInfos=lambda: [types.SimpleNamespace(address="host:1")], partitionId=lambda: 0
+    )
+    monkeypatch.setattr(ranks.BarrierTaskContext, "get", lambda: context)
+    monkeypatch.setattr(ranks, "RankProcess", Rank)
+    monkeypatch.setattr(ranks, "Spool", lambda spec: None)
+    monkeypatch.setattr(ranks, "_fill", lambda spool, batches: "")
+    monkeypatch.setattr(ranks, "_meet", meet)
+    monkeypatch.setattr(ranks.checks, "need_of", lambda *arguments, **options: None)
+    monkeypatch.setattr(ranks.checks, "tight", lambda *arguments: [])
+    spec = TrainSpec(inputs=(Column("x", "x0", (1,)),), labels=(Column("y", "y0"),))
+    (batch, *_) = ranks._task(ranks.Job("", (spec,), (b"network",)), 1, [])
+    assert seen == ["the rank starts", "the tasks meet", "the rank is ready", "the rank ends"]
+    assert b"trained" in batch.column("data").to_pylist()
