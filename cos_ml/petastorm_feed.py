@@ -527,7 +527,10 @@ def _mixed(held: list[dict[str, np.ndarray]], rows: int, random: np.random.Gener
     places = np.arange(rows)
     if random is not None:
         places[random.permutation(rows)] = np.arange(rows)
-    mixed = {field: np.empty((rows, *array.shape[1:]), array.dtype) for field, array in held[0].items()}
+    mixed = {
+        field: np.empty((rows, *array.shape[1:]), np.result_type(*(one[field] for one in held)))
+        for field, array in held[0].items()
+    }
     start = 0
     for arrays in held:  # each row is copied once, to where it is to be
         stop = start + len(next(iter(arrays.values())))

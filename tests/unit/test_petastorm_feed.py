@@ -283,3 +283,12 @@ def test_strings_are_stored_as_they_came():
     assert petastorm_feed._storable(texts, pa.string()).to_pylist() == ["a", "b"]
     assert petastorm_feed._storable(texts.reshape(1, 2), pa.list_(pa.string())).to_pylist() == [["a", "b"]]
     assert petastorm_feed._storable(texts[:0], pa.string()).to_pylist() == []
+
+
+def test_row_groups_of_several_types_become_one_that_holds_both():
+    """One file may store whole numbers in a byte, and the next one may need more."""
+    held = [{"x0": np.array([[1], [2]], np.uint8)}, {"x0": np.array([[1000]], np.int32)}]
+    mixed = petastorm_feed._mixed(held, 3, None)["x0"]
+    assert mixed.tolist() == [[1], [2], [1000]]
+    shuffled = petastorm_feed._mixed(held, 3, np.random.default_rng(0))["x0"]
+    assert shuffled.tolist() == mixed[np.random.default_rng(0).permutation(3)].tolist()
