@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from cos_ml.estimator import DeepNetEstimator
     from cos_ml.images import ImageAssembler, preprocessing_layers
     from cos_ml.model import DeepNetModel
-    from cos_ml.sources.files import image_classes, read_images, read_sequence_file, write_sequence_file
+    from cos_ml.sources.images import image_classes, read_images, read_sequence_file, write_sequence_file
 
 _HOMES = {
     "DeepNetEstimator": "cos_ml.estimator",
     "DeepNetModel": "cos_ml.model",
     "ImageAssembler": "cos_ml.images",
     "callback": "cos_ml.callbacks",
-    "image_classes": "cos_ml.sources.files",
+    "image_classes": "cos_ml.sources.images",
     "preprocessing_layers": "cos_ml.images",
-    "read_images": "cos_ml.sources.files",
-    "read_sequence_file": "cos_ml.sources.files",
-    "write_sequence_file": "cos_ml.sources.files",
+    "read_images": "cos_ml.sources.images",
+    "read_sequence_file": "cos_ml.sources.images",
+    "write_sequence_file": "cos_ml.sources.images",
 }
 
 

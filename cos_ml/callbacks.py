@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 from cos_ml.errors import InvalidInputError
-from cos_ml.quiet import import_keras
+from cos_ml.network.keras_import import import_keras
 
 __all__ = ["callback", "make", "plain_callback"]
 

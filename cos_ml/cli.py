@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import cos_ml
-from cos_ml import converting, horovod_build
 from cos_ml.errors import CosMLError, InvalidInputError
+from cos_ml.horovod_build import build
+from cos_ml.sources import convert
 
 __all__ = ["main"]
 
@@ -34,13 +35,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cos-ml", description="Deep nets as Spark ML stages.")
     parser.add_argument("--version", action="version", version=f"cos-ml {cos_ml.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    first, last = (".".join(map(str, minor)) for minor in horovod_build.TENSORFLOWS)
+    first, last = (".".join(map(str, minor)) for minor in build.TENSORFLOWS)
     install = commands.add_parser(
         "install-horovod",
         help="build Horovod for this environment's TensorFlow, install it, and check an allreduce",
-        description=f"Build Horovod {horovod_build.HOROVOD} for this environment's TensorFlow ({first} to {last}), "
+        description=f"Build Horovod {build.HOROVOD} for this environment's TensorFlow ({first} to {last}), "
         "install it, and check an "
-        f"allreduce between two ranks. The wheel is kept in {horovod_build.cache_folder()} ($COS_ML_CACHE sets "
+        f"allreduce between two ranks. The wheel is kept in {build.cache_folder()} ($COS_ML_CACHE sets "
         "another folder).",
     )
     install.add_argument(
@@ -49,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     install.add_argument(
         "--gpu", action="store_true", help="with NCCL for GPUs: wants the CUDA toolkit (nvcc), and 'cos-ml[gpu]'"
     )
-    install.set_defaults(command=horovod_build.install)
+    install.set_defaults(command=build.install)
     check = commands.add_parser(
         "check",
         help="start ranks on a cluster: versions, GPUs, network interfaces, and the bandwidth of an allreduce",
@@ -81,7 +82,7 @@ def _check(master: str, conf: list[str], ranks: int, gpu: bool, interface: str |
     """Imported here: the other commands need no Spark session."""
     from pyspark.sql import SparkSession
 
-    from cos_ml import cluster_check
+    from cos_ml.job import cluster_check
 
     if master.startswith("local"):
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
@@ -108,20 +109,20 @@ def _add_conversions(conversions: Any) -> None:
         return parser
 
     images = add(
-        "images-to-parquet", converting.images_to_parquet, "image files with labels, undecoded, to Parquet",
+        "images-to-parquet", convert.images_to_parquet, "image files with labels, undecoded, to Parquet",
         "a folder of images",
     )  # fmt: skip
     images.add_argument(
         "--labels", required=True, metavar="FILE", help="lines of an image's path in the folder and a whole number"
     )
     database = "an LMDB database: a folder that holds data.mdb, or a file"
-    parquet = add("lmdb-to-parquet", converting.lmdb_to_parquet, "an LMDB of Caffe's Datums to Parquet", database)
+    parquet = add("lmdb-to-parquet", convert.lmdb_to_parquet, "an LMDB of Caffe's Datums to Parquet", database)
     add(
-        "lmdb-to-sequencefile", converting.lmdb_to_sequence_file, "an LMDB to SequenceFiles (Text, BytesWritable)",
+        "lmdb-to-sequencefile", convert.lmdb_to_sequence_file, "an LMDB to SequenceFiles (Text, BytesWritable)",
         database,
     )  # fmt: skip
     lmdb = add(
-        "parquet-to-lmdb", converting.parquet_to_lmdb, "Parquet to an LMDB of Caffe's Datums",
+        "parquet-to-lmdb", convert.parquet_to_lmdb, "Parquet to an LMDB of Caffe's Datums",
         "a Parquet file or a folder of them: id, data, label, encoded, channels, height, width, float_data",
     )  # fmt: skip
     lmdb.add_argument("--id", default="id", dest="id_column", metavar="COLUMN", help="the column of the keys")

@@ -15,27 +15,18 @@ from pyspark import keyword_only
 from pyspark.ml import Estimator
 from pyspark.sql import DataFrame, SparkSession
 
-from cos_ml import (
-    checkpoint,
-    checks,
-    connect,
-    explaining,
-    feeds,
-    gpus,
-    heads,
-    horovod_options,
-    networks,
-    petastorm_feed,
-    progress,
-    ranks,
-)
-from cos_ml.columns import Column
+from cos_ml import gpus, spark_internals
+from cos_ml.data import parquet, spool
+from cos_ml.data.columns import Column
 from cos_ml.errors import CosMLError, InvalidInputError, SetupError
+from cos_ml.job import barrier, explain, horovod_env, preflight, progress
 from cos_ml.model import COMPILED, DeepNetModel, check_layers, check_outputs, input_columns, label_columns
-from cos_ml.networks import Network
+from cos_ml.network import outputs
+from cos_ml.network.archive import Network, custom_modules, find_layer
+from cos_ml.network.keras_import import import_keras
 from cos_ml.params import EstimatorParams
 from cos_ml.persistence import NetworkStage
-from cos_ml.quiet import import_keras
+from cos_ml.rank import checkpoint_store
 from cos_ml.spec import TrainSpec
 from cos_ml.summary import TrainingSummary
 
@@ -198,7 +189,7 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
                 _check_horovod()
         except CosMLError as error:
             return f"{'PROBLEM':<19}{error}\nThis is to mend before a fit."
-        return explaining.explain(dataset, candidate.spec, candidate.network, self.getNumTrainWorkers())
+        return explain.explain(dataset, candidate.spec, candidate.network, self.getNumTrainWorkers())
 
     def fitParquet(self, url: str, params: dict[Any, Any] | None = None) -> DeepNetModel:
         """Fit to a Parquet dataset without any pass of Spark's over its rows: ranks read it through petastorm.
@@ -223,8 +214,8 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
             )
         dataset = SparkSession.active().read.parquet(url)
         candidate = _candidate(estimator, dataset, "")
-        petastorm_feed.check_petastorm()
-        petastorm_feed.check_readable(dataset.schema, candidate.spec)
+        parquet.check_petastorm()
+        parquet.check_readable(dataset.schema, candidate.spec)
         return _train(dataset, [candidate], url)[0]
 
     def _fit(self, dataset: DataFrame) -> DeepNetModel:
@@ -247,12 +238,12 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
                 "another one when Spark reads a shuffle again, so the rest of an epoch can't be gone on with. Leave "
                 "it out (checkpointInterval counts epochs), or set shuffle=True."
             )
-        losses = heads.losses_by_output(arguments["loss"], network.outputs)
+        losses = outputs.losses_by_output(arguments["loss"], network.outputs)
         labels = label_columns(network, self.getLabelCols(), arguments["loss"])
         for output, loss in zip(network.outputs, losses, strict=True):
-            heads.check_loss(output, loss)
+            outputs.check_loss(output, loss)
         plain = self.getCallbacks()
-        modules = {*network.modules, *networks.custom_modules(arguments), *networks.custom_modules(plain)}
+        modules = {*network.modules, *custom_modules(arguments), *custom_modules(plain)}
         spec = TrainSpec(
             inputs=input_columns(network, self.input_columns()),
             labels=labels,
@@ -269,7 +260,7 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
             seed=self.getSeed(),
             handle_invalid=self.getHandleInvalid(),
             use_gpu=self.getUseGpu(),
-            frozen=tuple(networks.find_layer(network.layers, name, "frozenLayers") for name in self.getFrozenLayers()),
+            frozen=tuple(find_layer(network.layers, name, "frozenLayers") for name in self.getFrozenLayers()),
             callbacks=tuple(plain),
             patience=self.getPatience() if self.isSet(self.patience) else None,
             restore_best=self.getRestoreBestWeights(),
@@ -280,12 +271,12 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
             dtype_policy=self.getDtypePolicy() if self.isSet(self.dtypePolicy) else None,
             jit_compile=self.getJitCompile(),
             steps_per_execution=self.getStepsPerExecution() if self.isSet(self.stepsPerExecution) else STEPS,
-            variables=horovod_options.variables(self.getHorovodOptions()),
+            variables=horovod_env.variables(self.getHorovodOptions()),
         )  # fmt: skip
         check_layers(network, self.getFeatureLayers())
-        kinds = tuple(heads.head_of(output, loss) for output, loss in zip(network.outputs, losses, strict=True))
+        kinds = tuple(outputs.head_of(output, loss) for output, loss in zip(network.outputs, losses, strict=True))
         check_outputs(self, dataset.schema, network, kinds)
-        feeds.narrow(dataset, spec)  # raises for columns that are missing or of no use
+        spool.narrow(dataset, spec)  # raises for columns that are missing or of no use
         return spec
 
     def _compile_arguments(self, network: Network) -> dict[str, Any]:
@@ -335,7 +326,7 @@ class _Candidate:
 
 def _candidate(estimator: DeepNetEstimator, dataset: DataFrame, name: str) -> _Candidate:
     """A candidate, with all that can be checked before a job checked."""
-    feeds.check_not_streaming(dataset)
+    spool.check_not_streaming(dataset)
     try:
         network = estimator._network()
         return _Candidate(estimator, replace(estimator._spec(dataset, network), name=name), network)
@@ -353,38 +344,40 @@ def _train(dataset: DataFrame, candidates: Sequence[_Candidate], url: str | None
         _check_horovod()
     gpus.check(dataset.sparkSession.conf, spec.use_gpu)
     archives = tuple({candidate.network.archive: None for candidate in candidates})
-    rows, shards = feeds.narrow(dataset, spec), None
+    rows, shards = spool.narrow(dataset, spec), None
     types = rows.schema.simpleString()
     folders = [_folder(candidate, types, archives.index(candidate.network.archive)) for candidate in candidates]
     specs = tuple(
         replace(one.spec, network=archives.index(one.network.archive), checkpoint=folder)
         for one, folder in zip(candidates, folders, strict=True)
     )
-    if not connect.is_connect(dataset.sparkSession):  # whose client may not reach what the executors do
+    if not spark_internals.is_connect(dataset.sparkSession):  # whose client may not reach what the executors do
         for folder in filter(None, folders):
-            checkpoint.claim(folder)
+            checkpoint_store.claim(folder)
     kept = None
     with contextlib.ExitStack() as stack:
         if url is not None:
             names = {column.field: column.name for column in spec.stored}
-            shards = petastorm_feed.plan(url, spec, names, workers)
+            shards = parquet.plan(url, spec, names, workers)
         elif first.estimator.getFeed() == "petastorm":
             # Within an epoch a training goes on only with the rows in the order in which they were.
             ordered = any(one.estimator.isSet(one.estimator.checkpointSteps) for one in candidates)
             url, digest = stack.enter_context(_cache(rows, first, ordered if any(folders) else None))
             kept = url if first.estimator.getKeepCache() else None
             names = {column.field: column.field for column in spec.stored}
-            shards = petastorm_feed.plan(url, spec, names, workers, digest, ordered)
+            shards = parquet.plan(url, spec, names, workers, digest, ordered)
         if shards is not None:
             rows = dataset.sparkSession.range(workers, numPartitions=workers)  # they read by themselves
         address = stack.enter_context(_listening(dataset.sparkSession, first.estimator.getProgress()))
-        outcome = ranks.run(
-            rows, ranks.Job("cos_ml.training:train", specs, archives, shards, address, checks.versions()), workers
+        outcome = barrier.run(
+            rows,
+            barrier.Job("cos_ml.rank.train:train", specs, archives, shards, address, preflight.versions()),
+            workers,
         )
     return [_model(candidate, outcome, index, kept) for index, candidate in enumerate(candidates)]
 
 
-def _folder(candidate: _Candidate, schema: str, network: int) -> checkpoint.Folder | None:
+def _folder(candidate: _Candidate, schema: str, network: int) -> checkpoint_store.Folder | None:
     """Where the states of this training go: candidates of a grid have folders of their own in checkpointDir.
 
     ``network`` tells apart networks of a grid that differ in nothing but their weights. The weights themselves are no
@@ -409,12 +402,12 @@ def _folder(candidate: _Candidate, schema: str, network: int) -> checkpoint.Fold
     url = estimator.getCheckpointDir().rstrip("/")
     if spec.name:
         url += f"/candidate-{hashlib.sha256(json.dumps([fit, network]).encode()).hexdigest()[:16]}"
-    return checkpoint.Folder(
+    return checkpoint_store.Folder(
         url,
         epochs=estimator.getCheckpointInterval(),
         steps=estimator.getCheckpointSteps() if estimator.isSet(estimator.checkpointSteps) else None,
         fit=fit,
-        run=checkpoint.ANY_RUN if estimator.getResume() == "auto" else uuid.uuid4().hex[:12],
+        run=checkpoint_store.ANY_RUN if estimator.getResume() == "auto" else uuid.uuid4().hex[:12],
     )
 
 
@@ -429,15 +422,15 @@ def _nameless(optimizer: Any) -> Any:
 def _cache(rows: DataFrame, candidate: _Candidate, ordered: bool | None) -> Iterator[tuple[str, str | None]]:
     """The narrow DataFrame ``rows`` as Parquet under cacheDir, and its digest, for the length of a ``with`` block."""
     estimator = candidate.estimator
-    petastorm_feed.check_petastorm()
+    parquet.check_petastorm()
     if not estimator.isSet(estimator.cacheDir):
         raise InvalidInputError('Param cacheDir is not set, and feed="petastorm" writes the rows there.')
     folder, keep = estimator.getCacheDir(), estimator.getKeepCache()
-    with petastorm_feed.stored(rows, candidate.spec, folder, keep, ordered) as cache:
+    with parquet.stored(rows, candidate.spec, folder, keep, ordered) as cache:
         yield cache
 
 
-def _model(candidate: _Candidate, outcome: ranks.Outcome, index: int, cache: str | None) -> DeepNetModel:
+def _model(candidate: _Candidate, outcome: barrier.Outcome, index: int, cache: str | None) -> DeepNetModel:
     model = DeepNetModel()._resetUid(candidate.estimator.uid)
     candidate.estimator._copyValues(model)
     model._set(model=candidate.network.with_archive(outcome.results[0][f"{index}/network"]))
@@ -517,7 +510,7 @@ def _listening(spark: SparkSession, wanted: bool) -> Any:
         yield listener.address
 
 
-def _summary(outcome: ranks.Outcome, index: int, cache: str | None) -> TrainingSummary:
+def _summary(outcome: barrier.Outcome, index: int, cache: str | None) -> TrainingSummary:
     told = [json.loads(result[f"{index}/summary"]) for result in outcome.results]
     return TrainingSummary(
         history=told[0]["history"],

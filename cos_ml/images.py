@@ -22,12 +22,12 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from cos_ml.columns import as_list_array
+from cos_ml.data.columns import as_list_array
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.model import _has_user_type
+from cos_ml.network.keras_import import import_keras
 from cos_ml.params import _one_of, _param, _setters, _whole
-from cos_ml.predicting import _arrow_frame
-from cos_ml.quiet import import_keras
+from cos_ml.scoring.predict import _arrow_frame
 
 __all__ = ["ImageAssembler", "Layout", "decode_image", "preprocessing_layers"]
 

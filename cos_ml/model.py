@@ -13,12 +13,14 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from cos_ml import connect, evaluating, heads, predicting
-from cos_ml.columns import Column, expression, spark_dtype
+from cos_ml import spark_internals
+from cos_ml.data.columns import Column, expression, spark_dtype
 from cos_ml.errors import InvalidInputError
-from cos_ml.networks import Network, Tensor, custom_modules, find_layer
+from cos_ml.network import outputs
+from cos_ml.network.archive import Network, Tensor, custom_modules, find_layer
 from cos_ml.params import ModelParams
 from cos_ml.persistence import NetworkStage
+from cos_ml.scoring import evaluate, predict
 from cos_ml.spec import TrainSpec
 from cos_ml.summary import TrainingSummary
 
@@ -135,7 +137,7 @@ class DeepNetModel(Model, ModelParams, NetworkStage):
             batch_size=self.getPredictBatchSize(),
             handle_invalid=self.getHandleInvalid(),
         )
-        return evaluating.evaluate(dataset, network, spec)
+        return evaluate.evaluate(dataset, network, spec)
 
     def _network(self) -> Network:
         if not self.isSet(self.model):
@@ -146,8 +148,8 @@ class DeepNetModel(Model, ModelParams, NetworkStage):
         return self.getOrDefault(self.model) if self.isSet(self.model) else None
 
     def _heads(self, network: Network) -> tuple[str, ...]:
-        losses = heads.losses_by_output((self.compiled or {}).get("loss"), network.outputs)
-        return tuple(heads.head_of(output, loss) for output, loss in zip(network.outputs, losses, strict=True))
+        losses = outputs.losses_by_output((self.compiled or {}).get("loss"), network.outputs)
+        return tuple(outputs.head_of(output, loss) for output, loss in zip(network.outputs, losses, strict=True))
 
     def toKeras(self) -> Any:
         """The network as a ``keras.Model`` of the caller's own."""
@@ -160,8 +162,8 @@ class DeepNetModel(Model, ModelParams, NetworkStage):
         inputs = input_columns(network, self.input_columns())
         if not columns:
             return dataset
-        connect.check_size(dataset.sparkSession, [network.archive])
-        scorer = predicting.Scorer(
+        spark_internals.check_size(dataset.sparkSession, [network.archive])
+        scorer = predict.Scorer(
             archive=network.archive,
             digest=network.digest,
             modules=network.modules,
@@ -228,15 +230,15 @@ def label_columns(network: Network, names: list[str], loss: Any) -> tuple[Column
             f"The network has {len(outputs)} outputs, {[output.name for output in outputs]}, and there are "
             f"{len(names)} label columns, {names}: expected one each. Set labelCols."
         )
-    losses = heads.losses_by_output(loss, outputs)
+    losses = outputs.losses_by_output(loss, outputs)
     return tuple(_label(name, f"y{index}", outputs[index], losses[index]) for index, name in enumerate(names))
 
 
 def _label(name: str, field: str, output: Tensor, loss: Any) -> Column:
-    sparse = heads.CLASS_LOSSES.get(heads.loss_name(loss)) == "sparse"
+    sparse = outputs.CLASS_LOSSES.get(outputs.loss_name(loss)) == "sparse"
     scalar = (output.units == 1 and len(output.shape) <= 1) or sparse
     shape = () if scalar and len(output.shape) <= 1 else output.shape[:-1] if sparse else output.shape
-    return Column(name, field, shape, classes=heads.label_classes(output, loss))
+    return Column(name, field, shape, classes=outputs.label_classes(output, loss))
 
 
 def check_outputs(
@@ -257,7 +259,7 @@ def check_outputs(
     for index, (output, kind) in enumerate(zip(network.outputs, kinds, strict=True)):
         for what, param in PREDICTIONS.items():
             name = params.getOrDefault(param)
-            if name and (what == "prediction" or heads.is_classifier(kind)):
+            if name and (what == "prediction" or outputs.is_classifier(kind)):
                 columns[index, what] = f"{name}_{output.name}" if index else name
     taken = [name for name in columns.values() if name in schema.fieldNames()]
     twice = sorted({name for name in columns.values() if list(columns.values()).count(name) > 1})
@@ -270,7 +272,7 @@ def check_outputs(
     return columns
 
 
-def _types(scorer: predicting.Scorer) -> list[T.DataType]:
+def _types(scorer: predict.Scorer) -> list[T.DataType]:
     """What the fields of the scored struct are: numbers, or arrays that become Vectors."""
     array = T.ArrayType(T.DoubleType())
     numbers = [kind == "prediction" and scorer.heads[index] != "vector" for index, kind in scorer.wanted]
@@ -286,12 +288,12 @@ def _has_user_type(kind: T.DataType) -> bool:
     return _has_user_type(kind.elementType) if isinstance(kind, T.ArrayType) else isinstance(kind, T.UserDefinedType)
 
 
-def _udf(scorer: predicting.Scorer) -> Any:
+def _udf(scorer: predict.Scorer) -> Any:
     fields = [T.StructField(field, type_) for field, type_ in zip(scorer.fields, _types(scorer), strict=True)]
 
     @F.pandas_udf(T.StructType(fields))  # type: ignore[attr-defined]
     def score(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
-        return predicting.score(scorer, batches)
+        return predict.score(scorer, batches)
 
     # Spark would push the filter that skips bad rows below this UDF, and run it twice.
     return score.asNondeterministic() if scorer.handle_invalid == "skip" else score

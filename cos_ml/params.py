@@ -25,11 +25,11 @@ from pyspark.ml.param.shared import (
     HasWeightCol,
 )
 
-from cos_ml import horovod_options, networks
 from cos_ml.callbacks import plain_callback
 from cos_ml.errors import InvalidInputError
-from cos_ml.networks import Network
-from cos_ml.quiet import import_keras
+from cos_ml.job import horovod_env
+from cos_ml.network.archive import Network, load_model, network_from_file
+from cos_ml.network.keras_import import import_keras
 
 __all__ = ["EstimatorParams", "ModelParams"]
 
@@ -127,7 +127,7 @@ def _network(value: Any) -> Network:
     if isinstance(value, ModelParams):
         value = value.getOrDefault(value.model)
     if isinstance(value, str):
-        return networks.from_file(value)
+        return network_from_file(value)
     return value if isinstance(value, Network) else Network.of(value)
 
 
@@ -259,7 +259,7 @@ class ModelParams(
 
     def getModel(self) -> Any:
         """The network, as a ``keras.Model`` of the caller's own."""
-        return networks.load(self.getOrDefault(self.model).archive)
+        return load_model(self.getOrDefault(self.model).archive)
 
     def getHandleMismatch(self) -> str:
         """Gets the value of handleMismatch or its default value."""
@@ -381,7 +381,7 @@ class EstimatorParams(
         "horovodOptions",
         "dict of Horovod's settings for every rank: fusionThreshold (bytes), cycleTime (ms), timeline (a file on rank "
         "0's host), autotune (bool), networkInterface (a name, as eth0), and any HOROVOD_... or NCCL_... variable",
-        horovod_options.converted,
+        horovod_env.converted,
     )
     feed = _param(
         "feed",

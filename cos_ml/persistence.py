@@ -20,10 +20,12 @@ import pyspark
 from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
 
 import cos_ml
-from cos_ml import artifacts, connect, networks, safety
+from cos_ml import spark_internals
+from cos_ml.data import blobs
 from cos_ml.errors import CosMLError, SavedModelError
-from cos_ml.networks import Network
-from cos_ml.quiet import import_keras, import_tensorflow
+from cos_ml.network import untrusted
+from cos_ml.network.archive import Network, load_model, pack_inputs
+from cos_ml.network.keras_import import import_keras, import_tensorflow
 
 __all__ = ["NetworkStage", "check_golden", "golden_rows"]
 
@@ -64,8 +66,8 @@ class StageWriter(MLWriter):
         self.instance = instance
 
     def _handleOverwrite(self, path: str) -> None:
-        if connect.is_connect(self.sparkSession):
-            connect.remove(path)  # Spark's own stages do it this way; its MLWriter does not
+        if spark_internals.is_connect(self.sparkSession):
+            spark_internals.remove(path)  # Spark's own stages do it this way; its MLWriter does not
         else:
             super()._handleOverwrite(path)
 
@@ -94,7 +96,7 @@ class StageWriter(MLWriter):
         if golden := golden_rows(network):
             items["golden"] = golden
         # A few pieces at a time: a driver's JVM of ordinary size can't hold a network of several hundred MB.
-        for batches in artifacts.grouped(artifacts.record_batches(items)):
+        for batches in blobs.grouped(blobs.record_batches(items)):
             part = self.sparkSession.createDataFrame(pa.Table.from_batches(batches)).coalesce(1)
             part.write.mode("append").parquet(f"{path.rstrip('/')}/data")
 
@@ -106,7 +108,7 @@ class StageReader(MLReader[Stage], Generic[Stage]):
         super().__init__()
         self.cls = cls
 
-    def load(self, path: str) -> Stage:
+    def load_model(self, path: str) -> Stage:
         """The stage saved at ``path``.
 
         Raises:
@@ -134,20 +136,20 @@ class StageReader(MLReader[Stage], Generic[Stage]):
                 "the version that wrote it."
             )
         stage: Any = self.cls()._resetUid(metadata["uid"])  # type: ignore[attr-defined]
-        safety.check_config(metadata["paramMap"])
+        untrusted.check_config(metadata["paramMap"])
         DefaultParamsReader.getAndSetParams(stage, metadata)
         if metadata["network"] is None:
             return stage
         rows = self.sparkSession.read.parquet(f"{path.rstrip('/')}/data").toLocalIterator()
-        items = artifacts.join((row["name"], row["part"], bytes(row["data"])) for row in rows)
+        items = blobs.join((row["name"], row["part"], bytes(row["data"])) for row in rows)
         facts = dict(metadata["network"])
         digest = facts.pop("sha256")
         network = Network.from_facts(json.dumps(facts), items["network"])
         if network.digest != digest:
             raise SavedModelError(f"The network at {path} is damaged: its SHA-256 is not the one in the metadata.")
-        safety.check_archive(network.archive)
-        safety.check_config(metadata["compiled"])
-        _check_imported({*network.modules, *safety.modules_of(network.archive)})
+        untrusted.check_archive(network.archive)
+        untrusted.check_config(metadata["compiled"])
+        _check_imported({*network.modules, *untrusted.modules_of(network.archive)})
         stage._set(model=network)
         stage.compiled = metadata["compiled"]
         if stage.getHandleMismatch() != "ignore" and "golden" in items:
@@ -201,7 +203,7 @@ def check_golden(network: Network, golden: bytes, saved_by: dict[str, str], fail
     Raises:
         SavedModelError: they come out differently, and ``fail``.
     """
-    safety.check_zip(golden, "golden rows")
+    untrusted.check_zip(golden, "golden rows")
     with np.load(io.BytesIO(golden), allow_pickle=False) as kept:
         inputs = [kept[f"x{index}"] for index in range(len(network.inputs))]
         expected = [kept[f"y{index}"] for index in range(len(network.outputs))]
@@ -234,9 +236,9 @@ def _made_up(random: np.random.Generator, shape: tuple[int, ...], dtype: str) ->
 def _compute(network: Network, inputs: list[np.ndarray]) -> list[np.ndarray]:
     tf = import_tensorflow()
 
-    model = networks.load(network.archive, network.modules)
+    model = load_model(network.archive, network.modules)
     tensors = [tf.constant(array) for array in inputs]
-    return [output.numpy() for output in tf.nest.flatten(model(networks.pack_inputs(model, tensors), training=False))]
+    return [output.numpy() for output in tf.nest.flatten(model(pack_inputs(model, tensors), training=False))]
 
 
 def _difference(expected: np.ndarray, found: np.ndarray) -> float:

@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from cos_ml.checkpoint import Folder
-from cos_ml.columns import Column
+from cos_ml.data.columns import Column
+from cos_ml.rank.checkpoint_store import Folder
 
 __all__ = ["TrainSpec"]
 

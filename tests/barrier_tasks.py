@@ -1,4 +1,4 @@
-"""What stands in for ``cos_ml.ranks._task`` where Spark has to behave as it seldom does."""
+"""What stands in for ``cos_ml.job.barrier._task`` where Spark has to behave as it seldom does."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator
 import pyarrow as pa
 from pyspark import BarrierTaskContext
 
-from cos_ml import ranks
 from cos_ml.errors import RankError
+from cos_ml.job import barrier
 
-TASK = ranks._task
+TASK = barrier._task
 
 
 def repeated_in_part(
-    marker: str, job: ranks.Job, size: int, batches: Iterable[pa.RecordBatch]
+    marker: str, job: barrier.Job, size: int, batches: Iterable[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
     """The first attempt fails, and Spark makes the second one without the other tasks."""
     if BarrierTaskContext.get().partitionId() == 0:  # the other one waits for it, and is ended with it
@@ -23,5 +23,5 @@ def repeated_in_part(
             calls.seek(0)
             call = len(calls.readlines())
         if call < 3:
-            raise RankError("Rank 0 is gone." if call == 1 else ranks.IN_PART)
+            raise RankError("Rank 0 is gone." if call == 1 else barrier.IN_PART)
     yield from TASK(job, size, batches)

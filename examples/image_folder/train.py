@@ -11,7 +11,7 @@ import tempfile
 import cos_ml
 from cos_ml import DeepNetEstimator
 from cos_ml.images import ImageAssembler, preprocessing_layers
-from cos_ml.sources.files import image_classes, read_images
+from cos_ml.sources.images import image_classes, read_images
 import keras
 from keras import layers
 import numpy as np

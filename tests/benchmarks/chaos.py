@@ -115,7 +115,7 @@ class Chaos:
                 return
         if self.delay and self._over.wait(self.delay):
             return
-        ranks = [rank for rank in self._ranks or processes("cos_ml.rank_process") if alive(rank)]
+        ranks = [rank for rank in self._ranks or processes("cos_ml.rank") if alive(rank)]
         if ranks:
             self.had = max([0, *(int(name.split("-")[2]) for name in self._names() if name.startswith("state-"))])
             self._strike(ranks[-1])
@@ -127,11 +127,11 @@ class Chaos:
     def _come(self) -> bool:
         """Whether the fit is in the phase."""
         if self.phase == "start":
-            return len(processes("cos_ml.rank_process")) == 2
+            return len(processes("cos_ml.rank")) == 2
         if self.phase == "read":
-            return any(spooled(rank.parent()) for rank in processes("cos_ml.rank_process"))
+            return any(spooled(rank.parent()) for rank in processes("cos_ml.rank"))
         if not self._ranks:  # to look for them takes longer than some phases
-            self._ranks = processes("cos_ml.rank_process")
+            self._ranks = processes("cos_ml.rank")
         names = self._names()
         if self.phase == "checkpoint":  # one that is not the first is being written
             return any(name.startswith(".state") for name in names) and any(name.startswith("state") for name in names)
@@ -218,7 +218,7 @@ def listening() -> set[Any]:
 def left_behind(folder: Path, states: Path, ports: set[Any]) -> str:
     """What a fit left, after the moment that dying processes take; "" for nothing."""
     waits: Callable[[], list[str]] = lambda: [  # noqa: E731
-        *(f"process {process.pid}" for process in processes("cos_ml.rank_process")),
+        *(f"process {process.pid}" for process in processes("cos_ml.rank")),
         *(f"port {address.port}" for address in listening() - ports),
         *(f"folder {name}" for _, names, _ in os.walk(folder) for name in names if name.startswith("cos_ml-")),
         *(f"file {name}" for _, _, names in os.walk(states) for name in names if name.startswith(".state")),

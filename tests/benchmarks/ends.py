@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from cos_ml import attempts
+from cos_ml.job import retries
 from tests import reference
 from tests.local.test_failures import rank_processes
 from tests.local.test_resuming import INTERRUPTED, estimator, network
@@ -72,7 +72,7 @@ def kill_task(spark: Any) -> None:
     """As the button in Spark's user interface does."""
     context = spark.sparkContext._jsc.sc()
     (stage,) = spark.sparkContext.statusTracker().getActiveStageIds()
-    task = next(one for one in attempts._all(context.statusStore().taskList(stage, 0, 10)) if one.index() == 1)
+    task = next(one for one in retries._all(context.statusStore().taskList(stage, 0, 10)) if one.index() == 1)
     context.killTaskAttempt(task.taskId(), True, "killed by the benchmark")
 
 

@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow as pa
 from pyspark import TaskContext
 
-from cos_ml import feeds
-from cos_ml.columns import Column
-from cos_ml.petastorm_feed import ShardRows, Shards, plan
+from cos_ml.data.spool import Rows, Spool
+from cos_ml.data.columns import Column
+from cos_ml.data.parquet import ShardRows, Shards, plan
 from cos_ml.spec import TrainSpec
 from tests.benchmarks import data
 
@@ -33,11 +33,11 @@ NAMES = {"x0": "features", "y0": "label"}
 def main(folder: str, result: str) -> None:
     spark = data.session()
     rows = data.cached_rows(spark, folder)
-    moved = feeds.spread(feeds.narrow(rows, SPEC), data.RANKS)
+    moved = spool.spread(spool.narrow(rows, SPEC), data.RANKS)
     in_two = rows.repartition(data.RANKS).cache()
     in_two.count()
-    stay = feeds.spread(feeds.narrow(in_two, SPEC), data.RANKS)
-    with feeds.small_batches(spark, SPEC):
+    stay = spool.spread(spool.narrow(in_two, SPEC), data.RANKS)
+    with spool.small_batches(spark, SPEC):
         arrow = {
             "arrow, rows move": _rows_per_second(lambda: moved.mapInArrow(_spooled, SCHEMA), of_job),
             "arrow, rows stay": _rows_per_second(lambda: stay.mapInArrow(_spooled, SCHEMA), of_job),
@@ -72,10 +72,10 @@ def _rows_per_second(job: Callable[[], Any], seconds_of: Callable[[float, list[A
 
 def _spooled(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     began = time.time()
-    spool = feeds.Spool(SPEC)
+    spool = Spool(SPEC)
     spool.fill(batches)
     descriptors = {field: os.dup(fd) for field, fd in spool.descriptors()["train"].items()}
-    rows = feeds.Rows(descriptors, spool.rows["train"], spool.shapes, spool.dtypes)
+    rows = Rows(descriptors, spool.rows["train"], spool.shapes, spool.dtypes)
     yield _told(len(rows.arrays["x0"]), began)
     spool.close()
 

@@ -26,7 +26,7 @@ from tests.benchmarks import data
 LIMIT = 1.5  # GB of resident memory
 SMALL = 10 << 20  # bytes: a process that is just starting
 INTERVAL = 0.1  # seconds between two looks for new processes; their peaks are the kernel's
-KINDS = {"cos_ml.rank_process": "rank", "pyspark.daemon": "barrier task", "java": "Spark's JVM"}
+KINDS = {"cos_ml.rank": "rank", "pyspark.daemon": "barrier task", "java": "Spark's JVM"}
 
 
 def main(gigabytes: float = 4.0) -> None:

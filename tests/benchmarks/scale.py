@@ -69,14 +69,14 @@ def fit(spark: Any, ranks: int) -> None:
 
 def meet(spark: Any, ranks: int) -> None:
     """A line for the second of two meetings of stand-ins."""
-    from cos_ml import feeds
-    from cos_ml.columns import Column
-    from cos_ml.ranks import Job, run
+    from cos_ml.data import spool
+    from cos_ml.data.columns import Column
+    from cos_ml.job.barrier import Job, run
     from cos_ml.spec import TrainSpec
 
     spec = TrainSpec(inputs=(Column("id", "x0"),), labels=())
     job = Job(f"{__name__ if __name__ != '__main__' else __package__ + '.scale'}:join", (spec,), (b"",))
-    rows = feeds.narrow(spark.range(ranks), spec)
+    rows = spool.narrow(spark.range(ranks), spec)
     for _ in range(2):
         begin = time.time()
         told = [json.loads(result["times"]) for result in run(rows, job, ranks).results]

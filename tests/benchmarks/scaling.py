@@ -118,7 +118,8 @@ def measure(ranks: int, result: str, timeline: str) -> None:
     """Seconds of a step, and of an allreduce of all gradients, with so many ranks."""
     import keras
 
-    from cos_ml import DeepNetEstimator, cluster_check
+    from cos_ml import DeepNetEstimator
+    from cos_ml.job import cluster_check
     from tests.sessions import session
 
     rng = np.random.default_rng(0)

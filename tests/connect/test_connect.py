@@ -13,7 +13,7 @@ from pyspark.ml.evaluation import MulticlassClassificationEvaluator
 from pyspark.ml.tuning import CrossValidator, CrossValidatorModel, ParamGridBuilder
 from pyspark.sql import types as T
 
-from cos_ml import DeepNetEstimator, DeepNetModel, connect
+from cos_ml import DeepNetEstimator, DeepNetModel, spark_internals
 from cos_ml.errors import ClusterError, InvalidInputError, RankError, SavedModelError
 from tests import reference
 from tests.layers import Misbehaving
@@ -156,7 +156,7 @@ def test_too_few_slots_is_an_error_at_once(df):
     ],
 )
 def test_a_network_that_no_query_can_carry_is_refused(df, use, monkeypatch):
-    monkeypatch.setattr(connect, "LONGEST_MESSAGE", 1 << 10)
+    monkeypatch.setattr(spark_internals, "LONGEST_MESSAGE", 1 << 10)
     with pytest.raises(InvalidInputError, match=r"Spark Connect sends .* without\s+Spark Connect"):
         use(df)
 

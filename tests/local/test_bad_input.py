@@ -32,12 +32,12 @@ def good(spark):
 @pytest.fixture
 def no_job(spark, monkeypatch):
     """Fails the test when a barrier job starts: what it tests is to be found before."""
-    from cos_ml import ranks
+    from cos_ml.job import barrier
 
     def run(*_: Any) -> None:
         raise AssertionError("the job started")
 
-    monkeypatch.setattr(ranks, "run", run)
+    monkeypatch.setattr(barrier, "run", run)
 
 
 # ── before any job ────────────────────────────────────────────────────────────────────────────────────────────────────

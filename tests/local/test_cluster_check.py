@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from cos_ml import cluster_check
 from cos_ml.errors import ClusterError, InvalidInputError, RankError
+from cos_ml.job import cluster_check
 from tests.local.test_failures import assert_nothing_left
 
 

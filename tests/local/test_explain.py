@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from cos_ml import DeepNetEstimator, checks
+from cos_ml import DeepNetEstimator
 from cos_ml.errors import ClusterError
+from cos_ml.job import preflight
 from tests import reference
 from tests.local.test_failures import assert_nothing_left
 from tests.sessions import frame, rows_of
@@ -51,7 +52,7 @@ def test_what_the_estimator_itself_refuses(data):
 
 def test_other_versions_on_the_executors(spark, data, monkeypatch):
     """The driver's are made other ones: the executors' are what they are."""
-    monkeypatch.setattr(checks, "versions", lambda there=checks.versions: there() | {"Keras": "3.0.1"})
+    monkeypatch.setattr(preflight, "versions", lambda there=preflight.versions: there() | {"Keras": "3.0.1"})
     assert re.search(r"PROBLEM +versions .* \(the driver has 3\.0\.1\)", estimator().explain(data))
     with pytest.raises(ClusterError, match=r"Keras .* \(the driver has 3\.0\.1\).*PYSPARK_PYTHON"):
         estimator().fit(data)
@@ -59,5 +60,5 @@ def test_other_versions_on_the_executors(spark, data, monkeypatch):
 
 
 def test_a_rank_that_will_not_fit_into_memory_is_told_of(data, monkeypatch):
-    monkeypatch.setattr(checks, "PROCESS", 1e15)
+    monkeypatch.setattr(preflight, "PROCESS", 1e15)
     assert re.search(r"PROBLEM +memory .* 2 ranks take about 2000000\.\d GB: use fewer", estimator().explain(data))

@@ -12,9 +12,10 @@ import keras
 import psutil
 import pytest
 
-from cos_ml import DeepNetEstimator, ranks
-from cos_ml.columns import Column
+from cos_ml import DeepNetEstimator
+from cos_ml.data.columns import Column
 from cos_ml.errors import ClusterError, RankError, SetupError
+from cos_ml.job import barrier
 from cos_ml.spec import TrainSpec
 from tests import barrier_tasks, reference
 from tests.layers import Misbehaving
@@ -37,7 +38,7 @@ def rank_processes(driver: int | None = None) -> list[psutil.Process]:
     found = []
     for process in psutil.Process(driver).children(recursive=True):
         try:
-            if "cos_ml.rank_process" in process.cmdline():
+            if "cos_ml.rank" in process.cmdline():
                 found.append(process)
         except psutil.Error:
             pass
@@ -122,7 +123,7 @@ def test_ranks_that_lose_each_other_try_again(spark, data, tmp_path):
     marker = {"marker": str(tmp_path / "done"), "call": 6}
     model = estimator(network("hang up", **marker), checkpointDir=str(tmp_path / "states"), **options).fit(data)
     assert (tmp_path / "done").exists()
-    assert model.summary.failures == [ranks.LOST]
+    assert model.summary.failures == [barrier.LOST]
     assert model.summary.resumedAt == (1, 0)
     undisturbed = estimator(network("die", rank="none"), **options).fit(data)
     for one, other in zip(model.toKeras().get_weights(), undisturbed.toKeras().get_weights(), strict=True):
@@ -193,8 +194,8 @@ def test_progress_reaches_the_driver(spark, data, capsys):
 
 def run(spark: Any, function: str) -> list[dict[str, bytes]]:
     columns = Column("id", "x0", dtype="int64"), Column("id", "y0", dtype="int64")
-    job = ranks.Job(f"tests.rank_functions:{function}", (TrainSpec(columns[:1], columns[1:]),), (b"",))
-    return ranks.run(spark.range(4).selectExpr("id x0", "id y0"), job, 2).results
+    job = barrier.Job(f"tests.rank_functions:{function}", (TrainSpec(columns[:1], columns[1:]),), (b"",))
+    return barrier.run(spark.range(4).selectExpr("id x0", "id y0"), job, 2).results
 
 
 def test_a_rank_that_fails_before_the_others_join_is_named_at_once(spark):
@@ -218,7 +219,7 @@ def test_tasks_that_spark_repeats_without_the_others_are_no_attempt(spark, data,
     """It does so when a task ends in the moment in which another one's failure is dealt with."""
     options = {"epochs": 1, "shuffle": False}
     undisturbed = estimator(reference.network(), **options).fit(data)
-    monkeypatch.setattr(ranks, "_task", partial(barrier_tasks.repeated_in_part, str(tmp_path / "repeated")))
+    monkeypatch.setattr(barrier, "_task", partial(barrier_tasks.repeated_in_part, str(tmp_path / "repeated")))
     model = estimator(reference.network(), **options).fit(data)
     assert len((tmp_path / "repeated").read_text().splitlines()) == 3
     assert model.summary.failures == ["Rank 0 is gone."]

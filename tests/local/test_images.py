@@ -9,8 +9,8 @@ from pyspark.ml.linalg import Vectors
 from cos_ml.errors import InvalidInputError
 from cos_ml.estimator import DeepNetEstimator
 from cos_ml.images import ImageAssembler, preprocessing_layers
-from cos_ml.quiet import import_keras
-from cos_ml.sources.files import image_classes, read_images, read_sequence_file, write_sequence_file
+from cos_ml.network.keras_import import import_keras
+from cos_ml.sources.images import image_classes, read_images, read_sequence_file, write_sequence_file
 
 keras = import_keras()
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from pyspark.sql import Row
 
 from cos_ml import DeepNetModel
-from cos_ml.converting import lmdb_to_sequence_file
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.sources import register
-from cos_ml.sources.files import read_sequence_file
+from cos_ml.sources.convert import lmdb_to_sequence_file
+from cos_ml.sources.images import read_sequence_file
 from cos_ml.sources.lmdb import LmdbDataSource, LmdbReader, LmdbWriter
 from tests.unit.test_datum import JPEG, RAW, blob, number, one_float
 

@@ -15,8 +15,9 @@ import pytest
 from pyspark.ml.evaluation import MulticlassClassificationEvaluator
 from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
 
-from cos_ml import DeepNetEstimator, attempts
+from cos_ml import DeepNetEstimator
 from cos_ml.errors import InvalidInputError, RankError
+from cos_ml.job import retries
 from tests import reference
 from tests.layers import Misbehaving
 from tests.local.test_exactness import assert_same_weights
@@ -213,7 +214,7 @@ def test_spark_kills_a_task_and_the_fit_goes_on(spark, data, undisturbed, tmp_pa
         store = spark.sparkContext._jsc.sc().statusStore()
         stage = spark.sparkContext.statusTracker().getActiveStageIds()[0]
         task = next(
-            one for one in attempts._all(store.taskList(stage, 0, 10)) if one.index() == 1
+            one for one in retries._all(store.taskList(stage, 0, 10)) if one.index() == 1
         )  # its rank is stopped
         spark.sparkContext._jsc.sc().killTaskAttempt(task.taskId(), True, "killed by the test")
         found.extend([len(ranks), psutil.wait_procs(ranks, timeout=30)[1]])

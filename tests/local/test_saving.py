@@ -19,7 +19,7 @@ from pyspark.ml.classification import LogisticRegression
 
 from cos_ml import DeepNetEstimator, DeepNetModel, callback, callbacks, persistence
 from cos_ml.errors import InvalidInputError, SavedModelError
-from cos_ml.networks import Network, load
+from cos_ml.network.archive import Network, load_model
 from tests import reference
 from tests.layers import Counting
 from tests.sessions import ROOT, frame, rows_of
@@ -269,7 +269,7 @@ def test_a_network_that_computes_something_else_here(spark, tmp_path, monkeypatc
 
 
 def other_weights(network: Network) -> Any:
-    model = load(network.archive)
+    model = load_model(network.archive)
     model.set_weights([weight + 0.1 for weight in model.get_weights()])
     return model
 

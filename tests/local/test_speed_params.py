@@ -9,8 +9,10 @@ import keras
 import numpy as np
 import pytest
 
-from cos_ml import DeepNetEstimator, callback, columns, ranks, spec
+from cos_ml import DeepNetEstimator, callback, spec
+from cos_ml.data import columns
 from cos_ml.errors import RankError
+from cos_ml.job import barrier
 from tests import reference
 from tests.layers import Misbehaving
 from tests.local.test_exactness import assert_same_weights
@@ -114,8 +116,8 @@ def test_a_timeline_of_horovods(data, tmp_path):
 def test_variables_reach_every_rank(spark):
     names = columns.Column("id", "x0", dtype="int64"), columns.Column("id", "y0", dtype="int64")
     one = spec.TrainSpec(names[:1], names[1:], variables={"NCCL_DEBUG": "WARN", "HOROVOD_GLOO_IFACE": "lo"})
-    job = ranks.Job("tests.rank_functions:environment", (one,), (b"",))
-    outcome = ranks.run(spark.range(4).selectExpr("id x0", "id y0"), job, 2)
+    job = barrier.Job("tests.rank_functions:environment", (one,), (b"",))
+    outcome = barrier.run(spark.range(4).selectExpr("id x0", "id y0"), job, 2)
     for result in outcome.results:
         environment = json.loads(result["environment"])
         assert environment["NCCL_DEBUG"] == "WARN"

@@ -17,7 +17,8 @@ import pyspark
 import pytest
 
 import cos_ml
-from cos_ml import DeepNetModel, cluster_check
+from cos_ml import DeepNetModel
+from cos_ml.job import cluster_check
 from tests import reference
 from tests.layers import Misbehaving
 from tests.local.test_exactness import assert_same_weights, estimator, split

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import settings
 
-from cos_ml.columns import as_list_array
-from cos_ml.feeds import Rows, Spool
-from cos_ml.quiet import import_keras
+from cos_ml.data.columns import as_list_array
+from cos_ml.data.spool import Rows, Spool
+from cos_ml.network.keras_import import import_keras
 
 keras = import_keras()
 

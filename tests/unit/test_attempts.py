@@ -3,7 +3,7 @@ import signal
 
 import pytest
 
-from cos_ml.attempts import _cause, tagged
+from cos_ml.job.retries import _cause, tagged
 
 
 class Context:

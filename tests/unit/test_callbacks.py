@@ -5,7 +5,7 @@ import pytest
 from cos_ml import DeepNetEstimator, callback
 from cos_ml.callbacks import make
 from cos_ml.errors import InvalidInputError
-from cos_ml.quiet import import_keras
+from cos_ml.network.keras_import import import_keras
 from tests.layers import StopAfter
 
 keras = import_keras()

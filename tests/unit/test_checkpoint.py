@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cos_ml import checkpoint
-from cos_ml.checkpoint import Folder, State, States, claim
 from cos_ml.errors import InvalidInputError
+from cos_ml.rank import checkpoint_store
+from cos_ml.rank.checkpoint_store import Folder, State, States, claim
 
 ROWS = [{"train": 1, "validation": 2}]
 
@@ -127,8 +127,8 @@ def test_a_damaged_one_is_reported_and_the_one_before_it_used(url):
 
 @given(st.data())
 def test_no_damage_goes_unseen(data):
-    whole = b"".join(bytes(piece) for piece in checkpoint._encoded(state_of(2)))
-    assert_same(checkpoint._decoded(whole), state_of(2))
+    whole = b"".join(bytes(piece) for piece in checkpoint_store._encoded(state_of(2)))
+    assert_same(checkpoint_store._decoded(whole), state_of(2))
     damage = data.draw(st.sampled_from(["flip", "cut", "more"]))
     at = data.draw(st.integers(0, len(whole) - 1))
     changed = {
@@ -137,7 +137,7 @@ def test_no_damage_goes_unseen(data):
         "more": whole + bytes(at + 1),
     }[damage]
     with pytest.raises(ValueError, match="the hash of its"):
-        checkpoint._decoded(changed)
+        checkpoint_store._decoded(changed)
 
 
 def test_a_writer_that_is_killed_leaves_the_old_one(url, monkeypatch):

@@ -1,7 +1,7 @@
 import pytest
 
-from cos_ml import checks
-from cos_ml.columns import Column
+from cos_ml.data.columns import Column
+from cos_ml.job import preflight
 from cos_ml.spec import TrainSpec
 
 HERE = {"Python": "3.11", "TensorFlow": "2.21.0", "Keras": "3.15.1", "cos_ml": "0.1", "Horovod": "0.28.1"}
@@ -13,7 +13,7 @@ def executor(host="a", memory=10e9, disk=10e9, **versions):
 
 
 def test_versions_are_read_without_an_import():
-    found = checks.versions()
+    found = preflight.versions()
     assert set(found) == set(HERE)
     assert found["Keras"] == __import__("keras").__version__
     assert found["TensorFlow"] == __import__("tensorflow").__version__
@@ -21,19 +21,19 @@ def test_versions_are_read_without_an_import():
 
 
 def test_the_facts_of_an_executor():
-    found = checks.facts()
-    assert found["versions"] == checks.versions()
+    found = preflight.facts()
+    assert found["versions"] == preflight.versions()
     assert found["memory"] > 1e6
     assert found["disk"] > 1e6
 
 
 def test_equal_versions_are_no_problem():
-    assert checks.differing(HERE, [executor("a"), executor("b")]) == ""
-    assert checks.differing({}, [executor(Keras="3.0")]) == ""  # nobody knows the driver's
+    assert preflight.differing(HERE, [executor("a"), executor("b")]) == ""
+    assert preflight.differing({}, [executor(Keras="3.0")]) == ""  # nobody knows the driver's
 
 
 def test_a_driver_without_horovod_does_not_mind_it():
-    assert checks.differing(HERE | {"Horovod": None}, [executor()]) == ""
+    assert preflight.differing(HERE | {"Horovod": None}, [executor()]) == ""
 
 
 @pytest.mark.parametrize(
@@ -48,28 +48,28 @@ def test_a_driver_without_horovod_does_not_mind_it():
 def test_other_versions_are_named_with_their_host(versions, message):
     import re
 
-    assert re.search(message, checks.differing(HERE, [executor("a"), executor("b", **versions)]))
+    assert re.search(message, preflight.differing(HERE, [executor("a"), executor("b", **versions)]))
 
 
 def test_what_a_rank_takes():
-    need = checks.need_of(SPEC, weights=1e9, activations=1e6, rows=1000, ranks=2)
+    need = preflight.need_of(SPEC, weights=1e9, activations=1e6, rows=1000, ranks=2)
     assert need.disk == 500 * (101 * 4 + 8)
     assert 4e9 < need.memory < 5e9
-    assert checks.need_of(SPEC, weights=1e9).disk is None
+    assert preflight.need_of(SPEC, weights=1e9).disk is None
 
 
 def test_enough_of_everything():
-    assert checks.tight(checks.Need(1e9, 1e9), [executor("a"), executor("b")]) == []
+    assert preflight.tight(preflight.Need(1e9, 1e9), [executor("a"), executor("b")]) == []
 
 
 def test_too_little_memory_for_the_ranks_of_one_host():
-    (problem,) = checks.tight(checks.Need(6e9, 1e9), [executor("a"), executor("b"), executor("b")])
+    (problem,) = preflight.tight(preflight.Need(6e9, 1e9), [executor("a"), executor("b"), executor("b")])
     assert problem.startswith("b has 10.0 GB of memory left, and 2 ranks take about 12.0 GB")
     assert "spark.executor.memoryOverhead" in problem
 
 
 def test_too_little_disk():
-    (problem,) = checks.tight(checks.Need(1e6, 20e9), [executor("a")])
+    (problem,) = preflight.tight(preflight.Need(1e6, 20e9), [executor("a")])
     assert problem.startswith("a has 10.0 GB of disk left in /data")
     assert "spark.local.dir" in problem
 
@@ -82,5 +82,5 @@ def test_files_in_a_containers_cache_are_free(tmp_path, monkeypatch):
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(checks, "Path", lambda _: tmp_path)
-    assert checks._free_memory() == 1_600_000
+    monkeypatch.setattr(preflight, "Path", lambda _: tmp_path)
+    assert preflight._free_memory() == 1_600_000

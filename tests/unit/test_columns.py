@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cos_ml.columns import Column, Problem, as_list_array, decode, renumber, spark_dtype
+from cos_ml.data.columns import Column, Problem, as_list_array, decode, renumber, spark_dtype
 
 PIXELS = Column("pixels", "x0", (2,))
 NUMBER = Column("size", "x0")

@@ -1,6 +1,6 @@
 import pytest
 
-from cos_ml import connect
+from cos_ml import spark_internals
 from cos_ml.errors import InvalidInputError
 
 
@@ -16,14 +16,14 @@ class Classic(Session):
 
 
 def test_a_session_of_connect_is_known_by_what_it_lacks():
-    assert connect.is_connect(Session())
-    assert not connect.is_connect(Classic())
+    assert spark_internals.is_connect(Session())
+    assert not spark_internals.is_connect(Classic())
 
 
 def test_networks_that_are_too_large_for_a_query(monkeypatch):
-    monkeypatch.setattr(connect, "LONGEST_MESSAGE", 3 << 20)
+    monkeypatch.setattr(spark_internals, "LONGEST_MESSAGE", 3 << 20)
     megabyte = bytes(1 << 20)
-    connect.check_size(Session(), [megabyte] * 2)
-    connect.check_size(Classic(), [megabyte] * 4)
+    spark_internals.check_size(Session(), [megabyte] * 2)
+    spark_internals.check_size(Classic(), [megabyte] * 4)
     with pytest.raises(InvalidInputError, match="has 4 MiB, and Spark Connect sends a query of 3 MiB"):
-        connect.check_size(Session(), [megabyte] * 4)
+        spark_internals.check_size(Session(), [megabyte] * 4)

@@ -10,8 +10,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from cos_ml import cli, converting
+from cos_ml import cli
 from cos_ml.errors import InvalidInputError
+from cos_ml.sources import convert
 from cos_ml.sources import lmdb as lmdb_source
 from tests.unit.test_datum import JPEG, RAW, blob, number, one_float
 
@@ -46,7 +47,7 @@ def many(database):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(converting, "PART_BYTES", 2000)
+    monkeypatch.setattr(convert, "PART_BYTES", 2000)
     monkeypatch.setattr(lmdb_source, "PARTITION_BYTES", 50_000)
 
 
@@ -69,7 +70,7 @@ def folder(path):
 
 def test_datums_to_parquet_and_back(database, tmp_path):
     source = database({b"a": RAW, b"b": JPEG, b"c": FLOATS})
-    converting.lmdb_to_parquet(source, str(tmp_path / "parquet"))
+    convert.lmdb_to_parquet(source, str(tmp_path / "parquet"))
     rows = ds.dataset(tmp_path / "parquet").to_table().to_pylist()
     assert [row["id"] for row in rows] == ["a", "b", "c"]
     assert rows[0] == {
@@ -77,7 +78,7 @@ def test_datums_to_parquet_and_back(database, tmp_path):
         "float_data": None,
     }  # fmt: skip
     assert rows[2]["float_data"] == [0.5, -2.0]
-    converting.parquet_to_lmdb(str(tmp_path / "parquet"), str(tmp_path / "back"))
+    convert.parquet_to_lmdb(str(tmp_path / "parquet"), str(tmp_path / "back"))
     # The same as what another library reads, though a Datum has several ways to be written.
     again, before = (lmdb_source.LmdbReader(path, False, None, lmdb_source.DATUMS.names) for path in (
         str(tmp_path / "back"), source))  # fmt: skip
@@ -88,30 +89,30 @@ def test_datums_to_parquet_and_back(database, tmp_path):
 
 def test_plain_keys_and_values(database, tmp_path):
     records = {b"\xff\x00": b"", b"key": b"value"}
-    converting.lmdb_to_parquet(database(records), str(tmp_path / "parquet"), raw=True)
-    converting.parquet_to_lmdb(str(tmp_path / "parquet"), str(tmp_path / "back"), raw=True)
+    convert.lmdb_to_parquet(database(records), str(tmp_path / "parquet"), raw=True)
+    convert.parquet_to_lmdb(str(tmp_path / "parquet"), str(tmp_path / "back"), raw=True)
     assert records_of(tmp_path / "back") == records
 
 
 def test_an_empty_database(database, tmp_path):
-    converting.lmdb_to_parquet(database({}), str(tmp_path / "parquet"))
+    convert.lmdb_to_parquet(database({}), str(tmp_path / "parquet"))
     assert ds.dataset(tmp_path / "parquet").to_table().schema == lmdb_source.DATUMS
 
 
 def test_many_parts(many, small_parts, tmp_path):
-    converting.lmdb_to_parquet(many, str(tmp_path / "parquet"))
+    convert.lmdb_to_parquet(many, str(tmp_path / "parquet"))
     assert len(os.listdir(tmp_path / "parquet")) > 3
     assert ds.dataset(tmp_path / "parquet").to_table()["label"].to_pylist() == list(range(ROWS))
 
 
 def test_images_with_their_labels(photos, small_parts):
-    converting.images_to_parquet(str(photos / "photos"), str(photos / "out"), labels=str(photos / "labels.txt"))
+    convert.images_to_parquet(str(photos / "photos"), str(photos / "out"), labels=str(photos / "labels.txt"))
     assert len(os.listdir(photos / "out")) == 5
     rows = ds.dataset(photos / "out").to_table().to_pylist()
     assert rows[4] == {"id": "class 1/4.jpg", "label": 0, "encoded": True, "data": bytes([4]) * 500}
     assert [row["label"] for row in rows] == [row % 3 - 1 for row in range(20)]
     # What Caffe's own tool would have made of them.
-    converting.parquet_to_lmdb(str(photos / "out"), str(photos / "lmdb"))
+    convert.parquet_to_lmdb(str(photos / "out"), str(photos / "lmdb"))
     found = records_of(photos / "lmdb")[b"class 1/4.jpg"]
     assert found.endswith(blob(4, bytes([4]) * 500) + number(5, 0) + number(7, 1))
 
@@ -129,14 +130,14 @@ def test_images_with_their_labels(photos, small_parts):
 def test_label_files_that_are_wrong(photos, lines, message):
     (photos / "labels.txt").write_text(lines)
     with pytest.raises(InvalidInputError, match=message):
-        converting.images_to_parquet(str(photos / "photos"), str(photos / "out"), labels=str(photos / "labels.txt"))
+        convert.images_to_parquet(str(photos / "photos"), str(photos / "out"), labels=str(photos / "labels.txt"))
     assert not {"out", ".out.converting"} & set(os.listdir(photos))
 
 
 def test_numbers_of_other_types_and_a_key_of_another_name(tmp_path):
     table = pa.table({"path": [1, 2], "data": [b"x", b"y"], "label": pa.array([3, 4], pa.int64()), "more": [0.5, 1]})
     pq.write_table(table, tmp_path / "rows.parquet")
-    converting.parquet_to_lmdb(str(tmp_path / "rows.parquet"), str(tmp_path / "out"), id_column="path")
+    convert.parquet_to_lmdb(str(tmp_path / "rows.parquet"), str(tmp_path / "out"), id_column="path")
     found = records_of(tmp_path / "out")
     assert list(found) == [b"1", b"2"]
     assert blob(4, b"x") + number(5, 3) in found[b"1"]
@@ -146,7 +147,7 @@ def test_labels_in_the_names_of_folders(tmp_path):
     for label in (0, 1):
         (tmp_path / f"rows/label={label}").mkdir(parents=True)
         pq.write_table(pa.table({"id": [f"row {label}"], "data": [b"x"]}), tmp_path / f"rows/label={label}/0.parquet")
-    converting.parquet_to_lmdb(str(tmp_path / "rows"), str(tmp_path / "out"))
+    convert.parquet_to_lmdb(str(tmp_path / "rows"), str(tmp_path / "out"))
     assert blob(4, b"x") + number(5, 1) in records_of(tmp_path / "out")[b"row 1"]
 
 
@@ -167,7 +168,7 @@ def test_labels_in_the_names_of_folders(tmp_path):
 def test_rows_that_are_no_records(tmp_path, columns, message):
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
     with pytest.raises(InvalidInputError, match=message):
-        converting.parquet_to_lmdb(str(tmp_path / "rows.parquet"), str(tmp_path / "out"))
+        convert.parquet_to_lmdb(str(tmp_path / "rows.parquet"), str(tmp_path / "out"))
     assert os.listdir(tmp_path) == ["rows.parquet"]
 
 
@@ -180,13 +181,13 @@ def test_what_is_no_parquet(tmp_path):
         ("empty", "no Parquet"),
     ):
         with pytest.raises(InvalidInputError, match=message):
-            converting.parquet_to_lmdb(str(tmp_path / source), str(tmp_path / "out"))
+            convert.parquet_to_lmdb(str(tmp_path / source), str(tmp_path / "out"))
 
 
 def test_a_target_that_is_there_stays(database, tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(InvalidInputError, match="is there already"):
-        converting.lmdb_to_parquet(database({b"a": RAW}), str(tmp_path / "out"))
+        convert.lmdb_to_parquet(database({b"a": RAW}), str(tmp_path / "out"))
     assert (tmp_path / "out").read_text() == "mine"
 
 
@@ -195,8 +196,8 @@ KILLED = """
 import os, signal, sys
 from cos_ml import cli, converting
 from cos_ml.sources import lmdb
-converting.PART_BYTES, lmdb.PARTITION_BYTES, converting.BATCH_ROWS = 2000, 50_000, 20
-homes = {"lmdb": lmdb, "converting": converting, "converting.shutil": converting.shutil}
+convert.PART_BYTES, lmdb.PARTITION_BYTES, convert.BATCH_ROWS = 2000, 50_000, 20
+homes = {"lmdb": lmdb, "converting": converting, "converting.shutil": convert.shutil}
 home, name, calls = homes[sys.argv[1]], sys.argv[2], int(sys.argv[3])
 function = getattr(home, name)
 def counted(*arguments, **named):
@@ -217,12 +218,12 @@ def killed(home, name, calls, *arguments):
 
 @pytest.mark.parametrize("at", ["_put", "_write_parquet"])
 def test_a_killed_conversion_goes_on_where_it_was(many, small_parts, tmp_path, monkeypatch, capsys, at):
-    converting.lmdb_to_parquet(many, str(tmp_path / "whole"))
+    convert.lmdb_to_parquet(many, str(tmp_path / "whole"))
     killed("converting", at, 3, "convert", "lmdb-to-parquet", many, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     written = []
-    write = converting._write_parquet
-    monkeypatch.setattr(converting, "_write_parquet", lambda *part: written.append(part[3]) or write(*part))
+    write = convert._write_parquet
+    monkeypatch.setattr(convert, "_write_parquet", lambda *part: written.append(part[3]) or write(*part))
     assert cli.main(["convert", "lmdb-to-parquet", many, str(tmp_path / "out")]) == 0
     parts = len(os.listdir(tmp_path / "whole"))
     assert written == list(range({"_put": 2, "_write_parquet": 3}[at], parts))  # the first _put is the plan's
@@ -232,10 +233,10 @@ def test_a_killed_conversion_goes_on_where_it_was(many, small_parts, tmp_path, m
 
 
 def test_a_database_that_was_killed_within_a_part(many, small_parts, tmp_path):
-    converting.lmdb_to_parquet(many, str(tmp_path / "parquet"))
+    convert.lmdb_to_parquet(many, str(tmp_path / "parquet"))
     killed("lmdb", "put_records", 12, "convert", "parquet-to-lmdb", tmp_path / "parquet", tmp_path / "out")
-    converting.parquet_to_lmdb(str(tmp_path / "parquet"), str(tmp_path / "out"))
-    converting.parquet_to_lmdb(str(tmp_path / "parquet"), str(tmp_path / "whole"))
+    convert.parquet_to_lmdb(str(tmp_path / "parquet"), str(tmp_path / "out"))
+    convert.parquet_to_lmdb(str(tmp_path / "parquet"), str(tmp_path / "whole"))
     assert records_of(tmp_path / "out") == records_of(tmp_path / "whole")
     assert len(records_of(tmp_path / "out")) == ROWS
 
@@ -278,8 +279,8 @@ def test_what_was_left_after_the_target_was_in_place(many, tmp_path):
 
 def test_two_at_once(many, tmp_path):
     target = str(tmp_path / "out")
-    with converting._conversion(target, []), pytest.raises(InvalidInputError, match="Another process"):
-        converting.lmdb_to_parquet(many, target)
+    with convert._conversion(target, []), pytest.raises(InvalidInputError, match="Another process"):
+        convert.lmdb_to_parquet(many, target)
 
 
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
@@ -292,6 +293,6 @@ def test_ctrl_c(many, tmp_path, monkeypatch, capsys):
     def stopped(*part):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(converting, "_write_parquet", stopped)
+    monkeypatch.setattr(convert, "_write_parquet", stopped)
     assert cli.main(["convert", "lmdb-to-parquet", many, str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err.endswith("cos-ml: stopped\n")

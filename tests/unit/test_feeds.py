@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cos_ml import feeds, ranks
-from cos_ml.columns import Column, Problem
+from cos_ml.data import spool
+from cos_ml.data.columns import Column, Problem
+from cos_ml.data.spool import Pass, Rows, Spool, local_folder, refuse, small_batches, step_weights
 from cos_ml.errors import InvalidInputError
-from cos_ml.feeds import Pass, Rows, Spool, local_folder, refuse, small_batches, step_weights
+from cos_ml.job import barrier
 from cos_ml.spec import TrainSpec
 
 from .conftest import record_batch, rows_of
@@ -45,7 +46,7 @@ def test_any_split_of_batches_gives_the_same_bytes(count, cuts):
     spool = Spool(SPEC)
     try:
         spool.fill(whole.slice(start, stop - start) for start, stop in itertools.pairwise(edges))
-        data[feeds.KEYS] = feeds.row_keys(data)
+        data[spool.KEYS] = spool.row_keys(data)
         assert bytes_of(spool)["train"] == {field: array.tobytes() for field, array in data.items()}
         assert spool.rows == {"train": count, "validation": 0}
         assert spool.shapes == ({"x0": (2,), "y0": ()} if count else {})
@@ -223,11 +224,11 @@ def test_the_key_of_a_row_is_its_own():
     rows = np.random.default_rng(0).integers(0, 3, (500, 5)).astype(np.uint8)
     texts = np.array([str(row).encode() for row in rows], object)
     for array in (rows, rows.astype(np.float32), rows.astype(np.float64), texts):
-        keys = feeds.row_keys({"x0": array})
+        keys = spool.row_keys({"x0": array})
         assert len(np.unique(keys)) == len(np.unique(rows, axis=0))
-        assert feeds.row_keys({"x0": array[7:9]}).tolist() == keys[7:9].tolist()
+        assert spool.row_keys({"x0": array[7:9]}).tolist() == keys[7:9].tolist()
     one, other = np.arange(4.0), np.arange(4.0)[::-1].copy()
-    swapped = feeds.row_keys({"x0": one, "y0": other}).sum(), feeds.row_keys({"x0": one, "y0": one}).sum()
+    swapped = spool.row_keys({"x0": one, "y0": other}).sum(), spool.row_keys({"x0": one, "y0": one}).sum()
     assert swapped[0] != swapped[1]  # the same numbers, in other rows
 
 
@@ -272,12 +273,12 @@ def resident():
 
 
 def test_many_rows_are_read_and_not_mapped(tmp_path, monkeypatch):
-    monkeypatch.setattr(feeds, "MAPPED", 8 << 20)
+    monkeypatch.setattr(spool, "MAPPED", 8 << 20)
     count, width = 16_384, 1024  # 64 MiB of float32
     np.arange(count, dtype=np.float32).repeat(width).tofile(tmp_path / "rows")
     np.arange(count, dtype=np.uint64).tofile(tmp_path / "keys")
     descriptor, keys = (os.open(tmp_path / name, os.O_RDONLY) for name in ("rows", "keys"))
-    rows = Rows({"x0": descriptor, feeds.KEYS: keys}, count, {"x0": [width]}, {"x0": "<f4"})
+    rows = Rows({"x0": descriptor, spool.KEYS: keys}, count, {"x0": [width]}, {"x0": "<f4"})
     rows = rows.reshaped((Column("features", "x0", (width // 2, 2)),))
     before, most = resident(), 0
     for shuffle in (False, True):
@@ -296,7 +297,7 @@ def test_a_full_disk_is_said_to_be_one(spool):
     spooled = spool(SPEC, columns(0))
     spooled.files["train"]["x0"].close()
     spooled.files["train"]["x0"] = open("/dev/full", "wb", buffering=0)
-    message = ranks._fill(spooled, [record_batch(columns(5))])
+    message = barrier._fill(spooled, [record_batch(columns(5))])
     assert "can't spool its partition to local disk" in message
     assert "No space left on device" in message
     assert "spark.local.dir" in message
@@ -364,9 +365,9 @@ def test_strings_of_chosen_rows(chosen):
     texts = [[f"{row}{'x' * row}".encode(), f"-{row}".encode()] for row in range(6)]
     flat = [text for row in texts for text in row]
     ends = np.cumsum([len(text) for text in flat]).reshape(6, 2)
-    strings = feeds.Strings(np.frombuffer(b"".join(flat), np.uint8), ends)
+    strings = spool.Strings(np.frombuffer(b"".join(flat), np.uint8), ends)
     assert strings[np.array(chosen, np.uint32)].tolist() == [texts[row] for row in chosen]
     rows = slice(min(chosen, default=0), max(chosen, default=0))
     assert strings[rows].tolist() == texts[rows]
-    single = feeds.Strings(strings.data, ends.reshape(-1))
+    single = spool.Strings(strings.data, ends.reshape(-1))
     assert single[rows].tolist() == flat[rows]

@@ -5,9 +5,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from cos_ml.errors import InvalidInputError
-from cos_ml.heads import check_loss, class_count, head_of, is_classifier, label_classes, loss_name, predictions
-from cos_ml.networks import Tensor
-from cos_ml.quiet import import_keras
+from cos_ml.network.archive import Tensor
+from cos_ml.network.keras_import import import_keras
+from cos_ml.network.outputs import (
+    check_loss,
+    class_count,
+    head_of,
+    is_classifier,
+    label_classes,
+    loss_name,
+    predictions,
+)
 
 losses = import_keras().losses
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cos_ml import cli, horovod_build, horovod_check
+from cos_ml import cli
 from cos_ml.errors import SetupError
-from cos_ml.rendezvous import place
+from cos_ml.horovod_build import build, check
+from cos_ml.job.rendezvous import place
 
 
 @pytest.fixture
@@ -33,14 +34,14 @@ def tensorflow(monkeypatch):
 @pytest.mark.parametrize("package", ["tensorflow", "tensorflow-cpu", "tf-nightly"])
 def test_versions_that_build(tensorflow, version, package):
     tensorflow(version, package)
-    assert horovod_build.tensorflow_version() == version
+    assert build.tensorflow_version() == version
 
 
 @pytest.mark.parametrize("version", ["2.15.1", "2.9.0", "1.15.5"])
 def test_too_old(tensorflow, version):
     tensorflow(version)
     with pytest.raises(SetupError) as error:
-        horovod_build.tensorflow_version()
+        build.tensorflow_version()
     assert f"TensorFlow {version} carries Keras 2, and cos_ml needs Keras 3: expected TensorFlow 2.16 to 2.21" in str(
         error.value
     )
@@ -51,7 +52,7 @@ def test_too_old(tensorflow, version):
 def test_too_new(tensorflow, version):
     tensorflow(version, "tensorflow-cpu")
     with pytest.raises(SetupError) as error:
-        horovod_build.tensorflow_version()
+        build.tensorflow_version()
     assert f"Horovod 0.28.1 was not seen to build on TensorFlow {version}: expected 2.16 to 2.21" in str(error.value)
     assert "pip install 'tensorflow-cpu==2.21.*'" in str(error.value)
 
@@ -59,13 +60,13 @@ def test_too_new(tensorflow, version):
 def test_no_tensorflow(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SetupError, match=r"TensorFlow is not installed.*pip install 'cos-ml\[cpu\]'"):
-        horovod_build.tensorflow_version()
+        build.tensorflow_version()
 
 
 def test_a_tensorflow_of_no_package(tensorflow):
     tensorflow(None)
     with pytest.raises(SetupError, match="no installed package says which version"):
-        horovod_build.tensorflow_version()
+        build.tensorflow_version()
 
 
 def test_the_command_says_it_in_one_line(tensorflow, capsys):
@@ -84,13 +85,13 @@ def bare_machine(monkeypatch, tmp_path):
 
 @pytest.mark.usefixtures("bare_machine")
 def test_missing_tools_come_with_their_commands(tmp_path):
-    missing = horovod_build.missing_tools()
+    missing = build.missing_tools()
     assert len(missing) == 3
     for line, package in zip(missing, ("g++", "make", "python3-dev"), strict=True):
         assert f"apt-get install {package};" in line
         assert "dnf install " in line
     with pytest.raises(SetupError) as error:
-        horovod_build._build("2.21.0", tmp_path / "wheels")
+        build._build("2.21.0", tmp_path / "wheels")
     assert all(line in str(error.value) for line in missing)
     assert not (tmp_path / "wheels").exists()
 
@@ -99,11 +100,11 @@ def test_missing_tools_come_with_their_commands(tmp_path):
 def test_tools_that_are_there(monkeypatch, tmp_path):
     (tmp_path / "Python.h").touch()
     monkeypatch.setattr(shutil, "which", {"g++": "/usr/bin/g++", "make": "/usr/bin/make"}.get)
-    assert horovod_build.missing_tools() == []
+    assert build.missing_tools() == []
     monkeypatch.setattr(shutil, "which", {"make": "/usr/bin/make"}.get)
-    assert len(horovod_build.missing_tools()) == 1
+    assert len(build.missing_tools()) == 1
     monkeypatch.setenv("CXX", "/opt/clang++")
-    assert horovod_build.missing_tools() == []
+    assert build.missing_tools() == []
 
 
 @pytest.mark.parametrize(
@@ -120,22 +121,22 @@ def test_the_cache_folder(monkeypatch, environment, folder):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert horovod_build.cache_folder() == Path(folder)
+    assert build.cache_folder() == Path(folder)
 
 
 def test_the_first_errors_of_a_build(tmp_path):
     log = tmp_path / "build.log"
     log.write_text("fine\n  a.cc:1: fatal error: x.h: no such file\nfine\nb.cc:2: error: y\n")
-    assert horovod_build._first_errors(log) == "  a.cc:1: fatal error: x.h: no such file\n  b.cc:2: error: y"
+    assert build._first_errors(log) == "  a.cc:1: fatal error: x.h: no such file\n  b.cc:2: error: y"
     log.write_text("one\ntwo\nthree\n")
-    assert horovod_build._first_errors(log, count=2) == "  two\n  three"
+    assert build._first_errors(log, count=2) == "  two\n  three"
 
 
 def test_a_tensorflow_that_does_not_load(monkeypatch, tmp_path):
     (tmp_path / "tensorflow.py").write_text("raise ImportError('numpy.core.umath failed to import')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(SetupError, match=r"2\.16\.2 is installed.*numpy\.core\.umath failed to import.*pip check"):
-        horovod_build.check_tensorflow_loads("2.16.2")
+        build.check_tensorflow_loads("2.16.2")
 
 
 @pytest.fixture
@@ -157,35 +158,35 @@ def no_cuda(monkeypatch):
 
 def test_no_cuda_toolkit(no_cuda):
     with pytest.raises(SetupError, match=r"compiled with NVIDIA's nvcc, which is not here.*cuda-toolkit.*CUDA_HOME"):
-        horovod_build.find_cuda()
+        build.find_cuda()
 
 
 def test_a_cuda_toolkit_without_nccl(no_cuda, tmp_path, monkeypatch):
     no_cuda(tmp_path / "bin/nvcc")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     with pytest.raises(SetupError, match=r"NCCL is not here.*nvidia-nccl wheel.*pip install 'cos-ml\[gpu\]'"):
-        horovod_build.find_cuda()
+        build.find_cuda()
     monkeypatch.setenv("HOROVOD_NCCL_HOME", str(tmp_path / "nccl"))
     with pytest.raises(SetupError, match=r"no nccl\.h in \$HOROVOD_NCCL_HOME/include"):
-        horovod_build.find_cuda()
+        build.find_cuda()
     no_cuda(tmp_path / "nccl/include/nccl.h")
-    assert horovod_build.find_cuda() == horovod_build.Cuda(tmp_path, tmp_path / "nccl")
+    assert build.find_cuda() == build.Cuda(tmp_path, tmp_path / "nccl")
 
 
 def test_nccl_of_the_wheel_comes_before_the_system_s(no_cuda, tmp_path, monkeypatch, capsys):
     no_cuda(tmp_path / "bin/nvcc")
     no_cuda(tmp_path / "include/nccl.h")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    assert horovod_build.find_cuda() == horovod_build.Cuda(tmp_path, None)
+    assert build.find_cuda() == build.Cuda(tmp_path, None)
     no_cuda(tmp_path / "site-packages/nvidia/nccl/include/nccl.h")
     no_cuda(tmp_path / "site-packages/nvidia/nccl/lib/libnccl.so.2")
     spec = importlib.machinery.ModuleSpec("nvidia", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path / "site-packages/nvidia")]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    assert horovod_build.find_cuda() == horovod_build.Cuda(tmp_path, tmp_path / "site-packages/nvidia/nccl")
+    assert build.find_cuda() == build.Cuda(tmp_path, tmp_path / "site-packages/nvidia/nccl")
     (tmp_path / "bin/nvcc").chmod(0o700)
     (tmp_path / "bin/nvcc").write_text("#!/bin/sh\necho Cuda compilation tools, release 12.9, V12.9.86\n")
-    settings = horovod_build._nccl_settings(tmp_path)
+    settings = build._nccl_settings(tmp_path)
     assert "CUDA: 12.9 in " in capsys.readouterr().out
     assert settings["HOROVOD_GPU_OPERATIONS"] == "NCCL"
     assert Path(settings["HOROVOD_NCCL_LIB"], "libnccl.so").resolve().name == "libnccl.so.2"
@@ -211,7 +212,7 @@ def test_the_changes_are_made_once_and_to_the_right_source_only(tmp_path, monkey
         folder = Path(command[command.index("-d") + 1])
         folder.mkdir(exist_ok=True)
         with tarfile.open(folder / "horovod-0.28.1.tar.gz", "w:gz") as archive:
-            for change in horovod_build.CHANGES:
+            for change in build.CHANGES:
                 text = (change.after * copies).encode()
                 member = tarfile.TarInfo(f"horovod-0.28.1/{change.file}")
                 member.size = len(text)
@@ -221,29 +222,29 @@ def test_the_changes_are_made_once_and_to_the_right_source_only(tmp_path, monkey
     monkeypatch.setattr(subprocess, "run", download)
     with open(tmp_path / "log", "w") as log:
         copies = 1
-        source = horovod_build._source(tmp_path, {}, log)
-        for change in horovod_build.CHANGES:
+        source = build._source(tmp_path, {}, log)
+        for change in build.CHANGES:
             assert (source / change.file).read_text() == change.after + change.added
         copies = 2
         with pytest.raises(SetupError, match=r"not that of 0\.28\.1: .*gloo_context\.cc reads otherwise"):
-            horovod_build._source(tmp_path, {}, log)
+            build._source(tmp_path, {}, log)
 
 
 def test_a_wheel_with_nccl_does_for_cpus_too_and_not_the_other_way(tmp_path, monkeypatch):
-    monkeypatch.setattr(horovod_build, "_stamp_file", lambda: tmp_path / "stamp")
-    assert not horovod_build._installed_for("2.21.0", False)
-    horovod_build._stamp("2.21.0", False)
-    assert [horovod_build._installed_for("2.21.0", gpu) for gpu in (False, True)] == [True, False]
-    horovod_build._stamp("2.21.0", True)
-    assert [horovod_build._installed_for("2.21.0", gpu) for gpu in (False, True)] == [True, True]
-    assert not horovod_build._installed_for("2.20.0", False)
+    monkeypatch.setattr(build, "_stamp_file", lambda: tmp_path / "stamp")
+    assert not build._installed_for("2.21.0", False)
+    build._stamp("2.21.0", False)
+    assert [build._installed_for("2.21.0", gpu) for gpu in (False, True)] == [True, False]
+    build._stamp("2.21.0", True)
+    assert [build._installed_for("2.21.0", gpu) for gpu in (False, True)] == [True, True]
+    assert not build._installed_for("2.20.0", False)
 
 
 def test_nccl_wants_a_tensorflow_for_cuda(monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda command, **options: subprocess.CompletedProcess(command, 0, "\n", ""))
-    horovod_build.check_tensorflow_loads("2.21.0")
+    build.check_tensorflow_loads("2.21.0")
     with pytest.raises(SetupError, match=r"one for CPUs only.*pip install 'cos-ml\[gpu\]'"):
-        horovod_build.check_tensorflow_loads("2.21.0", gpu=True)
+        build.check_tensorflow_loads("2.21.0", gpu=True)
 
 
 def test_the_check_shows_its_ranks_no_gpu(monkeypatch):
@@ -251,6 +252,6 @@ def test_the_check_shows_its_ranks_no_gpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     rendezvous = types.SimpleNamespace(port=4711, secret="5ec2e7")
     for here in place(["localhost", "localhost"]):
-        found = horovod_check.environment(here, rendezvous)
+        found = check.environment(here, rendezvous)
         assert found["CUDA_VISIBLE_DEVICES"] == "-1"
         assert found["HOROVOD_RANK"] == str(here.rank)

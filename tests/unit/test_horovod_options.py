@@ -1,7 +1,7 @@
 import pytest
 
 from cos_ml.errors import InvalidInputError
-from cos_ml.horovod_options import converted, variables
+from cos_ml.job.horovod_env import converted, variables
 
 
 def test_names_become_variables():

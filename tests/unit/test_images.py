@@ -9,7 +9,7 @@ from PIL import Image
 from cos_ml import images
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.images import ImageAssembler, Layout, decode_image, preprocessing_layers
-from cos_ml.quiet import import_keras
+from cos_ml.network.keras_import import import_keras
 
 keras = import_keras()
 

@@ -8,10 +8,10 @@ import zipfile
 import h5py
 import pytest
 
-from cos_ml import networks
 from cos_ml.errors import InvalidInputError, SavedModelError
-from cos_ml.networks import Network, Tensor, find_layer, layers_by_name
-from cos_ml.quiet import import_keras
+from cos_ml.network import archive as archives
+from cos_ml.network.archive import Network, Tensor, find_layer, layers_by_name
+from cos_ml.network.keras_import import import_keras
 
 keras = import_keras()
 layers = keras.layers
@@ -104,7 +104,7 @@ def test_freezing_changes_nothing(classifier):
     network = Network.of(classifier)
     before = classifier.get_weights()
     classifier.set_weights([weight + 1 for weight in before])
-    loaded = networks.load(network.archive).get_weights()
+    loaded = archives.load_model(network.archive).get_weights()
     assert all((one == other).all() for one, other in zip(loaded, before, strict=True))
 
 
@@ -149,7 +149,7 @@ def test_lambdas_elsewhere(layer):
 
 
 def test_weights_round_trip(classifier, numbers):
-    loaded = networks.load(networks.dump(classifier))
+    loaded = archives.load_model(archives.dump_model(classifier))
     assert all((one == other).all() for one, other in zip(loaded.get_weights(), classifier.get_weights(), strict=True))
     rows = numbers(5, 4)
     assert (loaded(rows).numpy() == classifier(rows).numpy()).all()
@@ -159,7 +159,7 @@ def test_weights_round_trip(classifier, numbers):
 def test_the_optimizer_stays_behind(classifier, numbers):
     classifier.compile("adam", "mse")
     classifier.fit(numbers(8, 4), numbers(8, 3), verbose=0)
-    with zipfile.ZipFile(io.BytesIO(networks.dump(classifier))) as archive:
+    with zipfile.ZipFile(io.BytesIO(archives.dump_model(classifier))) as archive:
         weights = h5py.File(io.BytesIO(archive.read("model.weights.h5")))
     assert "layers" in weights
     assert "optimizer" not in weights  # Adam's state is twice the size of the weights
@@ -170,43 +170,43 @@ def test_the_optimizer_stays_behind(classifier, numbers):
 @pytest.mark.parametrize("archive", [b"", b"no archive", b"PK\x03\x04"])
 def test_no_archive(archive):
     with pytest.raises(SavedModelError, match=rf"{len(archive)} bytes are no .keras archive: .*damaged"):
-        networks.load(archive)
+        archives.load_model(archive)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_a_truncated_archive(classifier, share):
-    archive = networks.dump(classifier)
+    archive = archives.dump_model(classifier)
     with pytest.raises(SavedModelError):
-        networks.load(archive[: int(len(archive) * share)])
+        archives.load_model(archive[: int(len(archive) * share)])
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.weights.h5"])
 def test_a_damaged_archive(classifier, name):
-    archive = bytearray(networks.dump(classifier))
+    archive = bytearray(archives.dump_model(classifier))
     with zipfile.ZipFile(io.BytesIO(archive)) as file:
         info = file.getinfo(name)
     start = info.header_offset + 30 + len(name) + 8
     archive[start : start + 24] = b"\xff" * 24
     with pytest.raises(SavedModelError):
-        networks.load(bytes(archive))
+        archives.load_model(bytes(archive))
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.weights.h5"])
 def test_an_archive_with_a_part_missing(classifier, name):
     less = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(networks.dump(classifier))) as before, zipfile.ZipFile(less, "w") as after:
+    with zipfile.ZipFile(io.BytesIO(archives.dump_model(classifier))) as before, zipfile.ZipFile(less, "w") as after:
         for info in before.infolist():
             if info.filename != name:
                 after.writestr(info, before.read(info))
     with pytest.raises(SavedModelError):
-        networks.load(less.getvalue())
+        archives.load_model(less.getvalue())
 
 
 def test_a_lambda_in_an_archive_is_not_run(tmp_path):
     path = tmp_path / "lambda.keras"
     keras.Sequential([keras.Input((4,)), layers.Lambda(lambda x: x)]).save(path)
     with pytest.raises(SavedModelError, match=r"(?i)lambda"):
-        networks.load(path.read_bytes())
+        archives.load_model(path.read_bytes())
 
 
 # ── layers by name ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -254,8 +254,8 @@ def test_the_architecture_has_no_names_of_layers_and_no_weights():
 
 def test_the_architecture_is_the_same_in_another_process():
     program = (
-        "from cos_ml.networks import Network\n"
-        "from cos_ml.quiet import import_keras\n"
+        "from cos_ml.network.archive import Network\n"
+        "from cos_ml.network.keras_import import import_keras\n"
         "keras = import_keras()\n"
         "layers = [keras.Input((4,)), keras.layers.Dropout(0.2), keras.layers.Dense(3)]\n"
         "print(Network.of(keras.Sequential(layers)).architecture)"

@@ -7,8 +7,8 @@ from pyspark.ml.tuning import ParamGridBuilder
 
 from cos_ml import DeepNetEstimator, DeepNetModel
 from cos_ml.errors import InvalidInputError
-from cos_ml.networks import Network
-from cos_ml.quiet import import_keras
+from cos_ml.network.archive import Network
+from cos_ml.network.keras_import import import_keras
 
 keras = import_keras()
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cos_ml import petastorm_feed
-from cos_ml.columns import Column
+from cos_ml.data import parquet
+from cos_ml.data.columns import Column
+from cos_ml.data.parquet import ShardRows, Shards, plan
 from cos_ml.errors import InvalidInputError
-from cos_ml.petastorm_feed import ShardRows, Shards, plan
 from cos_ml.spec import TrainSpec
 
 pytest.importorskip("petastorm", reason='the "latest" stack has no petastorm', exc_type=ImportError)
@@ -75,7 +75,7 @@ def test_the_order_follows_from_the_seed(tmp_path):
 
 
 def test_rows_mix_within_windows_and_row_groups_move(tmp_path, monkeypatch):
-    monkeypatch.setattr(petastorm_feed, "WINDOW", 16 * 10)  # rows of 16 bytes: two row groups of 5
+    monkeypatch.setattr(parquet, "WINDOW", 16 * 10)  # rows of 16 bytes: two row groups of 5
     order = np.array(seen(shard(write(tmp_path / "rows", [5] * 8), SPEC, 1, 0))[0])
     windows = (order // 5).reshape(4, 10)
     assert all(len(set(window.tolist())) == 2 for window in windows)
@@ -188,7 +188,7 @@ def test_files_that_change_during_a_fit_are_an_error(tmp_path, before, after, we
 
 
 def test_windows_count_what_strings_take(tmp_path, monkeypatch):
-    monkeypatch.setattr(petastorm_feed, "WINDOW", 5000)
+    monkeypatch.setattr(parquet, "WINDOW", 5000)
     table = pa.table({"x": ["a" * 1000] * 20, "y": np.arange(20.0)})
     pq.write_table(table, tmp_path / "rows.parquet", row_group_size=2, use_dictionary=False, compression="none")
     spec = TrainSpec(inputs=(Column("x", "x0", (), "string"),), labels=(Column("y", "y0"),))
@@ -199,8 +199,8 @@ def test_windows_count_what_strings_take(tmp_path, monkeypatch):
 
 def test_empty_row_groups_are_not_waited_for(tmp_path, monkeypatch):
     passes = []
-    read = petastorm_feed._petastorm
-    monkeypatch.setattr(petastorm_feed, "_petastorm", lambda *args: passes.append(1) or read(*args))
+    read = parquet._petastorm
+    monkeypatch.setattr(parquet, "_petastorm", lambda *args: passes.append(1) or read(*args))
     rows = shard(write(tmp_path / "rows", [3, 0, 2]), SPEC, 1, 0)
     assert seen(rows, shuffle=False)[0] == [0, 1, 2, 3, 4]
     assert len(passes) == 1
@@ -246,7 +246,7 @@ def test_rows_of_several_lengths_are_an_error_where_others_were_skipped(tmp_path
         seen(ShardRows("train", spec, shards, 0))
     batches = [pa.RecordBatch.from_pydict({"x0": [row], "y0": [0.0]}) for row in ([1, 2], [1, 2, 3])]
     with pytest.raises(InvalidInputError, match=r"Column 'x' has rows of shape \(3,\) after rows of \(2,\)"):
-        list(petastorm_feed._usable(spec, batches))
+        list(parquet._usable(spec, batches))
 
 
 @pytest.mark.parametrize(
@@ -272,23 +272,23 @@ def test_urls_that_petastorm_would_cut_off_are_refused(tmp_path):
 
 def test_the_host_of_a_url_stays():
     hdfs = type("HDFS", (), {"unstrip_protocol": staticmethod(lambda path: f"hdfs://{path}")})
-    assert petastorm_feed._url("/data/a.parquet", "hdfs://node:9000/data", hdfs) == "hdfs://node:9000/data/a.parquet"
-    assert petastorm_feed._url("/data/a.parquet", "hdfs:///data", hdfs) == "hdfs:///data/a.parquet"
+    assert parquet._url("/data/a.parquet", "hdfs://node:9000/data", hdfs) == "hdfs://node:9000/data/a.parquet"
+    assert parquet._url("/data/a.parquet", "hdfs:///data", hdfs) == "hdfs:///data/a.parquet"
     s3 = type("S3", (), {"unstrip_protocol": staticmethod(lambda path: f"s3://{path}")})
-    assert petastorm_feed._url("bucket/a.parquet", "s3://bucket", s3) == "s3://bucket/a.parquet"
+    assert parquet._url("bucket/a.parquet", "s3://bucket", s3) == "s3://bucket/a.parquet"
 
 
 def test_strings_are_stored_as_they_came():
     texts = np.array([b"a", b"b"], object)
-    assert petastorm_feed._storable(texts, pa.string()).to_pylist() == ["a", "b"]
-    assert petastorm_feed._storable(texts.reshape(1, 2), pa.list_(pa.string())).to_pylist() == [["a", "b"]]
-    assert petastorm_feed._storable(texts[:0], pa.string()).to_pylist() == []
+    assert parquet._storable(texts, pa.string()).to_pylist() == ["a", "b"]
+    assert parquet._storable(texts.reshape(1, 2), pa.list_(pa.string())).to_pylist() == [["a", "b"]]
+    assert parquet._storable(texts[:0], pa.string()).to_pylist() == []
 
 
 def test_row_groups_of_several_types_become_one_that_holds_both():
     """One file may store whole numbers in a byte, and the next one may need more."""
     held = [{"x0": np.array([[1], [2]], np.uint8)}, {"x0": np.array([[1000]], np.int32)}]
-    mixed = petastorm_feed._mixed(held, 3, None)["x0"]
+    mixed = parquet._mixed(held, 3, None)["x0"]
     assert mixed.tolist() == [[1], [2], [1000]]
-    shuffled = petastorm_feed._mixed(held, 3, np.random.default_rng(0))["x0"]
+    shuffled = parquet._mixed(held, 3, np.random.default_rng(0))["x0"]
     assert shuffled.tolist() == mixed[np.random.default_rng(0).permutation(3)].tolist()

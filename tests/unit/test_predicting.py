@@ -5,12 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cos_ml import predicting
-from cos_ml.columns import Column
+from cos_ml.data.columns import Column
 from cos_ml.errors import InvalidInputError
-from cos_ml.networks import Network
-from cos_ml.predicting import Scorer, forward_pass, score
-from cos_ml.quiet import import_keras
+from cos_ml.network.archive import Network
+from cos_ml.network.keras_import import import_keras
+from cos_ml.scoring import predict
+from cos_ml.scoring.predict import Scorer, forward_pass, score
 
 keras = import_keras()
 layers = keras.layers
@@ -21,7 +21,7 @@ ALL = ("prediction", "probability", "rawPrediction")
 @pytest.fixture(autouse=True)
 def fresh_worker(monkeypatch):
     """No test sees a network that another has loaded."""
-    monkeypatch.setattr(predicting, "_networks", OrderedDict())
+    monkeypatch.setattr(predict, "_networks", OrderedDict())
 
 
 def scorer_of(model, taps=(), head="classes", wanted=ALL, batch_size=1000, handle_invalid="error"):
@@ -113,7 +113,7 @@ def test_one_pass_a_batch(nested, numbers):
         return model(*inputs)
 
     scorer = scorer_of(nested, taps=["flat", "block/relu"], batch_size=4)
-    predicting._networks[scorer.digest, scorer.layers] = counted
+    predict._networks[scorer.digest, scorer.layers] = counted
     scored(scorer, series(numbers(10, 4)), series(numbers(3, 4)))
     assert passes == [4, 4, 2, 3]
 
@@ -255,13 +255,13 @@ def test_rows_are_counted_over_batches(classifier):
 @pytest.fixture
 def loads(monkeypatch):
     """A list that grows with every network that is loaded."""
-    seen, load = [], predicting._load
+    seen, load = [], predict._load
 
     def counted(scorer):
         seen.append(scorer.digest)
         return load(scorer)
 
-    monkeypatch.setattr(predicting, "_load", counted)
+    monkeypatch.setattr(predict, "_load", counted)
     return seen
 
 
@@ -284,9 +284,9 @@ def test_other_weights_are_another_network(classifier, numbers, loads):
 
 
 def test_few_networks_are_kept(monkeypatch, classifier):
-    monkeypatch.setattr(predicting, "_load", lambda scorer: lambda *inputs: None)
-    for index in range(predicting.KEPT + 2):
+    monkeypatch.setattr(predict, "_load", lambda scorer: lambda *inputs: None)
+    for index in range(predict.KEPT + 2):
         scorer = scorer_of(classifier)
         object.__setattr__(scorer, "digest", str(index))
-        predicting._loaded(scorer)
-    assert [digest for digest, _ in predicting._networks] == ["2", "3", "4", "5"]
+        predict._loaded(scorer)
+    assert [digest for digest, _ in predict._networks] == ["2", "3", "4", "5"]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cos_ml.doors import answer
-from cos_ml.progress import MOST_CALLERS, Address, Display, Listener, Reporter, epoch_line
+from cos_ml.job.auth import answer
+from cos_ml.job.progress import MOST_CALLERS, Address, Display, Listener, Reporter, epoch_line
 
 EVENT = {
     "event": "epoch", "epoch": 2, "epochs": 10, "step": 8, "steps": 8, "rows": 100,

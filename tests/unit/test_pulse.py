@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from cos_ml import pulse
-from cos_ml.pulse import Listener, Pulse
+from cos_ml.rank import heartbeat
+from cos_ml.rank.heartbeat import Listener, Pulse
 
 
 class Clock:
@@ -46,11 +46,11 @@ def stalled_after(phase, silent=False, stopped=False, load=0.0, built=0.0):
         ("training, epoch 1 after step 16", {"load": 1.0}, 41),  # it loops
         ("training, epoch 1 after step 16", {"load": 0.1}, 51),  # it may only wait for the others
         ("training, epoch 1", {"built": 30.0}, 51),  # it has built its step, and waits since
-        (pulse.STARTING, {}, 301),  # the import of TensorFlow by all ranks of a slow host
-        (pulse.JOINING, {}, 301),
-        (pulse.STARTING, {"silent": True}, 301),  # which holds Python's lock for long
-        (pulse.STARTING, {"stopped": True}, 41),
-        (pulse.JOINING, {"stopped": True}, 41),
+        (heartbeat.STARTING, {}, 301),  # the import of TensorFlow by all ranks of a slow host
+        (heartbeat.JOINING, {}, 301),
+        (heartbeat.STARTING, {"silent": True}, 301),  # which holds Python's lock for long
+        (heartbeat.STARTING, {"stopped": True}, 41),
+        (heartbeat.JOINING, {"stopped": True}, 41),
     ],
 )
 def test_the_one_that_hangs_is_given_up_first(phase, how, seconds):
@@ -71,7 +71,7 @@ def test_whoever_gets_on_is_not_given_up():
 
 
 def test_a_pulse_says_what_its_rank_is_at(monkeypatch):
-    monkeypatch.setattr(pulse, "BEAT", 0.001)
+    monkeypatch.setattr(heartbeat, "BEAT", 0.001)
     file = io.StringIO()
     one = Pulse(file)
     one.at("training, epoch 1")

@@ -10,9 +10,9 @@ from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cos_ml import rendezvous_server
 from cos_ml.errors import RankError
-from cos_ml.rendezvous import Place, Rendezvous, all_ready, local_addresses, own_address, place, rank_environment
+from cos_ml.job import rendezvous_server
+from cos_ml.job.rendezvous import Place, Rendezvous, all_ready, local_addresses, own_address, place, rank_environment
 
 
 def brief(places):

@@ -6,15 +6,15 @@ import json
 import numpy as np
 import pytest
 
-from cos_ml import checkpoint, training
-from cos_ml.allreduce import Ranks
 from cos_ml.callbacks import callback
-from cos_ml.checkpoint import Folder
 from cos_ml.errors import RankError
-from cos_ml.pulse import Pulse
-from cos_ml.quiet import import_keras
-from cos_ml.resuming import give_back, plain_of
-from cos_ml.training import Clock, Feed, Here, stored_rows
+from cos_ml.network.keras_import import import_keras
+from cos_ml.rank import checkpoint_store
+from cos_ml.rank.checkpoint_store import Folder
+from cos_ml.rank.collectives import Ranks
+from cos_ml.rank.heartbeat import Pulse
+from cos_ml.rank.resume import give_back, plain_of
+from cos_ml.rank.train import Clock, Feed, Here, stored_rows
 
 from .conftest import inherited
 from .test_training import LOSS, data_of, spec_of
@@ -52,19 +52,19 @@ def trained(spool):
         rows = {part: stored_rows(part, here.tasks, 0, inherited(spooled, part)) for part in ("train", "validation")}
         feeds = {part: Feed(part, spec, here, rows[part]) for part in rows}
         keras.utils.set_random_seed(spec.seed)
-        trainer = training.make_trainer(network(), spec, here.ranks)
+        trainer = train.make_trainer(network(), spec, here.ranks)
         try:
             with pytest.MonkeyPatch.context() as patch:
                 if until:
-                    write = training.KeepStates._write
+                    write = train.KeepStates._write
 
                     def cut(keep, epoch, step, sums):
                         if (epoch, step) > until:
                             raise CutOffError
                         write(keep, epoch, step, sums)
 
-                    patch.setattr(training.KeepStates, "_write", cut)
-                told = training.fit(trainer, spec, here, feeds)
+                    patch.setattr(train.KeepStates, "_write", cut)
+                told = train.fit(trainer, spec, here, feeds)
         finally:
             here.pulse.close()
         return (
@@ -146,7 +146,7 @@ def test_storage_that_fails_later_costs_the_checkpoint_and_not_the_training(trai
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cos_ml.checkpoint._encoded", full)
+    monkeypatch.setattr("cos_ml.rank.checkpoint_store._encoded", full)
     _, told, events = trained(spec(tmp_path, epochs=1), data_of(40))
     assert told["history"]["loss"]
     assert any("can't be written" in event.get("text", "") and "No space" in event["text"] for event in events)
@@ -171,7 +171,7 @@ def test_a_loss_that_breaks_later_leaves_the_good_state(trained, tmp_path):
     # The last step of the third epoch had a good loss, and broke the weights behind it.
     kept = sorted(path.name for path in (tmp_path / "states").rglob("state-auto-*"))
     assert kept == ["state-auto-000001-000000000", "state-auto-000002-000000000"]
-    newest = checkpoint._decoded(next((tmp_path / "states").rglob(kept[-1])).read_bytes())
+    newest = checkpoint_store._decoded(next((tmp_path / "states").rglob(kept[-1])).read_bytes())
     assert all(np.isfinite(one).all() for name, one in newest.arrays.items() if name.startswith("weights/"))
 
 

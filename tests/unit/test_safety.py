@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cos_ml import networks, safety
 from cos_ml.errors import CosMLError, InvalidInputError, SavedModelError
-from cos_ml.networks import Network
+from cos_ml.network import archive as archives
+from cos_ml.network import untrusted
+from cos_ml.network.archive import Network
+from cos_ml.network.keras_import import import_keras
 from cos_ml.params import EstimatorParams
-from cos_ml.quiet import import_keras
 from tests.layers import Counting
 
 keras = import_keras()
@@ -24,7 +25,7 @@ keras = import_keras()
 
 @functools.cache
 def stored():
-    return networks.dump(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dense(1)]))
+    return archives.dump_model(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dense(1)]))
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def cycle(root):
 )
 def test_configs_that_are_more_than_data(archive, change, message):
     with pytest.raises(SavedModelError, match=message):
-        safety.check_archive(rebuilt(archive, change))
+        untrusted.check_archive(rebuilt(archive, change))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_configs_that_are_more_than_data(archive, change, message):
 )
 def test_members_that_are_more_than_data(archive, members, message):
     with pytest.raises(SavedModelError, match=message):
-        safety.check_archive(rebuilt(archive, **members))
+        untrusted.check_archive(rebuilt(archive, **members))
 
 
 def test_a_symbolic_link_in_an_archive(archive):
@@ -135,7 +136,7 @@ def test_a_symbolic_link_in_an_archive(archive):
         link.external_attr = 0o120777 << 16
         one.writestr(link, "/etc/passwd")
     with pytest.raises(SavedModelError, match="a member 'assets/link'"):
-        safety.check_archive(file.getvalue())
+        untrusted.check_archive(file.getvalue())
 
 
 def test_what_keras_saves_is_let_through(archive):
@@ -149,9 +150,9 @@ def test_what_keras_saves_is_let_through(archive):
         keras.Sequential([keras.Input((2,)), Counting("/dev/null"), keras.layers.Dense(1, kernel_regularizer="l2")]),
     ]
     for kind in kinds:
-        safety.check_archive(networks.dump(kind))
-    assert safety.modules_of(networks.dump(kinds[2])) == {"tests.layers"}
-    assert safety.modules_of(archive) == set()
+        untrusted.check_archive(archives.dump_model(kind))
+    assert untrusted.modules_of(archives.dump_model(kinds[2])) == {"tests.layers"}
+    assert untrusted.modules_of(archive) == set()
 
 
 def inputs_of(words, inputs):
@@ -161,7 +162,7 @@ def inputs_of(words, inputs):
 def test_a_keras_file_is_checked_too(archive, tmp_path):
     (tmp_path / "evil.keras").write_bytes(rebuilt(archive, layer(module="os", class_name="system")))
     with pytest.raises(InvalidInputError, match=r"names os\.system"):
-        networks.from_file(str(tmp_path / "evil.keras"))
+        archives.network_from_file(str(tmp_path / "evil.keras"))
 
 
 @given(where=st.floats(0, 1, exclude_max=True), piece=st.binary(max_size=20), how=st.integers(0, 3))
@@ -171,8 +172,8 @@ def test_damaged_bytes_are_one_error_or_the_network(where, piece, how):
     at = int(where * len(archive))
     damaged = [archive[:at], archive[:at] + piece + archive[at + len(piece) :], archive[at:], archive * 2][how]
     try:
-        safety.check_archive(damaged)
-        Network.of(networks.load(damaged))
+        untrusted.check_archive(damaged)
+        Network.of(archives.load_model(damaged))
     except CosMLError:
         pass
 
@@ -196,8 +197,8 @@ def test_a_damaged_config_is_one_error_or_a_network(data):
 
     damaged = rebuilt(stored(), change)
     try:
-        safety.check_archive(damaged)
-        Network.of(networks.load(damaged))
+        untrusted.check_archive(damaged)
+        Network.of(archives.load_model(damaged))
     except CosMLError:
         pass
 
@@ -225,4 +226,4 @@ def test_a_param_takes_a_value_or_says_why_not(name, value):
 @given(st.binary(max_size=200))
 def test_golden_rows_that_are_none(data):
     with pytest.raises(SavedModelError):
-        safety.check_zip(data, "golden rows")
+        untrusted.check_zip(data, "golden rows")

@@ -5,11 +5,11 @@ import sys
 import threading
 from pathlib import Path
 
-from cos_ml.scratch import Scratch
+from cos_ml.job.temp_dir import Scratch
 
 LEAVES = """
 import os, signal, sys
-from cos_ml.scratch import Scratch
+from cos_ml.job.temp_dir import Scratch
 scratch = Scratch(sys.argv[1])
 open(scratch.path + "/file", "w").close()
 os.kill(os.getpid(), signal.SIGKILL)
@@ -18,7 +18,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 LEAVES_A_PROCESS = """
 import os, signal, subprocess, sys
-from cos_ml.scratch import Scratch
+from cos_ml.job.temp_dir import Scratch
 scratch = Scratch(sys.argv[1])
 rank = subprocess.Popen(["sh", "-c", "sleep 1000 & wait"], start_new_session=True)  # holds this one's output
 scratch.ends(rank.pid)

@@ -3,8 +3,8 @@ import types
 
 import pytest
 
-from cos_ml import slots
 from cos_ml.errors import ClusterError
+from cos_ml.job import slots
 
 
 class Session:

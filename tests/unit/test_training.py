@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cos_ml import training
-from cos_ml.allreduce import Ranks
-from cos_ml.columns import Column
-from cos_ml.pulse import Pulse
-from cos_ml.quiet import import_keras
+from cos_ml.data.columns import Column
+from cos_ml.network.keras_import import import_keras
+from cos_ml.rank import train
+from cos_ml.rank.collectives import Ranks
+from cos_ml.rank.heartbeat import Pulse
+from cos_ml.rank.train import Clock, Feed, Here, fit, make_trainer, network_of, stored_rows
 from cos_ml.spec import TrainSpec
-from cos_ml.training import Clock, Feed, Here, fit, make_trainer, network_of, stored_rows
 
 from .conftest import inherited
 
@@ -270,11 +270,11 @@ def test_every_epoch_is_reported(trained, classifier):
 
 
 def test_steps_are_reported_now_and_then(trained, classifier, monkeypatch):
-    monkeypatch.setattr(training, "EVENT_INTERVAL", -1.0)
+    monkeypatch.setattr(train, "EVENT_INTERVAL", -1.0)
     _, _, events = trained(classifier, spec_of(steps_per_execution=1), data_of(29))
     steps = [(event["epoch"], event["step"]) for event in events if event["event"] == "step"]
     assert steps == [(epoch, step) for epoch in (1, 2) for step in (1, 2, 3, 4)]
-    monkeypatch.setattr(training, "EVENT_INTERVAL", 1e9)
+    monkeypatch.setattr(train, "EVENT_INTERVAL", 1e9)
     _, _, events = trained(classifier, spec_of(steps_per_execution=1), data_of(29))
     assert [event["event"] for event in events if event["event"] == "step"] == []
 
@@ -296,7 +296,7 @@ def test_a_policy_reaches_layers_within_layers_and_leaves_them():
     inner = keras.layers.LSTM(5)(rows), keras.layers.MultiHeadAttention(2, 3)(rows, rows)
     network = keras.Model(rows, [*inner, keras.layers.TimeDistributed(keras.layers.Dense(2, dtype="float64"))(rows)])
     before = [layer.dtype_policy.name for layer in network._flatten_layers()]
-    restore = training.set_policy(network, "mixed_float16")
+    restore = train.set_policy(network, "mixed_float16")
     assert {layer.dtype_policy.name for layer in network._flatten_layers()} == {"mixed_float16"}
     assert "lstm_cell" in " ".join(layer.name for layer in network._flatten_layers())
     restore()

@@ -19,13 +19,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cos_ml import artifacts, callbacks, gpus, networks
-from cos_ml.allreduce import Ranks
+from cos_ml import callbacks, gpus
+from cos_ml.data import blobs
+from cos_ml.data.parquet import ShardRows, Shards
+from cos_ml.data.spool import PARTS, Batch, Rows, step_weights
 from cos_ml.errors import InvalidInputError
-from cos_ml.feeds import PARTS, Batch, Rows, step_weights
-from cos_ml.petastorm_feed import ShardRows, Shards
-from cos_ml.pulse import JOINING, WAITING, Pulse
-from cos_ml.resuming import Course, KeepStates, Memory, Record, Seeds, StopAtNonFinite
+from cos_ml.network.archive import dump_model, find_layer, layers_by_name, load_model, pack_inputs
+from cos_ml.rank.collectives import Ranks
+from cos_ml.rank.heartbeat import JOINING, WAITING, Pulse
+from cos_ml.rank.resume import Course, KeepStates, Memory, Record, Seeds, StopAtNonFinite
 from cos_ml.spec import TrainSpec
 
 __all__ = ["train"]
@@ -50,7 +52,7 @@ def train(start: dict[str, Any], meet: Callable[[], dict[str, Any]], pulse: Puls
     gpus.use(specs[0].use_gpu, tf)
     _limit_threads(place["local_size"])
     with os.fdopen(start["networks"], "rb") as file:
-        archives = artifacts.read(file)
+        archives = blobs.read(file)
     network = _begin(specs[0], archives)
     if place["size"] > 1:
         import horovod.tensorflow  # noqa: F401  # where it does not load, the others are told before they wait for it
@@ -77,7 +79,7 @@ def train(start: dict[str, Any], meet: Callable[[], dict[str, Any]], pulse: Puls
             raise
         results[f"{index}/summary"] = json.dumps(history | {"seconds": clock.seconds, "place": place}).encode()
         if here.rank == 0:
-            results[f"{index}/network"] = networks.dump(network)
+            results[f"{index}/network"] = dump_model(network)
         clock.forget("compile", "train")
     pulse.at("leaving the other ranks")
     ranks.close()
@@ -87,7 +89,7 @@ def train(start: dict[str, Any], meet: Callable[[], dict[str, Any]], pulse: Puls
 def _begin(spec: TrainSpec, archives: dict[str, bytes]) -> Any:
     """The network of one candidate, in a process that remembers nothing of those before it."""
     keras.utils.clear_session()
-    network = networks.load(archives[str(spec.network)], spec.modules)
+    network = load_model(archives[str(spec.network)], spec.modules)
     keras.utils.set_random_seed(spec.seed % 2**32)
     return network
 
@@ -167,10 +169,10 @@ def set_policy(network: Any, name: str | None) -> Callable[[], None]:
 
 def freeze(network: Any, names: tuple[str, ...]) -> Callable[[], None]:
     """Keep these layers as they are; returns what makes them trainable again, as far as they were."""
-    layers = networks.layers_by_name(network)
+    layers = layers_by_name(network)
     before = [(layer, layer.trainable) for layer in layers.values()]
     for name in names:
-        layers[networks.find_layer(layers, name, "frozenLayers")].trainable = False
+        layers[find_layer(layers, name, "frozenLayers")].trainable = False
 
     def thaw() -> None:
         for layer, trainable in before if names else ():  # a model comes before its layers, which it changes too
@@ -389,7 +391,7 @@ class SharedSteps(keras.Model if TYPE_CHECKING else object):  # type: ignore[mis
 
     def _loss_of(self, data: Any, training: bool) -> tuple[Any, Any]:
         inputs, labels, weights, scale, weight, _ = data
-        outputs = self(networks.pack_inputs(self, inputs), training=training)
+        outputs = self(pack_inputs(self, inputs), training=training)
         labels = tf.nest.pack_sequence_as(outputs, tf.nest.flatten(labels))
         trackers = [self._loss_tracker, *self._losses_by_output(labels, outputs)]
         for tracker in trackers:

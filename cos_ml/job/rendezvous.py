@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-from cos_ml.doors import new_secret
 from cos_ml.errors import RankError
+from cos_ml.job.auth import new_secret
 
 __all__ = [
     "INTERFACE", "Place", "Rendezvous", "all_ready", "local_addresses", "own_address", "place", "rank_environment",
@@ -81,7 +81,7 @@ class Rendezvous:
     """
 
     def __init__(self, address: str) -> None:
-        from cos_ml.rendezvous_server import Server  # numTrainWorkers=1 needs no Horovod
+        from cos_ml.job.rendezvous_server import Server  # numTrainWorkers=1 needs no Horovod
 
         self._server = Server(address)
         self._thread: threading.Thread | None = None

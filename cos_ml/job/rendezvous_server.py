@@ -14,8 +14,8 @@ from typing import Any
 from horovod.runner.common.util.hosts import SlotInfo
 from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
 
-from cos_ml.doors import BoundedServer, same
-from cos_ml.rendezvous import READY, Place
+from cos_ml.job.auth import BoundedServer, same
+from cos_ml.job.rendezvous import READY, Place
 
 __all__ = ["Server"]
 

@@ -120,7 +120,7 @@ def lmdb_to_sequence_file(source: str, target: str) -> None:
         InvalidInputError: ``target`` is there already, or ``source`` is no database.
         SetupError: the package lmdb is missing.
     """
-    from cos_ml.sources.files import write_sequence_file
+    from cos_ml.sources.images import write_sequence_file
     from cos_ml.sources.lmdb import RECORDS, LmdbReader, text
 
     reader = LmdbReader(source, True, None, RECORDS.names)

@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from cos_ml.columns import Column, Problem, decode, expression, renumber
+from cos_ml.data.columns import Column, Problem, decode, expression, renumber
 from cos_ml.errors import InvalidInputError
 from cos_ml.spec import TrainSpec
 

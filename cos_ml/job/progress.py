@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from cos_ml.doors import BoundedServer, answer, new_secret, same
+from cos_ml.job.auth import BoundedServer, answer, new_secret, same
 
 __all__ = ["Address", "Display", "Listener", "Reporter", "epoch_line"]
 

@@ -29,9 +29,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import pyarrow as pa
 
-from cos_ml.columns import Column, Problem, as_list_array, decode
+from cos_ml.data.columns import Column, Problem, as_list_array, decode
+from cos_ml.data.spool import PARTS, Batch, refuse, small_batches, usable_rows
 from cos_ml.errors import InvalidInputError, SetupError, from_spark
-from cos_ml.feeds import PARTS, Batch, refuse, small_batches, usable_rows
 from cos_ml.spec import TrainSpec
 
 if TYPE_CHECKING:

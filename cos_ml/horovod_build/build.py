@@ -209,7 +209,7 @@ def check(gpu: bool = False) -> None:
         SetupError: Horovod does not load, or what it computes is wrong.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "cos_ml.horovod_check"], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-m", "cos_ml.horovod_build.check"], capture_output=True, text=True, timeout=300, check=False
     )
     if done.returncode:
         raise SetupError(f"Horovod is installed but does not work:\n{(done.stdout + done.stderr)[-4000:]}")

@@ -10,9 +10,11 @@ from typing import Any
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
-from cos_ml import checks, feeds, gpus, networks, slots
+from cos_ml import gpus
+from cos_ml.data import spool
 from cos_ml.errors import ClusterError, CosMLError, from_spark
-from cos_ml.networks import Network
+from cos_ml.job import preflight, slots
+from cos_ml.network.archive import Network, layers_by_name, load_model
 from cos_ml.spec import TrainSpec
 
 __all__ = ["explain"]
@@ -31,7 +33,7 @@ def explain(dataset: DataFrame, spec: TrainSpec, network: Network, workers: int)
     if report.check("slots", lambda: _slots(spark, workers, spec)):
         executors: list[dict[str, Any]] = []
         if report.check("versions", lambda: _versions(spark, workers, executors)):
-            need = checks.need_of(spec, *_sizes(network), rows[0] if rows else None, workers)
+            need = preflight.need_of(spec, *_sizes(network), rows[0] if rows else None, workers)
             _report_need(report, need, executors)
     return report.text()
 
@@ -72,11 +74,11 @@ def _columns(spec: TrainSpec) -> str:
 
 def _rows(dataset: DataFrame, spec: TrainSpec, counted: list[int]) -> str:
     """Looks at the first rows as a fit looks at all, and counts them."""
-    narrow = feeds.narrow(dataset, spec)
+    narrow = spool.narrow(dataset, spec)
     table = narrow.limit(SAMPLE).toArrow().combine_chunks()
     skipped = 0
     for batch in table.to_batches():
-        skipped += feeds.usable_rows(batch, spec, 0)[2]
+        skipped += spool.usable_rows(batch, spec, 0)[2]
     counted.append(dataset.count())
     told = f", {skipped} of them to be skipped" if skipped else ""
     return f"{counted[0]:,}; the first {table.num_rows:,} were looked at{told}, a fit looks at each"
@@ -95,8 +97,8 @@ def _versions(spark: SparkSession, workers: int, executors: list[dict[str, Any]]
             executors += [json.loads(row["facts"]) for row in asked.collect()]
     except Exception as error:
         raise from_spark(error) or error from None
-    here = checks.versions()
-    problem = checks.differing(here, executors)
+    here = preflight.versions()
+    problem = preflight.differing(here, executors)
     if problem:
         raise ClusterError(problem)
     hosts = len({one["host"] for one in executors})
@@ -108,21 +110,21 @@ def _facts(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """One task of the cluster tells about its executor (barrier task side)."""
     for _ in batches:
         pass
-    yield pa.RecordBatch.from_arrays([pa.array([json.dumps(checks.facts())])], ["facts"])
+    yield pa.RecordBatch.from_arrays([pa.array([json.dumps(preflight.facts())])], ["facts"])
 
 
 def _sizes(network: Network) -> tuple[float, float]:
     """Bytes of a network's weights, and of all its layers' outputs for one row."""
-    model = networks.load(network.archive, network.modules)
+    model = load_model(network.archive, network.modules)
     outputs = 0
-    for layer in networks.layers_by_name(model).values():
+    for layer in layers_by_name(model).values():
         shape = getattr(getattr(layer, "output", None), "shape", None) or ()
         outputs += math.prod(side or 1 for side in shape[1:])
     return 4.0 * model.count_params(), 4.0 * outputs
 
 
-def _report_need(report: _Report, need: checks.Need, executors: list[dict[str, Any]]) -> None:
-    problems = checks.tight(need, executors)
+def _report_need(report: _Report, need: preflight.Need, executors: list[dict[str, Any]]) -> None:
+    problems = preflight.tight(need, executors)
 
     def raising(word: str, otherwise: str) -> str:
         mine = [problem for problem in problems if f" of {word} left" in problem]
@@ -131,9 +133,9 @@ def _report_need(report: _Report, need: checks.Need, executors: list[dict[str, A
         return otherwise
 
     memory, disk = (min(one[what] for one in executors) for what in ("memory", "disk"))
-    rows = "" if need.disk is None else f"a rank's rows take about {checks.shown(need.disk)}; "
-    report.check("disk", lambda: raising("disk", f"{rows}{checks.shown(disk)} free"))
+    rows = "" if need.disk is None else f"a rank's rows take about {preflight.shown(need.disk)}; "
+    report.check("disk", lambda: raising("disk", f"{rows}{preflight.shown(disk)} free"))
     report.check(
         "memory",
-        lambda: raising("memory", f"a rank takes about {checks.shown(need.memory)}; {checks.shown(memory)} free"),
+        lambda: raising("memory", f"a rank takes about {preflight.shown(need.memory)}; {preflight.shown(memory)} free"),
     )

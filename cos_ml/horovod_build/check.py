@@ -1,4 +1,4 @@
-"""Two ranks on this machine, one allreduce, the result compared: ``python -m cos_ml.horovod_check`` (driver side)."""
+"""Two local ranks, one allreduce, the result compared: ``python -m cos_ml.horovod_build.check`` (driver side)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from cos_ml.rendezvous import Place, Rendezvous, place, rank_environment
+from cos_ml.job.rendezvous import Place, Rendezvous, place, rank_environment
 
 __all__ = ["environment", "main"]
 

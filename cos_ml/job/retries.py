@@ -14,7 +14,7 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
-from cos_ml import connect
+from cos_ml import spark_internals
 from cos_ml.errors import from_spark
 
 __all__ = ["failures", "limit", "tagged"]
@@ -45,7 +45,7 @@ def tagged(spark: SparkSession) -> Iterator[Tag]:
     """Tag the jobs that begin in this ``with`` block; Ctrl-C, or whatever else interrupts it, ends them."""
     tag = Tag(f"cos_ml-{uuid.uuid4().hex}")
     session: Any = spark
-    classic = not connect.is_connect(spark)
+    classic = not spark_internals.is_connect(spark)
     if classic:
         add, remove, cancel = (getattr(spark.sparkContext, name) for name in TAGS)
     else:
@@ -100,7 +100,7 @@ def failures(spark: SparkSession, tag: str) -> list[str]:
 
     Whether the last one was made good by another attempt is for the caller to know.
     """
-    if connect.is_connect(spark):
+    if spark_internals.is_connect(spark):
         return []
     context = spark.sparkContext._jsc.sc()
     with contextlib.suppress(Exception):  # a bus that is late tells less; that is no reason to fail

@@ -16,9 +16,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from cos_ml.allreduce import Ranks
-from cos_ml.checkpoint import Folder, State, States, claim
 from cos_ml.errors import RankError
+from cos_ml.rank.checkpoint_store import Folder, State, States, claim
+from cos_ml.rank.collectives import Ranks
 
 __all__ = ["Course", "KeepStates", "Memory", "Record", "Seeds", "StopAtNonFinite"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cos_ml.errors import InvalidInputError
-from cos_ml.networks import Tensor
+from cos_ml.network.archive import Tensor
 
 __all__ = ["check_loss", "class_count", "head_of", "label_classes", "losses_by_output", "predictions"]
 

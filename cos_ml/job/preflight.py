@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cos_ml.feeds import local_folder
+from cos_ml.data.spool import local_folder
 from cos_ml.spec import TrainSpec
 
 __all__ = ["Need", "differing", "facts", "need_of", "shown", "tight", "versions"]

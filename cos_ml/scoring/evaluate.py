@@ -15,8 +15,10 @@ import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame
 
-from cos_ml import connect, feeds, networks, predicting
-from cos_ml.networks import Network
+from cos_ml import spark_internals
+from cos_ml.data import spool
+from cos_ml.network.archive import Network
+from cos_ml.scoring import predict
 from cos_ml.spec import TrainSpec
 
 __all__ = ["evaluate"]
@@ -36,8 +38,8 @@ def evaluate(dataset: DataFrame, network: Network, spec: TrainSpec) -> dict[str,
     Raises:
         InvalidInputError: there is no such column, or it is of no use. A bad row ends the Spark job instead.
     """
-    connect.check_size(dataset.sparkSession, [network.archive])
-    narrow = feeds.narrow(dataset, spec)
+    spark_internals.check_size(dataset.sparkSession, [network.archive])
+    narrow = spool.narrow(dataset, spec)
     summed = narrow.mapInArrow(partial(_sum_up, network.archive, spec.to_json()), "state string")
     states = [json.loads(row["state"]) for row in summed.collect()]
     if not states:
@@ -50,13 +52,13 @@ def evaluate(dataset: DataFrame, network: Network, spec: TrainSpec) -> dict[str,
 
 def _sum_up(archive: bytes, spec: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """One partition: the metrics' sums and counts over its rows, as one row of JSON; none for no rows."""
-    predicting.limit_devices()
+    predict.limit_devices()
     evaluator = _evaluator(archive, spec)
     evaluator.reset()
     seen = 0
     like = None
     for batch in batches:
-        arrays, kept, _ = feeds.usable_rows(batch, evaluator.spec, seen)
+        arrays, kept, _ = spool.usable_rows(batch, evaluator.spec, seen)
         seen += batch.num_rows
         if not kept.any():
             continue
@@ -77,12 +79,12 @@ class _Evaluator:
     """A network compiled as for training, whose test step adds rows up."""
 
     def __init__(self, archive: bytes, spec: str) -> None:
-        from cos_ml.allreduce import Ranks
-        from cos_ml.training import make_trainer
+        from cos_ml.rank.collectives import Ranks
+        from cos_ml.rank.train import make_trainer
 
         self.spec = TrainSpec.from_json(spec)
-        self.trainer = make_trainer(networks.load(archive, self.spec.modules), self.spec, Ranks(1))
-        self.step = predicting.traced(self.trainer.test_step)
+        self.trainer = make_trainer(archive.load(archive, self.spec.modules), self.spec, Ranks(1))
+        self.step = predict.traced(self.trainer.test_step)
 
     def add(self, arrays: dict[str, np.ndarray]) -> None:
         """Count these rows."""
@@ -112,6 +114,6 @@ class _Evaluator:
             variable.assign(value)
 
     def _step(self, arrays: dict[str, np.ndarray], counted: bool) -> None:
-        from cos_ml.training import step_data
+        from cos_ml.rank.train import step_data
 
         self.step(step_data(self.spec, arrays, len(next(iter(arrays.values()))) if counted else 0))

@@ -104,7 +104,7 @@ def check_config(config: Any) -> None:
 
 
 def _is_registered(name: str) -> bool:
-    from cos_ml.quiet import import_keras
+    from cos_ml.network.keras_import import import_keras
 
     return import_keras().saving.get_registered_object(name) is not None
 

@@ -1,4 +1,4 @@
-"""A Keras network as plain bytes and plain facts (driver side; ``load`` also in ranks and scoring tasks)."""
+"""A Keras network as plain bytes and plain facts (driver side; ``load_model`` also in ranks and scoring tasks)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cos_ml import safety
 from cos_ml.errors import InvalidInputError, SavedModelError
-from cos_ml.quiet import import_keras, import_tensorflow
+from cos_ml.network import untrusted
+from cos_ml.network.keras_import import import_keras, import_tensorflow
 
-__all__ = ["Network", "Tensor", "layers_by_name", "load"]
+__all__ = ["Network", "Tensor", "layers_by_name", "load_model"]
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _renamed(config: Any, names: dict[str, str]) -> Any:
     return names.get(config, config) if isinstance(config, str) else config
 
 
-def load(archive: bytes, modules: Iterable[str] = ()) -> Any:
+def load_model(archive: bytes, modules: Iterable[str] = ()) -> Any:
     """The ``keras.Model`` in a ``.keras`` archive, not compiled.
 
     Args:
@@ -201,7 +201,7 @@ def load(archive: bytes, modules: Iterable[str] = ()) -> Any:
             ) from error
 
 
-def from_file(path: str) -> Network:
+def network_from_file(path: str) -> Network:
     """The network in a ``.keras`` file, anywhere that fsspec reads.
 
     Raises:
@@ -212,8 +212,8 @@ def from_file(path: str) -> Network:
     try:
         with fsspec.open(path, "rb") as file:
             archive = file.read()
-        safety.check_archive(archive)
-        return Network.of(load(archive))
+        untrusted.check_archive(archive)
+        return Network.of(load_model(archive))
     except (OSError, ValueError, ImportError) as error:
         raise InvalidInputError(
             f"Param model: expected a keras.Model, or the path of a .keras file, received {path!r}: {error}"
@@ -230,7 +230,7 @@ def pack_inputs(model: Any, inputs: Sequence[Any]) -> Any:
     return list(inputs) if len(inputs) > 1 else inputs[0]
 
 
-def dump(model: Any) -> bytes:
+def dump_model(model: Any) -> bytes:
     """A model as the bytes of a ``.keras`` archive, without its optimizer."""
     return _archive(model)
 
@@ -299,7 +299,7 @@ def _config(model: Any) -> Any:
 def _check_loads(archive: bytes) -> None:
     """Raises InvalidInputError for a network that the ranks could not load: better here than there."""
     try:
-        load(archive)
+        load_model(archive)
     except SavedModelError as error:
         raise InvalidInputError(f"Param model: what Keras saves of it, its safe mode does not load. {error}") from error
 

@@ -26,12 +26,14 @@ import pyarrow as pa
 from pyspark import BarrierTaskContext
 from pyspark.sql import DataFrame
 
-from cos_ml import artifacts, attempts, checks, connect, gpus, progress, pulse, slots
-from cos_ml.doors import redacted
+from cos_ml import gpus, spark_internals
+from cos_ml.data import blobs
+from cos_ml.data.parquet import Shard, Shards
+from cos_ml.data.spool import Spool, local_folder, small_batches, spread
 from cos_ml.errors import ClusterError, InvalidInputError, RankError, from_spark
-from cos_ml.feeds import Spool, local_folder, small_batches, spread
-from cos_ml.petastorm_feed import Shard, Shards
-from cos_ml.rendezvous import (
+from cos_ml.job import preflight, progress, retries, slots
+from cos_ml.job.auth import redacted
+from cos_ml.job.rendezvous import (
     INTERFACE,
     Place,
     Rendezvous,
@@ -41,7 +43,8 @@ from cos_ml.rendezvous import (
     place,
     rank_environment,
 )
-from cos_ml.scratch import Scratch
+from cos_ml.job.temp_dir import Scratch
+from cos_ml.rank import heartbeat
 from cos_ml.spec import TrainSpec
 
 __all__ = ["Job", "run"]
@@ -113,13 +116,13 @@ def run(df: DataFrame, job: Job, ranks: int) -> Outcome:
         InvalidInputError: a row can't be used.
         RankError: a rank failed; the message has its traceback, or the cause of each attempt that Spark made.
     """
-    connect.check_size(df.sparkSession, job.networks)
+    spark_internals.check_size(df.sparkSession, job.networks)
     lost: list[str] = []
     while True:
         outcome = _attempt(df, job, ranks, lost)
         if not outcome.results:
             lost = outcome.failures
-        elif _lost_each_other(outcome.results) and len(lost) + 1 < attempts.limit(df.sparkSession):
+        elif _lost_each_other(outcome.results) and len(lost) + 1 < retries.limit(df.sparkSession):
             lost = [*outcome.failures, LOST]  # no task failed, so Spark does not try again by itself
         else:
             break
@@ -135,8 +138,8 @@ def _attempt(df: DataFrame, job: Job, ranks: int, lost: list[str]) -> Outcome:
     profile = gpus.profile(df.sparkSession.conf, job.specs[0].use_gpu)
     slots.check_cluster(df.sparkSession, ranks, profile)
     returned = sum(len(job.networks[spec.network]) for spec in job.specs)
-    tasks = spread(df, ranks).mapInArrow(partial(_task, job, ranks), "rank int, " + artifacts.SCHEMA, True, profile)
-    with attempts.tagged(df.sparkSession) as tag:
+    tasks = spread(df, ranks).mapInArrow(partial(_task, job, ranks), "rank int, " + blobs.SCHEMA, True, profile)
+    with retries.tagged(df.sparkSession) as tag:
         try:
             # The shuffle is what lets Spark retry: it never repeats a barrier stage whose result is collected directly.
             # In as many parts as the driver can take one after the other.
@@ -146,15 +149,15 @@ def _attempt(df: DataFrame, job: Job, ranks: int, lost: list[str]) -> Outcome:
         except Exception as error:
             if tag.interrupted:
                 raise
-            causes = attempts.failures(df.sparkSession, tag.name)
+            causes = retries.failures(df.sparkSession, tag.name)
             in_part = any(IN_PART in text for text in (*causes, str(error)))
             failures = lost + (_whole(causes) or [LOST] * in_part)  # Spark Connect tells no causes
-            if in_part and len(failures) < attempts.limit(df.sparkSession):
+            if in_part and len(failures) < retries.limit(df.sparkSession):
                 return Outcome([], failures, [])
             raise _with_attempts(error, failures) from None
-        failures = lost + _whole(attempts.failures(df.sparkSession, tag.name))
+        failures = lost + _whole(retries.failures(df.sparkSession, tag.name))
     results: list[dict[str, bytes]] = [
-        artifacts.join((row["name"], row["part"], row["data"]) for row in rows if row["rank"] == rank)
+        blobs.join((row["name"], row["part"], row["data"]) for row in rows if row["rank"] == rank)
         for rank in range(ranks)
     ]
     notes = [note for result in results for note in json.loads(result.get("notes", b"[]"))]
@@ -180,7 +183,7 @@ def _with_attempts(error: Exception, failures: list[str]) -> Exception:
     if len(failures) < 2 or isinstance(known, InvalidInputError):
         return known or error
     causes = "\n".join(f"Attempt {number}: {cause}" for number, cause in enumerate(failures, 1))
-    return RankError(f"The fit failed {len(failures)} times, which is {attempts.LIMIT}. {causes}")
+    return RankError(f"The fit failed {len(failures)} times, which is {retries.LIMIT}. {causes}")
 
 
 def _raise_reported(results: list[dict[str, bytes]]) -> None:
@@ -222,7 +225,7 @@ def _task(job: Job, ranks: int, batches: Iterable[pa.RecordBatch]) -> Iterator[p
     with RankProcess(job, here, spool) as process:  # TensorFlow loads while rows arrive
         problem = _fill(spool, batches)
         with _meet(context, job, hosts, places, spool, problem) as meeting:
-            if foreign := checks.differing(job.versions, meeting.tasks):
+            if foreign := preflight.differing(job.versions, meeting.tasks):
                 result = {"cluster": foreign.encode()} if here.rank == 0 else {}
             elif any(task["problem"] for task in meeting.tasks):
                 result = {"problem": problem.encode()} if problem else {}
@@ -232,7 +235,7 @@ def _task(job: Job, ranks: int, batches: Iterable[pa.RecordBatch]) -> Iterator[p
                 result = {"problem": several_shapes.encode()} if here.rank == 0 else {}
             else:
                 result = _train(job, process, meeting)
-        for batch in artifacts.record_batches(result | {"host": here.host.encode()}):
+        for batch in blobs.record_batches(result | {"host": here.host.encode()}):
             rank = pa.array([here.rank], pa.int32())
             yield pa.RecordBatch.from_arrays([rank, *batch.columns], ["rank", *batch.schema.names])
 
@@ -248,8 +251,8 @@ def _train(job: Job, process: RankProcess, meeting: Meeting) -> dict[str, bytes]
         return {"error": f"{HOROVOD_ECHO} before it began.".encode()} if ready else process.result([])
     first = process.here.rank == 0
     with contextlib.closing(progress.Reporter(job.progress if first else None)) as reporter:
-        need = checks.need_of(job.specs[0], max(map(len, job.networks)), started=True)  # archives are weights
-        notes = checks.tight(need, meeting.tasks) if first else []
+        need = preflight.need_of(job.specs[0], max(map(len, job.networks)), started=True)  # archives are weights
+        notes = preflight.tight(need, meeting.tasks) if first else []
         for text in notes:
             reporter.send({"event": "note", "text": text})
         return process.train(meeting, reporter, notes)
@@ -346,7 +349,7 @@ def _meet(
             "validation": spool.rows["validation"], "shapes": spool.shapes, "dtypes": spool.dtypes,
             "addresses": list(local_addresses()) if several else [], "port": rendezvous.port if rendezvous else 0,
             "address": own, "secret": rendezvous.secret if rendezvous else "",
-            **checks.facts(),
+            **preflight.facts(),
         }  # fmt: skip
         message = json.dumps(mine)
         told = [json.loads(one) for one in (context.allGather(message) if several else [message])]
@@ -368,7 +371,7 @@ class RankProcess:
         self.secret = ""
         self.results, self.networks, self.log = (tempfile.TemporaryFile(dir=local_folder()) for _ in range(3))
         self.scratch = Scratch(local_folder())  # what libraries leave
-        artifacts.write(self.networks, {str(index): archive for index, archive in enumerate(job.networks)})
+        blobs.write(self.networks, {str(index): archive for index, archive in enumerate(job.networks)})
         events, events_of_child = os.pipe()
         start = {
             "function": job.function, "specs": [spec.to_json() for spec in job.specs], "place": asdict(here),
@@ -379,7 +382,7 @@ class RankProcess:
         inherited = [events_of_child, self.networks.fileno(), self.results.fileno()]
         inherited += [fd for part in spool.descriptors().values() for fd in part.values()]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "cos_ml.rank_process"],
+            [sys.executable, "-m", "cos_ml.rank"],
             env=_child_environment(job.specs[0], here) | {"TMPDIR": self.scratch.path},
             pass_fds=inherited, stdin=subprocess.PIPE, stdout=self.log, stderr=self.log,
             start_new_session=True,  # so that what it forks can be ended with it
@@ -396,7 +399,7 @@ class RankProcess:
         Raises:
             RankError: it died without a word, or does not get on.
         """
-        self.listener = pulse.Listener(self.stall_timeout, self._stopped)
+        self.listener = heartbeat.Listener(self.stall_timeout, self._stopped)
         if any(event["event"] == "ready" for event in self.told):
             return True
         self.result([])
@@ -410,7 +413,7 @@ class RankProcess:
         """
         self.secret = meeting.secret
         self._say({"tasks": meeting.tasks, "environment": meeting.environment})
-        self.listener = pulse.Listener(self.stall_timeout, self._stopped)  # it has waited for the others until now
+        self.listener = heartbeat.Listener(self.stall_timeout, self._stopped)  # it has waited for the others until now
         for event in self.told:
             if event["event"] == "note":
                 notes = [*notes, event["text"]]
@@ -428,7 +431,7 @@ class RankProcess:
         """
         code = self.process.wait()
         log = self._log()
-        result = artifacts.read(self.results)
+        result = blobs.read(self.results)
         if code or not result:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
             hint = " The host may be out of memory." if code == -signal.SIGKILL else ""
@@ -444,7 +447,7 @@ class RankProcess:
         unfinished, poll = b"", select.poll()
         poll.register(self.events, select.POLLIN)
         while True:
-            if poll.poll(pulse.BEAT * 1000):
+            if poll.poll(heartbeat.BEAT * 1000):
                 data = os.read(self.events.fileno(), 64 << 10)
                 if not data:
                     return

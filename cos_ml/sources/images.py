@@ -9,9 +9,9 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from cos_ml.connect import is_connect
 from cos_ml.errors import InvalidInputError
 from cos_ml.sources.lmdb import DATUM_SCHEMA, DATUMS, datum_columns
+from cos_ml.spark_internals import is_connect
 
 __all__ = ["image_classes", "read_images", "read_sequence_file", "write_sequence_file"]
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
-from cos_ml.connect import is_connect
 from cos_ml.errors import ClusterError
+from cos_ml.spark_internals import is_connect
 
 __all__ = ["Account", "check_cluster", "taken"]
 

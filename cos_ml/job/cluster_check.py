@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 from pyspark.sql import SparkSession
 
-from cos_ml import checks, connect, feeds, gpus, horovod_options, ranks
-from cos_ml.columns import Column
+from cos_ml import gpus, spark_internals
+from cos_ml.data import spool
+from cos_ml.data.columns import Column
 from cos_ml.errors import InvalidInputError
-from cos_ml.pulse import Pulse
-from cos_ml.rendezvous import INTERFACE, local_addresses
+from cos_ml.job import barrier, horovod_env, preflight
+from cos_ml.job.rendezvous import INTERFACE, local_addresses
+from cos_ml.rank.heartbeat import Pulse
 from cos_ml.spec import TrainSpec
 
 __all__ = ["measure", "report", "results"]
@@ -65,12 +67,12 @@ def results(
 ) -> list[dict[str, Any]]:
     """What each rank tells, by rank; ``size`` is the array's, in bytes."""
     options = {} if interface is None else {"networkInterface": interface}
-    variables = horovod_options.variables(horovod_options.converted(options)) | {SIZE: str(size)}
+    variables = horovod_env.variables(horovod_env.converted(options)) | {SIZE: str(size)}
     spec = TrainSpec(inputs=(Column("id", "x0"),), labels=(), use_gpu=use_gpu, variables=variables)
-    versions = {} if connect.is_connect(spark) else checks.versions()
-    job = ranks.Job(f"{__name__}:{measure.__name__}", (spec,), (b"",), versions=versions)
-    rows = feeds.narrow(spark.range(workers), spec)
-    return [json.loads(result["measured"]) for result in ranks.run(rows, job, workers).results]
+    versions = {} if spark_internals.is_connect(spark) else preflight.versions()
+    job = barrier.Job(f"{__name__}:{measure.__name__}", (spec,), (b"",), versions=versions)
+    rows = spool.narrow(spark.range(workers), spec)
+    return [json.loads(result["measured"]) for result in barrier.run(rows, job, workers).results]
 
 
 def _lines(spark: SparkSession, devices: str, told: list[dict[str, Any]], size: int) -> list[tuple[str, str]]:
@@ -134,7 +136,7 @@ def measure(start: dict[str, Any], meet: Callable[[], dict[str, Any]], pulse: Pu
     meet()
     interfaces = local_addresses()
     told: dict[str, Any] = {
-        "host": start["place"]["host"], "versions": checks.versions(), "interfaces": interfaces,
+        "host": start["place"]["host"], "versions": preflight.versions(), "interfaces": interfaces,
         "speeds": {name: _speed(name) for name in interfaces.values()}, "interface": os.environ.get(INTERFACE),
         "device": tf.config.experimental.get_device_details(seen[0])["device_name"] if seen else "CPU", "built": "",
     }  # fmt: skip

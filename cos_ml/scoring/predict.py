@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from cos_ml import gpus, heads, networks
-from cos_ml.columns import Column, as_list_array, decode, renumber
-from cos_ml.feeds import refuse
-from cos_ml.quiet import import_tensorflow
+from cos_ml import gpus
+from cos_ml.data.columns import Column, as_list_array, decode, renumber
+from cos_ml.data.spool import refuse
+from cos_ml.network.archive import layers_by_name, load_model, pack_inputs
+from cos_ml.network.keras_import import import_tensorflow
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +36,7 @@ class Scorer:
         archive, digest, modules: the network, what tells it from others, and the modules of its custom layers.
         inputs: the columns that it takes.
         layers: full names of the layers to tap.
-        heads: the kind of prediction of each output, as ``heads.head_of`` names it.
+        heads: the kind of prediction of each output, as ``outputs.head_of`` names it.
         wanted: the prediction columns to compute: the index of an output, and "prediction", "probability" or
             "rawPrediction".
         batch_size: rows per forward pass.
@@ -123,7 +124,7 @@ def _forward(scorer: Scorer, forward: Callable[..., list[Any]], arrays: list[np.
         outputs, taps = tensors[: len(scorer.heads)], tensors[len(scorer.heads) :]
         columns = [tap.reshape(len(tap), math.prod(tap.shape[1:])).astype(np.float64) for tap in taps]
         wanted = {index for index, _ in scorer.wanted}
-        predictions = {index: heads.predictions(scorer.heads[index], outputs[index]) for index in wanted}
+        predictions = {index: outputs.predictions(scorer.heads[index], outputs[index]) for index in wanted}
         parts.append(columns + [predictions[index][kind] for index, kind in scorer.wanted])
     return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
@@ -194,7 +195,7 @@ def _loaded(scorer: Scorer) -> Callable[..., list[Any]]:
 
 def _load(scorer: Scorer) -> Callable[..., list[Any]]:
     limit_devices()
-    return forward_pass(networks.load(scorer.archive, scorer.modules), scorer.layers)
+    return forward_pass(load_model(scorer.archive, scorer.modules), scorer.layers)
 
 
 def limit_devices() -> None:
@@ -219,12 +220,12 @@ def forward_pass(network: Any, layers: tuple[str, ...]) -> Callable[..., list[An
     tf = import_tensorflow()
 
     taps: dict[str, Any] = {}
-    found = networks.layers_by_name(network)
+    found = layers_by_name(network)
     for name in layers:
         found[name].call = _tap(found[name].call, taps, name)
 
     def forward(*inputs: Any) -> list[Any]:
-        outputs = network(networks.pack_inputs(network, inputs), training=False)
+        outputs = network(pack_inputs(network, inputs), training=False)
         return [*tf.nest.flatten(outputs), *(taps[name] for name in layers)]
 
     return traced(forward)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from cos_ml import artifacts
+from cos_ml.data import blobs
 
 __all__ = ["Ranks"]
 
@@ -105,12 +105,12 @@ def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
     file = io.BytesIO()
     header = {name: [array.dtype.str, array.shape] for name, array in arrays.items()}
     items = {f"/{name}": _bytes_of(array) for name, array in arrays.items()}
-    artifacts.write(file, {"": json.dumps(header).encode()} | items)
+    blobs.write(file, {"": json.dumps(header).encode()} | items)
     return file.getvalue()
 
 
 def _unpacked(data: bytes) -> dict[str, np.ndarray]:
-    items = artifacts.read(io.BytesIO(data))
+    items = blobs.read(io.BytesIO(data))
     header = json.loads(items[""])
     return {name: _array_of(items[f"/{name}"], *kind) for name, kind in header.items()}
 

@@ -1,4 +1,4 @@
-"""The child process that is a rank: ``python -m cos_ml.rank_process`` (rank side).
+"""The child process that is a rank: ``python -m cos_ml.rank.__main__`` (rank side).
 
 Its barrier task (``ranks.py``) starts it, and talks to it over inherited file descriptors and two lines of JSON on its
 standard input: the first when it starts, the second when all ranks have met. It dies with that task, whatever happens.
@@ -20,10 +20,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from cos_ml import artifacts
+from cos_ml.data import blobs
 from cos_ml.errors import InvalidInputError, RankError
-from cos_ml.pulse import Pulse
-from cos_ml.quiet import import_keras
+from cos_ml.network.keras_import import import_keras
+from cos_ml.rank.heartbeat import Pulse
 
 __all__ = ["main"]
 
@@ -43,15 +43,15 @@ def main() -> None:
     with os.fdopen(start["results"], "wb") as results:
         try:
             pulse = Pulse(os.fdopen(start["events"], "w"))  # before the imports, which can take long
-            artifacts.write(results, _function(start["function"])(start, partial(_meeting, pulse), pulse))
+            blobs.write(results, _function(start["function"])(start, partial(_meeting, pulse), pulse))
         except InvalidInputError as error:
-            artifacts.write(results, {"problem": str(error).encode()})
+            blobs.write(results, {"problem": str(error).encode()})
         except RankError as error:  # it says all that there is to say
-            artifacts.write(results, {"failure": str(error).encode()})
+            blobs.write(results, {"failure": str(error).encode()})
         except BaseException:  # SystemExit too: whatever ends a rank, the driver shall read it
             results.seek(0)
             results.truncate()
-            artifacts.write(results, {"error": traceback.format_exc().encode()})
+            blobs.write(results, {"error": traceback.format_exc().encode()})
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # the threads of TensorFlow and Horovod have nothing left to say

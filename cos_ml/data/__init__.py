@@ -1,0 +1,1 @@
+"""Rows: Spark columns as arrays and back, spooled to local disk, or stored as Parquet."""

@@ -1,0 +1,1 @@
+"""The barrier job that trains, driver side and task side."""
