@@ -16,14 +16,15 @@ from pyspark.ml import Estimator
 from pyspark.sql import DataFrame, SparkSession
 
 from cos_ml import gpus, spark_internals
-from cos_ml.data import parquet, spool
+from cos_ml.data import frames, parquet
 from cos_ml.data.columns import Column
 from cos_ml.errors import CosMLError, InvalidInputError, SetupError
 from cos_ml.job import barrier, explain, horovod_env, preflight, progress
-from cos_ml.model import COMPILED, DeepNetModel, check_layers, check_outputs, input_columns, label_columns
+from cos_ml.model import COMPILED, DeepNetModel, check_layers, check_outputs
 from cos_ml.network import outputs
 from cos_ml.network.archive import Network, custom_modules, find_layer
 from cos_ml.network.keras_import import import_keras
+from cos_ml.network.signature import input_columns, label_columns
 from cos_ml.params import EstimatorParams
 from cos_ml.persistence import NetworkStage
 from cos_ml.rank import checkpoint_store
@@ -276,7 +277,7 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
         check_layers(network, self.getFeatureLayers())
         kinds = tuple(outputs.head_of(output, loss) for output, loss in zip(network.outputs, losses, strict=True))
         check_outputs(self, dataset.schema, network, kinds)
-        spool.narrow(dataset, spec)  # raises for columns that are missing or of no use
+        frames.narrow(dataset, spec)  # raises for columns that are missing or of no use
         return spec
 
     def _compile_arguments(self, network: Network) -> dict[str, Any]:
@@ -326,7 +327,7 @@ class _Candidate:
 
 def _candidate(estimator: DeepNetEstimator, dataset: DataFrame, name: str) -> _Candidate:
     """A candidate, with all that can be checked before a job checked."""
-    spool.check_not_streaming(dataset)
+    frames.check_not_streaming(dataset)
     try:
         network = estimator._network()
         return _Candidate(estimator, replace(estimator._spec(dataset, network), name=name), network)
@@ -344,7 +345,7 @@ def _train(dataset: DataFrame, candidates: Sequence[_Candidate], url: str | None
         _check_horovod()
     gpus.check(dataset.sparkSession.conf, spec.use_gpu)
     archives = tuple({candidate.network.archive: None for candidate in candidates})
-    rows, shards = spool.narrow(dataset, spec), None
+    rows, shards = frames.narrow(dataset, spec), None
     types = rows.schema.simpleString()
     folders = [_folder(candidate, types, archives.index(candidate.network.archive)) for candidate in candidates]
     specs = tuple(

@@ -24,7 +24,8 @@ from cos_ml import spark_internals
 from cos_ml.data import blobs
 from cos_ml.errors import CosMLError, SavedModelError
 from cos_ml.network import untrusted
-from cos_ml.network.archive import Network, load_model, pack_inputs
+from cos_ml.network.archive import Network, load_model
+from cos_ml.network.forward import pack_inputs
 from cos_ml.network.keras_import import import_keras, import_tensorflow
 
 __all__ = ["NetworkStage", "check_golden", "golden_rows"]

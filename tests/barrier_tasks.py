@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 import pyarrow as pa
 from pyspark import BarrierTaskContext
 
+from cos_ml.job import task
 from cos_ml.errors import RankError
 from cos_ml.job import barrier
 
-TASK = barrier._task
+TASK = task._task
 
 
 def repeated_in_part(

@@ -6,15 +6,11 @@ the moment they are made, so nothing is left on disk whatever ends the fit.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 import math
 import os
-import sys
 import tempfile
-import threading
-import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -23,127 +19,22 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from cos_ml.data.columns import Column, Problem, decode, expression, renumber
+from cos_ml.data.columns import Column, Problem, decode, renumber
 from cos_ml.errors import InvalidInputError
 from cos_ml.spec import TrainSpec
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    pass
 
 __all__ = ["Batch", "Rows", "Spool", "check_not_streaming", "narrow", "small_batches", "spread", "step_weights"]
 
 PARTS = ("train", "validation")
 MAPPED = 256 << 20  # bytes of a column that are mapped; what is read of a map counts as the process's memory
-BATCH_BYTES = 2 << 20
-LEAST_BATCH = 16  # rows
-DEFAULT_BATCH = 10_000  # rows, where Spark's setting is not set
-OPEN_SIZE = 256  # numbers in a row of no known size
 ENDS = ".ends"  # after a field's name: where its strings end
 KEYS = ".keys"  # in the place of a field's name: a hash of each row
 
 
 # ── driver ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def narrow(df: DataFrame, spec: TrainSpec) -> DataFrame:
-    """Only the columns that ranks read, under their fixed names and as arrays of the network's number types."""
-    return df.select(*(expression(df.schema, column).alias(column.field) for column in spec.stored))
-
-
-def spread(df: DataFrame, partitions: int) -> DataFrame:
-    """``df`` in as many partitions as there are ranks; its rows move only where it has another number of them."""
-    return df if _fits_barrier(df, partitions) else df.repartition(partitions)
-
-
-def _fits_barrier(df: DataFrame, partitions: int) -> bool:
-    """Whether Spark can run ``df`` as a barrier stage of so many tasks without a shuffle before it.
-
-    Spark takes no barrier stage in which an earlier step has another number of partitions, as a coalesce or a union.
-    """
-    if not hasattr(df, "_jdf"):  # Spark Connect does not tell
-        return False
-    plan = df._jdf.queryExecution().executedPlan()
-    if "Adaptive" in plan.nodeName() and _shuffles(plan.initialPlan()):
-        return False  # to ask it for its partitions would run the shuffles
-    lineage = [plan.execute()]
-    while lineage:
-        rdd = lineage.pop()
-        if rdd.getNumPartitions() != partitions:
-            return False
-        dependencies = rdd.dependencies()
-        for index in range(dependencies.size()):
-            if "Shuffle" not in dependencies.apply(index).getClass().getSimpleName():
-                lineage.append(dependencies.apply(index).rdd())
-    return True
-
-
-def _shuffles(plan: Any) -> bool:
-    """Whether a physical plan has a shuffle or a broadcast; one behind a cache is done already."""
-    children = plan.children()
-    return "Exchange" in plan.nodeName() or any(_shuffles(children.apply(at)) for at in range(children.size()))
-
-
-class _Batches:
-    """A session's setting for the size of Arrow batches, lowered for as long as anybody needs it.
-
-    It is one setting for the whole session: fits side by side share it, and the last one puts it back.
-    """
-
-    SETTING = "spark.sql.execution.arrow.maxRecordsPerBatch"
-
-    def __init__(self, spark: SparkSession) -> None:
-        self._conf = spark.conf
-        self._lock = threading.Lock()
-        self._wanted: list[int] = []
-        self._before: str | None = None
-
-    @contextlib.contextmanager
-    def of(self, rows: int) -> Iterator[None]:
-        """Plan the jobs that begin in this ``with`` block with batches of at most ``rows`` rows."""
-        with self._lock:
-            if not self._wanted:
-                self._before = self._conf.get(self.SETTING, None)
-            self._wanted.append(rows)
-            self._set()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._wanted.remove(rows)
-                self._set()
-
-    def _set(self) -> None:
-        users = int(self._before or DEFAULT_BATCH)
-        if self._wanted:
-            self._conf.set(self.SETTING, min(*self._wanted, users if users > 0 else sys.maxsize))
-        elif self._before is None:
-            self._conf.unset(self.SETTING)
-        else:
-            self._conf.set(self.SETTING, self._before)
-
-
-_batches: weakref.WeakKeyDictionary[SparkSession, _Batches] = weakref.WeakKeyDictionary()
-_batches_lock = threading.Lock()
-
-
-def small_batches(spark: SparkSession, spec: TrainSpec) -> contextlib.AbstractContextManager[None]:
-    """Arrow batches of about 2 MB for the jobs that begin in this ``with`` block.
-
-    Spark's own default of 10,000 rows is 31 MB of 784 numbers each, and gets them to Python at half the speed: Java
-    and Python take turns, and neither finds its batch in the processor's cache.
-    """
-    row = sum(4 * (OPEN_SIZE if column.size is None else column.size) for column in spec.columns)
-    with _batches_lock:
-        here = _batches.setdefault(spark, _Batches(spark))
-    return here.of(max(LEAST_BATCH, BATCH_BYTES // row))
-
-
-def check_not_streaming(df: DataFrame) -> None:
-    """Raises InvalidInputError for a streaming DataFrame: it has no end to train until."""
-    if df.isStreaming:
-        raise InvalidInputError(
-            "fit() takes a batch DataFrame, and this one is streaming. Train on a stored part of the stream."
-        )
 
 
 # ── barrier task ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 
-from cos_ml.job.rendezvous import Place, Rendezvous, place, rank_environment
+from cos_ml.job.horovod_env import rank_environment
+from cos_ml.job.placement import Place, place
+from cos_ml.job.rendezvous import Rendezvous
 
 __all__ = ["environment", "main"]
 

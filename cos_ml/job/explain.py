@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
 from cos_ml import gpus
-from cos_ml.data import spool
+from cos_ml.data import frames, spool
 from cos_ml.errors import ClusterError, CosMLError, from_spark
 from cos_ml.job import preflight, slots
 from cos_ml.network.archive import Network, layers_by_name, load_model
@@ -74,7 +74,7 @@ def _columns(spec: TrainSpec) -> str:
 
 def _rows(dataset: DataFrame, spec: TrainSpec, counted: list[int]) -> str:
     """Looks at the first rows as a fit looks at all, and counts them."""
-    narrow = spool.narrow(dataset, spec)
+    narrow = frames.narrow(dataset, spec)
     table = narrow.limit(SAMPLE).toArrow().combine_chunks()
     skipped = 0
     for batch in table.to_batches():

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from cos_ml.errors import InvalidInputError
+from cos_ml.job.placement import Place, local_addresses
 
 __all__ = ["converted", "variables"]
 
@@ -53,3 +54,40 @@ def variables(options: dict[str, Any]) -> dict[str, str]:
 
 def _text(setting: Any) -> str:
     return str(int(setting)) if isinstance(setting, bool) else str(setting)
+
+
+JOIN_TIMEOUT = "120"  # seconds until a rank whose peers don't come gives up
+
+
+INTERFACE = "HOROVOD_GLOO_IFACE"
+
+
+def _path_of(secret: str, port: int) -> str:
+    return f"{secret}:{port}"  # Horovod writes http://ADDR:PORT/scope/key
+
+
+def rank_environment(here: Place, own: str, server: str, port: int, secret: str) -> dict[str, str]:
+    """The environment in which ``hvd.init()`` finds its peers, to be added to its own.
+
+    Args:
+        here: the rank's place.
+        own: its address, whose network interface it uses.
+        server: the address of the rendezvous server, which task 0 runs.
+        port: of the rendezvous server.
+        secret: that it wants to see.
+    """
+    interface = local_addresses().get(own)
+    return {
+        "HOROVOD_RANK": str(here.rank),
+        "HOROVOD_SIZE": str(here.size),
+        "HOROVOD_LOCAL_RANK": str(here.local_rank),
+        "HOROVOD_LOCAL_SIZE": str(here.local_size),
+        "HOROVOD_CROSS_RANK": str(here.cross_rank),
+        "HOROVOD_CROSS_SIZE": str(here.cross_size),
+        "HOROVOD_HOSTNAME": here.host,
+        "HOROVOD_CONTROLLER": "gloo",
+        "HOROVOD_CPU_OPERATIONS": "gloo",
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": f"{server}:{port}/{secret}",
+        "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
+        "HOROVOD_GLOO_TIMEOUT_SECONDS": JOIN_TIMEOUT,
+    } | ({INTERFACE: interface} if interface else {})

@@ -15,7 +15,8 @@ from horovod.runner.common.util.hosts import SlotInfo
 from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
 
 from cos_ml.job.auth import BoundedServer, same
-from cos_ml.job.rendezvous import READY, Place
+from cos_ml.job.placement import Place
+from cos_ml.job.rendezvous import READY
 
 __all__ = ["Server"]
 

@@ -10,7 +10,7 @@ import json
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from cos_ml.errors import InvalidInputError, SavedModelError
 from cos_ml.network import untrusted
-from cos_ml.network.keras_import import import_keras, import_tensorflow
+from cos_ml.network.keras_import import import_keras
 
 __all__ = ["Network", "Tensor", "layers_by_name", "load_model"]
 
@@ -218,16 +218,6 @@ def network_from_file(path: str) -> Network:
         raise InvalidInputError(
             f"Param model: expected a keras.Model, or the path of a .keras file, received {path!r}: {error}"
         ) from error
-
-
-def pack_inputs(model: Any, inputs: Sequence[Any]) -> Any:
-    """Input tensors, in the network's order, in the form that it was built with: one, a list or a dict."""
-    structure = getattr(model, "_inputs_struct", None)
-    if isinstance(structure, dict):
-        tf = import_tensorflow()
-
-        return tf.nest.pack_sequence_as(structure, list(inputs))
-    return list(inputs) if len(inputs) > 1 else inputs[0]
 
 
 def dump_model(model: Any) -> bytes:

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from cos_ml.errors import RankError
+from cos_ml.rank.callbacks import generators
 from cos_ml.rank.checkpoint_store import Folder, State, States, claim
 from cos_ml.rank.collectives import Ranks
 
@@ -134,49 +134,6 @@ def _told(state: State | None) -> dict[str, np.ndarray]:
     return arrays | {"header": np.frombuffer(header.encode(), np.uint8)}
 
 
-class Course(keras.callbacks.CallbackList):
-    """The callbacks of a training, which hear nothing of steps that a resumed epoch only passes by."""
-
-    passing = False
-
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        self.passing = bool(self.model.passed)
-        if not self.passing:
-            super().on_train_batch_begin(batch, logs)
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if not self.passing:
-            super().on_train_batch_end(batch, logs)
-
-
-class Seeds(keras.callbacks.Callback):
-    """Makes Dropout and its kin depend on seed, epoch and partition alone.
-
-    Args:
-        seed: of the training.
-        partition: of the rank's rows.
-        state: that the training goes on from.
-    """
-
-    def __init__(self, seed: int, partition: int, state: State | None) -> None:
-        super().__init__()
-        self.seed, self.partition, self.state = seed, partition, state
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        variables = generators(self.model)
-        words = np.random.SeedSequence([self.seed % 2**63, self.partition, epoch]).generate_state(len(variables) or 1)
-        resumed = self.state is not None and self.state.step and self.state.epoch == epoch
-        counts = self.state.plain["counts"] if resumed and self.state is not None else [0] * len(variables)
-        for variable, word, count in zip(variables, words, counts, strict=False):
-            variable.assign(np.array([word, count], variable.dtype))
-
-
-def generators(network: Any) -> list[Any]:
-    """The variables of a network that random numbers are made of: a seed and a count each."""
-    variables = network.non_trainable_variables
-    return [one for one in variables if "seed_generator" in one.path and len(one.shape) == 1]
-
-
 class KeepStates(keras.callbacks.Callback):
     """Writes the state every so many epochs, and within them every so many steps; goes on from one that is there.
 
@@ -274,21 +231,3 @@ class KeepStates(keras.callbacks.Callback):
             self.states.write(self.memory.state(epoch, step, sums))
         except Exception as error:  # each storage has its own; the training is worth more than one state of it
             self.note(f"The checkpoint after epoch {epoch}, step {step} can't be written: {error!r}.")
-
-
-class StopAtNonFinite(keras.callbacks.Callback):
-    """Ends the training on all ranks, at the same step, when the loss is NaN or infinite."""
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.epoch = epoch
-        self.model.finite.begin(self.model.passed)
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        step = self.model.finite.failed_at()
-        if step:
-            raise RankError(
-                f"The loss is NaN or infinite in epoch {self.epoch + 1} at step {step}. Look for values in the "
-                "columns that are far too large or for a logarithm or division in the network or loss, lower "
-                'learningRate, or give the optimizer a clipnorm. handleNonFiniteLoss="keep" trains on regardless. A '
-                "checkpoint in checkpointDir, if there is one, is from before."
-            )

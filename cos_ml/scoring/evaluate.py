@@ -16,7 +16,8 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 
 from cos_ml import spark_internals
-from cos_ml.data import spool
+from cos_ml.data import frames, spool
+from cos_ml.network import forward
 from cos_ml.network.archive import Network
 from cos_ml.scoring import predict
 from cos_ml.spec import TrainSpec
@@ -39,7 +40,7 @@ def evaluate(dataset: DataFrame, network: Network, spec: TrainSpec) -> dict[str,
         InvalidInputError: there is no such column, or it is of no use. A bad row ends the Spark job instead.
     """
     spark_internals.check_size(dataset.sparkSession, [network.archive])
-    narrow = spool.narrow(dataset, spec)
+    narrow = frames.narrow(dataset, spec)
     summed = narrow.mapInArrow(partial(_sum_up, network.archive, spec.to_json()), "state string")
     states = [json.loads(row["state"]) for row in summed.collect()]
     if not states:
@@ -80,11 +81,11 @@ class _Evaluator:
 
     def __init__(self, archive: bytes, spec: str) -> None:
         from cos_ml.rank.collectives import Ranks
-        from cos_ml.rank.train import make_trainer
+        from cos_ml.rank.trainer import make_trainer
 
         self.spec = TrainSpec.from_json(spec)
         self.trainer = make_trainer(archive.load(archive, self.spec.modules), self.spec, Ranks(1))
-        self.step = predict.traced(self.trainer.test_step)
+        self.step = forward.traced(self.trainer.test_step)
 
     def add(self, arrays: dict[str, np.ndarray]) -> None:
         """Count these rows."""
@@ -114,6 +115,6 @@ class _Evaluator:
             variable.assign(value)
 
     def _step(self, arrays: dict[str, np.ndarray], counted: bool) -> None:
-        from cos_ml.rank.train import step_data
+        from cos_ml.rank.trainer import step_data
 
         self.step(step_data(self.spec, arrays, len(next(iter(arrays.values()))) if counted else 0))

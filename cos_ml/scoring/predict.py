@@ -17,11 +17,12 @@ import pyarrow as pa
 from cos_ml import gpus
 from cos_ml.data.columns import Column, as_list_array, decode, renumber
 from cos_ml.data.spool import refuse
-from cos_ml.network.archive import layers_by_name, load_model, pack_inputs
+from cos_ml.network.archive import load_model
 from cos_ml.network.keras_import import import_tensorflow
 
 if TYPE_CHECKING:
     import pandas as pd
+from cos_ml.network.forward import forward_pass
 
 __all__ = ["Scorer", "score"]
 
@@ -210,53 +211,3 @@ def limit_devices() -> None:
             tf.config.set_visible_devices([], "GPU")  # they may be those of ranks
     except RuntimeError:
         pass  # TensorFlow runs in this worker already
-
-
-def forward_pass(network: Any, layers: tuple[str, ...]) -> Callable[..., list[Any]]:
-    """One pass through ``network``: a function of its input arrays that returns its outputs, then those of ``layers``.
-
-    A layer is tapped where it is called, so those of nested models are reached as well as any other.
-    """
-    tf = import_tensorflow()
-
-    taps: dict[str, Any] = {}
-    found = layers_by_name(network)
-    for name in layers:
-        found[name].call = _tap(found[name].call, taps, name)
-
-    def forward(*inputs: Any) -> list[Any]:
-        outputs = network(pack_inputs(network, inputs), training=False)
-        return [*tf.nest.flatten(outputs), *(taps[name] for name in layers)]
-
-    return traced(forward)
-
-
-def traced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` as a TensorFlow graph, traced once for any number of rows.
-
-    tf.function would trace it for the first and the second number of rows, and warn of it where many networks are used.
-    """
-    tf = import_tensorflow()
-
-    graph = tf.function(function, autograph=False)
-    known: dict[Any, Any] = {}
-
-    def call(*data: Any) -> Any:
-        tensors = tf.nest.map_structure(tf.convert_to_tensor, data)
-        specs = tf.nest.map_structure(
-            lambda rows: tf.TensorSpec([None, *rows.shape[1:]] if rows.shape.rank else [], rows.dtype), tensors
-        )
-        key = tuple((spec.dtype, tuple(spec.shape)) for spec in tf.nest.flatten(specs))
-        if key not in known:
-            known[key] = graph.get_concrete_function(*specs)
-        return known[key](*tensors)
-
-    return call
-
-
-def _tap(call: Callable[..., Any], taps: dict[str, Any], name: str) -> Callable[..., Any]:
-    def tapped(*args: Any, **kwargs: Any) -> Any:
-        taps[name] = call(*args, **kwargs)
-        return taps[name]
-
-    return tapped

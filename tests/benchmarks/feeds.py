@@ -19,7 +19,8 @@ from pyspark import TaskContext
 
 from cos_ml.data.spool import Rows, Spool
 from cos_ml.data.columns import Column
-from cos_ml.data.parquet import ShardRows, Shards, plan
+from cos_ml.rank.shard_rows import ShardRows
+from cos_ml.data.parquet import Shards, plan
 from cos_ml.spec import TrainSpec
 from tests.benchmarks import data
 

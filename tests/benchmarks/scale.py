@@ -76,7 +76,7 @@ def meet(spark: Any, ranks: int) -> None:
 
     spec = TrainSpec(inputs=(Column("id", "x0"),), labels=())
     job = Job(f"{__name__ if __name__ != '__main__' else __package__ + '.scale'}:join", (spec,), (b"",))
-    rows = spool.narrow(spark.range(ranks), spec)
+    rows = frames.narrow(spark.range(ranks), spec)
     for _ in range(2):
         begin = time.time()
         told = [json.loads(result["times"]) for result in run(rows, job, ranks).results]

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cos_ml.job import task
 from cos_ml.data import spool
 from cos_ml.data.columns import Column, Problem
-from cos_ml.data.spool import Pass, Rows, Spool, local_folder, refuse, small_batches, step_weights
+from cos_ml.data.spool import Pass, Rows, Spool, local_folder, refuse, step_weights
+from cos_ml.data.frames import small_batches
 from cos_ml.errors import InvalidInputError
 from cos_ml.job import barrier
 from cos_ml.spec import TrainSpec
@@ -297,7 +299,7 @@ def test_a_full_disk_is_said_to_be_one(spool):
     spooled = spool(SPEC, columns(0))
     spooled.files["train"]["x0"].close()
     spooled.files["train"]["x0"] = open("/dev/full", "wb", buffering=0)
-    message = barrier._fill(spooled, [record_batch(columns(5))])
+    message = task._fill(spooled, [record_batch(columns(5))])
     assert "can't spool its partition to local disk" in message
     assert "No space left on device" in message
     assert "spark.local.dir" in message

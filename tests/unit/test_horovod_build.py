@@ -12,7 +12,7 @@ import pytest
 from cos_ml import cli
 from cos_ml.errors import SetupError
 from cos_ml.horovod_build import build, check
-from cos_ml.job.rendezvous import place
+from cos_ml.job.placement import place
 
 
 @pytest.fixture

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cos_ml.rank import shard_rows
 from cos_ml.data import parquet
 from cos_ml.data.columns import Column
-from cos_ml.data.parquet import ShardRows, Shards, plan
+from cos_ml.rank.shard_rows import ShardRows
+from cos_ml.data.parquet import Shards, plan
 from cos_ml.errors import InvalidInputError
 from cos_ml.spec import TrainSpec
 
@@ -199,7 +201,7 @@ def test_windows_count_what_strings_take(tmp_path, monkeypatch):
 
 def test_empty_row_groups_are_not_waited_for(tmp_path, monkeypatch):
     passes = []
-    read = parquet._petastorm
+    read = shard_rows._petastorm
     monkeypatch.setattr(parquet, "_petastorm", lambda *args: passes.append(1) or read(*args))
     rows = shard(write(tmp_path / "rows", [3, 0, 2]), SPEC, 1, 0)
     assert seen(rows, shuffle=False)[0] == [0, 1, 2, 3, 4]
@@ -288,7 +290,7 @@ def test_strings_are_stored_as_they_came():
 def test_row_groups_of_several_types_become_one_that_holds_both():
     """One file may store whole numbers in a byte, and the next one may need more."""
     held = [{"x0": np.array([[1], [2]], np.uint8)}, {"x0": np.array([[1000]], np.int32)}]
-    mixed = parquet._mixed(held, 3, None)["x0"]
+    mixed = shard_rows._mixed(held, 3, None)["x0"]
     assert mixed.tolist() == [[1], [2], [1000]]
-    shuffled = parquet._mixed(held, 3, np.random.default_rng(0))["x0"]
+    shuffled = shard_rows._mixed(held, 3, np.random.default_rng(0))["x0"]
     assert shuffled.tolist() == mixed[np.random.default_rng(0).permutation(3)].tolist()

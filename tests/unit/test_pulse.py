@@ -8,7 +8,8 @@ import time
 import pytest
 
 from cos_ml.rank import heartbeat
-from cos_ml.rank.heartbeat import Listener, Pulse
+from cos_ml.job.watchdog import Listener
+from cos_ml.rank.heartbeat import Pulse
 
 
 class Clock:

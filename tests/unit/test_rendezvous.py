@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from cos_ml.errors import RankError
 from cos_ml.job import rendezvous_server
-from cos_ml.job.rendezvous import Place, Rendezvous, all_ready, local_addresses, own_address, place, rank_environment
+from cos_ml.job.placement import Place, local_addresses, own_address, place
+from cos_ml.job.rendezvous import Rendezvous, all_ready
+from cos_ml.job.horovod_env import rank_environment
 
 
 def brief(places):

@@ -14,7 +14,8 @@ from cos_ml.rank.checkpoint_store import Folder
 from cos_ml.rank.collectives import Ranks
 from cos_ml.rank.heartbeat import Pulse
 from cos_ml.rank.resume import give_back, plain_of
-from cos_ml.rank.train import Clock, Feed, Here, stored_rows
+from cos_ml.rank.context import Clock, Here
+from cos_ml.rank.feed import Feed, stored_rows
 
 from .conftest import inherited
 from .test_training import LOSS, data_of, spec_of

@@ -10,7 +10,10 @@ from cos_ml.network.keras_import import import_keras
 from cos_ml.rank import train
 from cos_ml.rank.collectives import Ranks
 from cos_ml.rank.heartbeat import Pulse
-from cos_ml.rank.train import Clock, Feed, Here, fit, make_trainer, network_of, stored_rows
+from cos_ml.rank.context import Clock, Here
+from cos_ml.rank.feed import Feed, stored_rows
+from cos_ml.rank.train import fit
+from cos_ml.rank.trainer import make_trainer, network_of
 from cos_ml.spec import TrainSpec
 
 from .conftest import inherited
