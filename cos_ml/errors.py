@@ -14,6 +14,7 @@ import os
 import re
 
 __all__ = [
+    "REPORTED",
     "ClusterError",
     "CosMLError",
     "InvalidInputError",
@@ -46,6 +47,14 @@ class RankError(CosMLError, RuntimeError):
 
 class SetupError(CosMLError, RuntimeError):
     """Something has to be installed on this machine first; the message gives the command."""
+
+
+# What tasks and ranks return for an error that no retry can fix, by the name of the result; the first kind is raised.
+REPORTED: dict[str, type[CosMLError]] = {
+    "cluster_error": ClusterError,
+    "input_error": InvalidInputError,
+    "rank_error": RankError,
+}
 
 
 def from_spark(error: Exception) -> CosMLError | None:

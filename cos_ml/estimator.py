@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -15,21 +12,19 @@ from pyspark import keyword_only
 from pyspark.ml import Estimator
 from pyspark.sql import DataFrame, SparkSession
 
-from cos_ml import gpus, spark_internals
 from cos_ml.data import frames, parquet
 from cos_ml.data.columns import Column
-from cos_ml.errors import CosMLError, InvalidInputError, SetupError
-from cos_ml.job import barrier, explain, horovod_env, preflight, progress
+from cos_ml.errors import CosMLError, InvalidInputError
+from cos_ml.job import explain, horovod_env
+from cos_ml.job.fit import Candidate, FitOptions, Trained, check_horovod, fit
 from cos_ml.model import COMPILED, DeepNetModel, check_layers, check_outputs
-from cos_ml.network import outputs
 from cos_ml.network.archive import Network, custom_modules, find_layer
 from cos_ml.network.keras_import import import_keras
+from cos_ml.network.outputs import check_loss, losses_by_output, output_kind
 from cos_ml.network.signature import input_columns, label_columns
 from cos_ml.params import EstimatorParams
 from cos_ml.persistence import NetworkStage
-from cos_ml.rank import checkpoint_store
-from cos_ml.spec import TrainSpec
-from cos_ml.summary import TrainingSummary
+from cos_ml.spec import ANY_RUN, CheckpointConfig, TrainSpec
 
 __all__ = ["DeepNetEstimator"]
 
@@ -187,10 +182,12 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
         try:
             candidate = _candidate(self, dataset, "")
             if self.getNumTrainWorkers() > 1:
-                _check_horovod()
+                check_horovod()
         except CosMLError as error:
             return f"{'PROBLEM':<19}{error}\nThis is to mend before a fit."
-        return explain.explain(dataset, candidate.spec, candidate.network, self.getNumTrainWorkers())
+        return explain.explain(
+            dataset, candidate.candidate.spec, candidate.candidate.network, self.getNumTrainWorkers()
+        )
 
     def fitParquet(self, url: str, params: dict[Any, Any] | None = None) -> DeepNetModel:
         """Fit to a Parquet dataset without any pass of Spark's over its rows: ranks read it through petastorm.
@@ -216,7 +213,7 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
         dataset = SparkSession.active().read.parquet(url)
         candidate = _candidate(estimator, dataset, "")
         parquet.check_petastorm()
-        parquet.check_readable(dataset.schema, candidate.spec)
+        parquet.check_readable(dataset.schema, candidate.candidate.spec)
         return _train(dataset, [candidate], url)[0]
 
     def _fit(self, dataset: DataFrame) -> DeepNetModel:
@@ -239,10 +236,10 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
                 "another one when Spark reads a shuffle again, so the rest of an epoch can't be gone on with. Leave "
                 "it out (checkpointInterval counts epochs), or set shuffle=True."
             )
-        losses = outputs.losses_by_output(arguments["loss"], network.outputs)
+        losses = losses_by_output(arguments["loss"], network.outputs)
         labels = label_columns(network, self.getLabelCols(), arguments["loss"])
         for output, loss in zip(network.outputs, losses, strict=True):
-            outputs.check_loss(output, loss)
+            check_loss(output, loss)
         plain = self.getCallbacks()
         modules = {*network.modules, *custom_modules(arguments), *custom_modules(plain)}
         spec = TrainSpec(
@@ -275,9 +272,9 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
             variables=horovod_env.variables(self.getHorovodOptions()),
         )  # fmt: skip
         check_layers(network, self.getFeatureLayers())
-        kinds = tuple(outputs.head_of(output, loss) for output, loss in zip(network.outputs, losses, strict=True))
+        kinds = tuple(output_kind(output, loss) for output, loss in zip(network.outputs, losses, strict=True))
         check_outputs(self, dataset.schema, network, kinds)
-        frames.narrow(dataset, spec)  # raises for columns that are missing or of no use
+        frames.select_columns(dataset, spec)  # raises for columns that are missing or of no use
         return spec
 
     def _compile_arguments(self, network: Network) -> dict[str, Any]:
@@ -318,19 +315,33 @@ def _check_identifiers(arguments: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """One training: the estimator with the Params of it, what its ranks shall do, and the network to begin with."""
+    """One training: the estimator with its Params, and what the fit needs of it."""
 
     estimator: DeepNetEstimator
-    spec: TrainSpec
-    network: Network
+    candidate: Candidate
+
+    @property
+    def options(self) -> FitOptions:
+        """How its rows reach its ranks."""
+        estimator = self.estimator
+        return FitOptions(
+            ranks=estimator.getNumTrainWorkers(),
+            feed=estimator.getFeed(),
+            cache_dir=estimator.getCacheDir() if estimator.isSet(estimator.cacheDir) else None,
+            keep_cache=estimator.getKeepCache(),
+            progress=estimator.getProgress(),
+        )
 
 
 def _candidate(estimator: DeepNetEstimator, dataset: DataFrame, name: str) -> _Candidate:
-    """A candidate, with all that can be checked before a job checked."""
+    """A candidate, after all checks that need no job."""
     frames.check_not_streaming(dataset)
     try:
         network = estimator._network()
-        return _Candidate(estimator, replace(estimator._spec(dataset, network), name=name), network)
+        spec = replace(estimator._spec(dataset, network), name=name)
+        return _Candidate(
+            estimator, Candidate(replace(spec, checkpoint=_checkpoint(estimator, spec, network)), network)
+        )
     except InvalidInputError as error:
         if not name:
             raise
@@ -339,104 +350,48 @@ def _candidate(estimator: DeepNetEstimator, dataset: DataFrame, name: str) -> _C
 
 def _train(dataset: DataFrame, candidates: Sequence[_Candidate], url: str | None = None) -> list[DeepNetModel]:
     """Train candidates of one layout and number of ranks, in one barrier job; on what is at ``url``, if given."""
-    first = candidates[0]
-    spec, workers = first.spec, first.estimator.getNumTrainWorkers()
-    if workers > 1:
-        _check_horovod()
-    gpus.check(dataset.sparkSession.conf, spec.use_gpu)
-    archives = tuple({candidate.network.archive: None for candidate in candidates})
-    rows, shards = frames.narrow(dataset, spec), None
-    types = rows.schema.simpleString()
-    folders = [_folder(candidate, types, archives.index(candidate.network.archive)) for candidate in candidates]
-    specs = tuple(
-        replace(one.spec, network=archives.index(one.network.archive), checkpoint=folder)
-        for one, folder in zip(candidates, folders, strict=True)
-    )
-    if not spark_internals.is_connect(dataset.sparkSession):  # whose client may not reach what the executors do
-        for folder in filter(None, folders):
-            checkpoint_store.claim(folder)
-    kept = None
-    with contextlib.ExitStack() as stack:
-        if url is not None:
-            names = {column.field: column.name for column in spec.stored}
-            shards = parquet.plan(url, spec, names, workers)
-        elif first.estimator.getFeed() == "petastorm":
-            # Within an epoch a training goes on only with the rows in the order in which they were.
-            ordered = any(one.estimator.isSet(one.estimator.checkpointSteps) for one in candidates)
-            url, digest = stack.enter_context(_cache(rows, first, ordered if any(folders) else None))
-            kept = url if first.estimator.getKeepCache() else None
-            names = {column.field: column.field for column in spec.stored}
-            shards = parquet.plan(url, spec, names, workers, digest, ordered)
-        if shards is not None:
-            rows = dataset.sparkSession.range(workers, numPartitions=workers)  # they read by themselves
-        address = stack.enter_context(_listening(dataset.sparkSession, first.estimator.getProgress()))
-        outcome = barrier.run(
-            rows,
-            barrier.Job("cos_ml.rank.train:train", specs, archives, shards, address, preflight.versions()),
-            workers,
-        )
-    return [_model(candidate, outcome, index, kept) for index, candidate in enumerate(candidates)]
+    trained = fit(dataset, [one.candidate for one in candidates], candidates[0].options, url)
+    return [_model(one, result) for one, result in zip(candidates, trained, strict=True)]
 
 
-def _folder(candidate: _Candidate, schema: str, network: int) -> checkpoint_store.Folder | None:
-    """Where the states of this training go: candidates of a grid have folders of their own in checkpointDir.
-
-    ``network`` tells apart networks of a grid that differ in nothing but their weights. The weights themselves are no
-    part of what a training is: a program that is started again begins with other random ones, and shall go on.
-    """
-    estimator, spec = candidate.estimator, candidate.spec
+def _checkpoint(estimator: DeepNetEstimator, spec: TrainSpec, network: Network) -> CheckpointConfig | None:
+    """Where the training keeps its checkpoints, and the Params that identify it."""
     if not estimator.isSet(estimator.checkpointDir):
         return None
-    fit = {
-        "model": candidate.network.architecture,
+    identity = {
+        "model": network.architecture,
         **spec.compile,
         "optimizer": _nameless(spec.compile["optimizer"]),
-        "columns": [[column.name, column.field] for column in spec.stored],
-        "types": schema,
-        "frozenLayers": [candidate.network.layers.index(name) for name in spec.frozen],
+        "frozenLayers": [network.layers.index(name) for name in spec.frozen],
         **{
             param.name: estimator.getOrDefault(param)
             for param in map(estimator.getParam, FIT)
             if estimator.isDefined(param)
         },
     }
-    url = estimator.getCheckpointDir().rstrip("/")
-    if spec.name:
-        url += f"/candidate-{hashlib.sha256(json.dumps([fit, network]).encode()).hexdigest()[:16]}"
-    return checkpoint_store.Folder(
-        url,
+    return CheckpointConfig(
+        estimator.getCheckpointDir().rstrip("/"),
         epochs=estimator.getCheckpointInterval(),
         steps=estimator.getCheckpointSteps() if estimator.isSet(estimator.checkpointSteps) else None,
-        fit=fit,
-        run=checkpoint_store.ANY_RUN if estimator.getResume() == "auto" else uuid.uuid4().hex[:12],
+        fit=identity,
+        run=ANY_RUN if estimator.getResume() == "auto" else uuid.uuid4().hex[:12],
     )
 
 
 def _nameless(optimizer: Any) -> Any:
-    """A serialised optimizer without its name: Keras counts, and the second one that a process makes is "sgd_1"."""
+    """A serialised optimizer without its name: Keras numbers them, and a process's second SGD is "sgd_1"."""
     if not isinstance(optimizer, dict) or not isinstance(optimizer.get("config"), dict):
         return optimizer
     return optimizer | {"config": {name: value for name, value in optimizer["config"].items() if name != "name"}}
 
 
-@contextlib.contextmanager
-def _cache(rows: DataFrame, candidate: _Candidate, ordered: bool | None) -> Iterator[tuple[str, str | None]]:
-    """The narrow DataFrame ``rows`` as Parquet under cacheDir, and its digest, for the length of a ``with`` block."""
-    estimator = candidate.estimator
-    parquet.check_petastorm()
-    if not estimator.isSet(estimator.cacheDir):
-        raise InvalidInputError('Param cacheDir is not set, and feed="petastorm" writes the rows there.')
-    folder, keep = estimator.getCacheDir(), estimator.getKeepCache()
-    with parquet.stored(rows, candidate.spec, folder, keep, ordered) as cache:
-        yield cache
-
-
-def _model(candidate: _Candidate, outcome: barrier.Outcome, index: int, cache: str | None) -> DeepNetModel:
+def _model(candidate: _Candidate, trained: Trained) -> DeepNetModel:
     model = DeepNetModel()._resetUid(candidate.estimator.uid)
     candidate.estimator._copyValues(model)
-    model._set(model=candidate.network.with_archive(outcome.results[0][f"{index}/network"]))
-    model.compiled = {name: value for name, value in candidate.spec.compile.items() if name != "optimizer"}
-    model._summary = _summary(outcome, index, cache)
+    model._set(model=candidate.candidate.network.with_archive(trained.archive))
+    compiled = candidate.candidate.spec.compile
+    model.compiled = {name: value for name, value in compiled.items() if name != "optimizer"}
+    model._summary = trained.summary
     return model
 
 
@@ -452,8 +407,7 @@ class _Grid:
         for index, (estimator, name) in enumerate(zip(estimators, names, strict=True)):
             candidate = _candidate(estimator, dataset, f"candidate {index + 1} of {len(names)} ({name})")
             self.candidates.append(candidate)
-            feed = (estimator.getFeed(), estimator.isSet(estimator.cacheDir) and estimator.getCacheDir())
-            key = (estimator.getNumTrainWorkers(), candidate.spec.layout, feed, estimator.getKeepCache())
+            key = (candidate.candidate.spec.layout, replace(candidate.options, progress=False))
             self.groups.setdefault(key, []).append(index)
 
     def __iter__(self) -> _Grid:
@@ -481,49 +435,3 @@ class _Grid:
 def _described(extra: dict[Any, Any]) -> str:
     """The Params of a candidate, as a person reads them."""
     return ", ".join(f"{param.name}={value!r}" for param, value in extra.items()) or "no Params of its own"
-
-
-def _check_horovod() -> None:
-    import importlib.util
-
-    if importlib.util.find_spec("horovod") is None:
-        raise SetupError(
-            "Horovod is not installed, and numTrainWorkers is more than 1. Build it with: cos-ml install-horovod "
-            "(here and in the executors' "
-            "environment). One rank, numTrainWorkers=1, needs none."
-        )
-
-
-@contextlib.contextmanager
-def _listening(spark: SparkSession, wanted: bool) -> Any:
-    """Where ranks report progress, for the length of a ``with`` block; None where it is off or nobody can call here."""
-    host = spark.conf.get("spark.driver.host", None)
-    if not wanted or not host:
-        yield None
-        return
-    display = progress.Display()
-    try:
-        listener = progress.Listener(host, display.show)
-    except OSError:
-        yield None  # progress is never a reason to fail
-        return
-    with listener, contextlib.closing(display):
-        yield listener.address
-
-
-def _summary(outcome: barrier.Outcome, index: int, cache: str | None) -> TrainingSummary:
-    told = [json.loads(result[f"{index}/summary"]) for result in outcome.results]
-    return TrainingSummary(
-        history=told[0]["history"],
-        rows=told[0]["rows"],
-        validationRows=told[0]["validation_rows"],
-        steps=told[0]["steps"],
-        ranks=[one["place"] for one in told],
-        seconds=[one["seconds"] for one in told],
-        epochSeconds=told[0]["epoch_seconds"],
-        logs=[result["log"].decode(errors="replace") for result in outcome.results],
-        resumedAt=tuple(told[0]["resumed"]),
-        failures=outcome.failures,
-        notes=outcome.notes,
-        cacheUrl=cache,
-    )

@@ -9,7 +9,7 @@ from typing import Any
 
 from cos_ml.errors import ClusterError, InvalidInputError, RankError
 
-__all__ = ["check", "environment", "in_turn", "profile", "show_to_task", "use"]
+__all__ = ["check", "environment", "is_exclusive", "profile", "show_to_task", "use"]
 
 TASK, EXECUTOR = "spark.task.resource.gpu.amount", "spark.executor.resource.gpu.amount"
 VISIBLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
@@ -49,7 +49,7 @@ def check(settings: Any, wanted: bool) -> str:
     return f"1 for each rank, {how}; {offered} in each executor"
 
 
-def in_turn(settings: Any, wanted: bool) -> bool:
+def is_exclusive(settings: Any, wanted: bool) -> bool:
     """Whether fits side by side would take the same GPUs: where Spark hands out none, each counts from the first."""
     return wanted and not settings.get(TASK, None) and (_local(settings) or not settings.get(EXECUTOR, None))
 
@@ -90,15 +90,15 @@ def environment(
         return {VISIBLE: "-1"}
     if addresses is None:
         visible = inherited.get(VISIBLE)  # "" hides all
-        shown = None if visible is None else [one.strip() for one in visible.split(",") if one.strip()]
-        if shown is not None and local_rank >= len(shown):
+        listed = None if visible is None else [one.strip() for one in visible.split(",") if one.strip()]
+        if listed is not None and local_rank >= len(listed):
             raise InvalidInputError(
-                f"useGpu=True, and {VISIBLE}={visible} shows {len(shown)} GPUs to the ranks of this host, "
+                f"useGpu=True, and {VISIBLE}={visible} shows {len(listed)} GPUs to the ranks of this host, "
                 f"of which there are more: two ranks never share one. Set "
-                + (f"numTrainWorkers to {len(shown)}." if shown else "useGpu=False.")
+                + (f"numTrainWorkers to {len(listed)}." if listed else "useGpu=False.")
             )
-        if shown is not None:  # counted in whatever order was meant
-            return {VISIBLE: shown[local_rank]}
+        if listed is not None:  # counted in whatever order was meant
+            return {VISIBLE: listed[local_rank]}
         addresses = [str(local_rank)]
     if len(addresses) != 1:
         raise InvalidInputError(f"useGpu=True, and Spark gave this task the GPUs {list(addresses)}: expected one.")

@@ -322,14 +322,14 @@ def _decode_batches(
     rows, first_row = max(YIELDED // layout.size, 1), 0
     for batch in batches:
         for start in range(0, len(batch), rows):
-            pixels, problems = _decode_rows(batch.iloc[start : start + rows], layout)
-            if problems and handle_invalid == "error":
-                row, what = next(iter(problems.items()))
+            pixels, row_errors = _decode_rows(batch.iloc[start : start + rows], layout)
+            if row_errors and handle_invalid == "error":
+                row, what = next(iter(row_errors.items()))
                 raise InvalidInputError(
                     f"column {column!r}, row {first_row + start + row}: {what}. "
                     'handleInvalid="skip" leaves such rows out, "keep" makes them null.'
                 )
-            yield _series(pixels, list(problems), layout)
+            yield _series(pixels, list(row_errors), layout)
         first_row += len(batch)
 
 
@@ -337,19 +337,19 @@ def _decode_rows(rows: Sequence[bytes | None], layout: Layout) -> tuple[np.ndarr
     """Pixels of [rows, values of an image], and what is wrong with the rows that have none."""
     image = import_pillow()  # outside of the try below: missing, it is no matter of a row
     pixels = np.zeros((len(rows), layout.height * layout.width * layout.channels), np.uint8)
-    problems = {}
+    row_errors = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of metadata that nobody reads here
         warnings.simplefilter("error", image.DecompressionBombWarning)
         for row, data in enumerate(rows):
             if data is None:
-                problems[row] = "is null"
+                row_errors[row] = "is null"
                 continue
             try:
                 pixels[row] = decode_image(data, layout).reshape(-1)
             except Exception as error:  # a damaged file meets any of Pillow's decoders in any state
-                problems[row] = f"can't be decoded: {type(error).__name__}: {error}"
-    return pixels, problems
+                row_errors[row] = f"can't be decoded: {type(error).__name__}: {error}"
+    return pixels, row_errors
 
 
 def _series(pixels: np.ndarray, bad: list[int], layout: Layout) -> pd.Series:

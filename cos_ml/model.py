@@ -16,8 +16,8 @@ from pyspark.sql import types as T
 from cos_ml import spark_internals
 from cos_ml.data.columns import Column, expression
 from cos_ml.errors import InvalidInputError
-from cos_ml.network import outputs
 from cos_ml.network.archive import Network, custom_modules, find_layer
+from cos_ml.network.outputs import is_classifier, losses_by_output, output_kind
 from cos_ml.network.signature import input_columns, label_columns
 from cos_ml.params import ModelParams
 from cos_ml.persistence import NetworkStage
@@ -149,8 +149,8 @@ class DeepNetModel(Model, ModelParams, NetworkStage):
         return self.getOrDefault(self.model) if self.isSet(self.model) else None
 
     def _heads(self, network: Network) -> tuple[str, ...]:
-        losses = outputs.losses_by_output((self.compiled or {}).get("loss"), network.outputs)
-        return tuple(outputs.head_of(output, loss) for output, loss in zip(network.outputs, losses, strict=True))
+        losses = losses_by_output((self.compiled or {}).get("loss"), network.outputs)
+        return tuple(output_kind(output, loss) for output, loss in zip(network.outputs, losses, strict=True))
 
     def toKeras(self) -> Any:
         """The network as a ``keras.Model`` of the caller's own."""
@@ -163,7 +163,7 @@ class DeepNetModel(Model, ModelParams, NetworkStage):
         inputs = input_columns(network, self.input_columns())
         if not columns:
             return dataset
-        spark_internals.check_size(dataset.sparkSession, [network.archive])
+        spark_internals.check_message_size(dataset.sparkSession, [network.archive])
         scorer = predict.Scorer(
             archive=network.archive,
             digest=network.digest,
@@ -216,7 +216,7 @@ def check_outputs(
     for index, (output, kind) in enumerate(zip(network.outputs, kinds, strict=True)):
         for what, param in PREDICTIONS.items():
             name = params.getOrDefault(param)
-            if name and (what == "prediction" or outputs.is_classifier(kind)):
+            if name and (what == "prediction" or is_classifier(kind)):
                 columns[index, what] = f"{name}_{output.name}" if index else name
     taken = [name for name in columns.values() if name in schema.fieldNames()]
     twice = sorted({name for name in columns.values() if list(columns.values()).count(name) > 1})

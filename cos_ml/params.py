@@ -30,6 +30,7 @@ from cos_ml.errors import InvalidInputError
 from cos_ml.job import horovod_env
 from cos_ml.network.archive import Network, load_model, network_from_file
 from cos_ml.network.keras_import import import_keras
+from cos_ml.network.keras_internals import loss_arguments
 
 __all__ = ["EstimatorParams", "ModelParams"]
 
@@ -169,7 +170,7 @@ def _keras_objects(name: str) -> Callable[[Any], Any]:
                 "module that the executors import."
             )
         if isinstance(plain["config"], dict):  # Keras 3.15 leaves arguments of some losses out, Huber's delta say
-            plain["config"] = getattr(value, "_fn_kwargs", {}) | plain["config"]
+            plain["config"] = loss_arguments(value) | plain["config"]
         return plain
 
     return convert

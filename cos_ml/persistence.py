@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import platform
 import sys
 import warnings
 from collections.abc import Iterable
@@ -16,17 +15,16 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyspark
 from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
 
-import cos_ml
 from cos_ml import spark_internals
 from cos_ml.data import blobs
 from cos_ml.errors import CosMLError, SavedModelError
 from cos_ml.network import untrusted
 from cos_ml.network.archive import Network, load_model
 from cos_ml.network.forward import pack_inputs
-from cos_ml.network.keras_import import import_keras, import_tensorflow
+from cos_ml.network.keras_import import import_tensorflow
+from cos_ml.versions import recorded_versions
 
 __all__ = ["NetworkStage", "check_golden", "golden_rows"]
 
@@ -68,7 +66,7 @@ class StageWriter(MLWriter):
 
     def _handleOverwrite(self, path: str) -> None:
         if spark_internals.is_connect(self.sparkSession):
-            spark_internals.remove(path)  # Spark's own stages do it this way; its MLWriter does not
+            spark_internals.remove_saved(path)  # Spark's own stages do it this way; its MLWriter does not
         else:
             super()._handleOverwrite(path)
 
@@ -76,10 +74,14 @@ class StageWriter(MLWriter):
         """Raises SavedModelError where something is at ``path`` already, and overwrite was not asked for."""
         instance = self.instance
         network: Network | None = instance._stored_network()
-        plain = {param.name: value for param, value in instance._paramMap.items() if param.name != "model"}
+        plain = {
+            param.name: instance.getOrDefault(param)
+            for param in instance.params
+            if instance.isSet(param) and param.name != "model"
+        }
         extra = {
             "format": FORMAT,
-            "versions": versions(),
+            "versions": recorded_versions(),
             "network": json.loads(network.facts()) | {"sha256": network.digest} if network else None,
             "compiled": instance.compiled,
         }
@@ -158,20 +160,6 @@ class StageReader(MLReader[Stage], Generic[Stage]):
         return stage
 
 
-def versions() -> dict[str, str]:
-    """The versions that a network's outputs depend on, here."""
-    tf = import_tensorflow()
-
-    return {
-        "cos_ml": cos_ml.__version__,
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": import_keras().version(),
-        "numpy": np.__version__,
-        "pyspark": pyspark.__version__,
-    }
-
-
 def golden_rows(network: Network) -> bytes:
     """A few made-up inputs and what the network makes of them, as the bytes of an .npz file.
 
@@ -213,7 +201,7 @@ def check_golden(network: Network, golden: bytes, saved_by: dict[str, str], fail
     )
     if worst <= TOLERANCE:
         return
-    here = versions()
+    here = recorded_versions()
     differing = ", ".join(f"{name} {saved_by.get(name)} there, {here[name]} here" for name in here
                           if saved_by.get(name) != here[name])  # fmt: skip
     message = (

@@ -1,36 +1,173 @@
-"""What is different in a session of Spark Connect (driver side)."""
+"""Every use of Spark that is not its public API (driver side).
+
+Spark may change any of it in a minor release. Each function therefore has an answer for "unknown", with which the
+caller goes on, and says which one. ``docs/architecture.md`` lists them. The hooks by which Spark ML is extended
+(``_fit``, ``_set``, ``_input_kwargs`` and so on) are not among them: subclasses are meant to use those.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from pyspark.sql import SparkSession
+from py4j.protocol import Py4JError
+from pyspark.sql import DataFrame, SparkSession
 
-from cos_ml.errors import InvalidInputError
+from cos_ml.errors import ClusterError, InvalidInputError
 
-__all__ = ["check_size", "is_connect", "remove"]
+__all__ = [
+    "check_message_size",
+    "fits_barrier",
+    "is_connect",
+    "max_concurrent_tasks",
+    "remove_saved",
+    "stage_failures",
+]
 
-LONGEST_MESSAGE = 128 << 20  # bytes; PySpark's client sends no more at a time, and has no setting for it
+CHANGED = (AttributeError, TypeError, Py4JError)  # what a call raises that Spark no longer has
+MESSAGE_BYTES = 128 << 20  # that PySpark's Connect client sends at most, and has no setting for
+LISTENER_TIME = 10_000  # milliseconds in which Spark records what has happened
+MAX_TASKS = 10_000  # of a stage, whose errors are read
+KILLED_WITH_STAGE = "Stage cancelled"  # the error of tasks that were killed because another one failed
+
+
+# ── Spark Connect ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def is_connect(spark: SparkSession) -> bool:
-    """Whether ``spark`` talks to its driver over Spark Connect, instead of being in one."""
-    return not hasattr(spark, "_jsparkSession")
+    """Whether ``spark`` reaches its driver over Spark Connect. Unknown: False."""
+    return type(spark).__module__.startswith("pyspark.sql.connect")
 
 
-def check_size(spark: SparkSession, archives: Iterable[bytes]) -> None:
-    """Raises InvalidInputError where networks can't reach the tasks: with Connect, they travel in the query itself."""
+def check_message_size(spark: SparkSession, archives: Iterable[bytes]) -> None:
+    """Raises InvalidInputError for networks that can't reach the tasks: with Connect they travel in the query."""
     size = sum(map(len, archives))
-    if is_connect(spark) and size >= LONGEST_MESSAGE:
+    if is_connect(spark) and size >= MESSAGE_BYTES:
         raise InvalidInputError(
-            f"The network has {size / (1 << 20):,.0f} MiB, and Spark Connect sends a query of "
-            f"{LONGEST_MESSAGE >> 20} MiB at most, with the network in it. Use a smaller one, or a session without "
-            "Spark Connect: SparkSession.builder.master(...) instead of remote(...)."
+            f"The network has {size / (1 << 20):,.0f} MiB, but Spark Connect sends at most {MESSAGE_BYTES >> 20} MiB "
+            "per query, the network included. Use a smaller one, or a session without Spark Connect: "
+            "SparkSession.builder.master(...) instead of remote(...)."
         )
 
 
-def remove(path: str) -> None:
-    """Remove what is saved at ``path``, in the active session, which is one of Connect."""
-    from pyspark.ml.connect.readwrite import RemoteMLWriter
+def remove_saved(path: str) -> None:
+    """Remove what is saved at ``path``, in a session of Connect; unknown: nothing, and the write says it is there."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from pyspark.ml.connect.readwrite import RemoteMLWriter
 
-    RemoteMLWriter.handleOverwrite(path, True)
+        RemoteMLWriter.handleOverwrite(path, True)
+
+
+# ── plans ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def fits_barrier(df: DataFrame, partitions: int) -> bool:
+    """Whether Spark can run ``df`` as a barrier stage of that many tasks without a shuffle before it. Unknown: False.
+
+    Spark refuses a barrier stage if an earlier step has another number of partitions, as after a coalesce or a union.
+    """
+    if is_connect(df.sparkSession):
+        return False
+    try:
+        plan = df._jdf.queryExecution().executedPlan()
+        if "Adaptive" in plan.nodeName() and _has_exchange(plan.initialPlan()):
+            return False  # asking it for its partitions would run the shuffles
+        return all(rdd.getNumPartitions() == partitions for rdd in _stage(plan.execute()))
+    except CHANGED:
+        return False
+
+
+def _has_exchange(plan: Any) -> bool:
+    """Whether a physical plan has a shuffle or a broadcast; one behind a cache is done already."""
+    return "Exchange" in plan.nodeName() or any(map(_has_exchange, _elements(plan.children())))
+
+
+def _stage(rdd: Any) -> Iterator[Any]:
+    """An RDD and those before it, back to the last shuffle."""
+    yield rdd
+    for dependency in _elements(rdd.dependencies()):
+        if "Shuffle" not in dependency.getClass().getSimpleName():
+            yield from _stage(dependency.rdd())
+
+
+# ── scheduling ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def max_concurrent_tasks(spark: SparkSession, profile: Any = None) -> int | None:
+    """How many tasks the executors that are registered can run at once; None for unknown.
+
+    Args:
+        spark: a session, not of Spark Connect.
+        profile: the ResourceProfile of the tasks; None for Spark's default.
+
+    Raises:
+        ClusterError: this cluster manager can't give a stage its own profile.
+    """
+    try:
+        context = spark.sparkContext._jsc.sc()
+        manager = context.resourceProfileManager()
+        if profile is None:
+            return context.maxNumConcurrentTasks(manager.defaultResourceProfile())
+        converted = profile._java_resource_profile
+    except CHANGED:
+        return None
+    try:
+        manager.addResourceProfile(converted)
+        return context.maxNumConcurrentTasks(converted)
+    except CHANGED as error:
+        exception = getattr(error, "java_exception", None)
+        if exception is None:
+            return None
+        reason = str(exception.getMessage()).split("\n")[0].rstrip(".")  # which Py4J's own message omits
+        raise ClusterError(
+            f"useGpu=True for the training alone, but this cluster can't schedule a single stage on GPUs: {reason}. "
+            "Give every task a GPU: --conf spark.task.resource.gpu.amount=1."
+        ) from error
+
+
+def stage_failures(spark: SparkSession, tag: str) -> list[list[str]]:
+    """The errors of each failed attempt at the stages of jobs with this tag, in order. Unknown: none.
+
+    It is asked after the ranks have succeeded, too, so no failure here may cost the trained model.
+
+    Returns:
+        list[list[str]]: for each attempt, the errors of its tasks, most telling first, then Spark's own reason.
+    """
+    if is_connect(spark):
+        return []
+    try:
+        context = spark.sparkContext._jsc.sc()
+        with contextlib.suppress(Exception):  # a listener bus that is late knows less
+            context.listenerBus().waitUntilEmpty(LISTENER_TIME)
+        found: dict[tuple[int, int], list[str]] = {}
+        for job in context.statusTracker().getJobIdsForTag(tag):
+            for stage in _elements(context.statusStore().job(job).stageIds()):
+                found |= _failed_attempts(spark, context.statusStore(), stage)
+        return [found[key] for key in sorted(found)]
+    except Exception:  # whatever has changed, or gone wrong
+        return []
+
+
+def _failed_attempts(spark: SparkSession, store: Any, stage: int) -> dict[tuple[int, int], list[str]]:
+    """Stage and attempt -> its errors."""
+    jvm: Any = spark.sparkContext._jvm
+    gateway: Any = spark.sparkContext._gateway
+    quantiles = gateway.new_array(jvm.double, 0)
+    found = {}
+    for attempt in _elements(store.stageData(stage, False, jvm.java.util.ArrayList(), False, quantiles)):
+        if not attempt.failureReason().isDefined():
+            continue
+        tasks = store.taskList(stage, attempt.attemptId(), MAX_TASKS)
+        errors = [
+            (one.status(), one.errorMessage().get()) for one in _elements(tasks) if one.errorMessage().isDefined()
+        ]
+        reasons = [text for status, text in errors if status == "FAILED"]
+        reasons += [text for status, text in errors if status == "KILLED" and KILLED_WITH_STAGE not in text]
+        found[stage, attempt.attemptId()] = [*reasons, attempt.failureReason().get()]
+    return found
+
+
+def _elements(sequence: Any) -> Iterator[Any]:
+    """The elements of a Scala sequence."""
+    return (sequence.apply(index) for index in range(sequence.size()))

@@ -7,9 +7,29 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cos_ml.data.columns import Column
-from cos_ml.rank.checkpoint_store import Folder
 
-__all__ = ["TrainSpec"]
+__all__ = ["ANY_RUN", "CheckpointConfig", "TrainSpec"]
+
+ANY_RUN = "auto"
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Where a training keeps its checkpoints, and how often it writes them.
+
+    Attributes:
+        url: a folder that fsspec can write and every rank can reach.
+        epochs: epochs between two checkpoints.
+        steps: steps between two checkpoints within an epoch; None for none within epochs.
+        fit: what identifies the training, by Param: it never resumes from another one's checkpoints.
+        run: "auto" resumes from the checkpoint of any run; another name, only from those of that run.
+    """
+
+    url: str
+    epochs: int = 1
+    steps: int | None = None
+    fit: dict[str, Any] = field(default_factory=dict)
+    run: str = ANY_RUN
 
 
 @dataclass(frozen=True)
@@ -64,7 +84,7 @@ class TrainSpec:
     callbacks: tuple[dict[str, Any], ...] = ()
     patience: int | None = None
     restore_best: bool = False
-    checkpoint: Folder | None = None
+    checkpoint: CheckpointConfig | None = None
     stop_at_non_finite: bool = True
     stall_timeout: float = 1800.0
     compression: str = "none"
@@ -91,13 +111,13 @@ class TrainSpec:
         flat = [replace(one, shape=(one.size,)) if one.shape and one.size is not None else one for one in self.columns]
         return (*flat, self.validation, self.handle_invalid, self.use_gpu, *sorted(self.variables.items()))
 
-    def to_json(self) -> str:
+    def dumps(self) -> str:
         """This spec as one line of JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> TrainSpec:
-        """The spec that ``to_json`` wrote."""
+    def loads(cls, text: str) -> TrainSpec:
+        """The spec that ``dumps`` wrote."""
         values = json.loads(text)
         for name in ("inputs", "labels"):
             values[name] = tuple(_column(column) for column in values[name])
@@ -105,7 +125,7 @@ class TrainSpec:
             values[name] = _column(values[name]) if values[name] else None
         for name in ("modules", "frozen", "callbacks"):
             values[name] = tuple(values[name])
-        values["checkpoint"] = Folder.from_plain(values["checkpoint"])
+        values["checkpoint"] = CheckpointConfig(**values["checkpoint"]) if values["checkpoint"] else None
         return cls(**values)
 
 

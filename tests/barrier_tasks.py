@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator
 import pyarrow as pa
 from pyspark import BarrierTaskContext
 
-from cos_ml.job import task
 from cos_ml.errors import RankError
-from cos_ml.job import barrier
+from cos_ml.job import barrier, task
 
-TASK = task._task
+TASK = task.run_task
 
 
 def repeated_in_part(
@@ -24,5 +23,5 @@ def repeated_in_part(
             calls.seek(0)
             call = len(calls.readlines())
         if call < 3:
-            raise RankError("Rank 0 is gone." if call == 1 else barrier.IN_PART)
+            raise RankError("Rank 0 is gone." if call == 1 else barrier.PARTIAL_RETRY)
     yield from TASK(job, size, batches)

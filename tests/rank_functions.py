@@ -10,13 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 
-def environment(start: dict[str, Any], meet: Callable[[], dict[str, Any]], pulse: Any) -> dict[str, bytes]:
+def environment(start: dict[str, Any], meet: Callable[[], dict[str, Any]], heartbeat: Any) -> dict[str, bytes]:
     """What this rank's process sees before TensorFlow has looked for devices."""
     meet()
     return {"environment": json.dumps(dict(os.environ) | {"executor": os.getcwd(), "prefix": sys.prefix}).encode()}
 
 
-def fail_before_the_others(start: dict[str, Any], meet: Callable[[], dict[str, Any]], pulse: Any) -> dict[str, bytes]:
+def fail_before_the_others(
+    start: dict[str, Any], meet: Callable[[], dict[str, Any]], heartbeat: Any
+) -> dict[str, bytes]:
     """One rank fails while it loads, and the other would wait for it in Horovod's own start."""
     if start["partition"]:
         raise ValueError("this one can't load")
@@ -27,7 +29,9 @@ def fail_before_the_others(start: dict[str, Any], meet: Callable[[], dict[str, A
     return {}
 
 
-def die_before_the_others(start: dict[str, Any], meet: Callable[[], dict[str, Any]], pulse: Any) -> dict[str, bytes]:
+def die_before_the_others(
+    start: dict[str, Any], meet: Callable[[], dict[str, Any]], heartbeat: Any
+) -> dict[str, bytes]:
     """The rank of the task that runs the rendezvous server dies while it loads."""
     if not start["partition"]:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -35,7 +39,7 @@ def die_before_the_others(start: dict[str, Any], meet: Callable[[], dict[str, An
     return {}
 
 
-def leave_a_process(start: dict[str, Any], meet: Callable[[], dict[str, Any]], pulse: Any) -> dict[str, bytes]:
+def leave_a_process(start: dict[str, Any], meet: Callable[[], dict[str, Any]], heartbeat: Any) -> dict[str, bytes]:
     """This rank ends, and what it has forked, with all its files, does not."""
     meet()
     process = os.fork()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pyspark.sql import Column as SparkColumn
     from pyspark.sql import types as T
 
-__all__ = ["Column", "Problem", "as_list_array", "decode", "expression", "renumber", "spark_dtype"]
+__all__ = ["Column", "RowError", "as_list_array", "decode", "expression", "renumber", "spark_dtype"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Problem:
+class RowError:
     """What is wrong with one row of one column."""
 
     row: int
@@ -152,7 +152,7 @@ def spark_dtype(tensor_dtype: str) -> str:
     return "bool" if tensor_dtype == "bool" else "float32"
 
 
-def decode(values: pa.Array, column: Column) -> tuple[np.ndarray, list[Problem]]:
+def decode(values: pa.Array, column: Column) -> tuple[np.ndarray, list[RowError]]:
     """Arrow values as one array, and what is wrong with them (barrier task and scoring task side).
 
     Args:
@@ -178,13 +178,13 @@ def decode(values: pa.Array, column: Column) -> tuple[np.ndarray, list[Problem]]
             size = multiple
     if values.null_count == 0 and flat.null_count == 0 and (sizes == size).all():
         numbers = flat.to_numpy(zero_copy_only=False).reshape(len(values), *column.row_shape(size))
-        problems = [] if _all_numbers(numbers) else _not_numbers(numbers, column)
+        row_errors = [] if _all_numbers(numbers) else _not_numbers(numbers, column)
     else:
-        numbers, problems = _decode_bad(values, flat, sizes, size, column)
+        numbers, row_errors = _decode_bad(values, flat, sizes, size, column)
     if column.dtype.startswith(("int", "bool")) and numbers.dtype != column.dtype and flat.type != pa.uint8():
-        numbers, problems = _whole(numbers, problems, column)
-    problems += _out_of_range(numbers, column, {problem.row for problem in problems})
-    return numbers, sorted(problems, key=lambda problem: problem.row)
+        numbers, row_errors = _whole(numbers, row_errors, column)
+    row_errors += _out_of_range(numbers, column, {problem.row for problem in row_errors})
+    return numbers, sorted(row_errors, key=lambda problem: problem.row)
 
 
 def as_list_array(rows: np.ndarray, empty: np.ndarray | None = None) -> pa.Array:
@@ -199,9 +199,9 @@ def as_list_array(rows: np.ndarray, empty: np.ndarray | None = None) -> pa.Array
     return pa.ListArray.from_arrays(offsets, pa.array(rows.reshape(-1)))
 
 
-def renumber(problems: Sequence[Problem], first_row: int) -> list[Problem]:
+def renumber(row_errors: Sequence[RowError], first_row: int) -> list[RowError]:
     """The same problems, their rows counted from ``first_row``."""
-    return [replace(problem, row=problem.row + first_row) for problem in problems]
+    return [replace(problem, row=problem.row + first_row) for problem in row_errors]
 
 
 def _flatten(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
@@ -231,10 +231,10 @@ def _all_numbers(numbers: np.ndarray) -> bool:
         return flat.dtype.kind != "f" or not np.isnan(np.dot(flat, flat))
 
 
-def _not_numbers(numbers: np.ndarray, column: Column) -> list[Problem]:
+def _not_numbers(numbers: np.ndarray, column: Column) -> list[RowError]:
     bad = np.isnan(numbers).reshape(len(numbers), math.prod(numbers.shape[1:]))
     return [
-        Problem(
+        RowError(
             int(row), column.name, "is NaN" if bad.shape[1] == 1 else f"has NaN at position {int(bad[row].argmax())}"
         )
         for row in np.flatnonzero(bad.any(axis=1))
@@ -243,7 +243,7 @@ def _not_numbers(numbers: np.ndarray, column: Column) -> list[Problem]:
 
 def _decode_bad(
     values: pa.Array, flat: pa.Array, sizes: np.ndarray, size: int, column: Column
-) -> tuple[np.ndarray, list[Problem]]:
+) -> tuple[np.ndarray, list[RowError]]:
     """The rare case: some row is null, holds a null, or has the wrong size."""
     owners = np.repeat(np.arange(len(sizes)), np.maximum(sizes, 0))  # the row of each number
     holes = np.zeros(len(sizes), bool)
@@ -251,13 +251,13 @@ def _decode_bad(
     wrong = (sizes != size) & (sizes >= 0)
     # What is no whole number has become null on its way to a network that takes whole numbers.
     null = f"null or no {column.dtype}" if column.dtype.startswith(("int", "bool")) else "null"
-    problems = [Problem(int(row), column.name, f"is {null}") for row in np.flatnonzero(sizes < 0)]
-    problems += [
-        Problem(int(row), column.name, f"has a {null} among its numbers") for row in np.flatnonzero(holes & ~wrong)
+    row_errors = [RowError(int(row), column.name, f"is {null}") for row in np.flatnonzero(sizes < 0)]
+    row_errors += [
+        RowError(int(row), column.name, f"has a {null} among its numbers") for row in np.flatnonzero(holes & ~wrong)
     ]
     what = "strings" if column.dtype == "string" else "numbers"
-    problems += [
-        Problem(int(row), column.name, f"has {int(sizes[row])} {what}, and "
+    row_errors += [
+        RowError(int(row), column.name, f"has {int(sizes[row])} {what}, and "
                 f"the network takes {size}, of shape {column.shape}") for row in np.flatnonzero(wrong)
     ]  # fmt: skip
     good = ~holes & (sizes == size)
@@ -267,13 +267,13 @@ def _decode_bad(
     numbers[good] = raw[good[owners]].reshape(-1, *column.row_shape(size))
     if raw.dtype.kind == "f":
         some = np.flatnonzero(good)
-        problems += [replace(problem, row=int(some[problem.row])) for problem in _not_numbers(numbers[good], column)]
-    return numbers, problems
+        row_errors += [replace(problem, row=int(some[problem.row])) for problem in _not_numbers(numbers[good], column)]
+    return numbers, row_errors
 
 
-def _whole(numbers: np.ndarray, problems: list[Problem], column: Column) -> tuple[np.ndarray, list[Problem]]:
+def _whole(numbers: np.ndarray, row_errors: list[RowError], column: Column) -> tuple[np.ndarray, list[RowError]]:
     """Numbers of another type as the column's whole ones; rows with any that it has not are bad, and all 0."""
-    known = {problem.row for problem in problems}
+    known = {problem.row for problem in row_errors}
     if numbers.dtype.kind == "f":
         numbers = np.trunc(np.where(np.isnan(numbers), 0, numbers))
     with np.errstate(invalid="ignore"):
@@ -281,16 +281,16 @@ def _whole(numbers: np.ndarray, problems: list[Problem], column: Column) -> tupl
     other = (whole != numbers) & (column.dtype != "bool")
     rows = np.flatnonzero(other.reshape(len(other), math.prod(other.shape[1:])).any(axis=1))
     what = f"has a number that is no {column.dtype}"
-    problems = problems + [Problem(int(row), column.name, what) for row in rows if int(row) not in known]
-    whole[[problem.row for problem in problems]] = 0
-    return whole, problems
+    row_errors = row_errors + [RowError(int(row), column.name, what) for row in rows if int(row) not in known]
+    whole[[problem.row for problem in row_errors]] = 0
+    return whole, row_errors
 
 
-def _out_of_range(numbers: np.ndarray, column: Column, known: set[int]) -> list[Problem]:
+def _out_of_range(numbers: np.ndarray, column: Column, known: set[int]) -> list[RowError]:
     """Labels that are no class of the network's output, and numbers below the least that makes sense."""
     if column.low is not None and len(numbers) and np.fmin.reduce(numbers) < column.low:
         row = int(np.nanargmin(numbers))
-        return [Problem(row, column.name, f"is {numbers[row]:g}, and has to be {column.low:g} or more", fatal=True)]
+        return [RowError(row, column.name, f"is {numbers[row]:g}, and has to be {column.low:g} or more", fatal=True)]
     if column.classes is None or not len(numbers):
         return []
     labels = numbers.reshape(len(numbers), math.prod(numbers.shape[1:]))
@@ -298,7 +298,7 @@ def _out_of_range(numbers: np.ndarray, column: Column, known: set[int]) -> list[
     bad = bad_at.any(axis=1)
     rows = [int(row) for row in np.flatnonzero(bad) if int(row) not in known]
     return [
-        Problem(row, column.name, f"is {labels[row][bad_at[row]][0]:g}, and the network's output has "
+        RowError(row, column.name, f"is {labels[row][bad_at[row]][0]:g}, and the network's output has "
                 f"{column.classes} classes: "
                 f"expected whole numbers from 0 to {column.classes - 1}", fatal=True) for row in rows[:1]
     ]  # fmt: skip

@@ -7,8 +7,9 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from cos_ml import spark_internals
 from cos_ml.data.columns import expression
 from cos_ml.errors import InvalidInputError
 from cos_ml.spec import TrainSpec
@@ -16,7 +17,7 @@ from cos_ml.spec import TrainSpec
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = []
+__all__ = ["check_not_streaming", "repartition_to_ranks", "select_columns", "small_batches"]
 
 BATCH_BYTES = 2 << 20
 LEAST_BATCH = 16  # rows
@@ -26,42 +27,14 @@ _batches: weakref.WeakKeyDictionary[SparkSession, _Batches] = weakref.WeakKeyDic
 _batches_lock = threading.Lock()
 
 
-def narrow(df: DataFrame, spec: TrainSpec) -> DataFrame:
+def select_columns(df: DataFrame, spec: TrainSpec) -> DataFrame:
     """Only the columns that ranks read, under their fixed names and as arrays of the network's number types."""
     return df.select(*(expression(df.schema, column).alias(column.field) for column in spec.stored))
 
 
-def spread(df: DataFrame, partitions: int) -> DataFrame:
+def repartition_to_ranks(df: DataFrame, partitions: int) -> DataFrame:
     """``df`` in as many partitions as there are ranks; its rows move only where it has another number of them."""
-    return df if _fits_barrier(df, partitions) else df.repartition(partitions)
-
-
-def _fits_barrier(df: DataFrame, partitions: int) -> bool:
-    """Whether Spark can run ``df`` as a barrier stage of so many tasks without a shuffle before it.
-
-    Spark takes no barrier stage in which an earlier step has another number of partitions, as a coalesce or a union.
-    """
-    if not hasattr(df, "_jdf"):  # Spark Connect does not tell
-        return False
-    plan = df._jdf.queryExecution().executedPlan()
-    if "Adaptive" in plan.nodeName() and _shuffles(plan.initialPlan()):
-        return False  # to ask it for its partitions would run the shuffles
-    lineage = [plan.execute()]
-    while lineage:
-        rdd = lineage.pop()
-        if rdd.getNumPartitions() != partitions:
-            return False
-        dependencies = rdd.dependencies()
-        for index in range(dependencies.size()):
-            if "Shuffle" not in dependencies.apply(index).getClass().getSimpleName():
-                lineage.append(dependencies.apply(index).rdd())
-    return True
-
-
-def _shuffles(plan: Any) -> bool:
-    """Whether a physical plan has a shuffle or a broadcast; one behind a cache is done already."""
-    children = plan.children()
-    return "Exchange" in plan.nodeName() or any(_shuffles(children.apply(at)) for at in range(children.size()))
+    return df if spark_internals.fits_barrier(df, partitions) else df.repartition(partitions)
 
 
 class _Batches:

@@ -20,7 +20,7 @@ import re
 import uuid
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -28,9 +28,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import pyarrow as pa
 
-from cos_ml.data.columns import Column, Problem, as_list_array, decode
+from cos_ml.data.columns import Column, RowError, as_list_array, decode
 from cos_ml.data.frames import small_batches
-from cos_ml.data.spool import PARTS, refuse, usable_rows
+from cos_ml.data.spool import PARTS, raise_on_invalid, usable_rows
 from cos_ml.errors import InvalidInputError, SetupError, from_spark
 from cos_ml.spec import TrainSpec
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, Observation
     from pyspark.sql import types as T
 
-__all__ = ["Shard", "ShardRows", "Shards", "check_petastorm", "check_readable", "plan", "stored"]
+__all__ = ["Shard", "Shards", "check_petastorm", "check_readable", "plan", "stored"]
 
 FIRST = 16  # rows to see at first: those of an open side have the length of the first one that has any
 READ = {pa.bool_(), pa.int8(), pa.uint8(), pa.int16(), pa.int32(), pa.int64(), pa.float32(), pa.float64(),
@@ -74,13 +74,9 @@ class Shards:
     text_bytes: int
     digest: str
 
-    def to_plain(self) -> dict[str, Any]:
-        """As JSON takes it."""
-        return asdict(self)
-
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Shards:
-        """What ``to_plain`` made, after a way through JSON."""
+        """What ``dataclasses.asdict`` made of shards, after a way through JSON."""
         return cls(**plain | {name: tuple(plain[name]) for name in ("files", "filled", "rows")})
 
 
@@ -123,7 +119,7 @@ def check_readable(schema: T.StructType, spec: TrainSpec) -> None:
 
 @contextlib.contextmanager
 def stored(
-    narrow: DataFrame, spec: TrainSpec, folder: str, keep: bool, ordered: bool | None
+    rows: DataFrame, spec: TrainSpec, folder: str, keep: bool, ordered: bool | None
 ) -> Iterator[tuple[str, str | None]]:
     """The rows of a narrow DataFrame as a Parquet dataset, for the length of a ``with`` block.
 
@@ -143,12 +139,12 @@ def stored(
     import fsspec
 
     url = f"{folder.rstrip('/')}/cos_ml-{uuid.uuid4().hex}"
-    usable = narrow.mapInArrow(partial(_usable, spec), narrow.schema)
+    usable = rows.mapInArrow(partial(_usable, spec), rows.schema)
     usable, digest = _observed(usable, ordered) if ordered is not None else (usable, None)
     try:
         try:
             writer = usable.write.option("parquet.block.size", ROW_GROUP).option("parquet.enable.dictionary", "false")
-            with small_batches(narrow.sparkSession, spec):
+            with small_batches(rows.sparkSession, spec):
                 writer.parquet(url)
         except Exception as error:
             if FULL in str(error):
@@ -187,7 +183,7 @@ def _usable(spec: TrainSpec, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.R
         for column in spec.columns if kept.any() else ():
             shape = arrays[column.field].shape[1:]
             if shape != shapes.setdefault(column.field, shape):
-                raise _several_shapes(column, shape, shapes[column.field])
+                raise inconsistent_shapes(column, shape, shapes[column.field])
         columns = [
             _storable(arrays[name][kept], batch.column(name).type)
             if name in arrays
@@ -318,10 +314,10 @@ def _read(names: dict[str, str], columns: tuple[Column, ...]) -> list[str]:
 
 def _marked(file: Any, group: int, name: str) -> int:
     marks = file.read_row_group(group, columns=[name]).column(0)
-    return int(_as_marks(marks).sum())
+    return int(as_marks(marks).sum())
 
 
-def _as_marks(values: pa.ChunkedArray) -> np.ndarray:
+def as_marks(values: pa.ChunkedArray) -> np.ndarray:
     """Which rows validate; null is no."""
     return values.cast(pa.bool_()).fill_null(False).to_numpy()
 
@@ -331,14 +327,14 @@ def _facts(first: pa.RecordBatch, spec: TrainSpec, names: dict[str, str]) -> tup
     shapes, dtypes = {}, {}
     for column in spec.columns:
         values = first.column(first.schema.get_field_index(names[column.field]))
-        array, problems = _decoded(values, column)
-        if problems:
-            _refuse(problems, spec.handle_invalid)
+        array, row_errors = decode_stored(values, column)
+        if row_errors:
+            _raise_on_invalid(row_errors, spec.handle_invalid)
         shapes[column.field], dtypes[column.field] = array.shape[1:], array.dtype.str
     return shapes, dtypes
 
 
-def _decoded(values: pa.Array | pa.ChunkedArray, column: Column) -> tuple[np.ndarray, list[Problem]]:
+def decode_stored(values: pa.Array | pa.ChunkedArray, column: Column) -> tuple[np.ndarray, list[RowError]]:
     """Stored values as ``decode`` has those of a narrow DataFrame, in the network's number type."""
     nested = pa.types.is_list(values.type)
     kind = values.type.value_type if nested else values.type
@@ -349,14 +345,14 @@ def _decoded(values: pa.Array | pa.ChunkedArray, column: Column) -> tuple[np.nda
     return decode(values, column)
 
 
-def _refuse(problems: list[Problem], handle_invalid: str) -> None:
+def _raise_on_invalid(row_errors: list[RowError], handle_invalid: str) -> None:
     try:
-        refuse(problems, handle_invalid)
+        raise_on_invalid(row_errors, handle_invalid)
     except InvalidInputError as error:
         raise InvalidInputError(f"{error} (Rows are counted from 0 within a row group.)") from None
 
 
-def _several_shapes(column: Column, shape: tuple[int, ...], before: tuple[int, ...]) -> InvalidInputError:
+def inconsistent_shapes(column: Column, shape: tuple[int, ...], before: tuple[int, ...]) -> InvalidInputError:
     return InvalidInputError(
         f"Column {column.name!r} has rows of shape {shape} after rows of {before}: expected one shape."
     )

@@ -1,6 +1,6 @@
 """The Arrow feed: rows stream from Spark to local disk in bounded memory, and the rank memory-maps them (both sides).
 
-``narrow`` runs on the driver, ``Spool`` in the barrier task, ``Rows`` in the rank. The spool's files have no name from
+``select_columns`` runs on the driver, ``Spool`` in the barrier task, ``Rows`` in the rank. The spool's files have no name from
 the moment they are made, so nothing is left on disk whatever ends the fit.
 """
 
@@ -19,14 +19,14 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from cos_ml.data.columns import Column, Problem, decode, renumber
+from cos_ml.data.columns import Column, RowError, decode, renumber
 from cos_ml.errors import InvalidInputError
 from cos_ml.spec import TrainSpec
 
 if TYPE_CHECKING:
     pass
 
-__all__ = ["Batch", "Rows", "Spool", "check_not_streaming", "narrow", "small_batches", "spread", "step_weights"]
+__all__ = ["PARTS", "Batch", "Rows", "Spool", "local_folder", "raise_on_invalid", "step_weights", "usable_rows"]
 
 PARTS = ("train", "validation")
 MAPPED = 256 << 20  # bytes of a column that are mapped; what is read of a map counts as the process's memory
@@ -137,15 +137,15 @@ def usable_rows(
     Raises:
         InvalidInputError: a row can't be used, and is not to be skipped; its number counts from ``first_row``.
     """
-    arrays, problems = {}, []
+    arrays, row_errors = {}, []
     for column in spec.columns:
         arrays[column.field], found = decode(batch.column(column.field), column)
-        problems += renumber(found, first_row)
+        row_errors += renumber(found, first_row)
     kept = np.ones(batch.num_rows, bool)
-    if problems:
-        refuse(problems, spec.handle_invalid)
+    if row_errors:
+        raise_on_invalid(row_errors, spec.handle_invalid)
         if spec.handle_invalid == "skip":
-            kept[[problem.row - first_row for problem in problems]] = False
+            kept[[problem.row - first_row for problem in row_errors]] = False
     return arrays, kept, int((~kept).sum())
 
 
@@ -178,13 +178,13 @@ def _mixed(keys: np.ndarray) -> np.ndarray:
     return keys ^ (keys >> np.uint64(31))
 
 
-def refuse(problems: list[Problem], handle_invalid: str) -> None:
+def raise_on_invalid(row_errors: list[RowError], handle_invalid: str) -> None:
     """Raises InvalidInputError for the first bad row, unless ``handle_invalid`` says to go on."""
-    fatal = [problem for problem in problems if problem.fatal]
+    fatal = [problem for problem in row_errors if problem.fatal]
     if fatal:
         raise InvalidInputError(str(fatal[0]))
     if handle_invalid == "error":
-        raise InvalidInputError(f'{problems[0]}. handleInvalid="skip" leaves such rows out, "keep" makes them NaN.')
+        raise InvalidInputError(f'{row_errors[0]}. handleInvalid="skip" leaves such rows out, "keep" makes them NaN.')
 
 
 def local_folder() -> str:
@@ -271,17 +271,17 @@ class Pass:
             return np.broadcast_to(1.0, len(self.order))  # it takes no memory
         return weights[:].astype(np.float64)[self.order]
 
-    def batches(self, size: int, steps: int, filler: dict[str, np.ndarray]) -> Iterator[Batch]:
+    def batches(self, size: int, steps: int, padding: dict[str, np.ndarray]) -> Iterator[Batch]:
         """``steps`` batches: the rows in order, ``size`` at a time, then filler rows of weight zero.
 
         Filler comes from this rank's own rows, so that layers which keep statistics see data of the same kind; a rank
-        without any takes ``filler``.
+        without any takes ``padding``.
         """
         for step in range(steps):
             chosen = self.order[step * size : (step + 1) * size]
             real = len(chosen)
             if not real and not len(self.order):
-                yield Batch(filler, 0)
+                yield Batch(padding, 0)
                 continue
             if not real:
                 chosen = self.order[:size]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 
 from cos_ml.job.horovod_env import rank_environment
-from cos_ml.job.placement import Place, place
+from cos_ml.job.placement import RankInfo, assign_ranks
 from cos_ml.job.rendezvous import Rendezvous
 
 __all__ = ["environment", "main"]
@@ -28,24 +29,24 @@ print(f"Horovod {__import__('horovod').__version__} on TensorFlow {tf.__version_
 """
 
 
-def environment(here: Place, rendezvous: Rendezvous) -> dict[str, str]:
+def environment(rank_info: RankInfo, rendezvous: Rendezvous) -> dict[str, str]:
     """Of a rank, which sees no GPU: both would take the first one, and NCCL lets no two ranks share one."""
-    own = rank_environment(here, "127.0.0.1", "127.0.0.1", rendezvous.port, rendezvous.secret)
+    own = rank_environment(rank_info, "127.0.0.1", "127.0.0.1", rendezvous.port, rendezvous.secret)
     return os.environ | own | {"CUDA_VISIBLE_DEVICES": "-1", "HOROVOD_GLOO_TIMEOUT_SECONDS": str(JOIN)}
 
 
 def main() -> int:
     """Returns 0 when both ranks computed the right sum."""
-    places = place(["localhost", "localhost"])
-    with Rendezvous("127.0.0.1") as rendezvous:
-        rendezvous.serve(places, ["127.0.0.1"])
+    rank_infos = assign_ranks(["localhost", "localhost"])
+    with contextlib.closing(Rendezvous("127.0.0.1")) as rendezvous:
+        rendezvous.serve(rank_infos, ["127.0.0.1"])
         ranks = [
             subprocess.Popen(
                 [sys.executable, "-c", RANK],
-                env=environment(here, rendezvous),
+                env=environment(one, rendezvous),
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )
-            for here in places
+            for one in rank_infos
         ]  # fmt: skip
         try:
             outputs = [rank.communicate(timeout=TIME)[0] for rank in ranks]

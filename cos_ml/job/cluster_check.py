@@ -11,11 +11,13 @@ from cos_ml import gpus, spark_internals
 from cos_ml.data import frames
 from cos_ml.data.columns import Column
 from cos_ml.errors import InvalidInputError
-from cos_ml.job import barrier, horovod_env, preflight
-from cos_ml.rank.measure import SIZE, SMALL, measure
+from cos_ml.job import barrier, horovod_env
+from cos_ml.job.messages import Job
+from cos_ml.rank.measure import SIZE, SMALL
 from cos_ml.spec import TrainSpec
+from cos_ml.versions import shared_versions
 
-__all__ = ["measure", "report", "results"]
+__all__ = ["report", "results"]
 
 MEGA = 1_000_000
 
@@ -59,9 +61,9 @@ def results(
     options = {} if interface is None else {"networkInterface": interface}
     variables = horovod_env.variables(horovod_env.converted(options)) | {SIZE: str(size)}
     spec = TrainSpec(inputs=(Column("id", "x0"),), labels=(), use_gpu=use_gpu, variables=variables)
-    versions = {} if spark_internals.is_connect(spark) else preflight.versions()
-    job = barrier.Job(f"{__name__}:{measure.__name__}", (spec,), (b"",), versions=versions)
-    rows = frames.narrow(spark.range(workers), spec)
+    versions = {} if spark_internals.is_connect(spark) else shared_versions()
+    job = Job("cos_ml.rank.measure:measure", (spec,), (b"",), versions=versions)
+    rows = frames.select_columns(spark.range(workers), spec)
     return [json.loads(result["measured"]) for result in barrier.run(rows, job, workers).results]
 
 

@@ -16,6 +16,7 @@ from cos_ml.errors import ClusterError, CosMLError, from_spark
 from cos_ml.job import preflight, slots
 from cos_ml.network.archive import Network, layers_by_name, load_model
 from cos_ml.spec import TrainSpec
+from cos_ml.versions import shared_versions
 
 __all__ = ["explain"]
 
@@ -33,7 +34,7 @@ def explain(dataset: DataFrame, spec: TrainSpec, network: Network, workers: int)
     if report.check("slots", lambda: _slots(spark, workers, spec)):
         executors: list[dict[str, Any]] = []
         if report.check("versions", lambda: _versions(spark, workers, executors)):
-            need = preflight.need_of(spec, *_sizes(network), rows[0] if rows else None, workers)
+            need = preflight.estimate_resources(spec, *_sizes(network), rows[0] if rows else None, workers)
             _report_need(report, need, executors)
     return report.text()
 
@@ -74,8 +75,8 @@ def _columns(spec: TrainSpec) -> str:
 
 def _rows(dataset: DataFrame, spec: TrainSpec, counted: list[int]) -> str:
     """Looks at the first rows as a fit looks at all, and counts them."""
-    narrow = frames.narrow(dataset, spec)
-    table = narrow.limit(SAMPLE).toArrow().combine_chunks()
+    selected = frames.select_columns(dataset, spec)
+    table = selected.limit(SAMPLE).toArrow().combine_chunks()
     skipped = 0
     for batch in table.to_batches():
         skipped += spool.usable_rows(batch, spec, 0)[2]
@@ -93,12 +94,12 @@ def _versions(spark: SparkSession, workers: int, executors: list[dict[str, Any]]
     """Asks tasks that run where ranks would."""
     asked = spark.range(workers, numPartitions=workers).mapInArrow(_facts, "facts string", barrier=True)
     try:
-        with slots.taken(spark, workers):
+        with slots.acquire(spark, workers):
             executors += [json.loads(row["facts"]) for row in asked.collect()]
     except Exception as error:
         raise from_spark(error) or error from None
-    here = preflight.versions()
-    problem = preflight.differing(here, executors)
+    here = shared_versions()
+    problem = preflight.version_mismatch(here, executors)
     if problem:
         raise ClusterError(problem)
     hosts = len({one["host"] for one in executors})
@@ -110,7 +111,7 @@ def _facts(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """One task of the cluster tells about its executor (barrier task side)."""
     for _ in batches:
         pass
-    yield pa.RecordBatch.from_arrays([pa.array([json.dumps(preflight.facts())])], ["facts"])
+    yield pa.RecordBatch.from_arrays([pa.array([json.dumps(preflight.executor_facts())])], ["facts"])
 
 
 def _sizes(network: Network) -> tuple[float, float]:
@@ -123,8 +124,8 @@ def _sizes(network: Network) -> tuple[float, float]:
     return 4.0 * model.count_params(), 4.0 * outputs
 
 
-def _report_need(report: _Report, need: preflight.Need, executors: list[dict[str, Any]]) -> None:
-    problems = preflight.tight(need, executors)
+def _report_need(report: _Report, need: preflight.Resources, executors: list[dict[str, Any]]) -> None:
+    problems = preflight.resource_warnings(need, executors)
 
     def raising(word: str, otherwise: str) -> str:
         mine = [problem for problem in problems if f" of {word} left" in problem]
@@ -133,9 +134,11 @@ def _report_need(report: _Report, need: preflight.Need, executors: list[dict[str
         return otherwise
 
     memory, disk = (min(one[what] for one in executors) for what in ("memory", "disk"))
-    rows = "" if need.disk is None else f"a rank's rows take about {preflight.shown(need.disk)}; "
-    report.check("disk", lambda: raising("disk", f"{rows}{preflight.shown(disk)} free"))
+    rows = "" if need.disk is None else f"a rank's rows take about {preflight.format_bytes(need.disk)}; "
+    report.check("disk", lambda: raising("disk", f"{rows}{preflight.format_bytes(disk)} free"))
     report.check(
         "memory",
-        lambda: raising("memory", f"a rank takes about {preflight.shown(need.memory)}; {preflight.shown(memory)} free"),
+        lambda: raising(
+            "memory", f"a rank takes about {preflight.format_bytes(need.memory)}; {preflight.format_bytes(memory)} free"
+        ),
     )

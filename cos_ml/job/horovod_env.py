@@ -6,10 +6,12 @@ import re
 from typing import Any
 
 from cos_ml.errors import InvalidInputError
-from cos_ml.job.placement import Place, local_addresses
+from cos_ml.interfaces import INTERFACE, local_addresses
+from cos_ml.job.placement import RankInfo
 
-__all__ = ["converted", "variables"]
+__all__ = ["JOIN_TIMEOUT", "converted", "rank_environment", "secret_path", "variables"]
 
+JOIN_TIMEOUT = "120"  # seconds after which a rank whose peers do not come gives up
 NAMES = {
     "fusionThreshold": "HOROVOD_FUSION_THRESHOLD", "cycleTime": "HOROVOD_CYCLE_TIME",
     "timeline": "HOROVOD_TIMELINE", "autotune": "HOROVOD_AUTOTUNE", "networkInterface": "HOROVOD_GLOO_IFACE",
@@ -56,21 +58,16 @@ def _text(setting: Any) -> str:
     return str(int(setting)) if isinstance(setting, bool) else str(setting)
 
 
-JOIN_TIMEOUT = "120"  # seconds until a rank whose peers don't come gives up
-
-
-INTERFACE = "HOROVOD_GLOO_IFACE"
-
-
-def _path_of(secret: str, port: int) -> str:
+def secret_path(secret: str, port: int) -> str:
+    """The first part of every path of the rendezvous server."""
     return f"{secret}:{port}"  # Horovod writes http://ADDR:PORT/scope/key
 
 
-def rank_environment(here: Place, own: str, server: str, port: int, secret: str) -> dict[str, str]:
+def rank_environment(rank_info: RankInfo, own: str, server: str, port: int, secret: str) -> dict[str, str]:
     """The environment in which ``hvd.init()`` finds its peers, to be added to its own.
 
     Args:
-        here: the rank's place.
+        rank_info: the rank.
         own: its address, whose network interface it uses.
         server: the address of the rendezvous server, which task 0 runs.
         port: of the rendezvous server.
@@ -78,13 +75,13 @@ def rank_environment(here: Place, own: str, server: str, port: int, secret: str)
     """
     interface = local_addresses().get(own)
     return {
-        "HOROVOD_RANK": str(here.rank),
-        "HOROVOD_SIZE": str(here.size),
-        "HOROVOD_LOCAL_RANK": str(here.local_rank),
-        "HOROVOD_LOCAL_SIZE": str(here.local_size),
-        "HOROVOD_CROSS_RANK": str(here.cross_rank),
-        "HOROVOD_CROSS_SIZE": str(here.cross_size),
-        "HOROVOD_HOSTNAME": here.host,
+        "HOROVOD_RANK": str(rank_info.rank),
+        "HOROVOD_SIZE": str(rank_info.size),
+        "HOROVOD_LOCAL_RANK": str(rank_info.local_rank),
+        "HOROVOD_LOCAL_SIZE": str(rank_info.local_size),
+        "HOROVOD_CROSS_RANK": str(rank_info.cross_rank),
+        "HOROVOD_CROSS_SIZE": str(rank_info.cross_size),
+        "HOROVOD_HOSTNAME": rank_info.host,
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
         "HOROVOD_GLOO_RENDEZVOUS_ADDR": f"{server}:{port}/{secret}",

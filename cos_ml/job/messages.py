@@ -1,128 +1,101 @@
-"""What barrier tasks tell each other and the driver (barrier task and driver side)."""
+"""What a barrier job is given and what it returns, as plain values (driver and barrier task side)."""
 
 from __future__ import annotations
 
-import contextlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any
 
-from pyspark import BarrierTaskContext
+from cos_ml.data.parquet import Shards
+from cos_ml.errors import REPORTED, RankError
+from cos_ml.job.progress import Address
+from cos_ml.spec import TrainSpec
 
-from cos_ml.data.parquet import Shard
-from cos_ml.data.spool import Spool
-from cos_ml.errors import ClusterError, InvalidInputError, RankError
-from cos_ml.job import preflight
-from cos_ml.job.barrier import Job
-from cos_ml.job.horovod_env import INTERFACE, rank_environment
-from cos_ml.job.placement import Place, local_addresses, own_address
-from cos_ml.job.rendezvous import Rendezvous, all_ready
+__all__ = [
+    "CANCELLED",
+    "PARTIAL_RETRY",
+    "PEERS_LOST",
+    "Job",
+    "Outcome",
+    "peers_lost",
+    "raise_reported",
+    "with_log_tail",
+]
 
-__all__ = []
+LOG_LINES = 30  # of a rank's output, in an exception
+CANCELLED = "Horovod has been shut down"  # in the errors of all ranks but the one that failed
+PARTIAL_RETRY = "Spark repeated only some of the tasks."
+PEERS_LOST = "Ranks lost their connections; none reported an error of its own."
 
-MESSAGE_TAIL = 30  # lines of it in an exception
-HOROVOD_ECHO = "Horovod has been shut down"  # what the other ranks' errors say when one fails
 
-
-@dataclass
-class Meeting:
-    """What the ranks know of each other once all have met.
+@dataclass(frozen=True)
+class Job:
+    """What all ranks of one barrier job are given.
 
     Attributes:
-        tasks: what each task said, by rank.
-        environment: in which ``hvd.init()`` finds the others.
-        rendezvous: Horovod's server, in task 0 and where there is more than one rank.
-        secret: of the rendezvous, which is to be in no log.
+        function: "module:name" of the function that each rank runs. It takes the start message, a function that waits
+            for the other ranks, and a Heartbeat, and returns named bytes.
+        specs: what to train, one after the other on the same rows.
+        networks: the archives to start from; specs refer to them by index.
+        shards: what the ranks read by themselves. None: they get the rows of the DataFrame.
+        progress: where the driver listens; None for nowhere.
+        versions: the driver's, which the executors must share; empty where Spark Connect hides the driver.
     """
 
-    tasks: list[dict[str, Any]]
-    environment: dict[str, str] = field(repr=False)
-    rendezvous: Rendezvous | None
-    secret: str = field(repr=False)
-
-    def all_ready(self, rank: int, ready: bool) -> bool:
-        """Say whether this task's rank can join, and wait until all have said it; returns whether all can."""
-        first = self.tasks[0]  # it runs the server
-        several = len(self.tasks) > 1
-        return all_ready(first["address"], first["port"], self.secret, rank, ready) if several else ready
-
-    def close(self) -> None:
-        """Stop the rendezvous server, if it runs here and still does."""
-        if self.rendezvous is not None:
-            self.rendezvous.close()
-
-    def __enter__(self) -> Meeting:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    function: str
+    specs: tuple[TrainSpec, ...]
+    networks: tuple[bytes, ...]
+    shards: Shards | None = None
+    progress: Address | None = None
+    versions: dict[str, str | None] = field(default_factory=dict)
 
 
-def _meet(
-    context: BarrierTaskContext, job: Job, hosts: list[str], places: list[Place], spool: Spool | Shard, problem: str
-) -> Meeting:
-    """Tell the others what this task has, and wait for all: one allGather, which is also the rendezvous for Horovod.
+@dataclass(frozen=True)
+class Outcome:
+    """What a barrier job returned.
 
-    Spark asks once a second whether all are there. Meanwhile the rank imports TensorFlow.
+    Attributes:
+        results: rank -> what its function returned.
+        failures: why earlier attempts failed, as far as Spark reports it.
     """
-    several = len(hosts) > 1
-    task = context.partitionId()
-    with contextlib.ExitStack() as unless_met:
-        rendezvous, own = None, ""
-        if several:
-            own = own_address(hosts, task, job.specs[0].variables.get(INTERFACE))
-        if several and task == 0:
-            rendezvous = unless_met.enter_context(Rendezvous(own))
-        mine = {
-            "rank": places[task].rank, "partition": task, "problem": bool(problem),
-            "rows": spool.rows, "digest": spool.digest, "skipped": spool.skipped,
-            "validation": spool.rows["validation"], "shapes": spool.shapes, "dtypes": spool.dtypes,
-            "addresses": list(local_addresses()) if several else [], "port": rendezvous.port if rendezvous else 0,
-            "address": own, "secret": rendezvous.secret if rendezvous else "",
-            **preflight.facts(),
-        }  # fmt: skip
-        message = json.dumps(mine)
-        told = [json.loads(one) for one in (context.allGather(message) if several else [message])]
-        if rendezvous is not None:
-            rendezvous.serve(places, [address for other in told for address in other["addresses"]])
-        unless_met.pop_all()
-    secret = told[0]["secret"]
-    server, port = told[0]["address"], told[0]["port"]
-    environment = rank_environment(places[task], own, server, port, secret) if several else {}
-    told = [{name: value for name, value in other.items() if name != "secret"} for other in told]
-    return Meeting(sorted(told, key=lambda other: other["rank"]), environment, rendezvous, secret)
+
+    results: list[dict[str, bytes]]
+    failures: list[str]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know although the job succeeded, from all ranks."""
+        return [note for result in self.results for note in json.loads(result.get("notes", b"[]"))]
 
 
-def _lost_each_other(results: list[dict[str, bytes]]) -> bool:
-    """Whether ranks failed, and each of them only because it lost the others: none has a reason of its own."""
-    if any(reason in result for result in results for reason in ("cluster", "problem", "failure")):
+def peers_lost(results: Sequence[dict[str, bytes]]) -> bool:
+    """Whether ranks failed only because they lost their connections: a retry may help."""
+    if any(kind in result for result in results for kind in REPORTED):
         return False
-    errors = [result["error"].decode() for result in results if "error" in result]
-    return bool(errors) and all(HOROVOD_ECHO in error for error in errors)
+    tracebacks = [result["traceback"].decode() for result in results if "traceback" in result]
+    return bool(tracebacks) and all(CANCELLED in text for text in tracebacks)
 
 
-def _raise_reported(results: list[dict[str, bytes]]) -> None:
-    """Raise what the ranks report: bad rows first, then the rank that failed by itself and not because another did."""
-    foreign = [result["cluster"].decode() for result in results if "cluster" in result]
-    if foreign:
-        raise ClusterError(foreign[0])
-    problems = [result["problem"].decode() for result in results if "problem" in result]
-    if problems:
-        raise InvalidInputError(problems[0])
-    ended = [result["failure"].decode() for result in results if "failure" in result]
-    if ended:
-        raise RankError(ended[0])
-    failed = {rank: result["error"].decode() for rank, result in enumerate(results) if "error" in result}
+def raise_reported(results: Sequence[dict[str, bytes]]) -> None:
+    """Raise what tasks or ranks report, if anything: the cause rather than its consequences on other ranks.
+
+    Raises:
+        ClusterError: the executors have other versions than the driver.
+        InvalidInputError: a row can't be used.
+        RankError: a rank failed.
+    """
+    for kind, error in REPORTED.items():
+        for result in results:
+            if kind in result:
+                raise error(result[kind].decode())
+    failed = {rank: result["traceback"].decode() for rank, result in enumerate(results) if "traceback" in result}
     if failed:
-        first = min(failed, key=lambda rank: (HOROVOD_ECHO in failed[rank], rank))
-        host = results[first].get("host", b"?").decode()
-        raise RankError(_message(f"Rank {first} on {host} failed.", failed[first], results[first].get("log", b"")))
+        first = min(failed, key=lambda rank: (CANCELLED in failed[rank], rank))
+        host, log = results[first].get("host", b"?").decode(), results[first].get("log", b"")
+        raise RankError(with_log_tail(f"Rank {first} on {host} failed.\n{failed[first].strip()}", log))
 
 
-def _message(what: str, traceback: str, log: bytes) -> str:
-    tail = log.decode(errors="replace").splitlines()[-MESSAGE_TAIL:]
-    parts = [what, traceback.strip(), "Its last output:\n" + "\n".join(tail) if tail else ""]
-    return "\n".join(part for part in parts if part)
+def with_log_tail(message: str, log: bytes) -> str:
+    """A message with the last lines that a rank printed."""
+    lines = log.decode(errors="replace").splitlines()[-LOG_LINES:]
+    return "\n".join([message, "Last output:", *lines]) if lines else message

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cos_ml.errors import RankError
+from cos_ml.interfaces import local_addresses
 
-__all__ = []
+__all__ = ["RankInfo", "assign_ranks", "own_address"]
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """A rank and its neighbours, in the words of MPI and Horovod.
 
     Attributes:
@@ -31,7 +32,7 @@ class Place:
     host: str
 
 
-def place(hosts: Sequence[str]) -> list[Place]:
+def assign_ranks(hosts: Sequence[str]) -> list[RankInfo]:
     """The place of each barrier task.
 
     Ranks of one host are neighbours, whatever the order of the partition ids: hosts come in the order in which they
@@ -46,15 +47,15 @@ def place(hosts: Sequence[str]) -> list[Place]:
     by_host: dict[str, list[int]] = {}
     for task, host in enumerate(hosts):
         by_host.setdefault(host, []).append(task)
-    places: dict[int, Place] = {}
+    rank_infos: dict[int, RankInfo] = {}
     for host, tasks in by_host.items():
         for local_rank, task in enumerate(tasks):
             column = [other for other, its_tasks in by_host.items() if len(its_tasks) > local_rank]
-            places[task] = Place(
-                rank=len(places), size=len(hosts), local_rank=local_rank, local_size=len(tasks),
+            rank_infos[task] = RankInfo(
+                rank=len(rank_infos), size=len(hosts), local_rank=local_rank, local_size=len(tasks),
                 cross_rank=column.index(host), cross_size=len(column), host=host,
             )  # fmt: skip
-    return [places[task] for task in range(len(hosts))]
+    return [rank_infos[task] for task in range(len(hosts))]
 
 
 def own_address(hosts: Sequence[str], task: int, interface: str | None = None) -> str:
@@ -92,15 +93,3 @@ def own_address(hosts: Sequence[str], task: int, interface: str | None = None) -
         f"On {hosts[task]} the names of the hosts {sorted(set(hosts))} lead to the loopback, where ranks of others are "
         'not found. Name their network interface: horovodOptions={"networkInterface": "eth0"}; or set SPARK_LOCAL_IP.'
     )
-
-
-def local_addresses() -> dict[str, str]:
-    """The IPv4 addresses of this host, each with its network interface's name."""
-    import psutil
-
-    return {
-        entry.address: name
-        for name, entries in psutil.net_if_addrs().items()
-        for entry in entries
-        if entry.family == socket.AF_INET
-    }

@@ -6,9 +6,7 @@ among themselves, compare them with what the fit needs.
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
-import platform
 import shutil
 import socket
 from collections.abc import Sequence
@@ -18,18 +16,25 @@ from typing import Any
 
 from cos_ml.data.spool import local_folder
 from cos_ml.spec import TrainSpec
+from cos_ml.versions import shared_versions
 
-__all__ = ["Need", "differing", "facts", "need_of", "shown", "tight", "versions"]
+__all__ = [
+    "Resources",
+    "estimate_resources",
+    "executor_facts",
+    "format_bytes",
+    "resource_warnings",
+    "version_mismatch",
+]
 
 GB = 1e9
-TENSORFLOW = ("tensorflow", "tensorflow-cpu", "tensorflow-gpu", "tensorflow-macos", "tensorflow-rocm", "tf-nightly")
 PROCESS = 450e6  # bytes of a rank that has imported TensorFlow and Horovod and loaded nothing
 COPIES = 4  # of the weights: themselves, gradients, and two of an optimizer such as Adam
 BATCHES = 8  # of rows that wait or are in the making
 
 
 @dataclass(frozen=True)
-class Need:
+class Resources:
     """What one rank takes of its machine, estimated; bytes.
 
     Attributes:
@@ -41,29 +46,12 @@ class Need:
     disk: float | None = None
 
 
-def versions() -> dict[str, str | None]:
-    """What has to be the same on the driver and all executors, without importing it; None for what is not there."""
-    found: dict[str, str | None] = {"Python": ".".join(platform.python_version_tuple()[:2])}
-    for name, distributions in {
-        "TensorFlow": TENSORFLOW, "Keras": ("keras",), "cos_ml": ("cos-ml",), "Horovod": ("horovod",),
-    }.items():  # fmt: skip
-        found[name] = next(filter(None, map(_version, distributions)), None)
-    return found
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def facts() -> dict[str, Any]:
+def executor_facts() -> dict[str, Any]:
     """This executor, as plain values: host, versions, and bytes of disk and memory that are free."""
     folder = local_folder()
     return {
         "host": socket.gethostname(),
-        "versions": versions(),
+        "versions": shared_versions(),
         "folder": folder,
         "disk": shutil.disk_usage(folder).free,
         "memory": _free_memory(),
@@ -86,7 +74,7 @@ def _free_memory() -> float:
     return free if limit == "max" else min(free, float(limit) - used + files)
 
 
-def differing(driver: dict[str, str | None], executors: Sequence[dict[str, Any]]) -> str:
+def version_mismatch(driver: dict[str, str | None], executors: Sequence[dict[str, Any]]) -> str:
     """Which versions are not the driver's, and what to do; "" where all are the same."""
     found = []
     for one in executors:
@@ -107,14 +95,14 @@ def differing(driver: dict[str, str | None], executors: Sequence[dict[str, Any]]
     )
 
 
-def need_of(
+def estimate_resources(
     spec: TrainSpec,
     weights: float,
     activations: float = 0.0,
     rows: int | None = None,
     ranks: int = 1,
     started: bool = False,
-) -> Need:
+) -> Resources:
     """What a rank will take.
 
     Args:
@@ -128,14 +116,14 @@ def need_of(
     row = sum(8 if column.size is None else column.size * _width(column.dtype) for column in spec.columns)
     batch = spec.batch_size * (row * BATCHES + 2 * activations)  # what a gradient needs of the way there
     process = 0.0 if started else PROCESS
-    return Need(process + COPIES * weights + batch, None if rows is None else math.ceil(rows / ranks) * (row + 8))
+    return Resources(process + COPIES * weights + batch, None if rows is None else math.ceil(rows / ranks) * (row + 8))
 
 
 def _width(dtype: str) -> int:
     return {"bool": 1, "int64": 8}.get(dtype, 4)
 
 
-def tight(need: Need, executors: Sequence[dict[str, Any]]) -> list[str]:
+def resource_warnings(need: Resources, executors: Sequence[dict[str, Any]]) -> list[str]:
     """What is too little for a rank on each of these executors, with the remedy; estimates, so no errors."""
     found = []
     for host in dict.fromkeys(one["host"] for one in executors):
@@ -143,19 +131,19 @@ def tight(need: Need, executors: Sequence[dict[str, Any]]) -> list[str]:
         memory, disk = min(one["memory"] for one in here), min(one["disk"] for one in here)
         if need.memory * len(here) > memory:
             found.append(
-                f"{host} has {shown(memory)} of memory left, and {len(here)} ranks take about "
-                f"{shown(need.memory * len(here))}: use fewer ranks a host (spark.executor.cores, numTrainWorkers), a "
+                f"{host} has {format_bytes(memory)} of memory left, and {len(here)} ranks take about "
+                f"{format_bytes(need.memory * len(here))}: use fewer ranks a host (spark.executor.cores, numTrainWorkers), a "
                 "smaller batchSize, or raise spark.executor.memoryOverhead, which is what a rank's memory comes from."
             )
         if need.disk is not None and need.disk * len(here) > disk:
             found.append(
-                f"{host} has {shown(disk)} of disk left in {here[0]['folder']}, and its ranks' rows take about "
-                f"{shown(need.disk * len(here))}: give spark.local.dir a larger disk, use more hosts, or "
+                f"{host} has {format_bytes(disk)} of disk left in {here[0]['folder']}, and its ranks' rows take about "
+                f"{format_bytes(need.disk * len(here))}: give spark.local.dir a larger disk, use more hosts, or "
                 'feed="petastorm", which keeps them in cacheDir.'
             )
     return found
 
 
-def shown(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Bytes as a person reads them."""
     return f"{size / GB:.1f} GB" if size >= GB / 10 else f"{size / 1e6:.1f} MB"

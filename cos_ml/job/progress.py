@@ -15,12 +15,11 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 from cos_ml.job.auth import BoundedServer, answer, new_secret, same
 
-__all__ = ["Address", "Display", "Listener", "Reporter", "epoch_line"]
+__all__ = ["Address", "Display", "ProgressServer", "Reporter", "epoch_line"]
 
 LONGEST_LINE = 64 << 10  # bytes
 CONNECT_TIMEOUT = 5.0  # seconds
@@ -39,7 +38,7 @@ class Address:
     secret: str = field(repr=False)
 
 
-class Listener:
+class ProgressServer:
     """Receives the events of one fit, each a dict of plain values, and hands them to ``show`` (driver side)."""
 
     def __init__(self, host: str, show: Callable[[dict[str, Any]], None]) -> None:
@@ -67,12 +66,8 @@ class Listener:
         self._thread.start()
         self.address = Address(host, self._server.server_address[1], secret)
 
-    def __enter__(self) -> Listener:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Stop listening, and hang up on whoever still calls."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

@@ -15,8 +15,8 @@ from horovod.runner.common.util.hosts import SlotInfo
 from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
 
 from cos_ml.job.auth import BoundedServer, same
-from cos_ml.job.placement import Place
-from cos_ml.job.rendezvous import READY
+from cos_ml.job.placement import RankInfo
+from cos_ml.job.rendezvous import READY_SCOPE
 
 __all__ = ["Server"]
 
@@ -53,14 +53,14 @@ class Handler(RendezvousHandler):  # type: ignore[misc]
 
     def _get_value(self, scope: str, key: str) -> bytes | None:
         """Wait for what another rank has still to put: else ranks would ask again every 10 ms."""
-        found = self._all_said if scope == READY else partial(super()._get_value, scope, key)
+        found = self._all_reports if scope == READY_SCOPE else partial(super()._get_value, scope, key)
         with self.server.put:
             self.server.put.wait_for(lambda: self.server.closed or found() is not None, PATIENCE)
         return found()
 
-    def _all_said(self) -> bytes | None:
-        said = self.server.cache.get(READY, {})
-        return b"".join(said.values()) if len(said) == self.server.ranks else None
+    def _all_reports(self) -> bytes | None:
+        reports = self.server.cache.get(READY_SCOPE, {})
+        return b"".join(reports.values()) if len(reports) == self.server.ranks else None
 
     def _put_value(self, scope: str, key: str, value: bytes) -> None:
         if sum(map(len, self.server.cache.values())) < self.server.most_keys:
@@ -88,19 +88,19 @@ class Server(BoundedServer, RendezvousHTTPServer):  # type: ignore[misc]
         self.put = threading.Condition()
         super().__init__((address, 0), Handler, 0)
 
-    def admit(self, places: Sequence[Place], addresses: Iterable[str]) -> None:
-        """Know the ranks at ``places``, in their order, which call from ``addresses``."""
+    def admit(self, ranks: Sequence[RankInfo], addresses: Iterable[str]) -> None:
+        """Know the ranks at ``ranks``, in their order, which call from ``addresses``."""
         self.allowed = frozenset(addresses)
-        self.ranks = len(places)
+        self.ranks = len(ranks)
         self.most = 64 + CALLS_OF_A_RANK * self.ranks
         self.most_keys = KEYS_OF_A_RANK * self.ranks
         self.init(
             [
                 SlotInfo(
-                    hostname=here.host, rank=here.rank, local_rank=here.local_rank, cross_rank=here.cross_rank,
-                    size=here.size, local_size=here.local_size, cross_size=here.cross_size,
+                    hostname=one.host, rank=one.rank, local_rank=one.local_rank, cross_rank=one.cross_rank,
+                    size=one.size, local_size=one.local_size, cross_size=one.cross_size,
                 )
-                for here in places
+                for one in ranks
             ]
         )  # fmt: skip
 

@@ -17,14 +17,11 @@ from pyspark.sql import SparkSession
 from cos_ml import spark_internals
 from cos_ml.errors import from_spark
 
-__all__ = ["failures", "limit", "tagged"]
+__all__ = ["failures", "job_tag", "max_attempts"]
 
 LIMIT = "spark.stage.maxConsecutiveAttempts"
 DEFAULT_LIMIT = 4  # Spark's
-LISTENER_TIME = 10_000  # milliseconds for Spark to write down what has happened
-MOST_TASKS = 10_000
-ECHO = "Stage cancelled"  # what tasks are told that are killed because another one failed
-SHOWN = 2000  # characters of one attempt's cause
+MAX_CHARACTERS = 2000  # of the cause of one attempt
 
 
 @dataclass
@@ -41,7 +38,7 @@ class Tag:
 
 
 @contextlib.contextmanager
-def tagged(spark: SparkSession) -> Iterator[Tag]:
+def job_tag(spark: SparkSession) -> Iterator[Tag]:
     """Tag the jobs that begin in this ``with`` block; Ctrl-C, or whatever else interrupts it, ends them."""
     tag = Tag(f"cos_ml-{uuid.uuid4().hex}")
     session: Any = spark
@@ -90,44 +87,20 @@ def _noting_interrupts(tag: Tag) -> Iterator[None]:
 TAGS = ("addJobTag", "removeJobTag", "cancelJobsWithTag")
 
 
-def limit(spark: SparkSession) -> int:
+def max_attempts(spark: SparkSession) -> int:
     """How many attempts at a job there may be."""
     return int(spark.conf.get(LIMIT, None) or DEFAULT_LIMIT)
 
 
 def failures(spark: SparkSession, tag: str) -> list[str]:
-    """Why attempts at the tagged jobs failed, in their order; Spark Connect does not tell.
+    """Why attempts at the tagged jobs failed, in order, as far as Spark tells; Spark Connect does not.
 
-    Whether the last one was made good by another attempt is for the caller to know.
+    Whether another attempt has made up for the last one is for the caller to know.
     """
-    if spark_internals.is_connect(spark):
-        return []
-    context = spark.sparkContext._jsc.sc()
-    with contextlib.suppress(Exception):  # a bus that is late tells less; that is no reason to fail
-        context.listenerBus().waitUntilEmpty(LISTENER_TIME)
-    store, jvm = context.statusStore(), spark.sparkContext._jvm
-    assert jvm is not None
-    quantiles = spark.sparkContext._gateway.new_array(jvm.double, 0)  # type: ignore[union-attr]
-    found: dict[tuple[int, int], str] = {}
-    for job in context.statusTracker().getJobIdsForTag(tag):
-        for stage in _all(store.job(job).stageIds()):
-            for attempt in _all(store.stageData(stage, False, jvm.java.util.ArrayList(), False, quantiles)):
-                if attempt.failureReason().isDefined():
-                    tasks = store.taskList(stage, attempt.attemptId(), MOST_TASKS)
-                    told = [(one.status(), one.errorMessage()) for one in _all(tasks)]
-                    told = [(status, message.get()) for status, message in told if message.isDefined()]
-                    reasons = [text for status, text in told if status == "FAILED"]
-                    reasons += [text for status, text in told if status == "KILLED" and ECHO not in text]
-                    found[stage, attempt.attemptId()] = _cause([*reasons, attempt.failureReason().get()])
-    return [found[key] for key in sorted(found)]
-
-
-def _all(sequence: Any) -> Iterator[Any]:
-    """The elements of one of Scala's."""
-    return (sequence.apply(at) for at in range(sequence.size()))
+    return [_cause(reasons) for reasons in spark_internals.stage_failures(spark, tag)]
 
 
 def _cause(reasons: list[str]) -> str:
-    """What failed an attempt, as a person reads it: a rank's own error, or what Spark says of its first failed task."""
+    """The cause of a failed attempt: a rank's own error, or what Spark reports of its first failed task."""
     known = [str(error) for error in map(from_spark, map(Exception, reasons)) if error is not None]
-    return (known or [re.split(r"\n\s*at ", reasons[0])[0].strip()])[0][:SHOWN]
+    return (known or [re.split(r"\n\s*at ", reasons[0])[0].strip()])[0][:MAX_CHARACTERS]

@@ -16,10 +16,10 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
+from cos_ml import spark_internals
 from cos_ml.errors import ClusterError
-from cos_ml.spark_internals import is_connect
 
-__all__ = ["Account", "check_cluster", "taken"]
+__all__ = ["SlotPool", "acquire", "check_cluster"]
 
 EXECUTORS_TIME = 30.0  # seconds for executors to register: an application's first, and those in the place of lost ones
 POLL = 0.2  # seconds
@@ -67,7 +67,7 @@ def check_cluster(spark: SparkSession, ranks: int, profile: Any = None) -> None:
 def _patience(spark: SparkSession) -> float:
     """Seconds to wait for executors that have not come yet; a local master has all it will ever have."""
     local = (spark.conf.get("spark.master", "") or "").startswith("local[")
-    return 0.0 if local or is_connect(spark) else EXECUTORS_TIME
+    return 0.0 if local or spark_internals.is_connect(spark) else EXECUTORS_TIME
 
 
 def _slots(spark: SparkSession, profile: Any = None) -> int | None:
@@ -75,41 +75,22 @@ def _slots(spark: SparkSession, profile: Any = None) -> int | None:
 
     It tells which master there is, and that is enough for local ones only.
     """
-    if is_connect(spark):
+    if spark_internals.is_connect(spark):
         local = re.fullmatch(r"local\[(\d+)(?:,\d+)?\]", spark.conf.get("spark.master", "") or "")
         return int(local[1]) // int(spark.conf.get("spark.task.cpus", "1") or 1) if local else None
-    context = spark.sparkContext._jsc.sc()
-    if profile is None:
-        return context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile())
-    return context.maxNumConcurrentTasks(_java_profile(spark, profile))
+    return spark_internals.max_concurrent_tasks(spark, profile)
 
 
-def _java_profile(spark: SparkSession, profile: Any) -> Any:
-    """Spark's own object of a profile; raises ClusterError where this cluster manager can't give each stage its own."""
-    made = profile._java_resource_profile
-    manager = spark.sparkContext._jsc.sc().resourceProfileManager()
-    try:
-        manager.addResourceProfile(made)
-    except Exception as error:
-        java = getattr(error, "java_exception", None)  # whose text Py4J leaves out
-        what = str(java.getMessage() if java else error).split("\n")[0].rstrip(".")
-        raise ClusterError(
-            f"useGpu=True for the training alone, and this cluster can't schedule a stage by itself: {what}. Give "
-            "every task its GPU: --conf spark.task.resource.gpu.amount=1."
-        ) from error
-    return made
-
-
-class Account:
+class SlotPool:
     """So many slots, which threads take and give back in the order in which they come."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._queue: list[object] = []
-        self._taken = 0
+        self._held = 0
 
     @contextlib.contextmanager
-    def taken(self, wanted: int, count: Callable[[], int | None]) -> Iterator[None]:
+    def acquire(self, wanted: int, count: Callable[[], int | None]) -> Iterator[None]:
         """Hold ``wanted`` slots for the length of a ``with`` block; waits for them.
 
         Args:
@@ -124,7 +105,7 @@ class Account:
             self._queue.append(ticket)
             try:
                 wanted = self._wait(ticket, wanted, count)
-                self._taken += wanted
+                self._held += wanted
             finally:
                 self._queue.remove(ticket)
                 self._changed.notify_all()
@@ -132,7 +113,7 @@ class Account:
             yield
         finally:
             with self._changed:
-                self._taken -= wanted
+                self._held -= wanted
                 self._changed.notify_all()
 
     def _wait(self, ticket: object, wanted: int, count: Callable[[], int | None]) -> int:
@@ -142,7 +123,7 @@ class Account:
             total = count()  # anew: executors are lost, and others come
             if total is None:
                 wanted = total = 1
-            if self._queue[0] is ticket and self._taken + wanted <= total:
+            if self._queue[0] is ticket and self._held + wanted <= total:
                 return wanted
             if wanted <= total:
                 lacking = 0.0
@@ -154,18 +135,18 @@ class Account:
             if not told:
                 logger.info(
                     "This fit needs %d slots and waits: other fits of this application hold %d of %d.",
-                    wanted, self._taken, total,
+                    wanted, self._held, total,
                 )  # fmt: skip
                 told = True
             if not self._changed.wait(RECOUNT) and wanted > total:
                 lacking += RECOUNT
 
 
-_account = Account()  # a process runs one Spark application
+_pool = SlotPool()  # a process runs one Spark application
 
 
-def taken(
+def acquire(
     spark: SparkSession, ranks: int, profile: Any = None, alone: bool = False
 ) -> contextlib.AbstractContextManager[None]:
     """Hold the slots of ``ranks`` tasks, or all, for the length of a ``with`` block; waits for other fits to end."""
-    return _account.taken(ranks, lambda: None if alone else _slots(spark, profile))
+    return _pool.acquire(ranks, lambda: None if alone else _slots(spark, profile))

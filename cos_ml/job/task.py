@@ -1,4 +1,4 @@
-"""One barrier task: spools its rows, meets the others, and watches its rank (barrier task side)."""
+"""One barrier task: spools its rows, meets the other tasks, and watches its rank (barrier task side)."""
 
 from __future__ import annotations
 
@@ -15,62 +15,44 @@ from cos_ml.data.parquet import Shard
 from cos_ml.data.spool import Spool
 from cos_ml.errors import InvalidInputError, RankError
 from cos_ml.job import preflight, progress
-from cos_ml.job.barrier import IN_PART, Job
-from cos_ml.job.child import RankProcess
-from cos_ml.job.messages import HOROVOD_ECHO, Meeting, _meet
-from cos_ml.job.placement import place
+from cos_ml.job.child import ChildProcess
+from cos_ml.job.messages import CANCELLED, PARTIAL_RETRY, Job
+from cos_ml.job.peers import PeerInfo, wait_for_peers
+from cos_ml.job.placement import assign_ranks
 from cos_ml.spec import TrainSpec
 
-__all__ = []
+__all__ = ["run_task"]
 
 
-def _task(job: Job, ranks: int, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """One barrier task: spool the partition, meet the others, watch the rank, pass on what it returns."""
+def run_task(job: Job, ranks: int, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Spool the partition, meet the other tasks, watch the rank, and pass on what it returns."""
     context = BarrierTaskContext.get()
     hosts = [info.address.rsplit(":", 1)[0] for info in context.getTaskInfos()]
     if len(hosts) < ranks:
-        raise RankError(IN_PART)
-    places = place(hosts)
-    here = places[context.partitionId()]
+        # Spark takes a task for finished that ended just after another one failed. Training without it would be wrong.
+        raise RankError(PARTIAL_RETRY)
+    rank_infos = assign_ranks(hosts)
+    own = rank_infos[context.partitionId()]
     spool = Shard(job.shards, context.partitionId()) if job.shards else Spool(job.specs[0])
-    with RankProcess(job, here, spool) as process:  # TensorFlow loads while rows arrive
+    with contextlib.closing(ChildProcess(job, own, spool)) as process:  # imports TensorFlow while rows arrive
         problem = _fill(spool, batches)
-        with _meet(context, job, hosts, places, spool, problem) as meeting:
-            if foreign := preflight.differing(job.versions, meeting.tasks):
-                result = {"cluster": foreign.encode()} if here.rank == 0 else {}
-            elif any(task["problem"] for task in meeting.tasks):
-                result = {"problem": problem.encode()} if problem else {}
-            elif not sum(task["rows"]["train"] for task in meeting.tasks):
-                result = {"problem": _no_rows(meeting.tasks).encode()} if here.rank == 0 else {}
-            elif several_shapes := _several_shapes(meeting.tasks, job.specs[0]):
-                result = {"problem": several_shapes.encode()} if here.rank == 0 else {}
+        peers = wait_for_peers(context, job.specs[0], hosts, rank_infos, spool, bool(problem))
+        with contextlib.closing(peers):
+            if mismatch := preflight.version_mismatch(job.versions, peers.tasks):
+                result = {"cluster_error": mismatch.encode()} if own.rank == 0 else {}
+            elif any(task["invalid"] for task in peers.tasks):
+                result = {"input_error": problem.encode()} if problem else {}
+            elif unusable := _no_rows(peers.tasks) or _inconsistent_shapes(peers.tasks, job.specs[0]):
+                result = {"input_error": unusable.encode()} if own.rank == 0 else {}
             else:
-                result = _train(job, process, meeting)
-        for batch in blobs.record_batches(result | {"host": here.host.encode()}):
-            rank = pa.array([here.rank], pa.int32())
+                result = _train(job, process, peers)
+        for batch in blobs.record_batches(result | {"host": own.host.encode()}):
+            rank = pa.array([own.rank], pa.int32())
             yield pa.RecordBatch.from_arrays([rank, *batch.columns], ["rank", *batch.schema.names])
 
 
-def _train(job: Job, process: RankProcess, meeting: Meeting) -> dict[str, bytes]:
-    """Let the rank train, if all can join; returns what it leaves."""
-    ready = False
-    try:
-        ready = process.ready()
-    finally:  # whether it has failed or died: none waits for the one that does not come
-        all_are = meeting.all_ready(process.here.rank, ready)
-    if not all_are:
-        return {"error": f"{HOROVOD_ECHO} before it began.".encode()} if ready else process.result([])
-    first = process.here.rank == 0
-    with contextlib.closing(progress.Reporter(job.progress if first else None)) as reporter:
-        need = preflight.need_of(job.specs[0], max(map(len, job.networks)), started=True)  # archives are weights
-        notes = preflight.tight(need, meeting.tasks) if first else []
-        for text in notes:
-            reporter.send({"event": "note", "text": text})
-        return process.train(meeting, reporter, notes)
-
-
 def _fill(spool: Spool | Shard, batches: Iterable[pa.RecordBatch]) -> str:
-    """Spool the partition; returns what is wrong with it, which no retry would mend, or ""."""
+    """Spool the partition; returns what is wrong with it that no retry would fix, or ""."""
     try:
         spool.fill(batches)
     except InvalidInputError as error:
@@ -83,21 +65,38 @@ def _fill(spool: Spool | Shard, batches: Iterable[pa.RecordBatch]) -> str:
 
 
 def _no_rows(tasks: list[dict[str, Any]]) -> str:
-    skipped, validation = (sum(task[name] for task in tasks) for name in ("skipped", "validation"))
+    """The error where no task has a row to train on, or ""."""
+    if any(task["rows"]["train"] for task in tasks):
+        return ""
+    skipped = sum(task["skipped"] for task in tasks)
+    validation = sum(task["rows"]["validation"] for task in tasks)
     if skipped or validation:
-        return (
-            f"There are no rows to train on: {skipped} were skipped as invalid, {validation} are marked for validation."
-        )
-    return "The DataFrame is empty: there are no rows to train on."
+        return f"No rows to train on: {skipped} were skipped as invalid, {validation} are marked for validation."
+    return "The DataFrame is empty: no rows to train on."
 
 
-def _several_shapes(tasks: list[dict[str, Any]], spec: TrainSpec) -> str:
-    """What is wrong where rows of an open side have one length in one partition and another in the next, or ""."""
+def _inconsistent_shapes(tasks: list[dict[str, Any]], spec: TrainSpec) -> str:
+    """The error where rows with an unknown dimension differ in length between partitions, or ""."""
     for column in spec.columns:
         shapes = sorted({tuple(task["shapes"][column.field]) for task in tasks if column.field in task["shapes"]})
         if len(shapes) > 1:
-            return (
-                f"Column {column.name!r} has rows of shape {shapes[0]} in one partition and of {shapes[1]} in another: "
-                "expected one shape."
-            )
+            return f"Column {column.name!r}: inconsistent row shapes across partitions: {shapes[0]} and {shapes[1]}."
     return ""
+
+
+def _train(job: Job, process: ChildProcess, peers: PeerInfo) -> dict[str, bytes]:
+    """Let the rank train, if all can join; returns its result."""
+    ready = False
+    try:
+        ready = process.ready()
+    finally:  # also where it has failed or died: the others must not wait for it
+        all_ready = peers.all_ready(process.rank_info.rank, ready)
+    if not all_ready:
+        return {"traceback": f"{CANCELLED} before training began.".encode()} if ready else process.result([])
+    first = process.rank_info.rank == 0
+    with contextlib.closing(progress.Reporter(job.progress if first else None)) as reporter:
+        needed = preflight.estimate_resources(job.specs[0], max(map(len, job.networks)), started=True)
+        notes = preflight.resource_warnings(needed, peers.tasks) if first else []
+        for text in notes:
+            reporter.send({"event": "note", "text": text})
+        return process.train(peers, reporter, notes)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import subprocess
 import tempfile
 
-__all__ = ["Scratch"]
+__all__ = ["TempDir"]
 
 # Its input ends when this process does; before that it may be told a process group.
 REMOVE = 'read -r group; read -r _; [ -z "$group" ] || kill -s KILL -- "-$group" 2> /dev/null; rm -rf -- "$1"'
 
 
-class Scratch:
+class TempDir:
     """A folder that only its owner can look into.
 
     A Python worker that is killed, as Spark does with those of cancelled jobs, can't remove it: a shell waits for the
@@ -30,7 +30,7 @@ class Scratch:
             ["sh", "-c", REMOVE, "sh", self.path], stdin=subprocess.PIPE, start_new_session=True
         )
 
-    def ends(self, group: int) -> None:
+    def kill_group(self, group: int) -> None:
         """End the processes of this group before the folder goes."""
         assert self._remover.stdin is not None
         self._remover.stdin.write(f"{group}\n".encode())

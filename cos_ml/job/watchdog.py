@@ -1,4 +1,9 @@
-"""Whether a rank makes progress, as its barrier task sees it (barrier task side)."""
+"""Detects ranks that make no progress (barrier task side).
+
+A step ends when all ranks have finished it, so one rank that hangs stops all. Ranks that train and use no processor may
+only be waiting for it: they are given a little longer, so that the one that is stopped, loops or hangs elsewhere is
+named. Where all ranks wait, any of them may be.
+"""
 
 from __future__ import annotations
 
@@ -7,54 +12,57 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from cos_ml.rank.heartbeat import BEAT, JOINING, STARTING, WAITING
+from cos_ml.rank.heartbeat import INTERVAL, JOINING, STARTING, TRAINING
 
-__all__ = []
+__all__ = ["Watchdog"]
 
-SILENT = 5.0  # seconds without one, after which a rank does not run at all
-RECENT = 5.0  # seconds over which a rank's use of the processor is looked at: before them it may have built its step
-START = 300.0  # seconds that these two may take at least: all ranks of a host import TensorFlow at once
-BUSY = 0.2  # of a processor: whoever waits uses less, and whoever loops may have to share one
+SILENT = 5.0  # seconds without a heartbeat after which a rank does not run at all
+RECENT = 5.0  # seconds over which processor use is measured: before them the rank may have traced its step
+START = 300.0  # seconds that starting and joining may take at least: all ranks of a host import TensorFlow at once
+BUSY = 0.2  # of a processor: a rank that waits uses less, and one that loops may have to share a processor
 
 
-class Listener:
-    """What a barrier task knows of its rank (task side).
+class Watchdog:
+    """What a barrier task knows of its rank's progress.
 
     Args:
-        timeout: seconds that a rank may take for one thing.
-        stopped: tells whether its process is stopped, as by SIGSTOP.
-        clock: gives seconds; tests have their own.
+        timeout: seconds that one piece of work may take.
+        is_stopped: tells whether the process is stopped, as by SIGSTOP.
+        clock: returns seconds; tests bring their own.
+
+    Attributes:
+        phase: the rank's phase, as its last heartbeat named it.
     """
 
     def __init__(
-        self, timeout: float, stopped: Callable[[], bool], clock: Callable[[], float] = time.monotonic
+        self, timeout: float, is_stopped: Callable[[], bool], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._timeout, self._stopped, self._clock = timeout, stopped, clock
-        self._heard = self._moved = clock()
+        self._timeout, self._is_stopped, self._clock = timeout, is_stopped, clock
+        self._heard = self._progressed = clock()
         self._done = -1
-        self._used: deque[tuple[float, float]] = deque()  # of late: when heard, seconds of processor until then
+        self._used: deque[tuple[float, float]] = deque()  # recent heartbeats: time, processor seconds used until then
         self.phase = STARTING
 
-    def hear(self, event: dict[str, Any]) -> None:
-        """Take note of one of its events."""
+    def record(self, event: dict[str, Any]) -> None:
+        """Record one of the rank's events, heartbeats included."""
         self._heard = self._clock()
-        moves = event["event"] != "alive" or event["done"] != self._done
+        progress = event["event"] != "alive" or event["done"] != self._done
         if event["event"] == "alive":
             self.phase, self._done = event["phase"], event["done"]
             self._used.append((self._heard, event["processor"]))
             while len(self._used) > 2 and self._used[1][0] <= self._heard - RECENT:
                 self._used.popleft()
-        if moves:
-            self._moved = self._heard
+        if progress:
+            self._progressed = self._heard
 
     @property
     def silent(self) -> bool:
-        """Whether it does not even say that it lives."""
+        """Whether heartbeats have stopped."""
         return self._clock() - self._heard > SILENT
 
     @property
     def busy(self) -> bool:
-        """Whether it computes, as far as it has told of late."""
+        """Whether the rank computes, by its recent heartbeats."""
         if not self._used:
             return False
         (before, used_before), (now, used) = self._used[0], self._used[-1]
@@ -62,10 +70,10 @@ class Listener:
 
     @property
     def stalled(self) -> bool:
-        """Whether it has taken too long, and is the one that hangs rather than one that waits for it."""
+        """Whether the rank has made no progress for too long, and is the one that hangs rather than waits."""
         patience = self._timeout
-        if self.phase in (STARTING, JOINING):  # silent, too, when the import of a large library lets no thread run
-            patience = max(START, patience) if not self.silent or not self._stopped() else patience
-        elif not self.silent and not self.busy and self.phase.startswith(WAITING):
-            patience += max(2 * BEAT, self._timeout / 4)
-        return self._clock() - self._moved > patience
+        if self.phase in (STARTING, JOINING):  # may be silent: the import of a large library lets no thread run
+            patience = max(START, patience) if not self.silent or not self._is_stopped() else patience
+        elif not self.silent and not self.busy and self.phase.startswith(TRAINING):
+            patience += max(2 * INTERVAL, self._timeout / 4)
+        return self._clock() - self._progressed > patience

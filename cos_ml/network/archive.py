@@ -19,6 +19,7 @@ from typing import Any
 from cos_ml.errors import InvalidInputError, SavedModelError
 from cos_ml.network import untrusted
 from cos_ml.network.keras_import import import_keras
+from cos_ml.network.keras_internals import producer
 
 __all__ = ["Network", "Tensor", "layers_by_name", "load_model"]
 
@@ -321,7 +322,7 @@ def _tensor(tensor: Any) -> Tensor:
 
 
 def _output(tensor: Any) -> Tensor:
-    layer = tensor._keras_history.operation
+    layer = producer(tensor)
     return Tensor(layer.name, tuple(tensor.shape[1:]), tensor.dtype, _activation(layer))
 
 
@@ -329,7 +330,7 @@ def _activation(layer: Any) -> str | None:
     """The activation that ends ``layer``, a model in a model too; None where nothing says."""
     keras = import_keras()
     if isinstance(layer, keras.Model) and getattr(layer, "outputs", None):
-        return _activation(layer.outputs[0]._keras_history.operation)
+        return _activation(producer(layer.outputs[0]))
     if isinstance(layer, keras.layers.Softmax):
         return "softmax"
     function = getattr(layer, "activation", None)

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from cos_ml.network.archive import layers_by_name
 from cos_ml.network.keras_import import import_tensorflow
+from cos_ml.network.keras_internals import input_structure
 
 if TYPE_CHECKING:
     pass
 
-__all__ = []
+__all__ = ["forward_pass", "pack_inputs", "traced"]
 
 
 def pack_inputs(model: Any, inputs: Sequence[Any]) -> Any:
     """Input tensors, in the network's order, in the form that it was built with: one, a list or a dict."""
-    structure = getattr(model, "_inputs_struct", None)
+    structure = input_structure(model)
     if isinstance(structure, dict):
         tf = import_tensorflow()
 
@@ -34,7 +35,7 @@ def forward_pass(network: Any, layers: tuple[str, ...]) -> Callable[..., list[An
     taps: dict[str, Any] = {}
     found = layers_by_name(network)
     for name in layers:
-        found[name].call = _tap(found[name].call, taps, name)
+        found[name].call = tap(found[name].call, taps, name)
 
     def forward(*inputs: Any) -> list[Any]:
         outputs = network(pack_inputs(network, inputs), training=False)
@@ -66,7 +67,7 @@ def traced(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _tap(call: Callable[..., Any], taps: dict[str, Any], name: str) -> Callable[..., Any]:
+def tap(call: Callable[..., Any], taps: dict[str, Any], name: str) -> Callable[..., Any]:
     def tapped(*args: Any, **kwargs: Any) -> Any:
         taps[name] = call(*args, **kwargs)
         return taps[name]

@@ -11,7 +11,7 @@ import numpy as np
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.archive import Tensor
 
-__all__ = ["check_loss", "class_count", "head_of", "label_classes", "losses_by_output", "predictions"]
+__all__ = ["check_loss", "class_count", "label_classes", "losses_by_output", "output_kind", "predictions"]
 
 CLASS_LOSSES = {
     "sparsecategoricalcrossentropy": "sparse",
@@ -43,7 +43,7 @@ def from_logits(loss: Any) -> bool:
     return bool(isinstance(loss, dict) and loss.get("config", {}).get("from_logits"))
 
 
-def head_of(output: Tensor, loss: Any = None) -> str:
+def output_kind(output: Tensor, loss: Any = None) -> str:
     """The kind of prediction of an output.
 
     Returns:
@@ -96,9 +96,9 @@ def check_loss(output: Tensor, loss: Any) -> None:
         wanted = "softmax" if family != "binary" else "sigmoid"
         name = (
             next(
-                shown
-                for shown in ("SparseCategorical", "Categorical", "Binary")
-                if shown.lower() == family + ("categorical" if family == "sparse" else "")
+                prefix
+                for prefix in ("SparseCategorical", "Categorical", "Binary")
+                if prefix.lower() == family + ("categorical" if family == "sparse" else "")
             )
             + "Crossentropy"
         )
@@ -122,7 +122,7 @@ def predictions(head: str, output: np.ndarray) -> dict[str, np.ndarray]:
     """An output's values as the columns of Spark ML (scoring task side).
 
     Args:
-        head: the kind of prediction, from ``head_of``.
+        head: the kind of prediction, from ``output_kind``.
         output: [rows, ...], what the network computes.
 
     Returns:

@@ -6,10 +6,10 @@ from typing import Any
 
 from cos_ml.data.columns import Column, spark_dtype
 from cos_ml.errors import InvalidInputError
-from cos_ml.network import outputs
 from cos_ml.network.archive import Network, Tensor
+from cos_ml.network.outputs import CLASS_LOSSES, label_classes, loss_name, losses_by_output
 
-__all__ = []
+__all__ = ["input_columns", "label_columns"]
 
 
 def input_columns(network: Network, names: list[str]) -> tuple[Column, ...]:
@@ -45,12 +45,12 @@ def label_columns(network: Network, names: list[str], loss: Any) -> tuple[Column
             f"The network has {len(outputs)} outputs, {[output.name for output in outputs]}, and there are "
             f"{len(names)} label columns, {names}: expected one each. Set labelCols."
         )
-    losses = outputs.losses_by_output(loss, outputs)
+    losses = losses_by_output(loss, outputs)
     return tuple(_label(name, f"y{index}", outputs[index], losses[index]) for index, name in enumerate(names))
 
 
 def _label(name: str, field: str, output: Tensor, loss: Any) -> Column:
-    sparse = outputs.CLASS_LOSSES.get(outputs.loss_name(loss)) == "sparse"
+    sparse = CLASS_LOSSES.get(loss_name(loss)) == "sparse"
     scalar = (output.units == 1 and len(output.shape) <= 1) or sparse
     shape = () if scalar and len(output.shape) <= 1 else output.shape[:-1] if sparse else output.shape
-    return Column(name, field, shape, classes=outputs.label_classes(output, loss))
+    return Column(name, field, shape, classes=label_classes(output, loss))

@@ -1,7 +1,7 @@
-"""The child process that is a rank: ``python -m cos_ml.rank.__main__`` (rank side).
+"""A rank: ``python -m cos_ml.rank``, the child process of a barrier task (rank side).
 
-Its barrier task (``ranks.py``) starts it, and talks to it over inherited file descriptors and two lines of JSON on its
-standard input: the first when it starts, the second when all ranks have met. It dies with that task, whatever happens.
+The task (``cos_ml/job/child.py``) talks to it over inherited file descriptors and two lines of JSON on its standard
+input: the first when it starts, the second when all ranks have met. It dies with the task, whatever happens.
 """
 
 from __future__ import annotations
@@ -21,63 +21,65 @@ from functools import partial
 from typing import Any
 
 from cos_ml.data import blobs
-from cos_ml.errors import InvalidInputError, RankError
+from cos_ml.errors import REPORTED, CosMLError
 from cos_ml.network.keras_import import import_keras
-from cos_ml.rank.heartbeat import Pulse
+from cos_ml.rank.heartbeat import Heartbeat
 
 __all__ = ["main"]
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
-NO_USE = ("matplotlib", "pandas", "sklearn")  # to Keras in a rank, which would import them, for a second
+UNUSED = ("matplotlib", "pandas", "sklearn")  # Keras would import them, which takes a second and serves no rank
 
 
 def main() -> None:
-    """Run the function that the task names, and leave its named bytes, or its traceback, in the results file."""
+    """Run the function that the task names, and write its result, or its error, to the results file."""
     task = os.getppid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != task:  # it died before the line above
         os._exit(1)
-    faulthandler.register(signal.SIGUSR1, all_threads=True)  # its task asks so when nothing goes on
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the task asks for it when there is no progress
     start = json.loads(sys.stdin.buffer.readline())
     with os.fdopen(start["results"], "wb") as results:
-        try:
-            pulse = Pulse(os.fdopen(start["events"], "w"))  # before the imports, which can take long
-            blobs.write(results, _function(start["function"])(start, partial(_meeting, pulse), pulse))
-        except InvalidInputError as error:
-            blobs.write(results, {"problem": str(error).encode()})
-        except RankError as error:  # it says all that there is to say
-            blobs.write(results, {"failure": str(error).encode()})
-        except BaseException:  # SystemExit too: whatever ends a rank, the driver shall read it
-            results.seek(0)
-            results.truncate()
-            blobs.write(results, {"error": traceback.format_exc().encode()})
+        blobs.write(results, _result(start))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # the threads of TensorFlow and Horovod have nothing left to say
+    os._exit(0)  # threads of TensorFlow and Horovod have nothing left to do
+
+
+def _result(start: dict[str, Any]) -> dict[str, bytes]:
+    """What the function returns, or the error that ended it."""
+    try:
+        heartbeat = Heartbeat(os.fdopen(start["events"], "w"))  # before the imports, which can take long
+        return _function(start["function"])(start, partial(_wait_for_peers, heartbeat), heartbeat)
+    except CosMLError as error:  # its message says everything
+        kind = next((kind for kind, known in REPORTED.items() if isinstance(error, known)), None)
+        return {kind: str(error).encode()} if kind else {"traceback": traceback.format_exc().encode()}
+    except BaseException:  # SystemExit too: whatever ends a rank, the driver must see it
+        return {"traceback": traceback.format_exc().encode()}
 
 
 def _function(name: str) -> Callable[..., dict[str, bytes]]:
-    import_keras(without=NO_USE)
-    gc.freeze()  # modules stay: collections need not look at them
+    import_keras(without=UNUSED)
+    gc.freeze()  # modules stay: later collections can skip them
     module, _, function = name.partition(":")
     return getattr(importlib.import_module(module), function)
 
 
-def _meeting(pulse: Pulse) -> dict[str, Any]:
-    """Wait until all ranks have met; returns what the task then says of them, and sets this rank's environment."""
-    pulse.report(event="ready")
+def _wait_for_peers(heartbeat: Heartbeat) -> dict[str, Any]:
+    """Wait until all ranks have met; returns what their tasks sent, and sets this rank's environment."""
+    heartbeat.send(event="ready")
     line = sys.stdin.buffer.readline()
     if not line:
         os._exit(1)  # the task is gone
-    threading.Thread(target=_follow_task, daemon=True).start()
-    meeting = json.loads(line)
-    os.environ.update(meeting["environment"])
-    return meeting
+    threading.Thread(target=_exit_with_task, daemon=True).start()
+    peers = json.loads(line)
+    os.environ.update(peers["environment"])
+    return peers
 
 
-def _follow_task() -> None:
-    """End this process when the task's end of standard input closes; where there is no PR_SET_PDEATHSIG."""
+def _exit_with_task() -> None:
+    """End this process when the task closes its standard input; needed where there is no PR_SET_PDEATHSIG."""
     sys.stdin.buffer.read()
     os._exit(1)
 

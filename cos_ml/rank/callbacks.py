@@ -9,28 +9,35 @@ import keras
 import numpy as np
 
 from cos_ml.errors import RankError
-from cos_ml.rank.checkpoint_store import State
-from cos_ml.rank.collectives import Ranks
-from cos_ml.rank.context import Here
+from cos_ml.rank.checkpoint_store import Checkpoint
+from cos_ml.rank.collectives import Communicator
+from cos_ml.rank.context import RankContext, TrainingLog
 from cos_ml.rank.feed import Feed
-from cos_ml.rank.heartbeat import Pulse
-from cos_ml.rank.resume import Record
+from cos_ml.rank.heartbeat import Heartbeat
 
-__all__ = []
+__all__ = [
+    "AverageMovingStats",
+    "HeartbeatCallback",
+    "ProgressCallback",
+    "ReseedCallback",
+    "SkippingCallbackList",
+    "StopAtNonFinite",
+    "SyncStopTraining",
+]
 
 EVENT_INTERVAL = 0.25  # seconds between two reports of how far an epoch is
 
 
-class AverageStatistics(keras.callbacks.Callback):
+class AverageMovingStats(keras.callbacks.Callback):
     """After each epoch, what layers as BatchNormalization learned without gradients, averaged over the ranks.
 
     Args:
         share: this rank's part of all rows.
     """
 
-    def __init__(self, ranks: Ranks, share: float) -> None:
+    def __init__(self, communicator: Communicator, share: float) -> None:
         super().__init__()
-        self.ranks, self.share = ranks, share
+        self.communicator, self.share = communicator, share
 
     def on_train_begin(self, logs: Any = None) -> None:
         floats = [variable for variable in self.model.non_trainable_weights if "float" in variable.dtype]
@@ -44,48 +51,48 @@ class AverageStatistics(keras.callbacks.Callback):
 
     def average(self) -> None:
         """Make them the same on all ranks."""
-        if self.ranks.size == 1:
+        if self.communicator.size == 1:
             return
         for index, (variable, before) in enumerate(self.before):
             # The change is what is averaged: a frozen weight stays what it was, to the bit.
-            after = before + self.ranks.sum((variable.numpy() - before) * self.share).astype(before.dtype)
+            after = before + self.communicator.sum((variable.numpy() - before) * self.share).astype(before.dtype)
             variable.assign(after)
             self.before[index] = (variable, after)
 
 
-class AgreeToStop(keras.callbacks.Callback):
+class SyncStopTraining(keras.callbacks.Callback):
     """After each epoch, ends the training on all ranks when a callback on one of them asked for it."""
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, communicator: Communicator) -> None:
         super().__init__()
-        self.ranks = ranks
+        self.communicator = communicator
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.model.agreed_stop = bool(self.ranks.sum(np.array([float(self.model.wants_stop)]))[0])
+        self.model.agreed_stop = bool(self.communicator.sum(np.array([float(self.model.wants_stop)]))[0])
 
 
-class Quicken(keras.callbacks.Callback):
+class HeartbeatCallback(keras.callbacks.Callback):
     """Tells the pulse what Keras's loop does after this callback: what comes next in its list, or the next steps."""
 
-    def __init__(self, pulse: Pulse, phase: str) -> None:
+    def __init__(self, heartbeat: Heartbeat, phase: str) -> None:
         super().__init__()
-        self.pulse, self.phase = pulse, phase
+        self.heartbeat, self.phase = heartbeat, phase
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.pulse.at(f"{self.phase}, epoch {epoch + 1}")
+        self.heartbeat.enter(f"{self.phase}, epoch {epoch + 1}")
         self.epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.pulse.at(f"{self.phase}, epoch {self.epoch + 1} after step {batch + 1}")
+        self.heartbeat.enter(f"{self.phase}, epoch {self.epoch + 1} after step {batch + 1}")
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.pulse.at(f"{self.phase}, end of epoch {epoch + 1}")
+        self.heartbeat.enter(f"{self.phase}, end of epoch {epoch + 1}")
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.pulse.at(f"{self.phase}, validation after step {batch + 1}")
+        self.heartbeat.enter(f"{self.phase}, validation after step {batch + 1}")
 
 
-class Watch(keras.callbacks.Callback):
+class ProgressCallback(keras.callbacks.Callback):
     """Tells the feed which epoch it is, and the barrier task how it goes.
 
     Args:
@@ -96,21 +103,23 @@ class Watch(keras.callbacks.Callback):
         done: the epochs, and the steps of the next one, that were done before.
     """
 
-    def __init__(self, feed: Feed, epochs: int, here: Here, record: Record, done: tuple[int, int]) -> None:
+    def __init__(
+        self, feed: Feed, epochs: int, context: RankContext, record: TrainingLog, done: tuple[int, int]
+    ) -> None:
         super().__init__()
-        self.feed, self.epochs, self.here, self.record, self.done = feed, epochs, here, record, done
+        self.feed, self.epochs, self.context, self.record, self.done = feed, epochs, context, record, done
         self.told = self.began = 0.0
         self.compiled = False
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.model.passed = self.done[1] if epoch == self.done[0] else 0
-        self.feed.begin(epoch, self.model.passed)
+        self.model.skipped = self.done[1] if epoch == self.done[0] else 0
+        self.feed.begin(epoch, self.model.skipped)
         self.epoch = epoch
         self.began = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if not self.compiled:
-            self.here.clock.lap("compile")
+            self.context.timer.lap("compile")
             self.compiled = True
         if time.monotonic() - self.told > EVENT_INTERVAL:
             self.told = time.monotonic()
@@ -124,28 +133,28 @@ class Watch(keras.callbacks.Callback):
         self._tell("epoch", self.feed.steps, logs, rows_per_second=self.feed.total_rows / seconds)
 
     def _tell(self, event: str, step: int, logs: Any, **more: Any) -> None:
-        self.here.tell(
+        self.context.report(
             event=event, epoch=self.epoch + 1, epochs=self.epochs, step=step, steps=self.feed.steps,
             rows=self.feed.total_rows, logs={name: float(value) for name, value in (logs or {}).items()}, **more,
         )  # fmt: skip
 
 
-class Course(keras.callbacks.CallbackList):
+class SkippingCallbackList(keras.callbacks.CallbackList):
     """The callbacks of a training, which hear nothing of steps that a resumed epoch only passes by."""
 
-    passing = False
+    skipping = False
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        self.passing = bool(self.model.passed)
-        if not self.passing:
+        self.skipping = bool(self.model.skipped)
+        if not self.skipping:
             super().on_train_batch_begin(batch, logs)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if not self.passing:
+        if not self.skipping:
             super().on_train_batch_end(batch, logs)
 
 
-class Seeds(keras.callbacks.Callback):
+class ReseedCallback(keras.callbacks.Callback):
     """Makes Dropout and its kin depend on seed, epoch and partition alone.
 
     Args:
@@ -154,7 +163,7 @@ class Seeds(keras.callbacks.Callback):
         state: that the training goes on from.
     """
 
-    def __init__(self, seed: int, partition: int, state: State | None) -> None:
+    def __init__(self, seed: int, partition: int, state: Checkpoint | None) -> None:
         super().__init__()
         self.seed, self.partition, self.state = seed, partition, state
 
@@ -178,7 +187,7 @@ class StopAtNonFinite(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.epoch = epoch
-        self.model.finite.begin(self.model.passed)
+        self.model.finite.begin(self.model.skipped)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         step = self.model.finite.failed_at()

@@ -1,4 +1,4 @@
-"""Training state on any storage that fsspec knows: a fit that was cut off goes on from it (rank 0; ``claim``: driver).
+"""Training state on any storage that fsspec knows: a fit that was cut off goes on from it (rank 0; ``acquire``: driver).
 
 A folder holds what one fit left behind::
 
@@ -20,16 +20,16 @@ import os
 import re
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from cos_ml.errors import InvalidInputError
+from cos_ml.spec import ANY_RUN, CheckpointConfig
 
-__all__ = ["ANY_RUN", "Folder", "State", "States", "claim"]
+__all__ = ["Checkpoint", "CheckpointStore", "acquire"]
 
-ANY_RUN = "auto"
 KEPT = 2
 HASH = hashlib.blake2b().digest_size
 NAME = re.compile(r"state-(\w+)-(\d{6,})-(\d{9,})")
@@ -37,31 +37,7 @@ SHOWN = 60  # characters of a value in a message
 
 
 @dataclass(frozen=True)
-class Folder:
-    """Where one training keeps its states, and how often it writes them; plain values.
-
-    Attributes:
-        url: anywhere that fsspec writes and every rank can reach.
-        epochs: between two states.
-        steps: between two states within an epoch; None for none there.
-        fit: what the training is, by Param: states of another one are not gone on from.
-        run: "auto" goes on from any run's state; another name, only from states of that run.
-    """
-
-    url: str
-    epochs: int = 1
-    steps: int | None = None
-    fit: dict[str, Any] = field(default_factory=dict)
-    run: str = ANY_RUN
-
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any] | None) -> Folder | None:
-        """What ``dataclasses.asdict`` made of a folder, after a way through JSON."""
-        return cls(**plain) if plain else None
-
-
-@dataclass(frozen=True)
-class State:
+class Checkpoint:
     """A training between two steps.
 
     Attributes:
@@ -77,7 +53,7 @@ class State:
     arrays: dict[str, np.ndarray]
 
 
-def claim(folder: Folder) -> None:
+def acquire(folder: CheckpointConfig) -> None:
     """Make the folder this training's own.
 
     Raises:
@@ -120,7 +96,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-class States:
+class CheckpointStore:
     """The states of one training on its rows.
 
     Args:
@@ -131,7 +107,7 @@ class States:
         notes: what a person should know of the states that were found.
     """
 
-    def __init__(self, folder: Folder, rows: Sequence[Any]) -> None:
+    def __init__(self, folder: CheckpointConfig, rows: Sequence[Any]) -> None:
         self.folder = folder
         self.filesystem, root = _open(folder.url)
         digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
@@ -139,7 +115,7 @@ class States:
         self.notes: list[str] = []
         self._damaged: set[str] = set()
 
-    def newest(self) -> State | None:
+    def newest(self) -> Checkpoint | None:
         """The newest state that is whole; None where there is none."""
         self.filesystem.makedirs(self.path, exist_ok=True)
         names = self._names()
@@ -162,7 +138,7 @@ class States:
             )
         return None
 
-    def write(self, state: State) -> None:
+    def write(self, state: Checkpoint) -> None:
         """Store one more state, and drop all but the last two that are whole."""
         name = f"state-{self.folder.run}-{state.epoch:06d}-{state.step:09d}"
         _write_whole(self.filesystem, f"{self.path}/{name}", _encoded(state))
@@ -216,7 +192,7 @@ def _write_whole(filesystem: Any, path: str, pieces: Sequence[Any]) -> None:
     filesystem.mv(unfinished, path)
 
 
-def _encoded(state: State) -> list[Any]:
+def _encoded(state: Checkpoint) -> list[Any]:
     """A line of JSON, the arrays' bytes one after the other, and a hash of both."""
     header = {
         "epoch": state.epoch,
@@ -234,7 +210,7 @@ def _encoded(state: State) -> list[Any]:
     return [*pieces, digest.digest()]
 
 
-def _decoded(data: bytes) -> State:
+def _decoded(data: bytes) -> Checkpoint:
     """The state that ``_encoded`` made bytes of.
 
     Raises:
@@ -249,4 +225,4 @@ def _decoded(data: bytes) -> State:
         count = int(np.prod(shape, dtype=np.int64))
         arrays[name] = np.frombuffer(data, np.dtype(dtype), count, at).reshape(shape)
         at += arrays[name].nbytes
-    return State(header["epoch"], header["step"], header["plain"], arrays)
+    return Checkpoint(header["epoch"], header["step"], header["plain"], arrays)

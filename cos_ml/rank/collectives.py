@@ -15,10 +15,10 @@ import psutil
 
 from cos_ml.data import blobs
 
-__all__ = ["Ranks"]
+__all__ = ["Communicator"]
 
 
-class Ranks:
+class Communicator:
     """The ranks of one training, connected.
 
     Args:

@@ -11,12 +11,12 @@ import tensorflow as tf
 from cos_ml.data.parquet import Shards
 from cos_ml.data.spool import Batch, Rows, step_weights
 from cos_ml.errors import InvalidInputError
-from cos_ml.rank.context import Here
+from cos_ml.network.exact_step import batch_data
+from cos_ml.rank.context import RankContext
 from cos_ml.rank.shard_rows import ShardRows
-from cos_ml.rank.trainer import step_data
 from cos_ml.spec import TrainSpec
 
-__all__ = []
+__all__ = ["Feed", "open_rows", "stored_rows"]
 
 
 class Feed:
@@ -28,22 +28,24 @@ class Feed:
         share: this rank's part of them.
     """
 
-    def __init__(self, part: str, spec: TrainSpec, here: Here, rows: Rows | ShardRows) -> None:
+    def __init__(self, part: str, spec: TrainSpec, context: RankContext, rows: Rows | ShardRows) -> None:
         self.problem: InvalidInputError | None = None
-        counts = [task["rows"][part] for task in here.tasks]
-        self.spec, self.ranks, self.partition = spec, here.ranks, here.partition
+        counts = [task["rows"][part] for task in context.tasks]
+        self.spec, self.communicator, self.partition = spec, context.communicator, context.partition
         self.rows = rows.reshaped(spec.columns)
         self.total_rows = sum(counts)
-        self.share = counts[here.rank] / max(self.total_rows, 1)
+        self.share = counts[context.rank] / max(self.total_rows, 1)
         self.steps = -(-max(counts) // spec.batch_size)
         self.shuffled = spec.shuffle and part == "train"
-        self.filler: dict[str, np.ndarray] = {}
+        self.padding: dict[str, np.ndarray] = {}
         if self.steps and 0 in counts:  # a rank without rows takes part with one of another's
-            lender = int(np.argmax(counts))
-            self.filler = here.ranks.broadcast(self.rows.first() if here.rank == lender else None, lender)
+            source_rank = int(np.argmax(counts))
+            self.padding = context.communicator.broadcast(
+                self.rows.first() if context.rank == source_rank else None, source_rank
+            )
 
     def dataset(self) -> Any:
-        """A ``tf.data.Dataset`` of the steps of one epoch, in the form that ``SharedSteps`` takes."""
+        """A ``tf.data.Dataset`` of the steps of one epoch, in the form that ``ExactStep`` takes."""
         signature = tf.nest.map_structure(
             lambda array: tf.TensorSpec([None, *array.shape[1:]] if array.ndim else [], array.dtype), self._example()
         )
@@ -62,10 +64,10 @@ class Feed:
         self.passed = passed
         self.ordered = self.rows.ordered(self.shuffled, (self.spec.seed % 2**63, epoch, self.partition))
         weights = step_weights(self.ordered.weights(), self.spec.batch_size, self.steps)
-        self.totals = self.ranks.sum(weights)
+        self.totals = self.communicator.sum(weights)
 
     def _steps(self) -> Iterator[Any]:
-        batches = self.ordered.batches(self.spec.batch_size, self.steps, self.filler)
+        batches = self.ordered.batches(self.spec.batch_size, self.steps, self.padding)
         try:
             for step, (batch, total) in enumerate(zip(batches, self.totals, strict=True)):
                 yield self._example() if step < self.passed else self._data(batch, float(total))
@@ -74,7 +76,7 @@ class Feed:
             raise
 
     def _data(self, batch: Batch, total: float) -> Any:
-        return step_data(self.spec, batch.arrays, batch.real, self.ranks.size, total)
+        return batch_data(self.spec, batch.arrays, batch.real, self.communicator.size, total)
 
     def _example(self) -> Any:
         """One step of no rows: what shapes and dtypes a step has."""
@@ -82,10 +84,10 @@ class Feed:
         return self._data(Batch(empty, 0), 0.0)
 
 
-def _rows(part: str, start: dict[str, Any], spec: TrainSpec, tasks: list[dict[str, Any]]) -> Rows | ShardRows:
+def open_rows(part: str, start: dict[str, Any], spec: TrainSpec, tasks: list[dict[str, Any]]) -> Rows | ShardRows:
     """This rank's rows of one part: its task's spool, or a shard that it reads by itself."""
     if start["shards"] is None:
-        return stored_rows(part, tasks, start["place"]["rank"], start["spool"][part])
+        return stored_rows(part, tasks, start["rank_info"]["rank"], start["spool"][part])
     return ShardRows(part, spec, Shards.from_plain(start["shards"]), start["partition"])
 
 

@@ -13,33 +13,34 @@ from typing import Any
 import numpy as np
 
 from cos_ml import gpus
-from cos_ml.job import preflight
-from cos_ml.job.horovod_env import INTERFACE
-from cos_ml.job.placement import local_addresses
-from cos_ml.rank.heartbeat import Pulse
+from cos_ml.interfaces import INTERFACE, local_addresses
+from cos_ml.rank.heartbeat import Heartbeat
 from cos_ml.spec import TrainSpec
+from cos_ml.versions import shared_versions
 
-__all__ = []
+__all__ = ["measure"]
 
 SIZE = "COS_ML_CHECK_BYTES"  # the rank's environment variable
 SMALL = 4  # bytes: what is left is the way there and back
 TURNS = 10  # the median counts
 
 
-def measure(start: dict[str, Any], meet: Callable[[], dict[str, Any]], pulse: Pulse) -> dict[str, bytes]:
+def measure(
+    start: dict[str, Any], wait_for_peers: Callable[[], dict[str, Any]], heartbeat: Heartbeat
+) -> dict[str, bytes]:
     """Add up an array with the other ranks, and tell of this one: "measured" as JSON."""
     import tensorflow as tf
 
-    spec = TrainSpec.from_json(start["specs"][0])
+    spec = TrainSpec.loads(start["specs"][0])
     gpus.use(spec.use_gpu, tf)
     seen = tf.config.list_physical_devices("GPU")
-    several = start["place"]["size"] > 1
+    several = start["rank_info"]["size"] > 1
     if several:
         import horovod.tensorflow as hvd  # where it does not load, the others are told before they wait for it
-    meet()
+    wait_for_peers()
     interfaces = local_addresses()
     told: dict[str, Any] = {
-        "host": start["place"]["host"], "versions": preflight.versions(), "interfaces": interfaces,
+        "host": start["rank_info"]["host"], "versions": shared_versions(), "interfaces": interfaces,
         "speeds": {name: _speed(name) for name in interfaces.values()}, "interface": os.environ.get(INTERFACE),
         "device": tf.config.experimental.get_device_details(seen[0])["device_name"] if seen else "CPU", "built": "",
     }  # fmt: skip

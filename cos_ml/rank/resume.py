@@ -10,34 +10,22 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
 from cos_ml.rank.callbacks import generators
-from cos_ml.rank.checkpoint_store import Folder, State, States, claim
-from cos_ml.rank.collectives import Ranks
+from cos_ml.rank.checkpoint_store import Checkpoint, CheckpointStore, acquire
+from cos_ml.rank.collectives import Communicator
+from cos_ml.spec import CheckpointConfig
 
-__all__ = ["Course", "KeepStates", "Memory", "Record", "Seeds", "StopAtNonFinite"]
-
-
-@dataclass
-class Record:
-    """The course of a training so far.
-
-    Attributes:
-        history: metric -> its value by epoch.
-        seconds: of each epoch.
-    """
-
-    history: dict[str, list[float]] = field(default_factory=dict, init=False)
-    seconds: list[float] = field(default_factory=list, init=False)
+__all__ = ["CheckpointCallback", "TrainerState"]
 
 
 @dataclass(frozen=True)
-class Memory:
+class TrainerState:
     """What belongs to a training's state.
 
     Attributes:
@@ -56,7 +44,7 @@ class Memory:
         """The variables of metrics: sums and counts of the epoch so far."""
         return [variable for metric in self.trainer.metrics for variable in metric.variables]
 
-    def state(self, epoch: int, step: int, sums: list[np.ndarray]) -> State:
+    def state(self, epoch: int, step: int, sums: list[np.ndarray]) -> Checkpoint:
         """The state after ``epoch`` epochs and ``step`` steps, with the metrics' sums over all ranks."""
         arrays = {f"weights/{index}": variable.numpy() for index, variable in enumerate(self.weights())}
         arrays |= {f"metrics/{index}": array for index, array in enumerate(sums)}
@@ -69,21 +57,21 @@ class Memory:
             "counts": [int(variable.numpy()[1]) for variable in generators(self.trainer)],
             "stopped": bool(self.trainer.stop_training),
         }
-        return State(epoch, step, plain, arrays)
+        return Checkpoint(epoch, step, plain, arrays)
 
-    def restore_weights(self, state: State) -> None:
+    def restore_weights(self, state: Checkpoint) -> None:
         """Give the variables the values that they had."""
         for variable, array in zip(self.weights(), _below(state, "weights/").values(), strict=True):
             variable.assign(array)
 
-    def restore_remembered(self, state: State) -> None:
+    def restore_remembered(self, state: Checkpoint) -> None:
         """Let callbacks remember what they did; those that this rank has."""
         for name, one in self.remembering.items():
             if name in state.plain["remembered"]:
                 give_back(one, state.plain["remembered"][name], _below(state, f"remembered/{name}/"))
 
 
-def _below(state: State, prefix: str) -> dict[str, np.ndarray]:
+def _below(state: Checkpoint, prefix: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): array for name, array in state.arrays.items() if name.startswith(prefix)}
 
 
@@ -125,7 +113,7 @@ def give_back(holder: Any, plain: Mapping[str, Any], arrays: Mapping[str, np.nda
         setattr(holder, name, [found[index] for index in sorted(found)])
 
 
-def _told(state: State | None) -> dict[str, np.ndarray]:
+def _told(state: Checkpoint | None) -> dict[str, np.ndarray]:
     """What the other ranks need of a state beside the weights, as arrays."""
     if state is None:
         return {"none": np.zeros(1, np.uint8)}
@@ -134,7 +122,7 @@ def _told(state: State | None) -> dict[str, np.ndarray]:
     return arrays | {"header": np.frombuffer(header.encode(), np.uint8)}
 
 
-class KeepStates(keras.callbacks.Callback):
+class CheckpointCallback(keras.callbacks.Callback):
     """Writes the state every so many epochs, and within them every so many steps; goes on from one that is there.
 
     It comes after all callbacks whose memory is part of the state.
@@ -158,9 +146,9 @@ class KeepStates(keras.callbacks.Callback):
 
     def __init__(
         self,
-        memory: Memory,
-        folder: Folder,
-        ranks: Ranks,
+        memory: TrainerState,
+        folder: CheckpointConfig,
+        communicator: Communicator,
         rank: int,
         rows: list[Any],
         steps: int,
@@ -169,30 +157,30 @@ class KeepStates(keras.callbacks.Callback):
         note: Callable[[str], None],
     ) -> None:
         super().__init__()
-        self.memory, self.folder, self.ranks, self.steps = memory, folder, ranks, steps
+        self.memory, self.folder, self.communicator, self.steps = memory, folder, communicator, steps
         self.average, self.finite, self.note = average, finite, note
-        self.states: States | None = None
+        self.states: CheckpointStore | None = None
         if rank == 0:
-            claim(folder)
-            self.states = States(folder, rows)
+            acquire(folder)
+            self.states = CheckpointStore(folder, rows)
         self.state = self._go_on()
         self.owed: list[np.ndarray] = []
 
-    def _go_on(self) -> State | None:
+    def _go_on(self) -> Checkpoint | None:
         """Put every rank into the newest state, if there is one; only rank 0's has weights and the metrics' sums."""
         state = self.states.newest() if self.states else None
         for text in self.states.notes if self.states else ():
             self.note(text)
-        told = self.ranks.broadcast(_told(state) if self.states else None, 0)
+        told = self.communicator.broadcast(_told(state) if self.states else None, 0)
         if "header" not in told:
             return None
         if state is not None:
             self.memory.restore_weights(state)
-        self.ranks.broadcast_variables(self.memory.weights())
+        self.communicator.broadcast_variables(self.memory.weights())
         if state is not None:
             return state
         header = json.loads(told["header"].tobytes())
-        return State(header["epoch"], header["step"], header["plain"], told)
+        return Checkpoint(header["epoch"], header["step"], header["plain"], told)
 
     def on_train_begin(self, logs: Any = None) -> None:
         if self.state is not None:
@@ -213,7 +201,9 @@ class KeepStates(keras.callbacks.Callback):
         if self.folder.steps is not None and done - self.last >= self.folder.steps and done < self.steps:
             self.last = done
             self.average()
-            self._write(self.epoch, done, [self.ranks.sum(variable.numpy()) for variable in self.memory.metrics()])
+            self._write(
+                self.epoch, done, [self.communicator.sum(variable.numpy()) for variable in self.memory.metrics()]
+            )
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         done = epoch + 1

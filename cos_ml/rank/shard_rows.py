@@ -21,10 +21,9 @@ from cos_ml.spec import TrainSpec
 
 if TYPE_CHECKING:
     pass
-from cos_ml.data.parquet import Shards, _as_marks, _decoded, _refuse
-from cos_ml.job.task import _several_shapes
+from cos_ml.data.parquet import Shards, _raise_on_invalid, as_marks, decode_stored, inconsistent_shapes
 
-__all__ = []
+__all__ = ["ShardPass", "ShardRows"]
 
 WINDOW = 64 << 20  # bytes of rows among which the order is random
 ATTEMPTS = 10  # until a pass over the row groups comes to its end
@@ -97,18 +96,18 @@ class ShardRows:
         for stored in _all(self.shards, list(wanted.values()), self.rank, seed, shuffle):
             arrays = {column.field: self._checked(stored[wanted[column.field]], column) for column in columns}
             if self.spec.validation:
-                marks = _as_marks(stored[wanted["v"]])
+                marks = as_marks(stored[wanted["v"]])
                 kept = marks if self.part == "validation" else ~marks
                 arrays = {field: array[kept] for field, array in arrays.items()}
             yield arrays
 
     def _checked(self, stored: pa.ChunkedArray, column: Column) -> np.ndarray:
-        array, problems = _decoded(stored, column)
+        array, row_errors = decode_stored(stored, column)
         if array.shape[1:] != (shape := self._row_shape(column)):
-            raise _several_shapes(column, array.shape[1:], shape)
-        if problems:
+            raise inconsistent_shapes(column, array.shape[1:], shape)
+        if row_errors:
             # What was to be skipped was not stored: what is left are rows of another length than the file's first.
-            _refuse(problems, "error" if self.spec.handle_invalid == "skip" else self.spec.handle_invalid)
+            _raise_on_invalid(row_errors, "error" if self.spec.handle_invalid == "skip" else self.spec.handle_invalid)
         return array
 
 
@@ -130,8 +129,8 @@ class ShardPass:
             raise self._changed(len(weights))
         return weights.astype(np.float64)
 
-    def batches(self, size: int, steps: int, filler: dict[str, np.ndarray]) -> Iterator[Batch]:
-        """``steps`` batches of ``size`` rows, then filler rows of weight zero: the pass's first, or ``filler``."""
+    def batches(self, size: int, steps: int, padding: dict[str, np.ndarray]) -> Iterator[Batch]:
+        """``steps`` batches of ``size`` rows, then filler rows of weight zero: the pass's first, or ``padding``."""
         done = seen = 0
         first: dict[str, np.ndarray] = {}
         # One ahead, for the last one is only handed out when it is known to be: nobody may ask for more.
@@ -147,7 +146,7 @@ class ShardPass:
         if seen != self.rows.count:
             raise self._changed(seen)
         for _ in range(done, steps):
-            yield Batch(first or filler, 0)
+            yield Batch(first or padding, 0)
 
     def _changed(self, seen: int) -> InvalidInputError:
         rows = f"{seen} rows or more" if seen >= self.rows.count else f"{seen} rows"

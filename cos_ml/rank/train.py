@@ -20,12 +20,21 @@ from cos_ml import callbacks, gpus
 from cos_ml.data import blobs
 from cos_ml.data.spool import PARTS, Rows
 from cos_ml.network.archive import dump_model, find_layer, layers_by_name, load_model
-from cos_ml.rank.callbacks import AgreeToStop, AverageStatistics, Course, Quicken, Seeds, StopAtNonFinite, Watch
-from cos_ml.rank.collectives import Ranks
-from cos_ml.rank.context import Clock, Here
-from cos_ml.rank.feed import Feed, _rows
-from cos_ml.rank.heartbeat import JOINING, WAITING, Pulse
-from cos_ml.rank.resume import KeepStates, Memory, Record
+from cos_ml.network.keras_internals import all_layers
+from cos_ml.rank.callbacks import (
+    AverageMovingStats,
+    HeartbeatCallback,
+    ProgressCallback,
+    ReseedCallback,
+    SkippingCallbackList,
+    StopAtNonFinite,
+    SyncStopTraining,
+)
+from cos_ml.rank.collectives import Communicator
+from cos_ml.rank.context import PhaseTimer, RankContext, TrainingLog
+from cos_ml.rank.feed import Feed, open_rows
+from cos_ml.rank.heartbeat import JOINING, TRAINING, Heartbeat
+from cos_ml.rank.resume import CheckpointCallback, TrainerState
 from cos_ml.rank.shard_rows import ShardRows
 from cos_ml.rank.trainer import make_trainer, network_of
 from cos_ml.spec import TrainSpec
@@ -33,7 +42,9 @@ from cos_ml.spec import TrainSpec
 __all__ = ["train"]
 
 
-def train(start: dict[str, Any], meet: Callable[[], dict[str, Any]], pulse: Pulse) -> dict[str, bytes]:
+def train(
+    start: dict[str, Any], wait_for_peers: Callable[[], dict[str, Any]], heartbeat: Heartbeat
+) -> dict[str, bytes]:
     """Train this rank's share.
 
     Args:
@@ -44,43 +55,43 @@ def train(start: dict[str, Any], meet: Callable[[], dict[str, Any]], pulse: Puls
     Returns:
         dict[str, bytes]: "summary" as JSON; from rank 0 also "network", the trained archive.
     """
-    clock = Clock()
-    specs = [TrainSpec.from_json(text) for text in start["specs"]]
-    place = start["place"]
+    timer = PhaseTimer()
+    specs = [TrainSpec.loads(text) for text in start["specs"]]
+    rank_info = start["rank_info"]
     gpus.use(specs[0].use_gpu, tf)
-    _limit_threads(place["local_size"])
+    _limit_threads(rank_info["local_size"])
     with os.fdopen(start["networks"], "rb") as file:
         archives = blobs.read(file)
     network = _begin(specs[0], archives)
-    if place["size"] > 1:
+    if rank_info["size"] > 1:
         import horovod.tensorflow  # noqa: F401  # where it does not load, the others are told before they wait for it
-    clock.lap("start")
-    tasks = meet()["tasks"]
-    clock.lap("read")
-    pulse.at(JOINING)
-    ranks = Ranks(place["size"])
-    pulse.without(ranks.threads)
-    pulse.report(event="joined")
-    clock.lap("join")
-    here = Here(ranks, place["rank"], tasks, clock, pulse)
-    rows = {part: _rows(part, start, specs[0], tasks) for part in PARTS}
+    timer.lap("start")
+    tasks = wait_for_peers()["tasks"]
+    timer.lap("read")
+    heartbeat.enter(JOINING)
+    communicator = Communicator(rank_info["size"])
+    heartbeat.exclude_threads(communicator.threads)
+    heartbeat.send(event="joined")
+    timer.lap("join")
+    context = RankContext(communicator, rank_info["rank"], tasks, timer, heartbeat)
+    rows = {part: open_rows(part, start, specs[0], tasks) for part in PARTS}
     results: dict[str, bytes] = {}
     for index, spec in enumerate(specs):
         try:
             if index:
                 network = _begin(spec, archives)
-            here.candidate = {"candidate": index + 1, "candidates": len(specs)}
-            history, network = train_one(network, spec, here, rows)
+            context.candidate = {"candidate": index + 1, "candidates": len(specs)}
+            history, network = train_one(network, spec, context, rows)
         except Exception as error:
             if spec.name:
                 error.add_note(f"This was {spec.name}.")
             raise
-        results[f"{index}/summary"] = json.dumps(history | {"seconds": clock.seconds, "place": place}).encode()
-        if here.rank == 0:
+        results[f"{index}/summary"] = json.dumps(history | {"seconds": timer.seconds, "rank_info": rank_info}).encode()
+        if context.rank == 0:
             results[f"{index}/network"] = dump_model(network)
-        clock.forget("compile", "train")
-    pulse.at("leaving the other ranks")
-    ranks.close()
+        timer.reset("compile", "train")
+    heartbeat.enter("leaving the other ranks")
+    communicator.close()
     return results
 
 
@@ -93,23 +104,23 @@ def _begin(spec: TrainSpec, archives: dict[str, bytes]) -> Any:
 
 
 def train_one(
-    network: Any, spec: TrainSpec, here: Here, rows: dict[str, Rows | ShardRows]
+    network: Any, spec: TrainSpec, context: RankContext, rows: dict[str, Rows | ShardRows]
 ) -> tuple[dict[str, Any], Any]:
     """Train one candidate; returns the course of it, and the trained network."""
     restore = set_policy(network, spec.dtype_policy)
-    thaw = freeze(network, spec.frozen)
-    trainer = make_trainer(network, spec, here.ranks)
-    feeds = {part: Feed(part, spec, here, rows[part]) for part in PARTS}
+    unfreeze = freeze(network, spec.frozen)
+    trainer = make_trainer(network, spec, context.communicator)
+    feeds = {part: Feed(part, spec, context, rows[part]) for part in PARTS}
     try:
-        history = fit(trainer, spec, here, feeds)
+        history = fit(trainer, spec, context, feeds)
     except tf.errors.OpError:
         for feed in feeds.values():
             if feed.problem is not None:
                 raise feed.problem from None
         raise
-    here.clock.lap("train")
+    context.timer.lap("train")
     trained = network_of(trainer)
-    thaw()
+    unfreeze()
     restore()
     return history, trained
 
@@ -117,7 +128,7 @@ def train_one(
 def set_policy(network: Any, name: str | None) -> Callable[[], None]:
     """Let all layers compute under Keras's policy ``name``; returns what gives each its own again."""
     # All that are within layers, too: the cell of an LSTM, the projections of an attention.
-    layers = network._flatten_layers() if name else []
+    layers = all_layers(network) if name else []
     before = [(layer, layer.dtype_policy) for layer in layers]
     for layer in layers:
         layer.dtype_policy = name
@@ -136,46 +147,46 @@ def freeze(network: Any, names: tuple[str, ...]) -> Callable[[], None]:
     for name in names:
         layers[find_layer(layers, name, "frozenLayers")].trainable = False
 
-    def thaw() -> None:
+    def unfreeze() -> None:
         for layer, trainable in before if names else ():  # a model comes before its layers, which it changes too
             layer.trainable = trainable
 
-    return thaw
+    return unfreeze
 
 
-def fit(trainer: Any, spec: TrainSpec, here: Here, feeds: dict[str, Feed]) -> dict[str, Any]:
+def fit(trainer: Any, spec: TrainSpec, context: RankContext, feeds: dict[str, Feed]) -> dict[str, Any]:
     """Keras's own loop over the feeds; returns the history by metric and the rows seen in each epoch."""
     training, validation = feeds["train"], feeds["validation"]
-    record, statistics = Record(), AverageStatistics(here.ranks, training.share)
+    record, statistics = TrainingLog(), AverageMovingStats(context.communicator, training.share)
     users = {
         f"callback {index}": callbacks.make(plain)
         for index, plain in enumerate(spec.callbacks)
-        if plain["ranks"] == "all" or here.rank == 0
+        if plain["ranks"] == "all" or context.rank == 0
     }
     users |= _early_stopping(spec, "val_loss" if validation.steps else "loss")
     keep = None
     if spec.checkpoint:
-        here.pulse.at("looking for a checkpoint")
-        memory = Memory(trainer, users | {"record": record})
-        keep = KeepStates(
-            memory, spec.checkpoint, here.ranks, here.rank, here.digest, training.steps, statistics.average,
-            finite=spec.stop_at_non_finite, note=lambda text: here.tell(event="note", text=text),
+        context.heartbeat.enter("looking for a checkpoint")
+        memory = TrainerState(trainer, users | {"record": record})
+        keep = CheckpointCallback(
+            memory, spec.checkpoint, context.communicator, context.rank, context.digest, training.steps, statistics.average,
+            finite=spec.stop_at_non_finite, note=lambda text: context.report(event="note", text=text),
         )  # fmt: skip
     state = keep.state if keep else None
     epoch, step = (state.epoch, state.step) if state else (0, 0)
-    here.tell(event="begin", epoch=epoch, step=step, kept=keep is not None)
+    context.report(event="begin", epoch=epoch, step=step, kept=keep is not None)
     validation.begin(0)
-    course = Course(
+    course = SkippingCallbackList(
         [
             statistics,
-            Quicken(here.pulse, "callbacks"),
+            HeartbeatCallback(context.heartbeat, "callbacks"),
             *users.values(),
-            Quicken(here.pulse, WAITING),
-            Seeds(spec.seed, here.partition, state),
-            AgreeToStop(here.ranks),
-            Watch(training, spec.epochs, here, record, (epoch, step)),
+            HeartbeatCallback(context.heartbeat, TRAINING),
+            ReseedCallback(spec.seed, context.partition, state),
+            SyncStopTraining(context.communicator),
+            ProgressCallback(training, spec.epochs, context, record, (epoch, step)),
             *([StopAtNonFinite()] if spec.stop_at_non_finite else []),
-            *([Quicken(here.pulse, "checkpoint"), keep, Quicken(here.pulse, WAITING)] if keep else []),
+            *([HeartbeatCallback(context.heartbeat, "checkpoint"), keep, HeartbeatCallback(context.heartbeat, TRAINING)] if keep else []),
         ],
         add_history=True, model=trainer, epochs=spec.epochs, steps=training.steps,
     )  # fmt: skip
@@ -192,6 +203,7 @@ def fit(trainer: Any, spec: TrainSpec, here: Here, feeds: dict[str, Feed]) -> di
     return {
         "history": record.history, "rows": training.total_rows, "validation_rows": validation.total_rows,
         "steps": training.steps, "epoch_seconds": record.seconds, "resumed": [epoch, step],
+        "checkpoint": keep is not None,
     }  # fmt: skip
 
 
@@ -204,15 +216,6 @@ def _early_stopping(spec: TrainSpec, monitor: str) -> dict[str, Any]:
         monitor, patience=patience, mode="min", restore_best_weights=spec.restore_best
     )
     return {"early stopping": stopping}
-
-
-# ── the step ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-# ── the rows ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-# ── this process ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _limit_threads(local_size: int) -> None:

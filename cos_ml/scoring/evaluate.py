@@ -18,7 +18,7 @@ from pyspark.sql import DataFrame
 from cos_ml import spark_internals
 from cos_ml.data import frames, spool
 from cos_ml.network import forward
-from cos_ml.network.archive import Network
+from cos_ml.network.archive import Network, load_model
 from cos_ml.scoring import predict
 from cos_ml.spec import TrainSpec
 
@@ -39,16 +39,18 @@ def evaluate(dataset: DataFrame, network: Network, spec: TrainSpec) -> dict[str,
     Raises:
         InvalidInputError: there is no such column, or it is of no use. A bad row ends the Spark job instead.
     """
-    spark_internals.check_size(dataset.sparkSession, [network.archive])
-    narrow = frames.narrow(dataset, spec)
-    summed = narrow.mapInArrow(partial(_sum_up, network.archive, spec.to_json()), "state string")
+    spark_internals.check_message_size(dataset.sparkSession, [network.archive])
+    selected = frames.select_columns(dataset, spec)
+    summed = selected.mapInArrow(partial(_sum_up, network.archive, spec.dumps()), "state string")
     states = [json.loads(row["state"]) for row in summed.collect()]
     if not states:
         return {"loss": float("nan")}
-    evaluator = _Evaluator(network.archive, spec.to_json())
+    evaluator = _Evaluator(network.archive, spec.dumps())
     evaluator.build(states[0]["like"])
-    evaluator.state = [np.sum(values, axis=0) for values in zip(*(state["values"] for state in states), strict=True)]
-    return {name: float(value) for name, value in evaluator.trainer.get_metrics_result().items()}
+    sums = [np.sum(values, axis=0) for values in zip(*(state["values"] for state in states), strict=True)]
+    for variable, value in zip(evaluator.variables, sums, strict=True):
+        variable.assign(value)
+    return {name: float(value) for name, value in evaluator.network.get_metrics_result().items()}
 
 
 def _sum_up(archive: bytes, spec: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -67,7 +69,7 @@ def _sum_up(archive: bytes, spec: str, batches: Iterable[pa.RecordBatch]) -> Ite
         like = like or {field: [rows.shape[1:], rows.dtype.str] for field, rows in arrays.items()}
         evaluator.add(arrays)
     if like is not None:
-        state = json.dumps({"like": like, "values": [value.tolist() for value in evaluator.state]})
+        state = json.dumps({"like": like, "values": [variable.numpy().tolist() for variable in evaluator.variables]})
         yield pa.RecordBatch.from_arrays([pa.array([state])], ["state"])
 
 
@@ -77,44 +79,36 @@ def _evaluator(archive: bytes, spec: str) -> _Evaluator:
 
 
 class _Evaluator:
-    """A network compiled as for training, whose test step adds rows up."""
+    """A compiled network whose test step adds up rows."""
 
     def __init__(self, archive: bytes, spec: str) -> None:
-        from cos_ml.rank.collectives import Ranks
-        from cos_ml.rank.trainer import make_trainer
+        from cos_ml.network.exact_step import ExactStep, batch_data, compile_network  # imports TensorFlow
 
-        self.spec = TrainSpec.from_json(spec)
-        self.trainer = make_trainer(archive.load(archive, self.spec.modules), self.spec, Ranks(1))
-        self.step = forward.traced(self.trainer.test_step)
+        self.spec, self.batch_data = TrainSpec.loads(spec), batch_data
+        self.network = load_model(archive, self.spec.modules)
+        compile_network(self.network, ExactStep, self.spec)
+        self.step = forward.traced(self.network.test_step)
 
     def add(self, arrays: dict[str, np.ndarray]) -> None:
         """Count these rows."""
-        for start in range(0, len(next(iter(arrays.values()))), self.spec.batch_size):
-            self._step(
-                {field: rows[start : start + self.spec.batch_size] for field, rows in arrays.items()}, counted=True
-            )
+        size = self.spec.batch_size
+        for start in range(0, len(next(iter(arrays.values()))), size):
+            batch = {field: rows[start : start + size] for field, rows in arrays.items()}
+            self.step(self.batch_data(self.spec, batch, len(next(iter(batch.values())))))
 
     def build(self, like: dict[str, Any]) -> None:
-        """Make the metrics ready for a state, without any row."""
-        self._step({field: np.zeros((1, *shape), dtype) if dtype != "|O" else np.full((1, *shape), b"", object)
-                    for field, (shape, dtype) in like.items()}, counted=False)  # fmt: skip
+        """Create the metrics' variables, without any row."""
+        arrays = {
+            field: np.full((1, *shape), b"", object) if dtype == "|O" else np.zeros((1, *shape), dtype)
+            for field, (shape, dtype) in like.items()
+        }
+        self.step(self.batch_data(self.spec, arrays, 0))
 
     def reset(self) -> None:
         """Forget all rows."""
-        self.trainer.reset_metrics()
+        self.network.reset_metrics()
 
     @property
-    def state(self) -> list[np.ndarray]:
-        """The metrics' variables."""
-        return [variable.numpy() for metric in self.trainer.metrics for variable in metric.variables]
-
-    @state.setter
-    def state(self, values: list[np.ndarray]) -> None:
-        variables = [variable for metric in self.trainer.metrics for variable in metric.variables]
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
-
-    def _step(self, arrays: dict[str, np.ndarray], counted: bool) -> None:
-        from cos_ml.rank.trainer import step_data
-
-        self.step(step_data(self.spec, arrays, len(next(iter(arrays.values()))) if counted else 0))
+    def variables(self) -> list[Any]:
+        """The metrics' sums and counts."""
+        return [variable for metric in self.network.metrics for variable in metric.variables]

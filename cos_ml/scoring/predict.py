@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from cos_ml import gpus
 from cos_ml.data.columns import Column, as_list_array, decode, renumber
-from cos_ml.data.spool import refuse
+from cos_ml.data.spool import raise_on_invalid
 from cos_ml.network.archive import load_model
 from cos_ml.network.keras_import import import_tensorflow
 
@@ -77,15 +77,15 @@ def score(scorer: Scorer, batches: Iterator[pd.Series | tuple[pd.Series, ...]]) 
 
 def _arrays(scorer: Scorer, columns: tuple[pd.Series, ...], first_row: int) -> tuple[list[np.ndarray], np.ndarray]:
     """The inputs' arrays, and which of their rows can't be used."""
-    arrays, problems = [], []
+    arrays, row_errors = [], []
     for series, column in zip(columns, scorer.inputs, strict=True):
         array, found = decode(_arrow(series, column), column)
         arrays.append(array)
-        problems += found
-    if problems:
-        refuse(renumber(problems, first_row), scorer.handle_invalid)
+        row_errors += found
+    if row_errors:
+        raise_on_invalid(renumber(row_errors, first_row), scorer.handle_invalid)
     bad = np.zeros(len(columns[0]), bool)
-    bad[[problem.row for problem in problems]] = True
+    bad[[problem.row for problem in row_errors]] = True
     return arrays, bad
 
 
@@ -125,8 +125,8 @@ def _forward(scorer: Scorer, forward: Callable[..., list[Any]], arrays: list[np.
         outputs, taps = tensors[: len(scorer.heads)], tensors[len(scorer.heads) :]
         columns = [tap.reshape(len(tap), math.prod(tap.shape[1:])).astype(np.float64) for tap in taps]
         wanted = {index for index, _ in scorer.wanted}
-        predictions = {index: outputs.predictions(scorer.heads[index], outputs[index]) for index in wanted}
-        parts.append(columns + [predictions[index][kind] for index, kind in scorer.wanted])
+        predicted = {index: predictions(scorer.heads[index], outputs[index]) for index in wanted}
+        parts.append(columns + [predicted[index][kind] for index, kind in scorer.wanted])
     return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
@@ -201,13 +201,13 @@ def _load(scorer: Scorer) -> Callable[..., list[Any]]:
 
 def limit_devices() -> None:
     """Let TensorFlow use this task's cores, and the GPU that Spark gave the task, and no more."""
-    shown = gpus.show_to_task()
+    visible = gpus.show_to_task()
     tf = import_tensorflow()
 
     try:  # a task takes spark.task.cpus cores, which Spark tells its Python workers by this name
         tf.config.threading.set_intra_op_parallelism_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
         tf.config.threading.set_inter_op_parallelism_threads(1)
-        if not shown:
+        if not visible:
             tf.config.set_visible_devices([], "GPU")  # they may be those of ranks
     except RuntimeError:
         pass  # TensorFlow runs in this worker already

@@ -17,10 +17,11 @@ from typing import Any
 import pyarrow as pa
 from pyspark import TaskContext
 
-from cos_ml.data.spool import Rows, Spool
+from cos_ml.data import frames
 from cos_ml.data.columns import Column
-from cos_ml.rank.shard_rows import ShardRows
 from cos_ml.data.parquet import Shards, plan
+from cos_ml.data.spool import Rows, Spool
+from cos_ml.rank.shard_rows import ShardRows
 from cos_ml.spec import TrainSpec
 from tests.benchmarks import data
 
@@ -34,11 +35,11 @@ NAMES = {"x0": "features", "y0": "label"}
 def main(folder: str, result: str) -> None:
     spark = data.session()
     rows = data.cached_rows(spark, folder)
-    moved = spool.spread(spool.narrow(rows, SPEC), data.RANKS)
+    moved = frames.repartition_to_ranks(frames.select_columns(rows, SPEC), data.RANKS)
     in_two = rows.repartition(data.RANKS).cache()
     in_two.count()
-    stay = spool.spread(spool.narrow(in_two, SPEC), data.RANKS)
-    with spool.small_batches(spark, SPEC):
+    stay = frames.repartition_to_ranks(frames.select_columns(in_two, SPEC), data.RANKS)
+    with frames.small_batches(spark, SPEC):
         arrow = {
             "arrow, rows move": _rows_per_second(lambda: moved.mapInArrow(_spooled, SCHEMA), of_job),
             "arrow, rows stay": _rows_per_second(lambda: stay.mapInArrow(_spooled, SCHEMA), of_job),

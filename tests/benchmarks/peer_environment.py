@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from cos_ml.horovod_build.build import BUILD_SETTINGS, HOROVOD, cache_folder
-
 from tests.benchmarks.process import run
 
 PYTHON = (3, 11)  # the last that TensorFlow 2.15 has wheels for

@@ -69,14 +69,14 @@ def fit(spark: Any, ranks: int) -> None:
 
 def meet(spark: Any, ranks: int) -> None:
     """A line for the second of two meetings of stand-ins."""
-    from cos_ml.data import spool
-    from cos_ml.data.columns import Column
+    from cos_ml.data import frames
+from cos_ml.data.columns import Column
     from cos_ml.job.barrier import Job, run
     from cos_ml.spec import TrainSpec
 
     spec = TrainSpec(inputs=(Column("id", "x0"),), labels=())
     job = Job(f"{__name__ if __name__ != '__main__' else __package__ + '.scale'}:join", (spec,), (b"",))
-    rows = frames.narrow(spark.range(ranks), spec)
+    rows = frames.select_columns(spark.range(ranks), spec)
     for _ in range(2):
         begin = time.time()
         told = [json.loads(result["times"]) for result in run(rows, job, ranks).results]
@@ -92,7 +92,7 @@ def meet(spark: Any, ranks: int) -> None:
 # ── rank ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def join(start: dict[str, Any], wait: Callable[[], dict[str, Any]], pulse: Any) -> dict[str, bytes]:
+def join(start: dict[str, Any], wait: Callable[[], dict[str, Any]], heartbeat: Any) -> dict[str, bytes]:
     """Do at the rendezvous what Gloo does for Horovod's two sets of three contexts, and note when."""
     if "stand_in" not in str(sys.modules["tensorflow"].__file__):
         raise RuntimeError("this rank has loaded TensorFlow itself")
@@ -132,7 +132,7 @@ def join(start: dict[str, Any], wait: Callable[[], dict[str, Any]], pulse: Any) 
             ask("GET", "joined", other) != 200
         ):  # as ranks add up a number, before the first one's task closes the door
             asked += 1
-    pulse.report(event="joined")
+    heartbeat.report(event="joined")
     return {"times": json.dumps(times | {"asked": asked}).encode()}
 
 

@@ -85,7 +85,7 @@ def _medians(frames: dict[str, DataFrame]) -> dict[str, float]:
             start = time.perf_counter()
             data.run_all(frame)
             seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(taken) for name, taken in seconds.items()}
+    return {name: statistics.median(acquire) for name, acquire in seconds.items()}
 
 
 if __name__ == "__main__":

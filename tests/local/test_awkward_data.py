@@ -12,9 +12,8 @@ from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from cos_ml.data import frames
 from cos_ml import DeepNetEstimator
-from cos_ml.data import spool
+from cos_ml.data import frames
 from cos_ml.errors import InvalidInputError
 from tests import reference
 from tests.local.test_exactness import assert_same_weights, estimator, split
@@ -56,7 +55,7 @@ def test_a_thousand_partitions(spark):
 def test_skewed_partitions_stay_where_they_are(spark):
     part = reference.data(400)
     df = frame(spark, [rows_of(*one) for one in split(part, 396, 4)])
-    assert frames.spread(df, 2) is df
+    assert frames.repartition_to_ranks(df, 2) is df
     model = estimator(reference.network()).fit(df)
     expected = reference.network()
     reference.train(expected, split(part, 396, 4), 32, 3, keras.optimizers.SGD(0.1, momentum=0.9))
@@ -125,9 +124,9 @@ def test_numbers_of_any_type(spark):
         rows = [(make(x), Decimal(x), x > 3) for x in range(8)]
         df = spark.createDataFrame(rows, f"features {kind}, label decimal(4,1), weight boolean").coalesce(1)
         est = regressor(one_layer(2), weightCol="weight", numTrainWorkers=1)
-        narrow = frames.narrow(df, est._spec(df, est._network())).collect()
-        assert [row.x0 for row in narrow] == [[float(one) for one in make(x)] for x in range(8)]
-        assert [(row.y0, row.w) for row in narrow] == [(float(x), float(x > 3)) for x in range(8)]
+        selected = frames.select_columns(df, est._spec(df, est._network())).collect()
+        assert [row.x0 for row in selected] == [[float(one) for one in make(x)] for x in range(8)]
+        assert [(row.y0, row.w) for row in selected] == [(float(x), float(x > 3)) for x in range(8)]
     assert est.fit(df).summary.rows == 8
 
 
@@ -158,8 +157,8 @@ def test_column_names_with_dots_and_spaces(spark):
 def test_cached_data_stays_cached_and_where_it_is(spark):
     df = frame(spark, [rows_of(*reference.data(40)), rows_of(*reference.data(40))]).repartition(2).cache()
     df.count()
-    assert frames.spread(df, 2) is df
-    assert frames.spread(df, 1) is not df
+    assert frames.repartition_to_ranks(df, 2) is df
+    assert frames.repartition_to_ranks(df, 1) is not df
     assert estimator(reference.network(), epochs=1).fit(df).summary.rows == 80
     assert df.is_cached
     df.unpersist()

@@ -123,7 +123,7 @@ def test_ranks_that_lose_each_other_try_again(spark, data, tmp_path):
     marker = {"marker": str(tmp_path / "done"), "call": 6}
     model = estimator(network("hang up", **marker), checkpointDir=str(tmp_path / "states"), **options).fit(data)
     assert (tmp_path / "done").exists()
-    assert model.summary.failures == [barrier.LOST]
+    assert model.summary.failures == [barrier.PEERS_LOST]
     assert model.summary.resumedAt == (1, 0)
     undisturbed = estimator(network("die", rank="none"), **options).fit(data)
     for one, other in zip(model.toKeras().get_weights(), undisturbed.toKeras().get_weights(), strict=True):
@@ -219,7 +219,7 @@ def test_tasks_that_spark_repeats_without_the_others_are_no_attempt(spark, data,
     """It does so when a task ends in the moment in which another one's failure is dealt with."""
     options = {"epochs": 1, "shuffle": False}
     undisturbed = estimator(reference.network(), **options).fit(data)
-    monkeypatch.setattr(barrier, "_task", partial(barrier_tasks.repeated_in_part, str(tmp_path / "repeated")))
+    monkeypatch.setattr(barrier, "run_task", partial(barrier_tasks.repeated_in_part, str(tmp_path / "repeated")))
     model = estimator(reference.network(), **options).fit(data)
     assert len((tmp_path / "repeated").read_text().splitlines()) == 3
     assert model.summary.failures == ["Rank 0 is gone."]

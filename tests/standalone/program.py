@@ -5,7 +5,6 @@ import json
 from pyspark.sql import SparkSession
 
 from cos_ml.data import frames
-from cos_ml.data import spool
 from cos_ml.data.columns import Column
 from cos_ml.job.barrier import Job, run
 from cos_ml.spec import TrainSpec
@@ -16,7 +15,7 @@ from tests.sessions import frame, rows_of
 spark = SparkSession.builder.getOrCreate()
 spec = TrainSpec(inputs=(Column("id", "x0"),), labels=())
 job = Job("tests.rank_functions:environment", (spec,), (b"",))
-told = run(frames.narrow(spark.range(2), spec), job, 2).results
+told = run(frames.select_columns(spark.range(2), spec), job, 2).results
 parts = split(reference.data(64), 32, 32)
 model = estimator(reference.network(), epochs=1).fit(frame(spark, [rows_of(*part) for part in parts]))
 ranks = [json.loads(result["environment"]) for result in told]

@@ -3,7 +3,7 @@ import signal
 
 import pytest
 
-from cos_ml.job.retries import _cause, tagged
+from cos_ml.job.retries import _cause, job_tag
 
 
 class Context:
@@ -32,7 +32,7 @@ def test_a_rank_is_named_and_not_what_spark_says_of_it():
 
 def test_jobs_are_tagged_for_as_long_as_they_run():
     session = Session()
-    with tagged(session):
+    with job_tag(session):
         pass
     assert session.sparkContext.said == ["addJobTag", "removeJobTag"]
 
@@ -47,7 +47,7 @@ def test_ctrl_c_cancels_the_jobs_whatever_py4j_makes_of_it():
         except KeyboardInterrupt:
             raise RuntimeError("error while sending or receiving") from None
 
-    with pytest.raises(KeyboardInterrupt), tagged(session):
+    with pytest.raises(KeyboardInterrupt), job_tag(session):
         interrupted()
     assert session.sparkContext.said == ["addJobTag", "cancelJobsWithTag", "removeJobTag"]
     assert signal.getsignal(signal.SIGINT) is before
@@ -55,6 +55,6 @@ def test_ctrl_c_cancels_the_jobs_whatever_py4j_makes_of_it():
 
 def test_an_error_is_no_interrupt():
     session = Session()
-    with pytest.raises(ValueError, match="of the fit's own"), tagged(session):
+    with pytest.raises(ValueError, match="of the fit's own"), job_tag(session):
         raise ValueError("of the fit's own")
     assert session.sparkContext.said == ["addJobTag", "removeJobTag"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cos_ml.errors import InvalidInputError
 from cos_ml.rank import checkpoint_store
-from cos_ml.rank.checkpoint_store import Folder, State, States, claim
+from cos_ml.rank.checkpoint_store import Checkpoint, CheckpointConfig, CheckpointStore, acquire
 
 ROWS = [{"train": 1, "validation": 2}]
 
@@ -28,7 +28,7 @@ def url(request, tmp_path):
 def state_of(epoch, step=0, seed=0):
     random = np.random.default_rng(seed)
     arrays = {"weights/0": random.normal(size=(3, 4)).astype(np.float32), "weights/1": np.array(7, np.int64)}
-    return State(epoch, step, {"history": {"loss": [0.5] * epoch}}, arrays)
+    return Checkpoint(epoch, step, {"history": {"loss": [0.5] * epoch}}, arrays)
 
 
 def assert_same(one, other):
@@ -55,25 +55,25 @@ def damage(states, epoch):
 
 
 def test_the_newest_of_the_last_two(url):
-    folder = Folder(url, fit={"epochs": 3})
-    claim(folder)
-    states = States(folder, ROWS)
+    folder = CheckpointConfig(url, fit={"epochs": 3})
+    acquire(folder)
+    states = CheckpointStore(folder, ROWS)
     assert states.newest() is None
     for epoch, step in ((1, 0), (1, 32), (2, 0)):
         states.write(state_of(epoch, step))
-        assert_same(States(folder, ROWS).newest(), state_of(epoch, step))
+        assert_same(CheckpointStore(folder, ROWS).newest(), state_of(epoch, step))
     assert files(url) == ["fit.json", "state-auto-000001-000000032", "state-auto-000002-000000000"]
 
 
 def test_damaged_states_are_none_of_the_two_that_are_kept(url):
-    folder = Folder(url)
-    claim(folder)
-    states = States(folder, ROWS)
+    folder = CheckpointConfig(url)
+    acquire(folder)
+    states = CheckpointStore(folder, ROWS)
     states.newest()
     for epoch in (5, 6):
         states.write(state_of(epoch))
         damage(states, epoch)
-    states = States(folder, ROWS)
+    states = CheckpointStore(folder, ROWS)
     assert states.newest() is None
     assert [note.split()[2] for note in states.notes] == ["state-auto-000006-000000000", "state-auto-000005-000000000"]
     states.write(state_of(1))
@@ -101,20 +101,20 @@ class ObjectStorage(fsspec.get_filesystem_class("memory")):
 
 def test_storage_without_folders():
     fsspec.register_implementation("objects", ObjectStorage, clobber=True)
-    folder = Folder("objects://bucket/states", fit={"epochs": 3})
-    claim(folder)
-    states = States(folder, ROWS)
+    folder = CheckpointConfig("objects://bucket/states", fit={"epochs": 3})
+    acquire(folder)
+    states = CheckpointStore(folder, ROWS)
     with pytest.raises(FileNotFoundError):
         states.filesystem.ls(states.path)
     assert states.newest() is None
     states.write(state_of(1))
-    assert_same(States(folder, ROWS).newest(), state_of(1))
+    assert_same(CheckpointStore(folder, ROWS).newest(), state_of(1))
 
 
 def test_a_damaged_one_is_reported_and_the_one_before_it_used(url):
-    folder = Folder(url)
-    claim(folder)
-    states = States(folder, ROWS)
+    folder = CheckpointConfig(url)
+    acquire(folder)
+    states = CheckpointStore(folder, ROWS)
     states.newest()
     for epoch in (1, 2):
         states.write(state_of(epoch))
@@ -122,7 +122,7 @@ def test_a_damaged_one_is_reported_and_the_one_before_it_used(url):
     assert_same(states.newest(), state_of(1))
     assert "state-auto-000002-000000000 is damaged" in states.notes[0]
     states.filesystem.pipe_file(f"{states.path}/state-auto-000001-000000000", b"")
-    assert States(folder, ROWS).newest() is None
+    assert CheckpointStore(folder, ROWS).newest() is None
 
 
 @given(st.data())
@@ -141,9 +141,9 @@ def test_no_damage_goes_unseen(data):
 
 
 def test_a_writer_that_is_killed_leaves_the_old_one(url, monkeypatch):
-    folder = Folder(url)
-    claim(folder)
-    states = States(folder, ROWS)
+    folder = CheckpointConfig(url)
+    acquire(folder)
+    states = CheckpointStore(folder, ROWS)
     states.newest()
     states.write(state_of(1))
 
@@ -154,48 +154,48 @@ def test_a_writer_that_is_killed_leaves_the_old_one(url, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         states.write(state_of(2))
     monkeypatch.undo()
-    assert_same(States(folder, ROWS).newest(), state_of(1))
+    assert_same(CheckpointStore(folder, ROWS).newest(), state_of(1))
     assert files(url) == ["fit.json", "state-auto-000001-000000000"]  # and what it left is gone
 
 
 def test_another_fit_is_told_what_differs(url):
-    claim(Folder(url, fit={"epochs": 3, "seed": 1, "loss": "mse"}))
-    claim(Folder(url, fit={"epochs": 3, "seed": 1, "loss": "mse"}))
+    acquire(CheckpointConfig(url, fit={"epochs": 3, "seed": 1, "loss": "mse"}))
+    acquire(CheckpointConfig(url, fit={"epochs": 3, "seed": 1, "loss": "mse"}))
     with pytest.raises(InvalidInputError, match=r"another fit: epochs is 3 there and 10 here; clip is null there"):
-        claim(Folder(url, fit={"epochs": 10, "seed": 1, "loss": "mse", "clip": 1.0}))
+        acquire(CheckpointConfig(url, fit={"epochs": 10, "seed": 1, "loss": "mse", "clip": 1.0}))
 
 
 def test_resume_never_drops_what_is_there(url):
-    one = Folder(url, fit={"epochs": 3})
-    claim(one)
-    states = States(one, ROWS)
+    one = CheckpointConfig(url, fit={"epochs": 3})
+    acquire(one)
+    states = CheckpointStore(one, ROWS)
     states.newest()
     states.write(state_of(2))
     for fit in ({"epochs": 3}, {"epochs": 4}):
-        afresh = Folder(url, fit=fit, run="f00")
-        claim(afresh)
-        assert States(afresh, ROWS).newest() is None
+        afresh = CheckpointConfig(url, fit=fit, run="f00")
+        acquire(afresh)
+        assert CheckpointStore(afresh, ROWS).newest() is None
         assert files(url) == ["fit.json"]
-    states = States(afresh, ROWS)
+    states = CheckpointStore(afresh, ROWS)
     states.write(state_of(1))
-    assert_same(States(afresh, ROWS).newest(), state_of(1))  # Spark's retry of the same run goes on
-    assert_same(States(Folder(url, fit={"epochs": 4}), ROWS).newest(), state_of(1))
+    assert_same(CheckpointStore(afresh, ROWS).newest(), state_of(1))  # Spark's retry of the same run goes on
+    assert_same(CheckpointStore(CheckpointConfig(url, fit={"epochs": 4}), ROWS).newest(), state_of(1))
 
 
 def test_states_on_other_rows_are_left_alone(url):
-    folder = Folder(url)
-    claim(folder)
-    states = States(folder, ROWS)
+    folder = CheckpointConfig(url)
+    acquire(folder)
+    states = CheckpointStore(folder, ROWS)
     states.newest()
     states.write(state_of(2))
-    others = States(folder, [{"train": 3, "validation": 2}])
+    others = CheckpointStore(folder, [{"train": 3, "validation": 2}])
     assert others.newest() is None
     assert "of other rows" in others.notes[0]
-    assert_same(States(folder, ROWS).newest(), state_of(2))
+    assert_same(CheckpointStore(folder, ROWS).newest(), state_of(2))
 
 
 def test_a_folder_that_can_not_be_written(tmp_path):
     (tmp_path / "file").touch()
     for url in (f"{tmp_path}/file/states", "nosuchprotocol://somewhere"):
         with pytest.raises(InvalidInputError, match=r"Param checkpointDir: .* can't be used"):
-            claim(Folder(url))
+            acquire(CheckpointConfig(url))

@@ -28,12 +28,12 @@ def test_the_facts_of_an_executor():
 
 
 def test_equal_versions_are_no_problem():
-    assert preflight.differing(HERE, [executor("a"), executor("b")]) == ""
-    assert preflight.differing({}, [executor(Keras="3.0")]) == ""  # nobody knows the driver's
+    assert preflight.version_mismatch(HERE, [executor("a"), executor("b")]) == ""
+    assert preflight.version_mismatch({}, [executor(Keras="3.0")]) == ""  # nobody knows the driver's
 
 
 def test_a_driver_without_horovod_does_not_mind_it():
-    assert preflight.differing(HERE | {"Horovod": None}, [executor()]) == ""
+    assert preflight.version_mismatch(HERE | {"Horovod": None}, [executor()]) == ""
 
 
 @pytest.mark.parametrize(
@@ -48,28 +48,30 @@ def test_a_driver_without_horovod_does_not_mind_it():
 def test_other_versions_are_named_with_their_host(versions, message):
     import re
 
-    assert re.search(message, preflight.differing(HERE, [executor("a"), executor("b", **versions)]))
+    assert re.search(message, preflight.version_mismatch(HERE, [executor("a"), executor("b", **versions)]))
 
 
 def test_what_a_rank_takes():
-    need = preflight.need_of(SPEC, weights=1e9, activations=1e6, rows=1000, ranks=2)
+    need = preflight.estimate_resources(SPEC, weights=1e9, activations=1e6, rows=1000, ranks=2)
     assert need.disk == 500 * (101 * 4 + 8)
     assert 4e9 < need.memory < 5e9
-    assert preflight.need_of(SPEC, weights=1e9).disk is None
+    assert preflight.estimate_resources(SPEC, weights=1e9).disk is None
 
 
 def test_enough_of_everything():
-    assert preflight.tight(preflight.Need(1e9, 1e9), [executor("a"), executor("b")]) == []
+    assert preflight.resource_warnings(preflight.Resources(1e9, 1e9), [executor("a"), executor("b")]) == []
 
 
 def test_too_little_memory_for_the_ranks_of_one_host():
-    (problem,) = preflight.tight(preflight.Need(6e9, 1e9), [executor("a"), executor("b"), executor("b")])
+    (problem,) = preflight.resource_warnings(
+        preflight.Resources(6e9, 1e9), [executor("a"), executor("b"), executor("b")]
+    )
     assert problem.startswith("b has 10.0 GB of memory left, and 2 ranks take about 12.0 GB")
     assert "spark.executor.memoryOverhead" in problem
 
 
 def test_too_little_disk():
-    (problem,) = preflight.tight(preflight.Need(1e6, 20e9), [executor("a")])
+    (problem,) = preflight.resource_warnings(preflight.Resources(1e6, 20e9), [executor("a")])
     assert problem.startswith("a has 10.0 GB of disk left in /data")
     assert "spark.local.dir" in problem
 

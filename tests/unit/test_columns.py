@@ -5,14 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cos_ml.data.columns import Column, Problem, as_list_array, decode, renumber, spark_dtype
+from cos_ml.data.columns import Column, RowError, as_list_array, decode, renumber, spark_dtype
 
 PIXELS = Column("pixels", "x0", (2,))
 NUMBER = Column("size", "x0")
 
 
-def said(problems):
-    return [str(problem) for problem in problems]
+def said(row_errors):
+    return [str(problem) for problem in row_errors]
 
 
 # ── what is right ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -30,20 +30,20 @@ def said(problems):
 )
 @pytest.mark.parametrize("kind", [pa.list_, pa.large_list])
 def test_lists(values, dtype, kind):
-    numbers, problems = decode(pa.array(values, kind(dtype)), PIXELS)
+    numbers, row_errors = decode(pa.array(values, kind(dtype)), PIXELS)
     assert numbers.tolist() == values
     assert numbers.dtype == dtype.to_pandas_dtype()
-    assert problems == []
+    assert row_errors == []
 
 
 @pytest.mark.parametrize(
     "values", [pa.array([1.5, -2.5], pa.float32()), pa.array([3, 4], pa.int32()), pa.array([True, False])]
 )
 def test_numbers(values):
-    numbers, problems = decode(values, NUMBER)
+    numbers, row_errors = decode(values, NUMBER)
     assert numbers.tolist() == values.to_pylist()
     assert numbers.shape == (2,)
-    assert problems == []
+    assert row_errors == []
 
 
 def test_numbers_for_an_input_of_one():
@@ -53,19 +53,19 @@ def test_numbers_for_an_input_of_one():
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
 def test_binary(kind):
-    numbers, problems = decode(pa.array([b"\x00\x01", b"\x02\xff"], kind), PIXELS)
+    numbers, row_errors = decode(pa.array([b"\x00\x01", b"\x02\xff"], kind), PIXELS)
     assert numbers.dtype == np.uint8
     assert numbers.tolist() == [[0, 1], [2, 255]]
-    assert problems == []
+    assert row_errors == []
 
 
 def test_rows_take_the_shape_of_the_input():
     rows = np.arange(2 * 64, dtype=np.float32).reshape(2, 64)
     image = Column("image", "x0", (8, 8, 1))
-    numbers, problems = decode(as_list_array(rows), image)
+    numbers, row_errors = decode(as_list_array(rows), image)
     assert numbers.shape == (2, 8, 8, 1)
     assert (numbers.reshape(2, 64) == rows).all()
-    assert problems == []
+    assert row_errors == []
     numbers, _ = decode(pa.array([bytes(range(64)), bytes(64)]), image)
     assert numbers.shape == (2, 8, 8, 1)
     assert numbers[0, 1, 0, 0] == 8
@@ -80,9 +80,9 @@ def test_rows_take_the_shape_of_the_input():
     ],
 )
 def test_slices(values):
-    numbers, problems = decode(values.slice(1, 2), PIXELS)
+    numbers, row_errors = decode(values.slice(1, 2), PIXELS)
     assert numbers.tolist() == [[1, 2], [3, 4]]
-    assert problems == []
+    assert row_errors == []
 
 
 def test_slices_of_numbers():
@@ -92,48 +92,48 @@ def test_slices_of_numbers():
 
 def test_slices_with_bad_rows():
     values = pa.array([[9.0], None, [1.0, 2.0], [3.0, None], [4.0, 5.0], None]).slice(1, 4)
-    numbers, problems = decode(values, PIXELS)
-    assert said(problems) == [
+    numbers, row_errors = decode(values, PIXELS)
+    assert said(row_errors) == [
         "column 'pixels', row 0: is null",
         "column 'pixels', row 2: has a null among its numbers",
     ]
     assert numbers[[1, 3]].tolist() == [[1, 2], [4, 5]]
-    numbers, problems = decode(pa.array([b"\x09", None, b"\x01\x02", b"\x03"]).slice(1, 3), PIXELS)
-    assert [problem.row for problem in problems] == [0, 2]
+    numbers, row_errors = decode(pa.array([b"\x09", None, b"\x01\x02", b"\x03"]).slice(1, 3), PIXELS)
+    assert [problem.row for problem in row_errors] == [0, 2]
     assert numbers[1].tolist() == [1, 2]
 
 
 def test_chunks():
-    numbers, problems = decode(pa.chunked_array([[[1.0, 2.0]], [[3.0, 4.0], None]]), PIXELS)
+    numbers, row_errors = decode(pa.chunked_array([[[1.0, 2.0]], [[3.0, 4.0], None]]), PIXELS)
     assert numbers[:2].tolist() == [[1, 2], [3, 4]]
-    assert said(problems) == ["column 'pixels', row 2: is null"]
+    assert said(row_errors) == ["column 'pixels', row 2: is null"]
     numbers, _ = decode(pa.chunked_array([[b"\x01\x02"], [b"\x03\x04"]]), PIXELS)
     assert numbers.tolist() == [[1, 2], [3, 4]]
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.binary()])
 def test_no_rows(kind):
-    numbers, problems = decode(pa.array([], kind), Column("image", "x0", (8, 8, 1)))
+    numbers, row_errors = decode(pa.array([], kind), Column("image", "x0", (8, 8, 1)))
     assert numbers.shape == (0, 8, 8, 1)
-    assert problems == []
+    assert row_errors == []
 
 
 def test_no_numbers():
-    numbers, problems = decode(pa.array([], pa.float32()), Column("label", "y0", classes=3, low=0.0))
+    numbers, row_errors = decode(pa.array([], pa.float32()), Column("label", "y0", classes=3, low=0.0))
     assert numbers.shape == (0,)
-    assert problems == []
+    assert row_errors == []
 
 
 def test_infinities_are_numbers():
     for values in ([np.inf, 1.0], [-np.inf, np.inf]):
-        numbers, problems = decode(pa.array([values]), PIXELS)
+        numbers, row_errors = decode(pa.array([values]), PIXELS)
         assert numbers.tolist() == [values]
-        assert problems == []
+        assert row_errors == []
 
 
 def test_nan_beside_infinities_is_found():
-    _, problems = decode(pa.array([[np.inf, -np.inf], [np.inf, np.nan]]), PIXELS)
-    assert said(problems) == ["column 'pixels', row 1: has NaN at position 1"]
+    _, row_errors = decode(pa.array([[np.inf, -np.inf], [np.inf, np.nan]]), PIXELS)
+    assert said(row_errors) == ["column 'pixels', row 1: has NaN at position 1"]
 
 
 @given(st.integers(0, 5), st.integers(0, 6), st.sampled_from([np.float32, np.float64, np.int32]), st.data())
@@ -143,10 +143,10 @@ def test_a_round_trip(rows, width, dtype, data):
     values = as_list_array(before)
     assert values.type == pa.list_(pa.from_numpy_dtype(dtype))
     values.validate(full=True)
-    after, problems = decode(values, Column("c", "x0", (width,)))
+    after, row_errors = decode(values, Column("c", "x0", (width,)))
     assert after.dtype == before.dtype
     assert np.array_equal(after, before)
-    assert problems == []
+    assert row_errors == []
 
 
 def test_a_round_trip_of_a_part():
@@ -160,23 +160,23 @@ def test_a_round_trip_of_a_part():
 def test_an_open_side_is_as_long_as_the_first_row_needs():
     column = Column("steps", "x0", (None, 2))
     assert column.size is None
-    numbers, problems = decode(pa.array([[1.0, 2, 3, 4, 5, 6]] * 2), column)
+    numbers, row_errors = decode(pa.array([[1.0, 2, 3, 4, 5, 6]] * 2), column)
     assert numbers.shape == (2, 3, 2)
-    assert problems == []
-    numbers, problems = decode(pa.array([None, [1.0, 2, 3, 4], [1.0, 2]]), column)
+    assert row_errors == []
+    numbers, row_errors = decode(pa.array([None, [1.0, 2, 3, 4], [1.0, 2]]), column)
     assert numbers.shape == (3, 2, 2)
-    assert [problem.row for problem in problems] == [0, 2]
+    assert [problem.row for problem in row_errors] == [0, 2]
 
 
 def test_an_open_side_with_rows_of_no_fitting_size():
-    _, problems = decode(pa.array([[1.0, 2, 3]]), Column("steps", "x0", (None, 2)))
-    assert [problem.row for problem in problems] == [0]
+    _, row_errors = decode(pa.array([[1.0, 2, 3]]), Column("steps", "x0", (None, 2)))
+    assert [problem.row for problem in row_errors] == [0]
 
 
 def test_an_open_side_with_nothing_but_nulls():
-    numbers, problems = decode(pa.array([None, None], pa.list_(pa.float32())), Column("steps", "x0", (None, 2)))
+    numbers, row_errors = decode(pa.array([None, None], pa.list_(pa.float32())), Column("steps", "x0", (None, 2)))
     assert len(numbers) == 2
-    assert said(problems) == ["column 'steps', row 0: is null", "column 'steps', row 1: is null"]
+    assert said(row_errors) == ["column 'steps', row 0: is null", "column 'steps', row 1: is null"]
 
 
 def test_two_open_sides_are_refused():
@@ -189,25 +189,25 @@ def test_two_open_sides_are_refused():
 
 
 def test_null_rows_become_nan():
-    numbers, problems = decode(pa.array([[1.0, 2.0], None, [3.0, 4.0]]), PIXELS)
-    assert said(problems) == ["column 'pixels', row 1: is null"]
+    numbers, row_errors = decode(pa.array([[1.0, 2.0], None, [3.0, 4.0]]), PIXELS)
+    assert said(row_errors) == ["column 'pixels', row 1: is null"]
     assert np.isnan(numbers[1]).all()
     assert numbers[[0, 2]].tolist() == [[1, 2], [3, 4]]
 
 
 def test_null_rows_of_whole_numbers_become_0():
-    numbers, problems = decode(pa.array([[1, 2], None], pa.list_(pa.int32())), PIXELS)
+    numbers, row_errors = decode(pa.array([[1, 2], None], pa.list_(pa.int32())), PIXELS)
     assert numbers.tolist() == [[1, 2], [0, 0]]
     assert numbers.dtype == np.int32
-    assert len(problems) == 1
-    numbers, problems = decode(pa.array([b"\x01\x02", None]), PIXELS)
+    assert len(row_errors) == 1
+    numbers, row_errors = decode(pa.array([b"\x01\x02", None]), PIXELS)
     assert numbers.tolist() == [[1, 2], [0, 0]]
-    assert len(problems) == 1
+    assert len(row_errors) == 1
 
 
 def test_null_numbers():
-    numbers, problems = decode(pa.array([1.0, None, 3.0]), NUMBER)
-    assert said(problems) == ["column 'size', row 1: is null"]
+    numbers, row_errors = decode(pa.array([1.0, None, 3.0]), NUMBER)
+    assert said(row_errors) == ["column 'size', row 1: is null"]
     assert numbers[[0, 2]].tolist() == [1, 3]
     assert np.isnan(numbers[1])
 
@@ -216,55 +216,55 @@ def test_null_rows_over_bytes_that_are_there():
     # Arrow allows a null row to have something under it.
     whole = pa.array([b"\x01\x02", b"\x09\x09", b"\x03\x04"])
     masked = pa.Array.from_buffers(pa.binary(), 3, [pa.py_buffer(b"\x05"), *whole.buffers()[1:]])
-    numbers, problems = decode(masked, PIXELS)
-    assert [problem.row for problem in problems] == [1]
+    numbers, row_errors = decode(masked, PIXELS)
+    assert [problem.row for problem in row_errors] == [1]
     assert numbers[[0, 2]].tolist() == [[1, 2], [3, 4]]
     whole = pa.array([[1.0, 2.0], [9.0, 9.0], [3.0, 4.0]])
     masked = pa.ListArray.from_arrays(whole.offsets, whole.values, mask=pa.array([False, True, False]))
-    numbers, problems = decode(masked, PIXELS)
-    assert [problem.row for problem in problems] == [1]
+    numbers, row_errors = decode(masked, PIXELS)
+    assert [problem.row for problem in row_errors] == [1]
     assert numbers[[0, 2]].tolist() == [[1, 2], [3, 4]]
 
 
 def test_nulls_inside_lists():
-    numbers, problems = decode(pa.array([[1.0, None], [3.0, 4.0]]), PIXELS)
-    assert said(problems) == ["column 'pixels', row 0: has a null among its numbers"]
+    numbers, row_errors = decode(pa.array([[1.0, None], [3.0, 4.0]]), PIXELS)
+    assert said(row_errors) == ["column 'pixels', row 0: has a null among its numbers"]
     assert np.isnan(numbers[0]).all()
     assert numbers[1].tolist() == [3, 4]
 
 
 def test_nan():
-    _, problems = decode(pa.array([[1.0, 2.0], [3.0, np.nan], [np.nan, np.nan]]), PIXELS)
-    assert said(problems) == [
+    _, row_errors = decode(pa.array([[1.0, 2.0], [3.0, np.nan], [np.nan, np.nan]]), PIXELS)
+    assert said(row_errors) == [
         "column 'pixels', row 1: has NaN at position 1",
         "column 'pixels', row 2: has NaN at position 0",
     ]
-    _, problems = decode(pa.array([1.0, np.nan]), NUMBER)
-    assert said(problems) == ["column 'size', row 1: is NaN"]
+    _, row_errors = decode(pa.array([1.0, np.nan]), NUMBER)
+    assert said(row_errors) == ["column 'size', row 1: is NaN"]
 
 
 @pytest.mark.parametrize(
     ("values", "count"), [([[1.0, 2.0], [3.0]], 1), ([[1.0, 2.0], [3.0, 4.0, 5.0]], 3), ([[1.0, 2.0], []], 0)]
 )
 def test_wrong_sizes(values, count):
-    numbers, problems = decode(pa.array(values), PIXELS)
-    assert [problem.row for problem in problems] == [1]
-    assert str(problems[0]).startswith(f"column 'pixels', row 1: has {count} numbers")
-    assert str(problems[0]).endswith("the network takes 2, of shape (2,)")
+    numbers, row_errors = decode(pa.array(values), PIXELS)
+    assert [problem.row for problem in row_errors] == [1]
+    assert str(row_errors[0]).startswith(f"column 'pixels', row 1: has {count} numbers")
+    assert str(row_errors[0]).endswith("the network takes 2, of shape (2,)")
     assert numbers[0].tolist() == [1, 2]
     assert np.isnan(numbers[1]).all()
 
 
 def test_wrong_sizes_of_all_rows():
-    numbers, problems = decode(pa.array([[1.0, 2.0, 3.0]] * 2), PIXELS)
+    numbers, row_errors = decode(pa.array([[1.0, 2.0, 3.0]] * 2), PIXELS)
     assert numbers.shape == (2, 2)
-    assert [problem.row for problem in problems] == [0, 1]
+    assert [problem.row for problem in row_errors] == [0, 1]
 
 
 def test_everything_wrong_comes_in_the_order_of_the_rows():
     values = pa.array([[np.nan, 1.0], None, [1.0], [1.0, None], [5.0, 6.0], [7.0, np.nan]])
-    numbers, problems = decode(values, PIXELS)
-    assert said(problems) == [
+    numbers, row_errors = decode(values, PIXELS)
+    assert said(row_errors) == [
         "column 'pixels', row 0: has NaN at position 0",
         "column 'pixels', row 1: is null",
         "column 'pixels', row 2: has 1 numbers, and the network takes 2, of shape (2,)",
@@ -272,7 +272,7 @@ def test_everything_wrong_comes_in_the_order_of_the_rows():
         "column 'pixels', row 5: has NaN at position 1",
     ]
     assert numbers[4].tolist() == [5, 6]
-    assert not any(problem.fatal for problem in problems)
+    assert not any(problem.fatal for problem in row_errors)
 
 
 @given(
@@ -281,8 +281,8 @@ def test_everything_wrong_comes_in_the_order_of_the_rows():
     )
 )  # fmt: skip
 def test_a_row_is_right_or_has_a_problem(rows):
-    numbers, problems = decode(pa.array(rows, pa.list_(pa.float32())), PIXELS)
-    bad = [problem.row for problem in problems]
+    numbers, row_errors = decode(pa.array(rows, pa.list_(pa.float32())), PIXELS)
+    bad = [problem.row for problem in row_errors]
     assert bad == sorted(set(bad))
     for index, row in enumerate(rows):
         right = row is not None and len(row) == 2 and None not in row and not np.isnan(row).any()
@@ -293,11 +293,11 @@ def test_a_row_is_right_or_has_a_problem(rows):
 
 @pytest.mark.parametrize(("value", "shown"), [(3.0, "3"), (-1.0, "-1"), (0.5, "0.5"), (np.inf, "inf")])
 def test_labels_out_of_range(value, shown):
-    _, problems = decode(pa.array([0.0, 2.0, value]), Column("digit", "y0", classes=3))
-    assert said(problems) == [
+    _, row_errors = decode(pa.array([0.0, 2.0, value]), Column("digit", "y0", classes=3))
+    assert said(row_errors) == [
         f"column 'digit', row 2: is {shown}, and the network's output has 3 classes: expected whole numbers from 0 to 2"
     ]
-    assert problems[0].fatal
+    assert row_errors[0].fatal
 
 
 def test_labels_in_range():
@@ -306,33 +306,33 @@ def test_labels_in_range():
 
 
 def test_labels_of_several_positions_are_shown_by_the_one_that_is_out_of_range():
-    _, problems = decode(pa.array([[0.0, 1.0], [0.0, 5.0]]), Column("digits", "y0", (2,), classes=3))
-    assert [problem.row for problem in problems] == [1]
-    assert "is 5," in str(problems[0])
+    _, row_errors = decode(pa.array([[0.0, 1.0], [0.0, 5.0]]), Column("digits", "y0", (2,), classes=3))
+    assert [problem.row for problem in row_errors] == [1]
+    assert "is 5," in str(row_errors[0])
 
 
 def test_null_labels_are_null_and_not_out_of_range():
-    _, problems = decode(pa.array([0.0, None, np.nan]), Column("digit", "y0", classes=3))
-    assert said(problems) == ["column 'digit', row 1: is null", "column 'digit', row 2: is NaN"]
+    _, row_errors = decode(pa.array([0.0, None, np.nan]), Column("digit", "y0", classes=3))
+    assert said(row_errors) == ["column 'digit', row 1: is null", "column 'digit', row 2: is NaN"]
 
 
 def test_negative_weights():
     weight = Column("weight", "w", low=0.0)
     assert decode(pa.array([0.0, 2.0]), weight)[1] == []
-    _, problems = decode(pa.array([1.0, -2.5, 0.0]), weight)
-    assert said(problems) == ["column 'weight', row 1: is -2.5, and has to be 0 or more"]
-    assert problems[0].fatal
-    _, problems = decode(pa.array([None, -2.5]), weight)
-    assert [problem.row for problem in problems] == [0, 1]
+    _, row_errors = decode(pa.array([1.0, -2.5, 0.0]), weight)
+    assert said(row_errors) == ["column 'weight', row 1: is -2.5, and has to be 0 or more"]
+    assert row_errors[0].fatal
+    _, row_errors = decode(pa.array([None, -2.5]), weight)
+    assert [problem.row for problem in row_errors] == [0, 1]
 
 
 def test_nothing_but_null_weights():
-    _, problems = decode(pa.array([None, None], pa.float32()), Column("weight", "w", low=0.0))
-    assert said(problems) == ["column 'weight', row 0: is null", "column 'weight', row 1: is null"]
+    _, row_errors = decode(pa.array([None, None], pa.float32()), Column("weight", "w", low=0.0))
+    assert said(row_errors) == ["column 'weight', row 0: is null", "column 'weight', row 1: is null"]
 
 
 def test_renumber():
-    assert renumber([Problem(1, "c", "is null", fatal=True)], 10) == [Problem(11, "c", "is null", fatal=True)]
+    assert renumber([RowError(1, "c", "is null", fatal=True)], 10) == [RowError(11, "c", "is null", fatal=True)]
 
 
 @pytest.mark.parametrize(
@@ -353,9 +353,9 @@ def test_spark_dtype(tensor, travels):
 
 def test_nulls_among_booleans():
     column = Column("flags", "x0", (2,), "bool")
-    flags, problems = decode(pa.array([[True, False], [None, True], None], pa.list_(pa.bool_())), column)
+    flags, row_errors = decode(pa.array([[True, False], [None, True], None], pa.list_(pa.bool_())), column)
     assert flags.tolist() == [[True, False], [False, False], [False, False]]
-    assert said(problems) == [
+    assert said(row_errors) == [
         "column 'flags', row 1: has a null or no bool among its numbers",
         "column 'flags', row 2: is null or no bool",
     ]

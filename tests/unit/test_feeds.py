@@ -8,13 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cos_ml.job import task
 from cos_ml.data import spool
-from cos_ml.data.columns import Column, Problem
-from cos_ml.data.spool import Pass, Rows, Spool, local_folder, refuse, step_weights
+from cos_ml.data.columns import Column, RowError
 from cos_ml.data.frames import small_batches
+from cos_ml.data.spool import Pass, Rows, Spool, local_folder, raise_on_invalid, step_weights
 from cos_ml.errors import InvalidInputError
-from cos_ml.job import barrier
+from cos_ml.job import task
 from cos_ml.spec import TrainSpec
 
 from .conftest import record_batch, rows_of
@@ -113,14 +112,14 @@ def test_rows_of_one_shape_after_rows_of_another(spool):
 
 
 def test_refuse():
-    null, label = Problem(3, "features", "is null"), Problem(5, "label", "is 9", fatal=True)
+    null, label = RowError(3, "features", "is null"), RowError(5, "label", "is 9", fatal=True)
     with pytest.raises(InvalidInputError, match="column 'features', row 3: is null"):
-        refuse([null, label][:1], "error")
+        raise_on_invalid([null, label][:1], "error")
     for handle_invalid in ("error", "skip", "keep"):  # data that does not fit the network is no bad row
         with pytest.raises(InvalidInputError, match="column 'label', row 5: is 9"):
-            refuse([null, label], handle_invalid)
-    refuse([null], "skip")
-    refuse([null], "keep")
+            raise_on_invalid([null, label], handle_invalid)
+    raise_on_invalid([null], "skip")
+    raise_on_invalid([null], "keep")
 
 
 def test_no_name_on_disk(monkeypatch, tmp_path, spool):
@@ -246,10 +245,10 @@ def test_a_rank_without_rows_takes_filler(spool):
                 {"x0": "<f4", "y0": "<f4"})  # fmt: skip
     assert rows.arrays["x0"].shape == (0, 2)
     assert rows.ordered(False, ()).weights().tolist() == []
-    filler = {"x0": np.ones((1, 2), np.float32), "y0": np.ones(1, np.float32)}
-    batches = list(rows.ordered(True, (1,)).batches(2, 3, filler))
+    padding = {"x0": np.ones((1, 2), np.float32), "y0": np.ones(1, np.float32)}
+    batches = list(rows.ordered(True, (1,)).batches(2, 3, padding))
     assert [batch.real for batch in batches] == [0, 0, 0]
-    assert all(batch.arrays is filler for batch in batches)
+    assert all(batch.arrays is padding for batch in batches)
 
 
 def test_step_weights():

@@ -10,10 +10,10 @@ from cos_ml.network.keras_import import import_keras
 from cos_ml.network.outputs import (
     check_loss,
     class_count,
-    head_of,
     is_classifier,
     label_classes,
     loss_name,
+    output_kind,
     predictions,
 )
 
@@ -63,7 +63,7 @@ SPARSE = serialised(losses.SparseCategoricalCrossentropy())
     ],
 )
 def test_head_of(tensor, loss, head):
-    assert head_of(tensor, loss) == head
+    assert output_kind(tensor, loss) == head
 
 
 def test_is_classifier():

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cos_ml.rank import shard_rows
 from cos_ml.data import parquet
 from cos_ml.data.columns import Column
-from cos_ml.rank.shard_rows import ShardRows
 from cos_ml.data.parquet import Shards, plan
 from cos_ml.errors import InvalidInputError
+from cos_ml.rank import shard_rows
+from cos_ml.rank.shard_rows import ShardRows
 from cos_ml.spec import TrainSpec
 
 pytest.importorskip("petastorm", reason='the "latest" stack has no petastorm', exc_type=ImportError)
@@ -107,8 +107,8 @@ def test_batches_are_full_and_filler_is_the_ranks_own(tmp_path):
 def test_a_rank_without_a_row_group_takes_filler(tmp_path):
     rows = shard(write(tmp_path / "rows", [5, 5]), SPEC, 3, 2)
     assert rows.count == 0
-    filler = {"x0": np.ones((1, 2), np.float32)}
-    assert all(batch.arrays is filler for batch in rows.ordered(True, (1,)).batches(4, 2, filler))
+    padding = {"x0": np.ones((1, 2), np.float32)}
+    assert all(batch.arrays is padding for batch in rows.ordered(True, (1,)).batches(4, 2, padding))
 
 
 def test_marked_rows_validate(tmp_path):

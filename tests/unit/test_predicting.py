@@ -8,10 +8,10 @@ import pytest
 from cos_ml.data.columns import Column
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.archive import Network
+from cos_ml.network.forward import forward_pass
 from cos_ml.network.keras_import import import_keras
 from cos_ml.scoring import predict
 from cos_ml.scoring.predict import Scorer, score
-from cos_ml.network.forward import forward_pass
 
 keras = import_keras()
 layers = keras.layers

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cos_ml.job.auth import answer
-from cos_ml.job.progress import MOST_CALLERS, Address, Display, Listener, Reporter, epoch_line
+from cos_ml.job.progress import MOST_CALLERS, Address, Display, ProgressServer, Reporter, epoch_line
 
 EVENT = {
     "event": "epoch", "epoch": 2, "epochs": 10, "step": 8, "steps": 8, "rows": 100,
@@ -19,13 +19,13 @@ EVENT = {
 
 
 @pytest.fixture
-def shown():
+def format_bytes():
     return queue.Queue()
 
 
 @pytest.fixture
 def listener(shown):
-    with Listener("127.0.0.1", shown.put) as listening:
+    with ProgressServer("127.0.0.1", shown.put) as listening:
         yield listening
 
 
@@ -94,7 +94,7 @@ def test_callers_are_bounded(listener, shown):
 
 
 def test_nobody_stays_when_the_fit_ends(shown):
-    with Listener("127.0.0.1", shown.put) as listening:
+    with ProgressServer("127.0.0.1", shown.put) as listening:
         caller = socket.create_connection((listening.address.host, listening.address.port), 10)
         assert len(caller.recv(100)) == 33
     with contextlib.closing(caller), contextlib.suppress(ConnectionError):
@@ -104,7 +104,7 @@ def test_nobody_stays_when_the_fit_ends(shown):
 @given(st.binary(max_size=300))
 def test_whatever_is_said_the_next_rank_is_heard(said):
     shown = queue.Queue()
-    with Listener("127.0.0.1", lambda event: shown.put(event["event"])) as listening:
+    with ProgressServer("127.0.0.1", lambda event: shown.put(event["event"])) as listening:
         address = (listening.address.host, listening.address.port)
         for knows in (False, True):
             with socket.create_connection(address, 10) as caller:
@@ -138,13 +138,13 @@ def test_a_terminal_gets_no_commands(monkeypatch):
 
 
 def test_secrets_differ(shown):
-    with Listener("127.0.0.1", shown.put) as one, Listener("127.0.0.1", shown.put) as other:
+    with ProgressServer("127.0.0.1", shown.put) as one, ProgressServer("127.0.0.1", shown.put) as other:
         assert one.address.secret != other.address.secret
         assert len(one.address.secret) == 32
 
 
 def test_the_port_is_closed_with_the_fit(shown):
-    with Listener("127.0.0.1", shown.put) as listening:
+    with ProgressServer("127.0.0.1", shown.put) as listening:
         address = listening.address
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((address.host, address.port), 10)
@@ -165,7 +165,7 @@ def test_a_driver_that_is_not_there():
 
 
 def test_a_driver_that_is_gone(shown):
-    with Listener("127.0.0.1", shown.put) as listening:
+    with ProgressServer("127.0.0.1", shown.put) as listening:
         reporter = Reporter(listening.address)
     for _ in range(3):
         reporter.send(EVENT)
@@ -258,7 +258,7 @@ def test_a_line_that_is_no_event_does_not_end_the_listening(line):
     def show(event):
         seen.put(event["event"])
 
-    with Listener("127.0.0.1", show) as listening:
+    with ProgressServer("127.0.0.1", show) as listening:
         reporter = Reporter(listening.address)
         reporter._socket.sendall(line + b"\n")
         reporter.send(EVENT)

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from cos_ml.rank import heartbeat
 from cos_ml.job.watchdog import Listener
-from cos_ml.rank.heartbeat import Pulse
+from cos_ml.rank import heartbeat
+from cos_ml.rank.heartbeat import Heartbeat
 
 
-class Clock:
+class PhaseTimer:
     now = 0.0
 
     def __call__(self):
@@ -29,14 +29,14 @@ def stalled_after(phase, silent=False, stopped=False, load=0.0, built=0.0):
     Args:
         built: seconds that it computes first, as for the first step's graph.
     """
-    clock = Clock()
-    listener = Listener(40, lambda: stopped, clock)
+    timer = PhaseTimer()
+    listener = Listener(40, lambda: stopped, timer)
     listener.hear(alive(3, phase))
     while not listener.stalled:
-        clock.now += 1
+        timer.now += 1
         if not silent and not stopped:
-            listener.hear(alive(3, phase, max(load * clock.now, min(built, clock.now))))
-    return clock.now
+            listener.hear(alive(3, phase, max(load * timer.now, min(built, timer.now))))
+    return timer.now
 
 
 @pytest.mark.parametrize(
@@ -59,22 +59,22 @@ def test_the_one_that_hangs_is_given_up_first(phase, how, seconds):
 
 
 def test_whoever_gets_on_is_not_given_up():
-    clock = Clock()
-    listener = Listener(10, lambda: False, clock)
+    timer = PhaseTimer()
+    listener = Listener(10, lambda: False, timer)
     for done in range(100):
-        clock.now += 9
+        timer.now += 9
         listener.hear(alive(done, "training"))
         assert not listener.stalled
-    clock.now += 9
+    timer.now += 9
     listener.hear({"event": "epoch"})
-    clock.now += 9
+    timer.now += 9
     assert not listener.stalled
 
 
 def test_a_pulse_says_what_its_rank_is_at(monkeypatch):
     monkeypatch.setattr(heartbeat, "BEAT", 0.001)
     file = io.StringIO()
-    one = Pulse(file)
+    one = Heartbeat(file)
     one.at("training, epoch 1")
     while '"done": 1' not in file.getvalue():
         pass
@@ -97,7 +97,7 @@ def test_threads_that_wait_for_other_ranks_do_not_count():
         done.wait()
 
     thread = threading.Thread(target=poll)
-    one = Pulse(io.StringIO())
+    one = Heartbeat(io.StringIO())
     thread.start()
     one.without([thread.native_id])
     used.wait()

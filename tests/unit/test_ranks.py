@@ -7,15 +7,11 @@ from functools import partial
 
 import pytest
 
-from cos_ml.job import watchdog
-from cos_ml.job import child
-from cos_ml.job import messages
-from cos_ml.job import task
 from cos_ml.data import blobs
 from cos_ml.data.columns import Column
 from cos_ml.errors import RankError
-from cos_ml.job import barrier
-from cos_ml.job.placement import Place
+from cos_ml.job import barrier, messages, task, watchdog
+from cos_ml.job.placement import RankInfo
 from cos_ml.rank import heartbeat
 from cos_ml.spec import TrainSpec
 
@@ -35,17 +31,17 @@ ECHO = {"error": b"Traceback ...: Horovod has been shut down. This was caused by
     ],
 )
 def test_ranks_that_only_lost_each_other_have_no_reason_of_their_own(results, lost):
-    assert messages._lost_each_other(results) == lost
+    assert messages.lost_each_other(results) == lost
 
 
 def test_the_wait_for_other_ranks_is_not_a_stall(monkeypatch):
     """One that has been ready for long, because another partition is larger, is not given up when all have met."""
     now = [0.0]
-    monkeypatch.setattr(heartbeat, "Listener", partial(watchdog.Listener, clock=lambda: now[0]))
+    monkeypatch.setattr(heartbeat, "Listener", partial(watchdog.Listener, timer=lambda: now[0]))
     events, child = os.pipe()
     with os.fdopen(events, "rb") as read, tempfile.TemporaryFile() as results, tempfile.TemporaryFile() as log:
         blobs.write(results, {"network": b"trained"})
-        one = object.__new__(child.RankProcess)
+        one = object.__new__(child.ChildProcess)
         one.stall_timeout, one.events, one.results, one.log = 40.0, read, results, log
         one.process = types.SimpleNamespace(stdin=io.BytesIO(), wait=lambda: 0, poll=lambda: None)
         one.told, one._stopped = one._told(), lambda: False
@@ -54,7 +50,7 @@ def test_the_wait_for_other_ranks_is_not_a_stall(monkeypatch):
         now[0] += 10 * watchdog.START
         os.write(child, b'{"event": "joined"}\n')
         os.close(child)
-        result = one.train(messages.Meeting([], {}, None, "secret"), types.SimpleNamespace(send=None), [])
+        result = one.train(messages.PeerInfo([], {}, None, "secret"), types.SimpleNamespace(send=None), [])
         assert result["network"] == b"trained"
 
 
@@ -64,15 +60,15 @@ def test_a_task_without_the_others_does_not_train(monkeypatch):
     context = types.SimpleNamespace(getTaskInfos=lambda: alone, partitionId=lambda: 0)
     monkeypatch.setattr(barrier.BarrierTaskContext, "get", lambda: context)
     with pytest.raises(RankError, match="Spark repeated only some of the tasks"):
-        next(task._task(barrier.Job("", (), ()), 2, []))
+        next(task.run_task(barrier.Job("", (), ()), 2, []))
 
 
 def test_one_rank_asks_nobody():
     """Spark's allGather takes up to a second."""
     context = types.SimpleNamespace(partitionId=lambda: 0)  # without an allGather
-    here = Place(rank=0, size=1, local_rank=0, local_size=1, cross_rank=0, cross_size=1, host="here")
+    here = RankInfo(rank=0, size=1, local_rank=0, local_size=1, cross_rank=0, cross_size=1, host="here")
     spool = types.SimpleNamespace(rows={"train": 3, "validation": 0}, digest={}, skipped=0, shapes={}, dtypes={})
-    with messages._meet(context, barrier.Job("", (), ()), ["here"], [here], spool, "") as meeting:
+    with messages.wait_for_peers(context, barrier.Job("", (), ()), ["here"], [here], spool, "") as meeting:
         assert [task["rows"]["train"] for task in meeting.tasks] == [3]
         assert meeting.environment == {}
         assert meeting.all_ready(0, True)
@@ -98,19 +94,19 @@ def test_tasks_meet_while_their_ranks_import_tensorflow(monkeypatch):
 
     def meet(*arguments):
         seen.append("the tasks meet")
-        return messages.Meeting([{"problem": False, "rows": {"train": 1}, "shapes": {}, "versions": {}}], {}, None, "")
+        return messages.PeerInfo([{"problem": False, "rows": {"train": 1}, "shapes": {}, "versions": {}}], {}, None, "")
 
     context = types.SimpleNamespace(
         getTaskInfos=lambda: [types.SimpleNamespace(address="host:1")], partitionId=lambda: 0
     )
     monkeypatch.setattr(barrier.BarrierTaskContext, "get", lambda: context)
-    monkeypatch.setattr(barrier, "RankProcess", Rank)
+    monkeypatch.setattr(barrier, "ChildProcess", Rank)
     monkeypatch.setattr(barrier, "Spool", lambda spec: None)
     monkeypatch.setattr(barrier, "_fill", lambda spool, batches: "")
-    monkeypatch.setattr(barrier, "_meet", meet)
+    monkeypatch.setattr(barrier, "wait_for_peers", meet)
     monkeypatch.setattr(barrier.checks, "need_of", lambda *arguments, **options: None)
-    monkeypatch.setattr(barrier.checks, "tight", lambda *arguments: [])
+    monkeypatch.setattr(barrier.checks, "resource_warnings", lambda *arguments: [])
     spec = TrainSpec(inputs=(Column("x", "x0", (1,)),), labels=(Column("y", "y0"),))
-    (batch, *_) = task._task(barrier.Job("", (spec,), (b"network",)), 1, [])
+    (batch, *_) = task.run_task(barrier.Job("", (spec,), (b"network",)), 1, [])
     assert seen == ["the rank starts", "the tasks meet", "the rank is ready", "the rank ends"]
     assert b"trained" in batch.column("data").to_pylist()

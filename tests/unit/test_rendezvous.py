@@ -12,58 +12,73 @@ from hypothesis import strategies as st
 
 from cos_ml.errors import RankError
 from cos_ml.job import rendezvous_server
-from cos_ml.job.placement import Place, local_addresses, own_address, place
-from cos_ml.job.rendezvous import Rendezvous, all_ready
 from cos_ml.job.horovod_env import rank_environment
+from cos_ml.job.placement import RankInfo, assign_ranks, local_addresses, own_address
+from cos_ml.job.rendezvous import Rendezvous, all_ready
 
 
-def brief(places):
+def brief(rank_infos):
     """(rank, local rank, local size, cross rank, cross size) by partition id."""
-    return [(here.rank, here.local_rank, here.local_size, here.cross_rank, here.cross_size) for here in places]
+    return [(here.rank, here.local_rank, here.local_size, here.cross_rank, here.cross_size) for here in rank_infos]
 
 
 def test_one_rank():
-    assert place(["a"]) == [
-        Place(rank=0, size=1, local_rank=0, local_size=1, cross_rank=0, cross_size=1, host="a"),
+    assert assign_ranks(["a"]) == [
+        RankInfo(rank=0, size=1, local_rank=0, local_size=1, cross_rank=0, cross_size=1, host="a"),
     ]
 
 
 def test_one_host():
-    assert brief(place(["a", "a", "a"])) == [(0, 0, 3, 0, 1), (1, 1, 3, 0, 1), (2, 2, 3, 0, 1)]
+    assert brief(assign_ranks(["a", "a", "a"])) == [(0, 0, 3, 0, 1), (1, 1, 3, 0, 1), (2, 2, 3, 0, 1)]
 
 
 def test_two_hosts_of_two():
-    assert brief(place(["a", "a", "b", "b"])) == [(0, 0, 2, 0, 2), (1, 1, 2, 0, 2), (2, 0, 2, 1, 2), (3, 1, 2, 1, 2)]
+    assert brief(assign_ranks(["a", "a", "b", "b"])) == [
+        (0, 0, 2, 0, 2),
+        (1, 1, 2, 0, 2),
+        (2, 0, 2, 1, 2),
+        (3, 1, 2, 1, 2),
+    ]
 
 
 def test_uneven_hosts():
     # Only host a has local ranks 1 and 2: those stand alone across hosts.
-    assert brief(place(["a", "a", "a", "b"])) == [(0, 0, 3, 0, 2), (1, 1, 3, 0, 1), (2, 2, 3, 0, 1), (3, 0, 1, 1, 2)]
-    assert brief(place(["b", "a", "a", "a"])) == [(0, 0, 1, 0, 2), (1, 0, 3, 1, 2), (2, 1, 3, 0, 1), (3, 2, 3, 0, 1)]
+    assert brief(assign_ranks(["a", "a", "a", "b"])) == [
+        (0, 0, 3, 0, 2),
+        (1, 1, 3, 0, 1),
+        (2, 2, 3, 0, 1),
+        (3, 0, 1, 1, 2),
+    ]
+    assert brief(assign_ranks(["b", "a", "a", "a"])) == [
+        (0, 0, 1, 0, 2),
+        (1, 0, 3, 1, 2),
+        (2, 1, 3, 0, 1),
+        (3, 2, 3, 0, 1),
+    ]
 
 
 def test_several_executors_of_one_host_count_as_one():
     # Spark names tasks by host and port; executors differ in their ports only, and come in any order of partitions.
-    assert brief(place(["a", "b", "a"])) == [(0, 0, 2, 0, 2), (2, 0, 1, 1, 2), (1, 1, 2, 0, 1)]
+    assert brief(assign_ranks(["a", "b", "a"])) == [(0, 0, 2, 0, 2), (2, 0, 1, 1, 2), (1, 1, 2, 0, 1)]
 
 
 def test_interleaved_partitions():
-    places = place(["a", "b", "a", "b"])
-    assert brief(places) == [(0, 0, 2, 0, 2), (2, 0, 2, 1, 2), (1, 1, 2, 0, 2), (3, 1, 2, 1, 2)]
-    assert [here.host for here in places] == ["a", "b", "a", "b"]
-    assert {here.size for here in places} == {4}
+    rank_infos = assign_ranks(["a", "b", "a", "b"])
+    assert brief(rank_infos) == [(0, 0, 2, 0, 2), (2, 0, 2, 1, 2), (1, 1, 2, 0, 2), (3, 1, 2, 1, 2)]
+    assert [here.host for here in rank_infos] == ["a", "b", "a", "b"]
+    assert {here.size for here in rank_infos} == {4}
 
 
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=12))
 def test_places_are_those_of_horovod(hosts):
-    places = place(hosts)
-    by_rank = sorted(places, key=lambda here: here.rank)
+    rank_infos = assign_ranks(hosts)
+    by_rank = sorted(rank_infos, key=lambda here: here.rank)
     assert [here.rank for here in by_rank] == list(range(len(hosts)))
-    assert [here.host for here in places] == hosts
+    assert [here.host for here in rank_infos] == hosts
     for one, other in itertools.pairwise(by_rank):  # neighbours share a host
         assert (one.host == other.host) == (other.local_rank == one.local_rank + 1)
         assert one.host == other.host or other.local_rank == 0
-    for here in places:
+    for here in rank_infos:
         assert here.local_size == hosts.count(here.host)
         assert here.cross_size == sum(hosts.count(host) > here.local_rank for host in set(hosts))
 
@@ -100,14 +115,14 @@ def ask(server, method, path, body=None, secret=None, length=None):
 
 
 def test_an_allowed_address_is_answered(rendezvous):
-    rendezvous.serve(place(["a", "a"]), ["127.0.0.1"])
+    rendezvous.serve(assign_ranks(["a", "a"]), ["127.0.0.1"])
     assert ask(rendezvous, "PUT", "/scope/key", b"value")[0] == 200
     assert ask(rendezvous, "GET", "/scope/key") == (200, b"value")
 
 
 def test_a_rank_that_comes_first_waits_for_the_other(rendezvous, monkeypatch):
     monkeypatch.setattr(rendezvous_server, "PATIENCE", 60.0)
-    rendezvous.serve(place(["a", "a"]), ["127.0.0.1"])
+    rendezvous.serve(assign_ranks(["a", "a"]), ["127.0.0.1"])
     with socket.create_connection(("127.0.0.1", rendezvous.port), 10) as early:
         early.sendall(f"GET /{rendezvous.secret}:{rendezvous.port}/scope/key HTTP/1.0\r\n\r\n".encode())
         ask(rendezvous, "PUT", "/scope/key", b"value")
@@ -118,7 +133,7 @@ def test_a_rank_that_comes_first_waits_for_the_other(rendezvous, monkeypatch):
 
 def test_whoever_waits_is_sent_away_at_the_end(rendezvous, monkeypatch):
     monkeypatch.setattr(rendezvous_server, "PATIENCE", 60.0)
-    rendezvous.serve(place(["a", "a"]), ["127.0.0.1"])
+    rendezvous.serve(assign_ranks(["a", "a"]), ["127.0.0.1"])
     with socket.create_connection(("127.0.0.1", rendezvous.port), 10) as early:
         early.sendall(f"GET /{rendezvous.secret}:{rendezvous.port}/scope/key HTTP/1.0\r\n\r\n".encode())
         ask(rendezvous, "PUT", "/scope/other", b"value")
@@ -129,14 +144,14 @@ def test_whoever_waits_is_sent_away_at_the_end(rendezvous, monkeypatch):
 
 @pytest.mark.parametrize("ready", [(True, True, True), (True, False, True), (False, False, False)])
 def test_all_tasks_learn_whether_all_ranks_are_ready(rendezvous, ready):
-    rendezvous.serve(place(["a"] * 3), ["127.0.0.1"])
+    rendezvous.serve(assign_ranks(["a"] * 3), ["127.0.0.1"])
     with ThreadPoolExecutor(3) as tasks:
         ask_all = partial(all_ready, "127.0.0.1", rendezvous.port, rendezvous.secret)
         assert list(tasks.map(ask_all, range(3), ready)) == [all(ready)] * 3
 
 
 def test_a_task_that_waits_for_the_others_learns_of_the_end(rendezvous):
-    rendezvous.serve(place(["a", "a"]), ["127.0.0.1"])
+    rendezvous.serve(assign_ranks(["a", "a"]), ["127.0.0.1"])
     with ThreadPoolExecutor(1) as tasks:
         waits = tasks.submit(all_ready, "127.0.0.1", rendezvous.port, rendezvous.secret, 1, True)
         while not rendezvous._server.cache.get("ready"):  # until it has said so
@@ -152,14 +167,14 @@ def test_a_task_that_does_not_reach_the_others_fails(rendezvous):
 
 
 def test_another_address_is_refused(rendezvous):
-    rendezvous.serve(place(["a", "a"]), ["127.0.0.2"])
+    rendezvous.serve(assign_ranks(["a", "a"]), ["127.0.0.2"])
     with pytest.raises(OSError):  # noqa: PT011 - closed or reset, as the kernel has it
         ask(rendezvous, "GET", "/scope/key")
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "HEAD", "POST"])
 def test_without_the_secret_nobody_is_answered(rendezvous, method):
-    rendezvous.serve(place(["a", "a"]), ["127.0.0.1"])
+    rendezvous.serve(assign_ranks(["a", "a"]), ["127.0.0.1"])
     for secret in ("", "0" * 32, rendezvous.secret[:-1], "../" + rendezvous.secret):
         with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
             ask(rendezvous, method, "/scope/key", b"value", secret=secret)
@@ -169,20 +184,20 @@ def test_without_the_secret_nobody_is_answered(rendezvous, method):
 @pytest.mark.parametrize("method", ["HEAD", "POST"])
 def test_no_files_are_served(rendezvous, method):
     """Horovod's server descends from one that answers HEAD for files of its folder."""
-    rendezvous.serve(place(["a", "a"]), ["127.0.0.1"])
+    rendezvous.serve(assign_ranks(["a", "a"]), ["127.0.0.1"])
     with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
         ask(rendezvous, method, "/setup.cfg")
 
 
 @pytest.mark.parametrize("length", [str(2 << 20), "-1", "many"])
 def test_a_value_that_is_too_large_is_not_read(rendezvous, length):
-    rendezvous.serve(place(["a", "a"]), ["127.0.0.1"])
+    rendezvous.serve(assign_ranks(["a", "a"]), ["127.0.0.1"])
     with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
         ask(rendezvous, "PUT", "/scope/key", b"value", length=length)
 
 
 def test_keys_are_bounded(rendezvous):
-    rendezvous.serve(place(["a", "a"]), ["127.0.0.1"])
+    rendezvous.serve(assign_ranks(["a", "a"]), ["127.0.0.1"])
     for key in range(40):
         ask(rendezvous, "PUT", f"/scope/{key}", b"value")
     assert ask(rendezvous, "GET", "/scope/31")[0] == 200
@@ -192,7 +207,7 @@ def test_keys_are_bounded(rendezvous):
 @given(st.binary(max_size=300))
 def test_whatever_is_said_the_next_rank_is_answered(said):
     with Rendezvous("127.0.0.1") as server:
-        server.serve(place(["a", "a"]), ["127.0.0.1"])
+        server.serve(assign_ranks(["a", "a"]), ["127.0.0.1"])
         ask(server, "PUT", "/scope/key", b"value")
         start = f"GET /{server.secret}:{server.port}/".encode()
         for line in (said, b"GET /" + said + b" HTTP/1.0\r\n\r\n", start + said, start + said + b" HTTP/1.0\r\n\r\n"):
@@ -208,12 +223,12 @@ def test_whatever_is_said_the_next_rank_is_answered(said):
 def test_who_comes_before_it_serves_waits(rendezvous):
     with socket.create_connection(("127.0.0.1", rendezvous.port), 10) as early:
         early.sendall(f"GET /{rendezvous.secret}:{rendezvous.port}/scope/key HTTP/1.0\r\n\r\n".encode())
-        rendezvous.serve(place(["a", "a"]), ["127.0.0.1"])
+        rendezvous.serve(assign_ranks(["a", "a"]), ["127.0.0.1"])
         assert b" 404 " in early.recv(1024)
 
 
 def test_the_port_is_free_after_close(rendezvous):
-    rendezvous.serve(place(["a"]), ["127.0.0.1"])
+    rendezvous.serve(assign_ranks(["a"]), ["127.0.0.1"])
     ask(rendezvous, "GET", "/scope/key")
     rendezvous.close()
     rendezvous.close()
@@ -256,7 +271,7 @@ def test_names_that_lead_to_the_loopback(monkeypatch):
 
 def test_the_environment_of_a_rank():
     hosts = ["a", "a", "a"]
-    environment = rank_environment(place(hosts)[2], "127.0.0.1", "127.0.0.1", 4711, "5ec2e7")
+    environment = rank_environment(assign_ranks(hosts)[2], "127.0.0.1", "127.0.0.1", 4711, "5ec2e7")
     assert environment.pop("HOROVOD_GLOO_IFACE") == local_addresses()["127.0.0.1"]
     assert environment == {
         "HOROVOD_RANK": "2",

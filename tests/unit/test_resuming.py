@@ -10,12 +10,12 @@ from cos_ml.callbacks import callback
 from cos_ml.errors import RankError
 from cos_ml.network.keras_import import import_keras
 from cos_ml.rank import checkpoint_store
-from cos_ml.rank.checkpoint_store import Folder
-from cos_ml.rank.collectives import Ranks
-from cos_ml.rank.heartbeat import Pulse
-from cos_ml.rank.resume import give_back, plain_of
-from cos_ml.rank.context import Clock, Here
+from cos_ml.rank.checkpoint_store import CheckpointConfig
+from cos_ml.rank.collectives import Communicator
+from cos_ml.rank.context import PhaseTimer, RankContext
 from cos_ml.rank.feed import Feed, stored_rows
+from cos_ml.rank.heartbeat import Heartbeat
+from cos_ml.rank.resume import give_back, plain_of
 
 from .conftest import inherited
 from .test_training import LOSS, data_of, spec_of
@@ -49,7 +49,9 @@ def trained(spool):
         spooled = spool(spec, data, size=7)
         task = {"rows": spooled.rows, "shapes": spooled.shapes, "dtypes": spooled.dtypes, "digest": spooled.digest}
         events = io.StringIO()
-        here = Here(Ranks(1), 0, [task | {"partition": 0}], Clock(), Pulse(events), {"candidate": 1})
+        here = RankContext(
+            Communicator(1), 0, [task | {"partition": 0}], PhaseTimer(), Heartbeat(events), {"candidate": 1}
+        )
         rows = {part: stored_rows(part, here.tasks, 0, inherited(spooled, part)) for part in ("train", "validation")}
         feeds = {part: Feed(part, spec, here, rows[part]) for part in rows}
         keras.utils.set_random_seed(spec.seed)
@@ -57,17 +59,17 @@ def trained(spool):
         try:
             with pytest.MonkeyPatch.context() as patch:
                 if until:
-                    write = train.KeepStates._write
+                    write = train.CheckpointCallback._write
 
                     def cut(keep, epoch, step, sums):
                         if (epoch, step) > until:
                             raise CutOffError
                         write(keep, epoch, step, sums)
 
-                    patch.setattr(train.KeepStates, "_write", cut)
+                    patch.setattr(train.CheckpointCallback, "_write", cut)
                 told = train.fit(trainer, spec, here, feeds)
         finally:
-            here.pulse.close()
+            here.heartbeat.close()
         return (
             [variable.numpy() for variable in trainer.weights],
             told,
@@ -78,7 +80,7 @@ def trained(spool):
 
 
 def spec(tmp_path, **changes):
-    folder = Folder(str(tmp_path / "states"), steps=changes.pop("steps", None))
+    folder = CheckpointConfig(str(tmp_path / "states"), steps=changes.pop("steps", None))
     arguments = {"optimizer": "adam", "loss": LOSS, "metrics": ["accuracy"]}
     return spec_of(
         **{"compile": arguments, "learning_rate": 0.01, "epochs": 6, "shuffle": True, "seed": 5, "checkpoint": folder}

@@ -5,7 +5,7 @@ import sys
 import threading
 from pathlib import Path
 
-from cos_ml.job.temp_dir import Scratch
+from cos_ml.job.temp_dir import TempDir
 
 LEAVES = """
 import os, signal, sys
@@ -27,10 +27,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_it_is_the_owners_alone_and_goes(tmp_path):
-    scratch = Scratch(str(tmp_path))
-    assert stat.S_IMODE(Path(scratch.path).stat().st_mode) == 0o700
-    Path(scratch.path, "file").touch()
-    scratch.close()
+    temp_dir = TempDir(str(tmp_path))
+    assert stat.S_IMODE(Path(temp_dir.path).stat().st_mode) == 0o700
+    Path(temp_dir.path, "file").touch()
+    temp_dir.close()
     assert not list(tmp_path.iterdir())
 
 

@@ -40,14 +40,14 @@ def test_slots_are_known_of_local_masters(conf, known):
 
 def test_slots_are_given_in_the_order_of_asking():
     """A large fit is not kept waiting for ever by small ones that come later."""
-    account, order, threads = slots.Account(), [], []
+    account, order, threads = slots.SlotPool(), [], []
     done = threading.Event()
 
     def hold(name: str, wanted: int) -> None:
-        with account.taken(wanted, lambda: 4):
+        with account.acquire(wanted, lambda: 4):
             order.append(name)
 
-    with account.taken(2, lambda: 4):
+    with account.acquire(2, lambda: 4):
         for name, wanted in (("large", 4), ("small", 1)):
             thread = threading.Thread(target=hold, args=(name, wanted))
             thread.start()
@@ -62,21 +62,21 @@ def test_slots_are_given_in_the_order_of_asking():
 
 
 def test_slots_are_given_back_after_an_error():
-    account = slots.Account()
-    with pytest.raises(KeyError), account.taken(2, lambda: 2):
+    account = slots.SlotPool()
+    with pytest.raises(KeyError), account.acquire(2, lambda: 2):
         raise KeyError
-    with account.taken(2, lambda: 2):
+    with account.acquire(2, lambda: 2):
         assert account._taken == 2
 
 
 def test_executors_that_come_are_counted_and_lost_ones_are_not_waited_for_without_end(monkeypatch):
     monkeypatch.setattr(slots, "RECOUNT", 0.001)
-    account, counts = slots.Account(), iter([1, 1, 2])
-    with account.taken(2, lambda: next(counts)):
+    account, counts = slots.SlotPool(), iter([1, 1, 2])
+    with account.acquire(2, lambda: next(counts)):
         assert account._taken == 2
     monkeypatch.setattr(slots, "EXECUTORS_TIME", 0.01)
     lacking = pytest.raises(ClusterError, match="needs 2 tasks at the same time, and the application has slots for 1")
-    with lacking, account.taken(2, lambda: 1):
+    with lacking, account.acquire(2, lambda: 1):
         pass
     assert not account._queue
 
@@ -91,17 +91,17 @@ def test_no_executor_at_all(monkeypatch):
 
 def test_a_fit_that_wants_all_waits_for_the_others(monkeypatch):
     monkeypatch.setattr(slots, "_slots", lambda spark, profile: 4)
-    monkeypatch.setattr(slots, "_account", slots.Account())
+    monkeypatch.setattr(slots, "_pool", slots.SlotPool())
     begun, waits = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with slots.taken(None, 1, alone=True):
+        with slots.acquire(None, 1, alone=True):
             begun.set()
 
     thread = threading.Thread(target=hold)
-    with slots.taken(None, 1):  # one of four
+    with slots.acquire(None, 1):  # one of four
         thread.start()
-        while not slots._account._queue:
+        while not slots._pool._queue:
             waits.wait(0.001)
         assert not begun.is_set()
     thread.join()
@@ -114,10 +114,12 @@ def test_a_cluster_that_schedules_no_stage_by_itself():
             getMessage=lambda: "TaskResourceProfiles are only supported for Yarn.\n at"
         )
 
-    def refuse(profile):
+    def raise_on_invalid(profile):
         raise Py4JJavaError("An error occurred while calling o1.addResourceProfile.\n...")
 
-    manager = types.SimpleNamespace(resourceProfileManager=lambda: types.SimpleNamespace(addResourceProfile=refuse))
+    manager = types.SimpleNamespace(
+        resourceProfileManager=lambda: types.SimpleNamespace(addResourceProfile=raise_on_invalid)
+    )
     context = types.SimpleNamespace(_jsc=types.SimpleNamespace(sc=lambda: manager))
     with pytest.raises(ClusterError, match=r"itself: TaskResourceProfiles .* for Yarn\. Give .*task\.resource\.gpu"):
         slots._java_profile(

@@ -8,10 +8,10 @@ import tensorflow as tf
 from cos_ml.data.columns import Column
 from cos_ml.network.keras_import import import_keras
 from cos_ml.rank import train
-from cos_ml.rank.collectives import Ranks
-from cos_ml.rank.heartbeat import Pulse
-from cos_ml.rank.context import Clock, Here
+from cos_ml.rank.collectives import Communicator
+from cos_ml.rank.context import PhaseTimer, RankContext
 from cos_ml.rank.feed import Feed, stored_rows
+from cos_ml.rank.heartbeat import Heartbeat
 from cos_ml.rank.train import fit
 from cos_ml.rank.trainer import make_trainer, network_of
 from cos_ml.spec import TrainSpec
@@ -45,12 +45,12 @@ def trained(spool):
         spooled = spool(spec, data, size=7)
         task = {"rows": spooled.rows, "shapes": spooled.shapes, "dtypes": spooled.dtypes, "digest": spooled.digest}
         tasks, events = [task | {"partition": 0}], io.StringIO()
-        here = Here(Ranks(1), 0, tasks, Clock(), Pulse(events))
+        here = RankContext(Communicator(1), 0, tasks, PhaseTimer(), Heartbeat(events))
         rows = {part: stored_rows(part, tasks, 0, inherited(spooled, part)) for part in ("train", "validation")}
         feeds = {part: Feed(part, spec, here, rows[part]) for part in rows}
         trainer = make_trainer(model, spec, here.ranks)
         history = fit(trainer, spec, here, feeds)
-        here.pulse.close()
+        here.heartbeat.close()
         told = [json.loads(line) for line in events.getvalue().splitlines()]
         return network_of(trainer), history, [event for event in told if event["event"] in ("step", "epoch", "note")]
 

@@ -1,0 +1,207 @@
+"""A fit from DataFrame to trained networks: the feed, the barrier job, and what it returns (driver side)."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+
+from cos_ml import gpus, spark_internals
+from cos_ml.data import frames, parquet
+from cos_ml.errors import InvalidInputError, SetupError
+from cos_ml.job import barrier
+from cos_ml.job.messages import Job, Outcome
+from cos_ml.job.progress import Address, Display, ProgressServer
+from cos_ml.network.archive import Network
+from cos_ml.rank.checkpoint_store import acquire
+from cos_ml.spec import TrainSpec
+from cos_ml.summary import TrainingSummary
+from cos_ml.versions import shared_versions
+
+__all__ = ["Candidate", "FitOptions", "Trained", "check_horovod", "fit"]
+
+FUNCTION = "cos_ml.rank.train:train"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One training of a fit.
+
+    Attributes:
+        spec: what its ranks do.
+        network: what they start from.
+    """
+
+    spec: TrainSpec
+    network: Network
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How the rows of a fit reach its ranks.
+
+    Attributes:
+        ranks: the number of ranks.
+        feed: "arrow" or "petastorm".
+        cache_dir: where the petastorm feed writes.
+        keep_cache: whether that stays there.
+        progress: whether progress is shown.
+    """
+
+    ranks: int
+    feed: str
+    cache_dir: str | None
+    keep_cache: bool
+    progress: bool
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a candidate has become: the archive of the trained network, and how the training went."""
+
+    archive: bytes
+    summary: TrainingSummary
+
+
+def fit(
+    dataset: DataFrame, candidates: Sequence[Candidate], options: FitOptions, url: str | None = None
+) -> list[Trained]:
+    """Train candidates that read the same rows in the same way, in one barrier job.
+
+    Args:
+        dataset: the rows; with ``url``, only their types are looked at.
+        candidates: what to train, one after the other.
+        options: how the rows reach the ranks.
+        url: of a Parquet dataset to train on.
+
+    Returns:
+        list[Trained]: by candidate.
+    """
+    if options.ranks > 1:
+        check_horovod()
+    spark, spec = dataset.sparkSession, candidates[0].spec
+    logger.info("GPUs: %s", gpus.check(spark.conf, spec.use_gpu))
+    archives = tuple({candidate.network.archive: None for candidate in candidates})
+    rows = frames.select_columns(dataset, spec)
+    specs = tuple(_completed(one, rows.schema.simpleString(), archives) for one in candidates)
+    if not spark_internals.is_connect(spark):  # whose client may not reach what the executors do
+        for config in filter(None, (one.checkpoint for one in specs)):
+            acquire(config)
+    versions = shared_versions()
+    logger.info("Versions: %s", ", ".join(f"{name} {version}" for name, version in versions.items() if version))
+    with contextlib.ExitStack() as stack:
+        shards, cache = stack.enter_context(_sharded(rows, specs, options, url))
+        if shards is None:
+            moves = not spark_internals.fits_barrier(rows, options.ranks)
+            logger.info("Feed: arrow; rows %s", "are repartitioned to the ranks" if moves else "stay where they are")
+        else:
+            logger.info("Feed: petastorm; ranks read %s row groups, no rows move", shards.groups)
+            rows = spark.range(options.ranks, numPartitions=options.ranks)  # ranks read by themselves
+        address = stack.enter_context(_progress_server(spark, options.progress))
+        logger.info("Ranks: %s, each a new process (cold start)", options.ranks)
+        outcome = barrier.run(rows, Job(FUNCTION, specs, archives, shards, address, versions), options.ranks)
+    return [_trained(outcome, index, cache if options.keep_cache else None) for index in range(len(candidates))]
+
+
+def check_horovod() -> None:
+    """Raises SetupError where Horovod is not installed: several ranks need it."""
+    if importlib.util.find_spec("horovod") is None:
+        raise SetupError(
+            "Horovod is not installed, but numTrainWorkers is greater than 1. Build it with: cos-ml install-horovod "
+            "(here and in the executors' environment). A single rank, numTrainWorkers=1, does not need it."
+        )
+
+
+def _completed(candidate: Candidate, types: str, archives: tuple[bytes, ...]) -> TrainSpec:
+    """A candidate's spec with its place in the job: its network's index, and the folder of its checkpoints.
+
+    Candidates of a grid have folders of their own. The network's index distinguishes networks of a grid that differ only
+    in their weights. Weights themselves do not identify a training: a program that is started again begins with other
+    random ones, and must resume.
+    """
+    spec, index = candidate.spec, archives.index(candidate.network.archive)
+    config = spec.checkpoint
+    if config is not None:
+        identity = config.fit | {"columns": [[column.name, column.field] for column in spec.stored], "types": types}
+        config = replace(config, fit=identity)
+        if spec.name:
+            digest = hashlib.sha256(json.dumps([identity, index]).encode()).hexdigest()[:16]
+            config = replace(config, url=f"{config.url}/candidate-{digest}")
+    return replace(spec, network=index, checkpoint=config)
+
+
+@contextlib.contextmanager
+def _sharded(
+    rows: DataFrame, specs: Sequence[TrainSpec], options: FitOptions, url: str | None
+) -> Iterator[tuple[parquet.Shards | None, str | None]]:
+    """What ranks read by themselves, and the URL of a cache that was written for it; None and None for Arrow's feed."""
+    spec = specs[0]
+    if url is not None:
+        names = {column.field: column.name for column in spec.stored}
+        yield parquet.plan(url, spec, names, options.ranks), None
+        return
+    if options.feed != "petastorm":
+        yield None, None
+        return
+    parquet.check_petastorm()
+    if options.cache_dir is None:
+        raise InvalidInputError('Param cacheDir is not set, but feed="petastorm" writes the rows there.')
+    configs = [one.checkpoint for one in specs if one.checkpoint]
+    # Within an epoch a training resumes only with its rows in the same order.
+    ordered = any(config.steps is not None for config in configs)
+    names = {column.field: column.field for column in spec.stored}
+    with parquet.stored(rows, spec, options.cache_dir, options.keep_cache, ordered if configs else None) as cached:
+        cache, digest = cached
+        yield parquet.plan(cache, spec, names, options.ranks, digest, ordered), cache
+
+
+@contextlib.contextmanager
+def _progress_server(spark: SparkSession, wanted: bool) -> Iterator[Address | None]:
+    """Where ranks report progress; None where it is off, or nobody could call here."""
+    host = spark.conf.get("spark.driver.host", None)
+    if not wanted or not host:
+        yield None
+        return
+    display = Display()
+    try:
+        server = ProgressServer(host, display.show)
+    except OSError:
+        yield None  # progress is never a reason to fail
+        return
+    with contextlib.closing(display), contextlib.closing(server):
+        yield server.address
+
+
+def _trained(outcome: Outcome, index: int, cache: str | None) -> Trained:
+    """What the ranks returned for a candidate."""
+    reports: list[dict[str, Any]] = [json.loads(result[f"{index}/summary"]) for result in outcome.results]
+    first = reports[0]
+    summary = TrainingSummary(
+        history=first["history"],
+        rows=first["rows"],
+        validationRows=first["validation_rows"],
+        steps=first["steps"],
+        ranks=[report["rank_info"] for report in reports],
+        seconds=[report["seconds"] for report in reports],
+        epochSeconds=first["epoch_seconds"],
+        logs=[result["log"].decode(errors="replace") for result in outcome.results],
+        resumedAt=tuple(first["resumed"]),
+        failures=outcome.failures,
+        notes=outcome.notes,
+        cacheUrl=cache,
+    )
+    hosts = {rank["host"] for rank in summary.ranks}
+    logger.info("Trained on %s ranks on %s hosts: %s", len(summary.ranks), len(hosts), ", ".join(sorted(hosts)))
+    if first["checkpoint"]:
+        epoch, step = summary.resumedAt
+        found = f"resumed after epoch {epoch}, step {step}" if epoch or step else "none found"
+        logger.info("Checkpoint: %s", found)
+    return Trained(outcome.results[0][f"{index}/network"], summary)
