@@ -19,6 +19,7 @@ from cos_ml.data.columns import Column, as_list_array, decode, renumber
 from cos_ml.data.spool import raise_on_invalid
 from cos_ml.network.archive import load_model
 from cos_ml.network.keras_import import import_tensorflow
+from cos_ml.network.outputs import predictions
 
 if TYPE_CHECKING:
     import pandas as pd
