@@ -1,1 +1,1 @@
-"""Rows: Spark columns as arrays and back, spooled to local disk, or stored as Parquet."""
+"""Rows: Spark columns as arrays and back, spooled to local disk, or stored as Parquet (driver, task and rank side)."""

@@ -1,1 +1,1 @@
-"""Builds and checks Horovod on this machine, for ``cos-ml install-horovod``."""
+"""Builds and checks Horovod on this machine, for ``cos-ml install-horovod`` (driver side)."""

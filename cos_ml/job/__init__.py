@@ -1,1 +1,1 @@
-"""The barrier job that trains, driver side and task side."""
+"""The barrier job that trains (driver side and barrier task side)."""

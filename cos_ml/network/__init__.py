@@ -1,1 +1,1 @@
-"""A Keras network as bytes and facts: what goes in and comes out, how it is loaded, checked and run."""
+"""A Keras network as bytes and facts: its inputs and outputs, how it is loaded, checked and run (every side)."""

@@ -1,1 +1,1 @@
-"""What runs in a rank, the child process of a barrier task; never imports pyspark."""
+"""Runs in a rank, the child process of a barrier task; never imports pyspark (rank side)."""

@@ -1,1 +1,1 @@
-"""Predictions and metrics in ordinary Spark tasks, without Horovod."""
+"""Predictions and metrics in ordinary Spark tasks, without Horovod (driver and scoring task side)."""
