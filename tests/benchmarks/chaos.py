@@ -26,8 +26,8 @@ import numpy as np
 import psutil
 
 from cos_ml import DeepNetEstimator
-from tests import reference
-from tests.sessions import frame, rows_of, session
+from tests.support import reference
+from tests.support.sessions import frame, rows_of, session
 
 EPOCHS = 4
 STALL = 10.0  # seconds

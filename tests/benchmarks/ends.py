@@ -20,10 +20,10 @@ from typing import Any
 import psutil
 
 from cos_ml.job import retries
-from tests import reference
-from tests.local.test_failures import rank_processes
 from tests.local.test_resuming import INTERRUPTED, estimator, network
-from tests.sessions import ROOT, frame, rows_of, session
+from tests.support import reference
+from tests.support.processes import rank_processes
+from tests.support.sessions import ROOT, frame, rows_of, session
 
 LONGEST = 60.0  # seconds
 

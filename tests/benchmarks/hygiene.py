@@ -14,8 +14,8 @@ import keras
 import psutil
 
 from cos_ml import DeepNetEstimator
-from tests import reference
-from tests.sessions import frame, rows_of, session
+from tests.support import reference
+from tests.support.sessions import frame, rows_of, session
 
 LOOKS = 10
 

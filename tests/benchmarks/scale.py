@@ -24,7 +24,7 @@ ADDRESS = 130  # bytes under which a rank awaits one other one, as Gloo writes t
 
 
 def main() -> None:
-    from tests.sessions import session
+    from tests.support.sessions import session
 
     print("fits:     seconds of all ranks' slowest; driver memory in MB")
     print(f"{'ranks':>8}{'total':>8}{'start':>8}{'read':>8}{'join':>8}{'train':>8}{'rest':>8}{'driver':>8}{'JVM':>8}")
@@ -46,8 +46,8 @@ def main() -> None:
 def fit(spark: Any, ranks: int) -> None:
     """A line for the second of two fits."""
     from cos_ml import DeepNetEstimator
-    from tests import reference
-    from tests.sessions import frame, rows_of
+    from tests.support import reference
+    from tests.support.sessions import frame, rows_of
 
     df = frame(spark, [rows_of(*reference.data(64))] * ranks).cache()
     for _ in range(2):
@@ -70,7 +70,7 @@ def fit(spark: Any, ranks: int) -> None:
 def meet(spark: Any, ranks: int) -> None:
     """A line for the second of two meetings of stand-ins."""
     from cos_ml.data import frames
-from cos_ml.data.columns import Column
+    from cos_ml.data.columns import Column
     from cos_ml.job.barrier import Job, run
     from cos_ml.spec import TrainSpec
 

@@ -120,7 +120,7 @@ def measure(ranks: int, result: str, timeline: str) -> None:
 
     from cos_ml import DeepNetEstimator
     from cos_ml.job import cluster_check
-    from tests.sessions import session
+    from tests.support.sessions import session
 
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from tests.sessions import ROOT
+from tests.support.sessions import ROOT
 
 PROGRAM = """
 import json, sys
 from pathlib import Path
 from cos_ml import columns, ranks, slots, spec
 from cos_ml.errors import ClusterError
-from tests.sessions import session
+from tests.support.sessions import session
 
 folder, task_amount = Path(sys.argv[1]), sys.argv[2]
 settings = {
@@ -28,7 +28,7 @@ if task_amount:
     settings["spark.task.resource.gpu.amount"] = task_amount
 spark = next(session("local-cluster[2,2,1024]", folder / "spark", **settings))
 names = columns.Column("id", "x0", dtype="int64"), columns.Column("id", "y0", dtype="int64")
-job = ranks.Job("tests.rank_functions:environment", (spec.TrainSpec(names[:1], names[1:], use_gpu=True),), (b"",))
+job = ranks.Job("tests.support.rank_functions:environment", (spec.TrainSpec(names[:1], names[1:], use_gpu=True),), (b"",))
 df = spark.range(40).selectExpr("id x0", "id y0")
 outcome = ranks.run(df, job, 4)
 print(json.dumps([json.loads(result["environment"]) for result in outcome.results]))

@@ -9,10 +9,10 @@ from pyspark.ml import Pipeline
 from pyspark.ml.classification import LogisticRegression
 
 from cos_ml import DeepNetEstimator, DeepNetModel
-from tests import reference
-from tests.layers import Misbehaving
-from tests.local.test_exactness import assert_same_weights, estimator, split
-from tests.sessions import frame, rows_of
+from tests.support import reference
+from tests.support.layers import Misbehaving
+from tests.support.reference import assert_same_weights, estimator, split
+from tests.support.sessions import frame, rows_of
 
 
 def test_ranks_on_two_executors_are_the_loop_by_hand(spark):

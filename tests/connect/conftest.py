@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from tests.sessions import ROOT, SETTINGS
+from tests.support.sessions import ROOT, SETTINGS
 
 HERE = Path(__file__).parent
 

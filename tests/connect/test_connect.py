@@ -15,10 +15,10 @@ from pyspark.sql import types as T
 
 from cos_ml import DeepNetEstimator, DeepNetModel, spark_internals
 from cos_ml.errors import ClusterError, InvalidInputError, RankError, SavedModelError
-from tests import reference
-from tests.layers import Misbehaving
-from tests.local.test_exactness import assert_same_weights, estimator
-from tests.sessions import SCHEMA, rows_of
+from tests.support import reference
+from tests.support.layers import Misbehaving
+from tests.support.reference import assert_same_weights, estimator
+from tests.support.sessions import SCHEMA, rows_of
 
 # Spark's CrossValidator leaves its thread pool to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Pool.__del__:pytest.PytestUnraisableExceptionWarning")
@@ -132,7 +132,7 @@ def test_progress_is_shown_where_the_client_is_on_the_drivers_host(df, capsys):
 
 def test_a_failing_rank_is_named_with_its_traceback(df):
     network = keras.Sequential([keras.Input((12,)), Misbehaving("raise"), keras.layers.Dense(3, activation="softmax")])
-    with pytest.raises(RankError, match=r"(?s)^Rank 1 on .*tests/layers\.py.*this layer broke on purpose"):
+    with pytest.raises(RankError, match=r"(?s)^Rank 1 on .*tests/support/layers\.py.*this layer broke on purpose"):
         estimator(network).fit(df)
 
 

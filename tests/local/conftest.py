@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import pytest
 from pyspark.sql import SparkSession
 
-from tests.sessions import session
+from tests.support.sessions import session
 
 
 @pytest.fixture(scope="package")

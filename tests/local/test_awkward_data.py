@@ -15,9 +15,9 @@ from pyspark.sql import types as T
 from cos_ml import DeepNetEstimator
 from cos_ml.data import frames
 from cos_ml.errors import InvalidInputError
-from tests import reference
-from tests.local.test_exactness import assert_same_weights, estimator, split
-from tests.sessions import frame, rows_of
+from tests.support import reference
+from tests.support.reference import assert_same_weights, estimator, split
+from tests.support.sessions import frame, rows_of
 
 
 def one_layer(size: int, **more: Any) -> Any:

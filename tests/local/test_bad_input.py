@@ -10,9 +10,9 @@ from pyspark.ml.linalg import Vectors
 
 from cos_ml import DeepNetEstimator
 from cos_ml.errors import InvalidInputError
-from tests import reference
-from tests.local.test_failures import assert_nothing_left
-from tests.sessions import frame
+from tests.support import reference
+from tests.support.processes import assert_nothing_left
+from tests.support.sessions import frame
 
 GOOD = [1.0] * 12
 NAN = float("nan")
@@ -110,7 +110,7 @@ def test_a_lambda_layer_says_what_to_do_instead():
 
 
 def test_a_layer_defined_in_the_program_itself_says_where_to_move_it(monkeypatch):
-    from tests.layers import Misbehaving
+    from tests.support.layers import Misbehaving
 
     monkeypatch.setattr(Misbehaving, "__module__", "__main__")
     network = keras.Sequential([keras.Input((12,)), Misbehaving("raise"), keras.layers.Dense(1)])

@@ -8,7 +8,7 @@ import pytest
 
 from cos_ml.errors import ClusterError, InvalidInputError, RankError
 from cos_ml.job import cluster_check
-from tests.local.test_failures import assert_nothing_left
+from tests.support.processes import assert_nothing_left
 
 
 def test_two_ranks(spark):

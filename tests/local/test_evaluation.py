@@ -15,8 +15,8 @@ from pyspark.ml.regression import LinearRegression
 
 from cos_ml import DeepNetEstimator, DeepNetModel
 from cos_ml.errors import InvalidInputError
-from tests import reference
-from tests.sessions import frame, rows_of
+from tests.support import reference
+from tests.support.sessions import frame, rows_of
 
 LOSS = "sparse_categorical_crossentropy"
 

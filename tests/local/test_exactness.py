@@ -8,35 +8,11 @@ import keras
 import numpy as np
 import pytest
 
-from cos_ml import DeepNetEstimator
-from tests import reference
-from tests.sessions import frame, rows_of
+from tests.support import reference
+from tests.support.reference import assert_same_weights, estimator, split
+from tests.support.sessions import frame, rows_of
 
 EPOCHS = 3
-
-
-def estimator(model: Any, **params: Any) -> DeepNetEstimator:
-    defaults = {
-        "loss": "sparse_categorical_crossentropy",
-        "metrics": ["accuracy"],
-        "optimizer": keras.optimizers.SGD(0.1, momentum=0.9),
-        "batchSize": 32,
-        "epochs": EPOCHS,
-        "shuffle": False,
-        "numTrainWorkers": 2,
-        "progress": False,
-    }
-    return DeepNetEstimator(model=model, **defaults | params)
-
-
-def split(part: reference.Part, *sizes: int) -> list[reference.Part]:
-    edges = np.cumsum(sizes)[:-1]
-    return list(zip(*(np.split(array, edges) for array in part), strict=True))
-
-
-def assert_same_weights(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
-    for one, other in zip(ours.get_weights(), theirs.get_weights(), strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
 
 
 def accuracy(model: Any, part: reference.Part) -> float:

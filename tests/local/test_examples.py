@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
 
-from tests.sessions import ROOT
+from tests.support.sessions import ROOT
 
 
 def run(script: str, *arguments: str) -> str:

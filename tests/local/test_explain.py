@@ -10,9 +10,9 @@ import pytest
 from cos_ml import DeepNetEstimator
 from cos_ml.errors import ClusterError
 from cos_ml.job import preflight
-from tests import reference
-from tests.local.test_failures import assert_nothing_left
-from tests.sessions import frame, rows_of
+from tests.support import reference
+from tests.support.processes import assert_nothing_left
+from tests.support.sessions import frame, rows_of
 
 
 def estimator(**params: Any) -> DeepNetEstimator:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import threading
 from functools import partial
 from typing import Any
@@ -17,9 +16,10 @@ from cos_ml.data.columns import Column
 from cos_ml.errors import ClusterError, RankError, SetupError
 from cos_ml.job import barrier
 from cos_ml.spec import TrainSpec
-from tests import barrier_tasks, reference
-from tests.layers import Misbehaving
-from tests.sessions import ROOT, frame, rows_of
+from tests.support import barrier_tasks, reference
+from tests.support.layers import Misbehaving
+from tests.support.processes import assert_nothing_left, rank_processes, running
+from tests.support.sessions import ROOT, frame, rows_of
 
 
 def network(what: str, **options: Any) -> Any:
@@ -34,44 +34,6 @@ def estimator(model: Any, **params: Any) -> DeepNetEstimator:
     return DeepNetEstimator(model=model, **defaults | params)
 
 
-def rank_processes(driver: int | None = None) -> list[psutil.Process]:
-    found = []
-    for process in psutil.Process(driver).children(recursive=True):
-        try:
-            if "cos_ml.rank" in process.cmdline():
-                found.append(process)
-        except psutil.Error:
-            pass
-    return found
-
-
-def running(process: int) -> bool:
-    try:
-        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def assert_nothing_left(spark: Any) -> None:
-    _, alive = psutil.wait_procs(rank_processes(), timeout=20)
-    assert not alive
-    ended, waits = threading.Event(), 0
-    while left_files(spark) and waits < 200:  # a killed worker's go a moment after it
-        ended.wait(0.1)
-        waits += 1
-    assert not left_files(spark)
-
-
-def left_files(spark: Any) -> list[str]:
-    """What a rank or its task may have left, and Spark has not; while other processes remove some of it."""
-    found = []
-    sparks = ("blockmgr-", "pyspark-", "broadcast")  # the last two hold functions that are too large for a task
-    for folder, folders, files in os.walk(spark.conf.get("spark.local.dir")):
-        found += [f"{folder}/{name}" for name in folders if name.startswith("cos_ml-rank-")]
-        found += [f"{folder}/{name}" for name in files if not any(one in f"{folder}/{name}" for one in sparks)]
-    return found
-
-
 @pytest.fixture
 def data(spark):
     rows = rows_of(*reference.data(128))
@@ -84,7 +46,7 @@ def test_a_failing_rank_is_named_with_its_traceback_and_output(spark, data):
     message = str(caught.value)
     assert message.startswith("Rank 1 on ")
     assert "this layer broke on purpose" in message
-    assert "tests/layers.py" in message  # its own traceback
+    assert "tests/support/layers.py" in message  # its own traceback
     assert "about to misbehave" in message  # its own output
     assert_nothing_left(spark)
 
@@ -194,7 +156,7 @@ def test_progress_reaches_the_driver(spark, data, capsys):
 
 def run(spark: Any, function: str) -> list[dict[str, bytes]]:
     columns = Column("id", "x0", dtype="int64"), Column("id", "y0", dtype="int64")
-    job = barrier.Job(f"tests.rank_functions:{function}", (TrainSpec(columns[:1], columns[1:]),), (b"",))
+    job = barrier.Job(f"tests.support.rank_functions:{function}", (TrainSpec(columns[:1], columns[1:]),), (b"",))
     return barrier.run(spark.range(4).selectExpr("id x0", "id y0"), job, 2).results
 
 

@@ -4,9 +4,9 @@ import pytest
 
 from cos_ml import DeepNetEstimator
 from cos_ml.errors import RankError
-from tests import reference
-from tests.local.test_failures import assert_nothing_left
-from tests.sessions import frame, rows_of
+from tests.support import reference
+from tests.support.processes import assert_nothing_left
+from tests.support.sessions import frame, rows_of
 
 
 def test_no_gpu_is_an_error_and_no_silent_cpu_run(spark):

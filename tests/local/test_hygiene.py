@@ -4,9 +4,9 @@ import gc
 
 import psutil
 
-from tests import reference
-from tests.local.test_exactness import estimator
-from tests.sessions import frame, rows_of
+from tests.support import reference
+from tests.support.reference import estimator
+from tests.support.sessions import frame, rows_of
 
 
 def test_threads_files_and_processes_do_not_grow(spark, tmp_path):

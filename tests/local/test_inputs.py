@@ -11,7 +11,7 @@ from pyspark.sql import Row
 
 from cos_ml import DeepNetEstimator, DeepNetModel
 from cos_ml.errors import InvalidInputError
-from tests.local.test_exactness import assert_same_weights
+from tests.support.reference import assert_same_weights
 
 layers = keras.layers
 

@@ -16,7 +16,7 @@ from cos_ml.sources import register
 from cos_ml.sources.convert import lmdb_to_sequence_file
 from cos_ml.sources.images import read_sequence_file
 from cos_ml.sources.lmdb import LmdbDataSource, LmdbReader, LmdbWriter
-from tests.unit.test_datum import JPEG, RAW, blob, number, one_float
+from tests.support.datums import JPEG, RAW, blob, number, one_float
 
 MANY = 3000
 

@@ -16,9 +16,9 @@ from pyspark.sql import functions as F
 
 from cos_ml import DeepNetEstimator
 from cos_ml.errors import InvalidInputError, SetupError
-from tests import reference
-from tests.local.test_exactness import assert_same_weights, split
-from tests.sessions import frame, rows_of
+from tests.support import reference
+from tests.support.reference import assert_same_weights, split
+from tests.support.sessions import frame, rows_of
 
 pytest.importorskip("petastorm", reason='the "latest" stack has no petastorm', exc_type=ImportError)
 

@@ -18,11 +18,11 @@ from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
 from cos_ml import DeepNetEstimator
 from cos_ml.errors import InvalidInputError, RankError
 from cos_ml.job import retries
-from tests import reference
-from tests.layers import Misbehaving
-from tests.local.test_exactness import assert_same_weights
-from tests.local.test_failures import assert_nothing_left, rank_processes
-from tests.sessions import ROOT, frame, rows_of
+from tests.support import reference
+from tests.support.layers import Misbehaving
+from tests.support.processes import assert_nothing_left, rank_processes
+from tests.support.reference import assert_same_weights
+from tests.support.sessions import ROOT, frame, rows_of
 
 EPOCHS = 4
 
@@ -88,7 +88,7 @@ def test_a_rank_that_loops_is_named_with_its_stack(spark, data, tmp_path):
     assert failure.startswith("Rank 1 on ")
     assert "made no progress for 30 s (Param stallTimeout)" in failure
     assert "training, epoch 1" in failure
-    assert "tests/layers.py" in failure
+    assert "tests/support/layers.py" in failure
     assert_nothing_left(spark)
 
 
@@ -143,7 +143,7 @@ def test_folds_and_candidates_do_not_meet_in_one_folder(data, tmp_path):
 DRIVER = """
 import sys
 from tests.local import test_resuming as t
-from tests.sessions import frame, rows_of, session
+from tests.support.sessions import frame, rows_of, session
 from pathlib import Path
 
 folder = Path(sys.argv[1])
@@ -174,7 +174,7 @@ INTERRUPTED = """
 import sys
 from pathlib import Path
 from tests.local import test_resuming as t
-from tests.sessions import frame, rows_of, session
+from tests.support.sessions import frame, rows_of, session
 
 folder = Path(sys.argv[1])
 spark = next(session("local[2]", folder / "spark"))

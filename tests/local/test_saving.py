@@ -20,10 +20,10 @@ from pyspark.ml.classification import LogisticRegression
 from cos_ml import DeepNetEstimator, DeepNetModel, callback, callbacks, persistence
 from cos_ml.errors import InvalidInputError, SavedModelError
 from cos_ml.network.archive import Network, load_model
-from tests import reference
-from tests.layers import Counting
-from tests.sessions import ROOT, frame, rows_of
-from tests.unit.test_safety import layer, rebuilt
+from tests.support import reference
+from tests.support.archives import layer, rebuilt
+from tests.support.layers import Counting
+from tests.support.sessions import ROOT, frame, rows_of
 
 FRESH = """
 import json, sys
@@ -127,8 +127,8 @@ def test_custom_layers_name_the_module_to_import(spark, tmp_path, monkeypatch):
     network = keras.Sequential([keras.Input((2,)), Counting(str(tmp_path / "loads")), keras.layers.Dense(1)])
     DeepNetModel(model=network).save(str(tmp_path / "model"))
     assert DeepNetModel.load(str(tmp_path / "model")).getModel().layers[0].file == str(tmp_path / "loads")
-    monkeypatch.delitem(sys.modules, "tests.layers")
-    with pytest.raises(SavedModelError, match=r"import tests.layers before"):
+    monkeypatch.delitem(sys.modules, "tests.support.layers")
+    with pytest.raises(SavedModelError, match=r"import tests.support.layers before"):
         DeepNetModel.load(str(tmp_path / "model"))
 
 

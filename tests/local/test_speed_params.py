@@ -13,10 +13,10 @@ from cos_ml import DeepNetEstimator, callback, spec
 from cos_ml.data import columns
 from cos_ml.errors import RankError
 from cos_ml.job import barrier
-from tests import reference
-from tests.layers import Misbehaving
-from tests.local.test_exactness import assert_same_weights
-from tests.sessions import frame, rows_of
+from tests.support import reference
+from tests.support.layers import Misbehaving
+from tests.support.reference import assert_same_weights
+from tests.support.sessions import frame, rows_of
 
 
 def estimator(**params: Any) -> DeepNetEstimator:
@@ -103,7 +103,7 @@ def test_xla_compiles_the_layers(data):
 
 @pytest.mark.parametrize(("steps", "calls"), [(None, 1), (1, 8), (4, 2)])
 def test_steps_per_call_of_tensorflow(data, tmp_path, steps, calls):
-    counts = callback("tests.layers:CountCalls", file=str(tmp_path / "calls"))
+    counts = callback("tests.support.layers:CountCalls", file=str(tmp_path / "calls"))
     estimator(stepsPerExecution=steps, epochs=1, callbacks=[counts]).fit(data.coalesce(1))
     assert len((tmp_path / "calls").read_text().splitlines()) == calls
 
@@ -116,7 +116,7 @@ def test_a_timeline_of_horovods(data, tmp_path):
 def test_variables_reach_every_rank(spark):
     names = columns.Column("id", "x0", dtype="int64"), columns.Column("id", "y0", dtype="int64")
     one = spec.TrainSpec(names[:1], names[1:], variables={"NCCL_DEBUG": "WARN", "HOROVOD_GLOO_IFACE": "lo"})
-    job = barrier.Job("tests.rank_functions:environment", (one,), (b"",))
+    job = barrier.Job("tests.support.rank_functions:environment", (one,), (b"",))
     outcome = barrier.run(spark.range(4).selectExpr("id x0", "id y0"), job, 2)
     for result in outcome.results:
         environment = json.loads(result["environment"])

@@ -6,8 +6,8 @@ import pytest
 
 from cos_ml import DeepNetEstimator, DeepNetModel
 from cos_ml.errors import InvalidInputError
-from tests import reference
-from tests.sessions import frame, rows_of
+from tests.support import reference
+from tests.support.sessions import frame, rows_of
 
 
 @pytest.mark.parametrize("handle_invalid", ["error", "skip"])

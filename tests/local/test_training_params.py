@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from cos_ml import DeepNetEstimator, DeepNetModel, callback
-from tests import reference
-from tests.layers import StopAfter
-from tests.local.test_exactness import assert_same_weights
-from tests.sessions import frame, rows_of
+from tests.support import reference
+from tests.support.layers import StopAfter
+from tests.support.reference import assert_same_weights
+from tests.support.sessions import frame, rows_of
 
 
 def make(**params: Any) -> DeepNetEstimator:

@@ -18,9 +18,9 @@ from pyspark.sql import types as T
 
 from cos_ml import DeepNetModel
 from cos_ml.errors import InvalidInputError
-from tests import reference
-from tests.layers import Counting
-from tests.sessions import frame, rows_of
+from tests.support import reference
+from tests.support.layers import Counting
+from tests.support.sessions import frame, rows_of
 
 ROWS = 500
 

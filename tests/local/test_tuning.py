@@ -21,10 +21,10 @@ from pyspark.sql import functions as F
 
 from cos_ml import DeepNetEstimator, DeepNetModel, estimator
 from cos_ml.errors import InvalidInputError, RankError
-from tests import reference
-from tests.layers import Misbehaving
-from tests.local.test_exactness import assert_same_weights
-from tests.sessions import frame, rows_of
+from tests.support import reference
+from tests.support.layers import Misbehaving
+from tests.support.reference import assert_same_weights
+from tests.support.sessions import frame, rows_of
 
 # PySpark leaves its validators' thread pools to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Pool.__del__:pytest.PytestUnraisableExceptionWarning")

@@ -11,8 +11,8 @@ from typing import Any
 import pyspark
 import pytest
 
-from tests.sessions import session
 from tests.standalone.hosts import hosts, running
+from tests.support.sessions import session
 
 CORES = 3  # of each worker: two for the one executor of the session there, one for programs that tests submit
 

@@ -8,13 +8,13 @@ from cos_ml.data import frames
 from cos_ml.data.columns import Column
 from cos_ml.job.barrier import Job, run
 from cos_ml.spec import TrainSpec
-from tests import reference
-from tests.local.test_exactness import estimator, split
-from tests.sessions import frame, rows_of
+from tests.support import reference
+from tests.support.reference import estimator, split
+from tests.support.sessions import frame, rows_of
 
 spark = SparkSession.builder.getOrCreate()
 spec = TrainSpec(inputs=(Column("id", "x0"),), labels=())
-job = Job("tests.rank_functions:environment", (spec,), (b"",))
+job = Job("tests.support.rank_functions:environment", (spec,), (b"",))
 told = run(frames.select_columns(spark.range(2), spec), job, 2).results
 parts = split(reference.data(64), 32, 32)
 model = estimator(reference.network(), epochs=1).fit(frame(spark, [rows_of(*part) for part in parts]))

@@ -19,10 +19,10 @@ import pytest
 import cos_ml
 from cos_ml import DeepNetModel
 from cos_ml.job import cluster_check
-from tests import reference
-from tests.layers import Misbehaving
-from tests.local.test_exactness import assert_same_weights, estimator, split
-from tests.sessions import ROOT, frame, rows_of
+from tests.support import reference
+from tests.support.layers import Misbehaving
+from tests.support.reference import assert_same_weights, estimator, split
+from tests.support.sessions import ROOT, frame, rows_of
 
 
 def test_workers_are_hosts_of_their_own(cluster):

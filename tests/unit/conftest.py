@@ -1,29 +1,17 @@
 """Small networks and spooled rows, without Spark."""
 
-import os
-
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import settings
 
-from cos_ml.data.columns import as_list_array
-from cos_ml.data.spool import Rows, Spool
+from cos_ml.data.spool import Spool
 from cos_ml.network.keras_import import import_keras
+from tests.support.spools import record_batch
 
 keras = import_keras()
 
 settings.register_profile("unit", deadline=None, max_examples=25, database=None, derandomize=True)
 settings.load_profile("unit")
-
-
-def record_batch(columns):
-    """An Arrow batch as Spark sends it, of arrays by field: rows of numbers become lists."""
-    arrays = [
-        value if isinstance(value, pa.Array) else as_list_array(value) if value.ndim > 1 else pa.array(value)
-        for value in columns.values()
-    ]
-    return pa.RecordBatch.from_arrays(arrays, list(columns))
 
 
 @pytest.fixture
@@ -40,15 +28,6 @@ def spool():
     yield fill
     for one in made:
         one.close()
-
-
-def inherited(spool, part):
-    """The descriptors of one part, doubled, as a rank inherits them."""
-    return {field: os.dup(descriptor) for field, descriptor in spool.descriptors()[part].items()}
-
-
-def rows_of(spool, part="train"):
-    return Rows(inherited(spool, part), spool.rows[part], spool.shapes, spool.dtypes)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from cos_ml import DeepNetEstimator, callback
 from cos_ml.callbacks import make
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.keras_import import import_keras
-from tests.layers import StopAfter
+from tests.support.layers import StopAfter
 
 keras = import_keras()
 
@@ -20,10 +20,10 @@ def test_a_callback_of_kerass(kind):
     assert (made.monitor, made.factor) == ("loss", 0.5)
 
 
-@pytest.mark.parametrize("kind", [StopAfter, "tests.layers:StopAfter"])
+@pytest.mark.parametrize("kind", [StopAfter, "tests.support.layers:StopAfter"])
 def test_a_callback_of_ones_own(kind):
     plain = callback(kind, epochs=2)
-    assert plain == {"class": "tests.layers:StopAfter", "ranks": "all", "arguments": {"epochs": 2}}
+    assert plain == {"class": "tests.support.layers:StopAfter", "ranks": "all", "arguments": {"epochs": 2}}
     assert make(plain).epochs == 2
 
 

@@ -1,5 +1,6 @@
 """States on storage, without Spark: whole or not there, the last two, and nobody else's."""
 
+import hashlib
 from typing import ClassVar
 
 import fsspec
@@ -9,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cos_ml.errors import InvalidInputError
-from cos_ml.rank import checkpoint_store
 from cos_ml.rank.checkpoint_store import Checkpoint, CheckpointConfig, CheckpointStore, acquire
 
 ROWS = [{"train": 1, "validation": 2}]
@@ -127,8 +127,8 @@ def test_a_damaged_one_is_reported_and_the_one_before_it_used(url):
 
 @given(st.data())
 def test_no_damage_goes_unseen(data):
-    whole = b"".join(bytes(piece) for piece in checkpoint_store._encoded(state_of(2)))
-    assert_same(checkpoint_store._decoded(whole), state_of(2))
+    whole = b"".join(bytes(piece) for piece in state_of(2).dump())
+    assert_same(Checkpoint.load(whole), state_of(2))
     damage = data.draw(st.sampled_from(["flip", "cut", "more"]))
     at = data.draw(st.integers(0, len(whole) - 1))
     changed = {
@@ -137,7 +137,19 @@ def test_no_damage_goes_unseen(data):
         "more": whole + bytes(at + 1),
     }[damage]
     with pytest.raises(ValueError, match="the hash of its"):
-        checkpoint_store._decoded(changed)
+        Checkpoint.load(changed)
+
+
+def test_a_checkpoint_of_another_version_is_reported_as_damaged(url):
+    folder = CheckpointConfig(url)
+    acquire(folder)
+    states = CheckpointStore(folder, ROWS)
+    states.newest()
+    for epoch, content in enumerate((b'{"epoch": 1, "step": 0, "plain": {}, "arrays": []}\n', b"[]\n"), 1):
+        path = f"{states.path}/state-auto-{epoch:06}-000000000"
+        states.filesystem.pipe_file(path, content + hashlib.blake2b(content).digest())
+    assert states.newest() is None
+    assert [note.split()[2] for note in states.notes] == ["state-auto-000002-000000000", "state-auto-000001-000000000"]
 
 
 def test_a_writer_that_is_killed_leaves_the_old_one(url, monkeypatch):

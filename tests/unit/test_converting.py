@@ -14,7 +14,7 @@ from cos_ml import cli
 from cos_ml.errors import InvalidInputError
 from cos_ml.sources import convert
 from cos_ml.sources import lmdb as lmdb_source
-from tests.unit.test_datum import JPEG, RAW, blob, number, one_float
+from tests.support.datums import JPEG, RAW, blob, number, one_float
 
 FLOATS = number(1, 2) + number(2, 1) + number(3, 1) + one_float(0.5) + one_float(-2)
 ROWS = 600

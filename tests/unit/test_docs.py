@@ -3,7 +3,7 @@
 import re
 
 from cos_ml import errors
-from tests.sessions import ROOT
+from tests.support.sessions import ROOT
 
 ROW = re.compile(r"\| (?P<what>.+) \| (?P<error>.+) \| `(?P<file>[\w/]+\.py)::(?P<test>\w+)` \|")
 

@@ -15,8 +15,7 @@ from cos_ml.data.spool import Pass, Rows, Spool, local_folder, raise_on_invalid,
 from cos_ml.errors import InvalidInputError
 from cos_ml.job import task
 from cos_ml.spec import TrainSpec
-
-from .conftest import record_batch, rows_of
+from tests.support.spools import record_batch, rows_of
 
 X, Y = Column("features", "x0", (2,)), Column("label", "y0")
 SPEC = TrainSpec(inputs=(X,), labels=(Y,))

@@ -16,8 +16,8 @@ from cos_ml.rank.context import PhaseTimer, RankContext
 from cos_ml.rank.feed import Feed, stored_rows
 from cos_ml.rank.heartbeat import Heartbeat
 from cos_ml.rank.resume import give_back, plain_of
+from tests.support.spools import inherited
 
-from .conftest import inherited
 from .test_training import LOSS, data_of, spec_of
 
 keras = import_keras()
@@ -149,7 +149,7 @@ def test_storage_that_fails_later_costs_the_checkpoint_and_not_the_training(trai
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cos_ml.rank.checkpoint_store._encoded", full)
+    monkeypatch.setattr("cos_ml.rank.checkpoint_store.Checkpoint.dump", full)
     _, told, events = trained(spec(tmp_path, epochs=1), data_of(40))
     assert told["history"]["loss"]
     assert any("can't be written" in event.get("text", "") and "No space" in event["text"] for event in events)
@@ -174,7 +174,7 @@ def test_a_loss_that_breaks_later_leaves_the_good_state(trained, tmp_path):
     # The last step of the third epoch had a good loss, and broke the weights behind it.
     kept = sorted(path.name for path in (tmp_path / "states").rglob("state-auto-*"))
     assert kept == ["state-auto-000001-000000000", "state-auto-000002-000000000"]
-    newest = checkpoint_store._decoded(next((tmp_path / "states").rglob(kept[-1])).read_bytes())
+    newest = checkpoint_store.Checkpoint.load(next((tmp_path / "states").rglob(kept[-1])).read_bytes())
     assert all(np.isfinite(one).all() for name, one in newest.arrays.items() if name.startswith("weights/"))
 
 

@@ -18,7 +18,8 @@ from cos_ml.network import untrusted
 from cos_ml.network.archive import Network
 from cos_ml.network.keras_import import import_keras
 from cos_ml.params import EstimatorParams
-from tests.layers import Counting
+from tests.support.archives import layer, rebuilt
+from tests.support.layers import Counting
 
 keras = import_keras()
 
@@ -31,31 +32,6 @@ def stored():
 @pytest.fixture
 def archive():
     return stored()
-
-
-def rebuilt(archive, change=None, **members):
-    """The archive with a changed config, and with these members as well or instead."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as new:
-        contents = {name: old.read(name) for name in old.namelist()}
-        if change:
-            config = json.loads(contents["config.json"])
-            change(config)
-            contents["config.json"] = json.dumps(config).encode()
-        for name, data in (contents | members).items():
-            new.writestr(name, data)
-    return file.getvalue()
-
-
-def layer(**values):
-    """A change that replaces the last layer by this one."""
-
-    def change(config):
-        config["config"]["layers"][-1] = {
-            "module": "keras.layers", "class_name": "Dense", "config": {}, "registered_name": None,
-        } | values  # fmt: skip
-
-    return change
 
 
 def weights(make):
@@ -151,7 +127,7 @@ def test_what_keras_saves_is_let_through(archive):
     ]
     for kind in kinds:
         untrusted.check_archive(archives.dump_model(kind))
-    assert untrusted.modules_of(archives.dump_model(kinds[2])) == {"tests.layers"}
+    assert untrusted.modules_of(archives.dump_model(kinds[2])) == {"tests.support.layers"}
     assert untrusted.modules_of(archive) == set()
 
 

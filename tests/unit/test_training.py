@@ -15,8 +15,7 @@ from cos_ml.rank.heartbeat import Heartbeat
 from cos_ml.rank.train import fit
 from cos_ml.rank.trainer import make_trainer, network_of
 from cos_ml.spec import TrainSpec
-
-from .conftest import inherited
+from tests.support.spools import inherited
 
 keras = import_keras()
 

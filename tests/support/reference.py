@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from cos_ml import DeepNetEstimator
+
 Part = tuple[np.ndarray, np.ndarray, np.ndarray]  # features, labels, weights
 
 
@@ -54,3 +56,27 @@ def train(model: Any, parts: Sequence[Part], size: int, epochs: int, optimizer: 
             counts.append(float(weights.sum()))
         history.append(float(np.average(losses, weights=counts)))
     return history
+
+
+def estimator(model: Any, **params: Any) -> DeepNetEstimator:
+    defaults = {
+        "loss": "sparse_categorical_crossentropy",
+        "metrics": ["accuracy"],
+        "optimizer": keras.optimizers.SGD(0.1, momentum=0.9),
+        "batchSize": 32,
+        "epochs": 3,
+        "shuffle": False,
+        "numTrainWorkers": 2,
+        "progress": False,
+    }
+    return DeepNetEstimator(model=model, **defaults | params)
+
+
+def split(part: Part, *sizes: int) -> list[Part]:
+    edges = np.cumsum(sizes)[:-1]
+    return list(zip(*(np.split(array, edges) for array in part), strict=True))
+
+
+def assert_same_weights(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
+    for one, other in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)

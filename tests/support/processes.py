@@ -1,0 +1,47 @@
+"""The processes and files of ranks, as the tests that look for leftovers see them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import psutil
+
+
+def rank_processes(driver: int | None = None) -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process(driver).children(recursive=True):
+        try:
+            if "cos_ml.rank" in process.cmdline():
+                found.append(process)
+        except psutil.Error:
+            pass
+    return found
+
+
+def running(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def assert_nothing_left(spark: Any) -> None:
+    _, alive = psutil.wait_procs(rank_processes(), timeout=20)
+    assert not alive
+    ended, waits = threading.Event(), 0
+    while left_files(spark) and waits < 200:  # a killed worker's go a moment after it
+        ended.wait(0.1)
+        waits += 1
+    assert not left_files(spark)
+
+
+def left_files(spark: Any) -> list[str]:
+    """What a rank or its task may have left, and Spark has not; while other processes remove some of it."""
+    found = []
+    sparks = ("blockmgr-", "pyspark-", "broadcast")  # the last two hold functions that are too large for a task
+    for folder, folders, files in os.walk(spark.conf.get("spark.local.dir")):
+        found += [f"{folder}/{name}" for name in folders if name.startswith("cos_ml-rank-")]
+        found += [f"{folder}/{name}" for name in files if not any(one in f"{folder}/{name}" for one in sparks)]
+    return found
