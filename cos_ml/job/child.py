@@ -22,7 +22,7 @@ from cos_ml.data import blobs
 from cos_ml.data.parquet import Shard
 from cos_ml.data.spool import Spool, local_folder
 from cos_ml.errors import RankError
-from cos_ml.job.auth import redacted
+from cos_ml.job.auth import redact
 from cos_ml.job.messages import Job, with_log_tail
 from cos_ml.job.peers import PeerInfo
 from cos_ml.job.placement import RankInfo
@@ -109,8 +109,8 @@ class ChildProcess:
         """
         code = self.process.wait()
         log = self._read_log()
-        result = blobs.read(self.results)
-        if code or not result:
+        result = {} if code else blobs.read(self.results)  # a rank that was killed may have written a part
+        if not result:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
             hint = " The host may be out of memory." if code == -signal.SIGKILL else ""
             raise RankError(with_log_tail(f"Rank {self.rank_info.rank} on {self.rank_info.host} {how}.{hint}", log))
@@ -182,7 +182,7 @@ class ChildProcess:
     def _read_log(self, tail: int = LOG_BYTES) -> bytes:
         """The last bytes that the rank printed; the file's offset is the rank's and stays."""
         size = self._log_size()
-        return redacted(os.pread(self.log.fileno(), tail, max(0, size - tail)), self.secret)
+        return redact(os.pread(self.log.fileno(), tail, max(0, size - tail)), self.secret)
 
 
 def start_process(environment: dict[str, str], descriptors: Sequence[int], log: Any) -> subprocess.Popen[bytes]:

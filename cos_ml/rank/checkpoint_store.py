@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from cos_ml.data import blobs
 from cos_ml.errors import InvalidInputError
 from cos_ml.spec import ANY_RUN, CheckpointConfig
 
@@ -32,6 +33,7 @@ __all__ = ["Checkpoint", "CheckpointStore", "acquire"]
 
 KEPT = 2
 HASH = hashlib.blake2b().digest_size
+HEADER = "header"  # beside the arrays' names
 NAME = re.compile(r"state-(\w+)-(\d{6,})-(\d{9,})")
 SHOWN = 60  # characters of a value in a message
 
@@ -51,6 +53,31 @@ class Checkpoint:
     step: int
     plain: dict[str, Any]
     arrays: dict[str, np.ndarray]
+
+    def dump(self) -> list[Any]:
+        """A file as bytes-like pieces: the arrays and the rest as ``blobs.dump`` has them, then a hash of all that."""
+        header = {"epoch": self.epoch, "step": self.step, "plain": self.plain}
+        pieces = blobs.dump({HEADER: json.dumps(header).encode(), **self.arrays})
+        digest = hashlib.blake2b()
+        for piece in pieces:
+            digest.update(piece)
+        return [*pieces, digest.digest()]
+
+    @classmethod
+    def load(cls, data: bytes) -> Checkpoint:
+        """The checkpoint of which ``dump`` made ``data``.
+
+        Raises:
+            ValueError: the data is damaged, or is another version's.
+        """
+        content = memoryview(data)[:-HASH]
+        if len(data) < HASH or hashlib.blake2b(content).digest() != data[-HASH:]:
+            raise ValueError(f"the hash of its {len(data):,} bytes is another one")
+        arrays = blobs.load(content)
+        if HEADER not in arrays:
+            raise ValueError("it has no header")
+        header = json.loads(arrays.pop(HEADER))
+        return cls(header["epoch"], header["step"], header["plain"], arrays)
 
 
 def acquire(folder: CheckpointConfig) -> None:
@@ -126,7 +153,7 @@ class CheckpointStore:
             names = [name for name in names if _run(name) == self.folder.run]
         for name in reversed(names):
             try:
-                return _decoded(self.filesystem.cat_file(f"{self.path}/{name}"))
+                return Checkpoint.load(self.filesystem.cat_file(f"{self.path}/{name}"))
             except ValueError as error:
                 self.notes.append(f"The checkpoint {name} is damaged ({error}): the one before it is used.")
                 self._damaged.add(name)
@@ -141,7 +168,7 @@ class CheckpointStore:
     def write(self, state: Checkpoint) -> None:
         """Store one more state, and drop all but the last two that are whole."""
         name = f"state-{self.folder.run}-{state.epoch:06d}-{state.step:09d}"
-        _write_whole(self.filesystem, f"{self.path}/{name}", _encoded(state))
+        _write_whole(self.filesystem, f"{self.path}/{name}", state.dump())
         self._damaged.discard(name)
         names = self._names()
         kept = [one for one in names if one not in self._damaged][-KEPT:]
@@ -190,39 +217,3 @@ def _write_whole(filesystem: Any, path: str, pieces: Sequence[Any]) -> None:
         with contextlib.suppress(AttributeError, OSError):  # storage that is no disk has no fileno
             os.fsync(file.fileno())
     filesystem.mv(unfinished, path)
-
-
-def _encoded(state: Checkpoint) -> list[Any]:
-    """A line of JSON, the arrays' bytes one after the other, and a hash of both."""
-    header = {
-        "epoch": state.epoch,
-        "step": state.step,
-        "plain": state.plain,
-        "arrays": [[name, array.dtype.name, array.shape] for name, array in state.arrays.items()],
-    }
-    pieces: list[Any] = [
-        json.dumps(header).encode() + b"\n",
-        *(array.reshape(-1).view(np.uint8) for array in state.arrays.values()),
-    ]
-    digest = hashlib.blake2b()
-    for piece in pieces:
-        digest.update(piece)
-    return [*pieces, digest.digest()]
-
-
-def _decoded(data: bytes) -> Checkpoint:
-    """The state that ``_encoded`` made bytes of.
-
-    Raises:
-        ValueError: the bytes are not those.
-    """
-    if len(data) < HASH or hashlib.blake2b(memoryview(data)[:-HASH]).digest() != data[-HASH:]:
-        raise ValueError(f"the hash of its {len(data):,} bytes is another one")
-    at = data.index(b"\n") + 1
-    header = json.loads(data[:at])
-    arrays = {}
-    for name, dtype, shape in header["arrays"]:
-        count = int(np.prod(shape, dtype=np.int64))
-        arrays[name] = np.frombuffer(data, np.dtype(dtype), count, at).reshape(shape)
-        at += arrays[name].nbytes
-    return Checkpoint(header["epoch"], header["step"], header["plain"], arrays)

@@ -5,8 +5,6 @@ With one rank every function here returns what it was given, and Horovod is not 
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,10 +82,10 @@ class Communicator:
         """
         if self.size == 1:
             return dict(arrays or {})
-        data = np.frombuffer(_packed(arrays or {}), np.uint8)
+        data = np.frombuffer(b"".join(blobs.dump(arrays or {})), np.uint8)
         length = self._hvd.broadcast(np.array([len(data)], np.int64), root_rank=root, name="length").numpy()[0]
         sent = np.resize(data, length)  # of the root's own it is all; the others' is overwritten
-        return _unpacked(self._hvd.broadcast(sent, root_rank=root, name="arrays").numpy().tobytes())
+        return blobs.load(self._hvd.broadcast(sent, root_rank=root, name="arrays").numpy().tobytes())
 
     def close(self) -> None:
         """Part from the others, when all have come this far."""
@@ -98,32 +96,3 @@ class Communicator:
 def _threads() -> frozenset[int]:
     """Of this process."""
     return frozenset(thread.id for thread in psutil.Process().threads())
-
-
-def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Arrays as bytes; those of texts, as objects, too."""
-    file = io.BytesIO()
-    header = {name: [array.dtype.str, array.shape] for name, array in arrays.items()}
-    items = {f"/{name}": _bytes_of(array) for name, array in arrays.items()}
-    blobs.write(file, {"": json.dumps(header).encode()} | items)
-    return file.getvalue()
-
-
-def _unpacked(data: bytes) -> dict[str, np.ndarray]:
-    items = blobs.read(io.BytesIO(data))
-    header = json.loads(items[""])
-    return {name: _array_of(items[f"/{name}"], *kind) for name, kind in header.items()}
-
-
-def _bytes_of(array: np.ndarray) -> bytes:
-    if array.dtype != object:
-        return array.tobytes()
-    return json.dumps([text.decode("latin-1") for text in array.reshape(-1)]).encode()
-
-
-def _array_of(data: bytes, dtype: str, shape: Sequence[int]) -> np.ndarray:
-    if dtype != "|O":
-        return np.frombuffer(data, dtype).reshape(shape)
-    texts = np.empty(shape, object)
-    texts.reshape(-1)[:] = [text.encode("latin-1") for text in json.loads(data)]
-    return texts
