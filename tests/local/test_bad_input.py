@@ -130,15 +130,15 @@ def test_a_streaming_frame_is_refused(spark, no_job):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ((GOOD, 3.0, 1.0, ""), r"column 'label', row 2: is 3, .*3 classes: expected whole numbers from 0 to 2"),
+        ((GOOD, 3.0, 1.0, ""), r"column 'label', row 2: is 3; expected an integer from 0 to 2, because .*3 classes"),
         ((GOOD, -1.0, 1.0, ""), r"column 'label', row 2: is -1"),
         ((GOOD, 0.5, 1.0, ""), r"column 'label', row 2: is 0.5"),
         ((GOOD, None, 1.0, ""), r"column 'label', row 2: is null"),
         ((None, 1.0, 1.0, ""), r"column 'features', row 2: is null"),
         (([*GOOD[:5], NAN, *GOOD[6:]], 1.0, 1.0, ""), r"column 'features', row 2: has NaN at position 5"),
         (([*GOOD[:5], None, *GOOD[6:]], 1.0, 1.0, ""), r"column 'features', row 2: has a null among"),
-        ((GOOD[:7], 1.0, 1.0, ""), r"column 'features', row 2: has 7 numbers, and the network takes 12"),
-        ((GOOD, 1.0, -2.0, ""), r"column 'weight', row 2: is -2, and has to be 0 or more"),
+        ((GOOD[:7], 1.0, 1.0, ""), r"column 'features', row 2: has 7 numbers; the network expects 12"),
+        ((GOOD, 1.0, -2.0, ""), r"column 'weight', row 2: is -2; must be >= 0"),
     ],
 )
 def test_a_bad_row_is_named(spark, row, message):
@@ -169,14 +169,14 @@ def test_what_is_no_whole_number_is_a_bad_row_of_a_network_that_takes_them(spark
     rows = [([1.0, 2.0], 1.0), ([1.0, bad], 1.0), ([3.0, 4.0], 0.0)]
     df = spark.createDataFrame(rows, "features array<double>, label double").coalesce(1)
     est = estimator(model=network, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    with pytest.raises(InvalidInputError, match="column 'features', row 1: has a null or no int32 among its numbers"):
+    with pytest.raises(InvalidInputError, match="column 'features', row 1: contains an element that is null or not an int32"):
         est.fit(df)
     model = est.fit(df, {est.handleInvalid: "skip"})
     assert model.summary.rows == 2
     assert model.transform(df).count() == 2
 
 
-def test_rows_of_different_sizes_for_an_open_side(spark):
+def test_rows_of_different_sizes_for_an_unknown_dimension(spark):
     """Each partition by itself has one size."""
     network = keras.Sequential(
         [keras.Input((None, 1)), keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(3, activation="softmax")]
@@ -211,5 +211,5 @@ def test_no_rows_left_to_train_on(spark, good):
 def test_vectors_of_the_wrong_size(spark):
     rows = [(Vectors.dense([1.0] * 100), 0.0)]
     df = spark.createDataFrame(rows, ["features", "label"]).coalesce(1)
-    with pytest.raises(InvalidInputError, match="has 100 numbers, and the network takes 12"):
+    with pytest.raises(InvalidInputError, match="has 100 numbers; the network expects 12"):
         estimator().fit(df)

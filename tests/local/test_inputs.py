@@ -99,7 +99,7 @@ def test_strings(spark, ranks, tmp_path):
     scored = DeepNetModel.load(str(tmp_path / "model")).transform(df).collect()
     assert [row.prediction for row in scored] == [row.label for row in scored]
     assert model.evaluate(df)["accuracy"] == 1.0
-    with pytest.raises(InvalidInputError, match=r"Column 'label' is of type double: .* expected a string"):
+    with pytest.raises(InvalidInputError, match=r"Column 'label' is of type double: expected a string"):
         model.setInputCols(["label", "text"]).transform(df)
     holes = spark.createDataFrame([("red", None), ("blue", "it is")], "word string, text string")
     kept = model.setInputCols(["word", "text"]).setHandleInvalid("skip").transform(holes).collect()

@@ -11,11 +11,11 @@ PIXELS = Column("pixels", "x0", (2,))
 NUMBER = Column("size", "x0")
 
 
-def said(row_errors):
-    return [str(problem) for problem in row_errors]
+def messages(row_errors):
+    return [str(error) for error in row_errors]
 
 
-# ── what is right ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── good rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -93,20 +93,20 @@ def test_slices_of_numbers():
 def test_slices_with_bad_rows():
     values = pa.array([[9.0], None, [1.0, 2.0], [3.0, None], [4.0, 5.0], None]).slice(1, 4)
     numbers, row_errors = decode(values, PIXELS)
-    assert said(row_errors) == [
+    assert messages(row_errors) == [
         "column 'pixels', row 0: is null",
-        "column 'pixels', row 2: has a null among its numbers",
+        "column 'pixels', row 2: contains an element that is null",
     ]
     assert numbers[[1, 3]].tolist() == [[1, 2], [4, 5]]
     numbers, row_errors = decode(pa.array([b"\x09", None, b"\x01\x02", b"\x03"]).slice(1, 3), PIXELS)
-    assert [problem.row for problem in row_errors] == [0, 2]
+    assert [error.row for error in row_errors] == [0, 2]
     assert numbers[1].tolist() == [1, 2]
 
 
 def test_chunks():
     numbers, row_errors = decode(pa.chunked_array([[[1.0, 2.0]], [[3.0, 4.0], None]]), PIXELS)
     assert numbers[:2].tolist() == [[1, 2], [3, 4]]
-    assert said(row_errors) == ["column 'pixels', row 2: is null"]
+    assert messages(row_errors) == ["column 'pixels', row 2: is null"]
     numbers, _ = decode(pa.chunked_array([[b"\x01\x02"], [b"\x03\x04"]]), PIXELS)
     assert numbers.tolist() == [[1, 2], [3, 4]]
 
@@ -133,7 +133,7 @@ def test_infinities_are_numbers():
 
 def test_nan_beside_infinities_is_found():
     _, row_errors = decode(pa.array([[np.inf, -np.inf], [np.inf, np.nan]]), PIXELS)
-    assert said(row_errors) == ["column 'pixels', row 1: has NaN at position 1"]
+    assert messages(row_errors) == ["column 'pixels', row 1: has NaN at position 1"]
 
 
 @given(st.integers(0, 5), st.integers(0, 6), st.sampled_from([np.float32, np.float64, np.int32]), st.data())
@@ -154,10 +154,10 @@ def test_a_round_trip_of_a_part():
     assert as_list_array(rows).to_pylist() == rows.tolist()
 
 
-# ── open shapes ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── unknown dimensions ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_open_side_is_as_long_as_the_first_row_needs():
+def test_an_unknown_dimension_is_as_long_as_the_first_row_needs():
     column = Column("steps", "x0", (None, 2))
     assert column.size is None
     numbers, row_errors = decode(pa.array([[1.0, 2, 3, 4, 5, 6]] * 2), column)
@@ -165,37 +165,37 @@ def test_an_open_side_is_as_long_as_the_first_row_needs():
     assert row_errors == []
     numbers, row_errors = decode(pa.array([None, [1.0, 2, 3, 4], [1.0, 2]]), column)
     assert numbers.shape == (3, 2, 2)
-    assert [problem.row for problem in row_errors] == [0, 2]
+    assert [error.row for error in row_errors] == [0, 2]
 
 
-def test_an_open_side_with_rows_of_no_fitting_size():
+def test_an_unknown_dimension_with_rows_of_no_fitting_size():
     _, row_errors = decode(pa.array([[1.0, 2, 3]]), Column("steps", "x0", (None, 2)))
-    assert [problem.row for problem in row_errors] == [0]
+    assert [error.row for error in row_errors] == [0]
 
 
-def test_an_open_side_with_nothing_but_nulls():
+def test_an_unknown_dimension_with_nothing_but_nulls():
     numbers, row_errors = decode(pa.array([None, None], pa.list_(pa.float32())), Column("steps", "x0", (None, 2)))
     assert len(numbers) == 2
-    assert said(row_errors) == ["column 'steps', row 0: is null", "column 'steps', row 1: is null"]
+    assert messages(row_errors) == ["column 'steps', row 0: is null", "column 'steps', row 1: is null"]
 
 
-def test_two_open_sides_are_refused():
+def test_two_unknown_dimensions_are_an_error():
     # An Input of (None, None, 3) is common among image networks, and how a flat row divides over it is unknown.
     with pytest.raises(ValueError, match="'image'"):
         decode(pa.array([[1.0] * 48]), Column("image", "x0", (None, None, 3)))
 
 
-# ── what is wrong ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── bad rows ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_null_rows_become_nan():
     numbers, row_errors = decode(pa.array([[1.0, 2.0], None, [3.0, 4.0]]), PIXELS)
-    assert said(row_errors) == ["column 'pixels', row 1: is null"]
+    assert messages(row_errors) == ["column 'pixels', row 1: is null"]
     assert np.isnan(numbers[1]).all()
     assert numbers[[0, 2]].tolist() == [[1, 2], [3, 4]]
 
 
-def test_null_rows_of_whole_numbers_become_0():
+def test_null_rows_of_integers_become_0():
     numbers, row_errors = decode(pa.array([[1, 2], None], pa.list_(pa.int32())), PIXELS)
     assert numbers.tolist() == [[1, 2], [0, 0]]
     assert numbers.dtype == np.int32
@@ -207,7 +207,7 @@ def test_null_rows_of_whole_numbers_become_0():
 
 def test_null_numbers():
     numbers, row_errors = decode(pa.array([1.0, None, 3.0]), NUMBER)
-    assert said(row_errors) == ["column 'size', row 1: is null"]
+    assert messages(row_errors) == ["column 'size', row 1: is null"]
     assert numbers[[0, 2]].tolist() == [1, 3]
     assert np.isnan(numbers[1])
 
@@ -217,30 +217,30 @@ def test_null_rows_over_bytes_that_are_there():
     whole = pa.array([b"\x01\x02", b"\x09\x09", b"\x03\x04"])
     masked = pa.Array.from_buffers(pa.binary(), 3, [pa.py_buffer(b"\x05"), *whole.buffers()[1:]])
     numbers, row_errors = decode(masked, PIXELS)
-    assert [problem.row for problem in row_errors] == [1]
+    assert [error.row for error in row_errors] == [1]
     assert numbers[[0, 2]].tolist() == [[1, 2], [3, 4]]
     whole = pa.array([[1.0, 2.0], [9.0, 9.0], [3.0, 4.0]])
     masked = pa.ListArray.from_arrays(whole.offsets, whole.values, mask=pa.array([False, True, False]))
     numbers, row_errors = decode(masked, PIXELS)
-    assert [problem.row for problem in row_errors] == [1]
+    assert [error.row for error in row_errors] == [1]
     assert numbers[[0, 2]].tolist() == [[1, 2], [3, 4]]
 
 
 def test_nulls_inside_lists():
     numbers, row_errors = decode(pa.array([[1.0, None], [3.0, 4.0]]), PIXELS)
-    assert said(row_errors) == ["column 'pixels', row 0: has a null among its numbers"]
+    assert messages(row_errors) == ["column 'pixels', row 0: contains an element that is null"]
     assert np.isnan(numbers[0]).all()
     assert numbers[1].tolist() == [3, 4]
 
 
 def test_nan():
     _, row_errors = decode(pa.array([[1.0, 2.0], [3.0, np.nan], [np.nan, np.nan]]), PIXELS)
-    assert said(row_errors) == [
+    assert messages(row_errors) == [
         "column 'pixels', row 1: has NaN at position 1",
         "column 'pixels', row 2: has NaN at position 0",
     ]
     _, row_errors = decode(pa.array([1.0, np.nan]), NUMBER)
-    assert said(row_errors) == ["column 'size', row 1: is NaN"]
+    assert messages(row_errors) == ["column 'size', row 1: is NaN"]
 
 
 @pytest.mark.parametrize(
@@ -248,9 +248,9 @@ def test_nan():
 )
 def test_wrong_sizes(values, count):
     numbers, row_errors = decode(pa.array(values), PIXELS)
-    assert [problem.row for problem in row_errors] == [1]
+    assert [error.row for error in row_errors] == [1]
     assert str(row_errors[0]).startswith(f"column 'pixels', row 1: has {count} numbers")
-    assert str(row_errors[0]).endswith("the network takes 2, of shape (2,)")
+    assert str(row_errors[0]).endswith("the network expects 2, of shape (2,)")
     assert numbers[0].tolist() == [1, 2]
     assert np.isnan(numbers[1]).all()
 
@@ -258,21 +258,21 @@ def test_wrong_sizes(values, count):
 def test_wrong_sizes_of_all_rows():
     numbers, row_errors = decode(pa.array([[1.0, 2.0, 3.0]] * 2), PIXELS)
     assert numbers.shape == (2, 2)
-    assert [problem.row for problem in row_errors] == [0, 1]
+    assert [error.row for error in row_errors] == [0, 1]
 
 
 def test_everything_wrong_comes_in_the_order_of_the_rows():
     values = pa.array([[np.nan, 1.0], None, [1.0], [1.0, None], [5.0, 6.0], [7.0, np.nan]])
     numbers, row_errors = decode(values, PIXELS)
-    assert said(row_errors) == [
+    assert messages(row_errors) == [
         "column 'pixels', row 0: has NaN at position 0",
         "column 'pixels', row 1: is null",
-        "column 'pixels', row 2: has 1 numbers, and the network takes 2, of shape (2,)",
-        "column 'pixels', row 3: has a null among its numbers",
+        "column 'pixels', row 2: has 1 numbers; the network expects 2, of shape (2,)",
+        "column 'pixels', row 3: contains an element that is null",
         "column 'pixels', row 5: has NaN at position 1",
     ]
     assert numbers[4].tolist() == [5, 6]
-    assert not any(problem.fatal for problem in row_errors)
+    assert not any(error.fatal for error in row_errors)
 
 
 @given(
@@ -280,9 +280,9 @@ def test_everything_wrong_comes_in_the_order_of_the_rows():
         st.none() | st.lists(st.none() | st.floats(width=32, allow_infinity=False), max_size=3), max_size=6
     )
 )  # fmt: skip
-def test_a_row_is_right_or_has_a_problem(rows):
+def test_a_row_is_good_or_has_an_error(rows):
     numbers, row_errors = decode(pa.array(rows, pa.list_(pa.float32())), PIXELS)
-    bad = [problem.row for problem in row_errors]
+    bad = [error.row for error in row_errors]
     assert bad == sorted(set(bad))
     for index, row in enumerate(rows):
         right = row is not None and len(row) == 2 and None not in row and not np.isnan(row).any()
@@ -294,8 +294,9 @@ def test_a_row_is_right_or_has_a_problem(rows):
 @pytest.mark.parametrize(("value", "shown"), [(3.0, "3"), (-1.0, "-1"), (0.5, "0.5"), (np.inf, "inf")])
 def test_labels_out_of_range(value, shown):
     _, row_errors = decode(pa.array([0.0, 2.0, value]), Column("digit", "y0", classes=3))
-    assert said(row_errors) == [
-        f"column 'digit', row 2: is {shown}, and the network's output has 3 classes: expected whole numbers from 0 to 2"
+    assert messages(row_errors) == [
+        f"column 'digit', row 2: is {shown}; expected an integer from 0 to 2, because the network's "
+        "output has 3 classes"
     ]
     assert row_errors[0].fatal
 
@@ -307,28 +308,28 @@ def test_labels_in_range():
 
 def test_labels_of_several_positions_are_shown_by_the_one_that_is_out_of_range():
     _, row_errors = decode(pa.array([[0.0, 1.0], [0.0, 5.0]]), Column("digits", "y0", (2,), classes=3))
-    assert [problem.row for problem in row_errors] == [1]
-    assert "is 5," in str(row_errors[0])
+    assert [error.row for error in row_errors] == [1]
+    assert "is 5;" in str(row_errors[0])
 
 
 def test_null_labels_are_null_and_not_out_of_range():
     _, row_errors = decode(pa.array([0.0, None, np.nan]), Column("digit", "y0", classes=3))
-    assert said(row_errors) == ["column 'digit', row 1: is null", "column 'digit', row 2: is NaN"]
+    assert messages(row_errors) == ["column 'digit', row 1: is null", "column 'digit', row 2: is NaN"]
 
 
 def test_negative_weights():
     weight = Column("weight", "w", low=0.0)
     assert decode(pa.array([0.0, 2.0]), weight)[1] == []
     _, row_errors = decode(pa.array([1.0, -2.5, 0.0]), weight)
-    assert said(row_errors) == ["column 'weight', row 1: is -2.5, and has to be 0 or more"]
+    assert messages(row_errors) == ["column 'weight', row 1: is -2.5; must be >= 0"]
     assert row_errors[0].fatal
     _, row_errors = decode(pa.array([None, -2.5]), weight)
-    assert [problem.row for problem in row_errors] == [0, 1]
+    assert [error.row for error in row_errors] == [0, 1]
 
 
 def test_nothing_but_null_weights():
     _, row_errors = decode(pa.array([None, None], pa.float32()), Column("weight", "w", low=0.0))
-    assert said(row_errors) == ["column 'weight', row 0: is null", "column 'weight', row 1: is null"]
+    assert messages(row_errors) == ["column 'weight', row 0: is null", "column 'weight', row 1: is null"]
 
 
 def test_renumber():
@@ -355,7 +356,7 @@ def test_nulls_among_booleans():
     column = Column("flags", "x0", (2,), "bool")
     flags, row_errors = decode(pa.array([[True, False], [None, True], None], pa.list_(pa.bool_())), column)
     assert flags.tolist() == [[True, False], [False, False], [False, False]]
-    assert said(row_errors) == [
-        "column 'flags', row 1: has a null or no bool among its numbers",
-        "column 'flags', row 2: is null or no bool",
+    assert messages(row_errors) == [
+        "column 'flags', row 1: contains an element that is null or not a bool",
+        "column 'flags', row 2: is null or not a bool",
     ]
