@@ -1,4 +1,4 @@
-"""Load the Pipeline that train.py saved, in a process of its own, and score the held-out rows again.
+"""Load the Pipeline that train.py saved, in a new process, and score the held-out rows again.
 
 python examples/features_to_logistic_regression/score.py [PATH]    # where train.py saved it
 """
@@ -13,7 +13,7 @@ from digits import DEFAULT_PATH, load_rows, print_accuracies, start_spark
 
 
 def main(path: str) -> None:
-    """Load, score the held-out rows, show some."""
+    """Load the Pipeline, score the held-out rows, and show ten of them."""
     spark = start_spark()
     _, held_out = load_rows(spark)
 

@@ -1,6 +1,6 @@
-"""A Pipeline of a convolutional network, trained on two ranks, and a LogisticRegression on its last hidden layer.
+"""Train a Pipeline of a convolutional network on two ranks and a LogisticRegression on its last hidden layer.
 
-python examples/features_to_logistic_regression/train.py [PATH]    # saves the fitted Pipeline at PATH
+python examples/features_to_logistic_regression/train.py [PATH]    # saves the fitted Pipeline to PATH
 """
 
 import sys
@@ -15,7 +15,7 @@ from digits import DEFAULT_PATH, load_rows, print_accuracies, start_spark
 
 
 def small_network() -> keras.Model:
-    """8x8 pixels of 0 to 16 in, the probabilities of ten digits out."""
+    """Build a network that turns 8x8 pixels of 0 to 16 into the probabilities of ten digits."""
     keras.utils.set_random_seed(1)
     return keras.Sequential(
         [
@@ -32,7 +32,7 @@ def small_network() -> keras.Model:
 
 
 def main(path: str) -> None:
-    """Fit, score the held-out rows, save."""
+    """Fit the Pipeline, score the held-out rows, and save it."""
     spark = start_spark()
     train, held_out = load_rows(spark)
 
@@ -61,7 +61,7 @@ def main(path: str) -> None:
 
     print_accuracies(model.transform(held_out))
     model.write().overwrite().save(path)
-    print(f"saved at {path}")
+    print(f"saved to {path}")
     spark.stop()
 
 

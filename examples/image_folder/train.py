@@ -1,6 +1,6 @@
-"""From a folder of PNGs, a folder per class in it, to a network trained on two ranks.
+"""Train a network on two ranks, on a folder of images with a subfolder per class.
 
-python examples/image_folder/train.py [PATH]    # PATH: your folder; else one of scikit-learn's digits is made
+python examples/image_folder/train.py [PATH]    # by default, a folder of scikit-learn's digits is created
 """
 
 import os
@@ -25,14 +25,14 @@ SIDE, CROP = 32, 28  # pixels
 
 
 def start_spark() -> SparkSession:
-    """Spark on two cores of this machine, one for each rank."""
+    """Start Spark on two cores of this machine, one per rank."""
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # executors need the Python that has cos_ml
     os.environ.setdefault("SPARK_CONF_DIR", str(Path(cos_ml.__file__).with_name("conf")))  # log errors only
     return SparkSession.builder.master("local[2]").getOrCreate()
 
 
 def make_images(root: str) -> None:
-    """1,797 PNGs of digits, 40x40 pixels, in folders 0 to 9."""
+    """Write 1,797 PNGs of digits, 40x40 pixels, into folders 0 to 9."""
     digits = load_digits()
     for index, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         file = Path(root, str(label), f"{index}.png")
@@ -41,7 +41,7 @@ def make_images(root: str) -> None:
 
 
 def small_network(classes: int) -> keras.Model:
-    """Gray images of 32x32 pixels in, the probabilities of the classes out."""
+    """Build a network that turns gray images of 32x32 pixels into class probabilities."""
     keras.utils.set_random_seed(1)
     return keras.Sequential(
         [
@@ -57,7 +57,7 @@ def small_network(classes: int) -> keras.Model:
 
 
 def main(path: str) -> None:
-    """Read, decode, fit, print the held-out accuracy."""
+    """Read and decode the images, fit, and print the accuracy on held-out images."""
     spark = start_spark()
     classes = image_classes(spark, path)
     train, held_out = read_images(spark, path, classes=classes).randomSplit([0.8, 0.2], seed=1)
@@ -75,7 +75,7 @@ def main(path: str) -> None:
     model = Pipeline(stages=[images, network]).fit(train)
 
     accuracy = MulticlassClassificationEvaluator(metricName="accuracy").evaluate(model.transform(held_out))
-    print(f"held-out accuracy, of {len(classes)} classes: {accuracy:.4f}")
+    print(f"held-out accuracy for {len(classes)} classes: {accuracy:.4f}")
     spark.stop()
 
 

@@ -5,7 +5,7 @@ from keras import layers
 
 
 def lenet() -> keras.Model:
-    """LeNet-5 as it is built today: 28x28 bytes of pixels in, the probabilities of ten digits out."""
+    """Build LeNet-5 with today's layers: it turns 28x28 bytes into the probabilities of ten digits."""
     keras.utils.set_random_seed(1)
     return keras.Sequential(
         [

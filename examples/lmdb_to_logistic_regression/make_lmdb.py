@@ -1,6 +1,6 @@
-"""MNIST as Caffe keeps it: LMDB databases of Datums, made of its IDX files.
+"""Convert MNIST's IDX files to Caffe's format: LMDB databases of Datums.
 
-python examples/lmdb_to_logistic_regression/make_lmdb.py PATH    # the folder that holds MNIST's four IDX files, as .gz
+python examples/lmdb_to_logistic_regression/make_lmdb.py PATH    # the folder with MNIST's four IDX files, as .gz
 """
 
 import gzip
@@ -18,7 +18,7 @@ PARTS = {"train": "mnist_train_lmdb", "t10k": "mnist_test_lmdb"}
 
 
 def start_spark() -> SparkSession:
-    """Spark on two cores of this machine, with the format "lmdb"."""
+    """Start Spark on two cores of this machine, with the format "lmdb"."""
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # executors need the Python that has cos_ml
     os.environ.setdefault("SPARK_CONF_DIR", str(Path(cos_ml.__file__).with_name("conf")))  # log errors only
     spark = SparkSession.builder.master("local[2]").getOrCreate()
@@ -27,14 +27,14 @@ def start_spark() -> SparkSession:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """An IDX file of bytes as an array: its fourth byte is the number of axes, and their lengths follow."""
+    """Read an IDX file of bytes as an array: its fourth byte is the number of axes, and their lengths follow."""
     data = gzip.decompress(path.read_bytes())
     axes = data[3]
     return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(np.frombuffer(data, ">i4", axes, offset=4))
 
 
 def make_lmdb(spark: SparkSession, folder: Path) -> None:
-    """Write the databases into ``folder``, beside the IDX files; those that are there stay."""
+    """Write the databases into ``folder``, next to the IDX files; existing ones are kept."""
     for part, name in PARTS.items():
         if (folder / name).exists():
             continue
@@ -53,5 +53,5 @@ def make_lmdb(spark: SparkSession, folder: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: make_lmdb.py PATH, the folder that holds MNIST's four IDX files, as .gz")
+        sys.exit("usage: make_lmdb.py PATH    (the folder with MNIST's four IDX files, as .gz)")
     make_lmdb(start_spark(), Path(sys.argv[1]))

@@ -1,6 +1,6 @@
-"""A Pipeline of LeNet, trained on two ranks, and a LogisticRegression on its last hidden layer, from LMDB to a file.
+"""Read LMDB, train a Pipeline of LeNet and a LogisticRegression on its last hidden layer, and save it.
 
-python examples/lmdb_to_logistic_regression/train.py PATH    # the folder where make_lmdb.py put MNIST's databases
+python examples/lmdb_to_logistic_regression/train.py PATH    # the folder in which make_lmdb.py created the databases
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""LeNet on MNIST's 60,000 digits, trained on two ranks; then a LogisticRegression on its last hidden layer.
+"""Train LeNet on MNIST's 60,000 digits on two ranks, then a LogisticRegression on its last hidden layer.
 
-python examples/mnist_lenet/train.py PATH    # the folder that holds MNIST's four IDX files, as .gz
+python examples/mnist_lenet/train.py PATH    # the folder with MNIST's four IDX files, as .gz
 """
 
 import gzip
@@ -21,33 +21,33 @@ from pyspark.sql import DataFrame, SparkSession
 
 
 def start_spark() -> SparkSession:
-    """Spark on two cores of this machine, one for each rank."""
+    """Start Spark on two cores of this machine, one per rank."""
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # executors need the Python that has cos_ml
     os.environ.setdefault("SPARK_CONF_DIR", str(Path(cos_ml.__file__).with_name("conf")))  # log errors only
     return SparkSession.builder.master("local[2]").getOrCreate()
 
 
 def idx_files(folder: Path, part: str) -> list[Path]:
-    """Where the images and the labels of a part are; ``part`` is "train" or "t10k"."""
+    """Return the paths of the images and the labels of a part, "train" or "t10k"."""
     return [folder / f"{part}-{content}-ubyte.gz" for content in ("images-idx3", "labels-idx1")]
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """An IDX file of bytes as an array: its fourth byte is the number of axes, and their lengths follow."""
+    """Read an IDX file of bytes as an array: its fourth byte is the number of axes, and their lengths follow."""
     data = gzip.decompress(path.read_bytes())
     axes = data[3]
     return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(np.frombuffer(data, ">i4", axes, offset=4))
 
 
 def load_rows(spark: SparkSession, folder: Path, part: str) -> DataFrame:
-    """Images as a binary column, one byte a pixel, and labels."""
+    """Read images as a binary column, one byte per pixel, and labels."""
     images, labels = map(read_idx, idx_files(folder, part))
     rows = pa.table({"image": [image.tobytes() for image in images], "label": labels.astype(int)})
     return spark.createDataFrame(rows)
 
 
 def lenet() -> keras.Model:
-    """LeNet-5 as it is built today: 28x28 pixels of 0 to 255 in, the probabilities of ten digits out."""
+    """Build LeNet-5 with today's layers: it turns 28x28 pixels of 0 to 255 into the probabilities of ten digits."""
     keras.utils.set_random_seed(1)
     return keras.Sequential(
         [
@@ -66,13 +66,13 @@ def lenet() -> keras.Model:
 
 
 def print_accuracy(name: str, scored: DataFrame, began: float) -> None:
-    """The share of rows whose prediction is their label, and the seconds since ``began``."""
+    """Print the share of rows that are predicted correctly, and the seconds since ``began``."""
     accuracy = MulticlassClassificationEvaluator(metricName="accuracy").evaluate(scored)
     print(f"{name + ':':19} {accuracy:.4f} test accuracy, {time.monotonic() - began:.0f} s")
 
 
 def main(folder: Path) -> None:
-    """Train both, and print how they do on the 10,000 test rows."""
+    """Train both, and print their accuracy on the 10,000 test rows."""
     spark = start_spark()
     train, test = load_rows(spark, folder, "train"), load_rows(spark, folder, "t10k")
 
@@ -91,7 +91,7 @@ def main(folder: Path) -> None:
     print_accuracy("LeNet", network.transform(test), began)
 
     began = time.monotonic()
-    network.setPredictionCol("").setProbabilityCol("").setRawPredictionCol("")  # from here on, the features alone
+    network.setPredictionCol("").setProbabilityCol("").setRawPredictionCol("")  # from here on, only the features
     regression = LogisticRegression(featuresCol="hidden", regParam=1e-3).fit(network.transform(train))
     print_accuracy("LogisticRegression", regression.transform(network.transform(test)), began)
     spark.stop()
@@ -99,9 +99,9 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: train.py PATH, the folder that holds MNIST's four IDX files, as .gz")
+        sys.exit("usage: train.py PATH    (the folder with MNIST's four IDX files, as .gz)")
     folder = Path(sys.argv[1])
     missing = [str(path) for part in ("train", "t10k") for path in idx_files(folder, part) if not path.is_file()]
     if missing:
-        sys.exit(f"MNIST is not complete in {folder}, missing: {', '.join(missing)}")
+        sys.exit(f"MNIST is incomplete in {folder}; missing files: {', '.join(missing)}")
     main(folder)

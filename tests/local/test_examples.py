@@ -51,5 +51,5 @@ def test_from_lmdb_to_logistic_regression(tmp_path):
 
 def test_from_a_folder_of_images():
     printed = run("image_folder/train.py")
-    (accuracy,) = re.findall(r"^held-out accuracy, of 10 classes: (0\.\d{4})$", printed, re.MULTILINE)
+    (accuracy,) = re.findall(r"^held-out accuracy for 10 classes: (0\.\d{4})$", printed, re.MULTILINE)
     assert float(accuracy) > 0.9

@@ -112,7 +112,7 @@ def submit(cluster, *arguments, **settings):
 def test_spark_submit_of_the_demo(cluster, tmp_path):
     demo = ROOT / "examples" / "features_to_logistic_regression" / "train.py"
     printed = submit(cluster, str(demo), str(tmp_path / "model"))
-    assert f"saved at {tmp_path / 'model'}" in printed
+    assert f"saved to {tmp_path / 'model'}" in printed
     assert (tmp_path / "model" / "metadata").exists()
 
 
