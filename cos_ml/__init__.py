@@ -1,4 +1,4 @@
-"""Deep nets as Spark ML stages: train Keras networks with Horovod on barrier tasks, and use them as Transformers."""
+"""Deep nets as Spark ML stages: Keras networks, trained with Horovod on barrier tasks (every side imports this)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Ranks import this package too, and start sooner without Spark.
+    # Lazy, because ranks import this package too, and start sooner without Spark.
     if name in _HOMES:
         import importlib
 

@@ -1,6 +1,6 @@
-"""Keras callbacks as plain data, which ships to the ranks and is saved with an estimator (driver side; ``make``: rank).
+"""Keras callbacks as plain data, which is sent to the ranks and saved with an estimator (driver side; ``make``: rank).
 
-A callback object can't be taken apart again, so it is given as its class and its arguments.
+The arguments of a callback object can't be recovered from it, so a callback is given as its class and arguments.
 """
 
 from __future__ import annotations
@@ -19,95 +19,95 @@ WRITERS = ("CSVLogger", "ModelCheckpoint", "ProgbarLogger", "RemoteMonitor", "Te
 
 
 def callback(kind: Any, /, *, ranks: str | None = None, **arguments: Any) -> dict[str, Any]:
-    """A Keras callback for the Param ``callbacks``.
+    """Describe a Keras callback for the Param ``callbacks``.
 
-    Each rank makes its own, ``kind(**arguments)``, before it trains. After an epoch all ranks have the same logs: the
-    loss and the metrics over all rows. When a callback on any rank sets ``model.stop_training``, all stop when the
-    epoch ends.
+    Each rank creates its own callback, ``kind(**arguments)``, before it trains. At the end of an epoch all ranks have
+    the same logs: the loss and the metrics over all rows. If a callback on any rank sets ``model.stop_training``, all
+    ranks stop at the end of that epoch.
 
     Args:
-        kind: a class of ``keras.callbacks``, its name there, or a ``keras.callbacks.Callback`` class in a module that
-            the executors can import ("module:Class" names it, too).
-        ranks: "all" or "first". Unset: "first" for those of Keras's that write or send something (TensorBoard,
-            CSVLogger, ModelCheckpoint and so on), "all" for any other. What changes the training has to run on all
-            ranks.
-        **arguments: of the class: numbers, strings, booleans, None, lists and dicts of these, or Keras objects that
-            serialise.
+        kind: a class in ``keras.callbacks``, the name of one, or another ``keras.callbacks.Callback`` class, itself or
+            as "module:Class", in a module that the executors can import.
+        ranks: the ranks that run it, "all" or "first". If unset, "first" for Keras's callbacks that write or send
+            something (TensorBoard, CSVLogger, ModelCheckpoint and so on), and "all" for any other. A callback that
+            changes the training must run on all ranks.
+        **arguments: arguments of the class: numbers, strings, booleans, None, lists and dicts of these, or serialisable
+            Keras objects.
 
     Returns:
-        dict[str, Any]: plain data: "class", "ranks", "arguments".
+        dict[str, Any]: plain data with the keys "class", "ranks" and "arguments".
 
     Raises:
-        InvalidInputError: there is no such class, it does not take these arguments, or they are no plain data; or it
-            is BackupAndRestore.
+        InvalidInputError: the class does not exist or does not take these arguments, an argument is not serialisable,
+            or the class is BackupAndRestore.
 
     Examples:
         >>> callback("ReduceLROnPlateau", monitor="loss", factor=0.5)["ranks"]
         'all'
     """
-    found = _class(kind)
-    name = f"{found.__module__}:{found.__qualname__}"
-    if "<" in name or found.__module__ == "__main__":
+    cls = _class(kind)
+    name = f"{cls.__module__}:{cls.__qualname__}"
+    if "<" in name or cls.__module__ == "__main__":
         raise InvalidInputError(
-            f"Param callbacks: {found.__qualname__} is defined in the program or notebook itself, or in a function, "
-            "and the executors can't import it from there. Move it to a module that is installed on them, or that "
-            "spark.sparkContext.addPyFile ships."
+            f"Param callbacks: the executors can't import {cls.__qualname__}, because it is defined in the main "
+            "program, in a notebook or in a function. Move it to a module that is installed on the executors, or that "
+            "spark.sparkContext.addPyFile sends to them."
         )
-    builtin = getattr(import_keras().callbacks, found.__name__, None) is found
-    if builtin and found.__name__ == "BackupAndRestore":
+    builtin = getattr(import_keras().callbacks, cls.__name__, None) is cls
+    if builtin and cls.__name__ == "BackupAndRestore":
         raise InvalidInputError(
-            "Param callbacks: BackupAndRestore begins at the epoch that it finds in a file, which ranks on other hosts "
-            "do not have: they would no longer take the same steps. Save the weights with ModelCheckpoint instead."
+            "Param callbacks: BackupAndRestore resumes at the epoch in a local file, which ranks on other hosts do not "
+            "have, so the ranks would take different steps. Set the Param checkpointDir instead."
         )
-    ranks = ranks or ("first" if builtin and found.__name__ in WRITERS else "all")
+    ranks = ranks or ("first" if builtin and cls.__name__ in WRITERS else "all")
     if ranks not in ("all", "first"):
-        raise InvalidInputError(f"Param callbacks: ranks is 'all' or 'first', received {ranks!r}.")
+        raise InvalidInputError(f"Param callbacks: expected ranks to be 'all' or 'first', received {ranks!r}.")
     plain = {
-        "class": f"keras.callbacks:{found.__name__}" if builtin else name,
+        "class": f"keras.callbacks:{cls.__name__}" if builtin else name,
         "ranks": ranks,
         "arguments": import_keras().saving.serialize_keras_object(arguments),
     }
     try:
-        inspect.signature(found).bind(**arguments)
+        inspect.signature(cls).bind(**arguments)
         json.dumps(plain)
     except TypeError as error:
-        raise InvalidInputError(f"Param callbacks: {found.__name__} with {arguments!r}: {error}.") from error
+        raise InvalidInputError(f"Param callbacks: {cls.__name__} with {arguments!r}: {error}.") from error
     return plain
 
 
 def plain_callback(value: Any) -> dict[str, Any]:
-    """What ``callback`` returned, checked again; or a callback class, or its name, that needs no arguments.
+    """Validate one value of the Param ``callbacks``: the result of ``callback``, or a class that needs no arguments.
 
     Raises:
-        InvalidInputError: it is something else; a callback object, for one.
+        InvalidInputError: it is anything else, for example a callback object.
     """
     if isinstance(value, dict) and set(value) == {"class", "ranks", "arguments"}:
-        # Read back from a file: its module may be missing here, and is imported by the ranks.
+        # It may come from a saved estimator. The driver may lack the module of its class, which only ranks import.
         if value["ranks"] in ("all", "first") and isinstance(value["arguments"], dict):
             return dict(value)
     elif isinstance(value, (str, type)):
         return callback(value)
-    name = type(value).__name__
     raise InvalidInputError(
-        f"Param callbacks: expected what cos_ml.callback(...) returns, received {value!r}. A callback object can't be "
-        f"sent to the ranks: write cos_ml.callback({name!r}, ...) with its arguments."
+        f"Param callbacks: expected what cos_ml.callback(...) returns, received {value!r}. Callback objects can't be "
+        f"sent to the ranks: use cos_ml.callback({type(value).__name__!r}, ...) with the arguments."
     )
 
 
 def make(plain: dict[str, Any]) -> Any:
-    """The callback that plain data describes, a class of Keras's callbacks and nothing else (rank side)."""
+    """Create the callback that ``plain`` describes; raises InvalidInputError for any other class (rank side)."""
     return _class(plain["class"])(**import_keras().saving.deserialize_keras_object(plain["arguments"]))
 
 
 def _class(kind: Any) -> type:
-    keras = import_keras()
-    found = kind
+    """The callback class that ``kind`` is or names."""
+    callbacks = import_keras().callbacks
+    cls = kind
     if isinstance(kind, str):
         module, colon, name = kind.partition(":")
         try:
-            found = getattr(importlib.import_module(module), name) if colon else getattr(keras.callbacks, kind)
+            cls = getattr(importlib.import_module(module), name) if colon else getattr(callbacks, kind)
         except (AttributeError, ImportError) as error:
             raise InvalidInputError(f"Param callbacks: there is no {kind!r}: {error}.") from error
-    if not (isinstance(found, type) and issubclass(found, keras.callbacks.Callback)):
+    if not (isinstance(cls, type) and issubclass(cls, callbacks.Callback)):
         raise InvalidInputError(f"Param callbacks: expected a class of keras.callbacks, received {kind!r}.")
-    return found
+    return cls

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cos-ml: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("cos-ml: stopped", file=sys.stderr)
+        print("cos-ml: interrupted", file=sys.stderr)
         return 130
     return 0
 
@@ -35,54 +35,51 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cos-ml", description="Deep nets as Spark ML stages.")
     parser.add_argument("--version", action="version", version=f"cos-ml {cos_ml.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    first, last = (".".join(map(str, minor)) for minor in build.TENSORFLOWS)
-    install = commands.add_parser(
-        "install-horovod",
-        help="build Horovod for this environment's TensorFlow, install it, and check an allreduce",
-        description=f"Build Horovod {build.HOROVOD} for this environment's TensorFlow ({first} to {last}), "
-        "install it, and check an "
-        f"allreduce between two ranks. The wheel is kept in {build.cache_folder()} ($COS_ML_CACHE sets "
-        "another folder).",
-    )
-    install.add_argument(
-        "--force", action="store_true", help="build again even where a wheel is cached or Horovod is installed"
-    )
-    install.add_argument(
-        "--gpu", action="store_true", help="with NCCL for GPUs: wants the CUDA toolkit (nvcc), and 'cos-ml[gpu]'"
-    )
-    install.set_defaults(command=build.install)
-    check = commands.add_parser(
-        "check",
-        help="start ranks on a cluster: versions, GPUs, network interfaces, and the bandwidth of an allreduce",
-        description="Start ranks on a cluster as a fit does, let them add up an array, and print what is there: "
-        "versions, what Horovod was built with, GPUs, network interfaces, and the bandwidth of the allreduce.",
-    )
-    check.add_argument("--master", default="local[2]", metavar="URL", help="Spark's master (default: %(default)s)")
-    check.add_argument(
-        "--conf", action="append", default=[], metavar="KEY=VALUE", help="a setting of Spark's; may be given again"
-    )
-    check.add_argument("--ranks", type=int, default=2, metavar="N", help="how many (default: %(default)s)")
-    check.add_argument("--gpu", action="store_true", help="each on the GPU that Spark gives it")
-    check.add_argument("--interface", metavar="NAME", help="the network interface between them")
-    check.add_argument(
-        "--megabytes", type=int, default=64, metavar="N", help="size of the array (default: %(default)s)"
-    )
-    check.set_defaults(command=_check)
-    convert = commands.add_parser(
-        "convert",
-        help="make Parquet, LMDB or SequenceFiles of images, LMDB or Parquet",
-        description="Make files of one kind of files of another, on this machine. The target appears when it is whole; "
-        "the same command goes on where one was stopped.",
-    )
-    _add_conversions(convert.add_subparsers(title="conversions", required=True, metavar="CONVERSION"))
+    _add_install(commands)
+    _add_check(commands)
+    _add_convert(commands)
     return parser
 
 
-def _check(master: str, conf: list[str], ranks: int, gpu: bool, interface: str | None, megabytes: int) -> None:
-    """Imported here: the other commands need no Spark session."""
-    from pyspark.sql import SparkSession
+def _add_install(commands: Any) -> None:
+    first, last = (".".join(map(str, minor)) for minor in build.TENSORFLOWS)
+    install = commands.add_parser(
+        "install-horovod",
+        help="build Horovod for this environment's TensorFlow, install it, and test an allreduce",
+        description=f"Build Horovod {build.HOROVOD} for this environment's TensorFlow ({first} to {last}), install it, "
+        f"and test an allreduce between two ranks. The wheel is cached in {build.cache_folder()}; $COS_ML_CACHE sets "
+        "another folder.",
+    )
+    install.add_argument("--force", action="store_true", help="build even if a wheel is cached or Horovod is installed")
+    install.add_argument(
+        "--gpu", action="store_true", help="build with NCCL for GPUs; needs the CUDA toolkit (nvcc) and 'cos-ml[gpu]'"
+    )
+    install.set_defaults(command=build.install)
 
-    from cos_ml.job import cluster_check
+
+def _add_check(commands: Any) -> None:
+    check = commands.add_parser(
+        "check",
+        help="check a cluster: versions, GPUs, network interfaces and allreduce bandwidth",
+        description="Start ranks on a cluster as a fit does, and print their versions, how Horovod was built, their "
+        "GPUs and network interfaces, and the bandwidth of an allreduce between them.",
+    )
+    check.add_argument("--master", default="local[2]", metavar="URL", help="Spark master (default: %(default)s)")
+    check.add_argument("--conf", action="append", default=[], metavar="KEY=VALUE", help="Spark setting; repeatable")
+    check.add_argument("--ranks", type=int, default=2, metavar="N", help="number of ranks (default: %(default)s)")
+    check.add_argument("--gpu", action="store_true", help="use one GPU per rank, assigned by Spark")
+    check.add_argument("--interface", metavar="NAME", help="network interface between the ranks")
+    check.add_argument(
+        "--megabytes", type=int, default=64, metavar="N", help="size of the allreduced array (default: %(default)s)"
+    )
+    check.set_defaults(command=_check)
+
+
+def _check(master: str, conf: list[str], ranks: int, gpu: bool, interface: str | None, megabytes: int) -> None:
+    """Print the report of ``cos_ml.cluster_check`` for a new Spark session."""
+    from pyspark.sql import SparkSession  # here, because the other commands need no Spark
+
+    from cos_ml import cluster_check
 
     if master.startswith("local"):
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
@@ -100,34 +97,37 @@ def _check(master: str, conf: list[str], ranks: int, gpu: bool, interface: str |
         spark.stop()
 
 
-def _add_conversions(conversions: Any) -> None:
-    def add(name: str, command: Callable[..., None], help: str, source: str) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = conversions.add_parser(name, help=help, description=f"Convert {help}.")
+def _add_convert(commands: Any) -> None:
+    conversions = commands.add_parser(
+        "convert",
+        help="convert datasets between formats: images, LMDB, Parquet, SequenceFile",
+        description="Convert datasets between formats, on this machine. The target appears when it is complete; "
+        "repeat the command to resume an interrupted conversion.",
+    ).add_subparsers(title="conversions", required=True, metavar="CONVERSION")
+
+    def add(name: str, command: Callable[..., None], what: str, source: str) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = conversions.add_parser(name, help=what, description=f"Convert {what}.")
         parser.add_argument("source", metavar="SOURCE", help=source)
-        parser.add_argument("target", metavar="TARGET", help="a folder to make; it must not be there yet")
+        parser.add_argument("target", metavar="TARGET", help="folder to create; it must not exist yet")
         parser.set_defaults(command=command)
         return parser
 
-    images = add(
-        "images-to-parquet", convert.images_to_parquet, "image files with labels, undecoded, to Parquet",
-        "a folder of images",
-    )  # fmt: skip
+    images = add("images-to-parquet", convert.images_to_parquet, "labeled image files, undecoded, to Parquet",
+                 "folder of images")  # fmt: skip
     images.add_argument(
-        "--labels", required=True, metavar="FILE", help="lines of an image's path in the folder and a whole number"
+        "--labels", required=True, metavar="FILE", help="lines of an image path within SOURCE and an integer label"
     )
-    database = "an LMDB database: a folder that holds data.mdb, or a file"
-    parquet = add("lmdb-to-parquet", convert.lmdb_to_parquet, "an LMDB of Caffe's Datums to Parquet", database)
-    add(
-        "lmdb-to-sequencefile", convert.lmdb_to_sequence_file, "an LMDB to SequenceFiles (Text, BytesWritable)",
-        database,
+    lmdb = "LMDB database: a folder that contains data.mdb, or a file"
+    to_parquet = add("lmdb-to-parquet", convert.lmdb_to_parquet, "an LMDB of Caffe Datums to Parquet", lmdb)
+    add("lmdb-to-sequencefile", convert.lmdb_to_sequence_file, "an LMDB to SequenceFiles of (Text, BytesWritable)",
+        lmdb)  # fmt: skip
+    to_lmdb = add(
+        "parquet-to-lmdb", convert.parquet_to_lmdb, "Parquet to an LMDB of Caffe Datums",
+        "Parquet file or folder with columns id, data, label, encoded, channels, height, width, float_data",
     )  # fmt: skip
-    lmdb = add(
-        "parquet-to-lmdb", convert.parquet_to_lmdb, "Parquet to an LMDB of Caffe's Datums",
-        "a Parquet file or a folder of them: id, data, label, encoded, channels, height, width, float_data",
-    )  # fmt: skip
-    lmdb.add_argument("--id", default="id", dest="id_column", metavar="COLUMN", help="the column of the keys")
-    for each in (parquet, lmdb):
-        each.add_argument("--raw", action="store_true", help="columns key and value, instead of Datums")
+    to_lmdb.add_argument("--id", default="id", dest="id_column", metavar="COLUMN", help="column of the LMDB keys")
+    for parser in (to_parquet, to_lmdb):
+        parser.add_argument("--raw", action="store_true", help="use columns key and value instead of Datums")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The exceptions of cos_ml.
+"""The exceptions of cos_ml (every side).
 
 CosMLError
-├── InvalidInputError (ValueError)    a Param, a column, a row or a network that can't be used as it is
-├── SavedModelError   (ValueError)    a saved model that can't be read, or a place where none can be written
-├── ClusterError      (RuntimeError)  the cluster can't run the ranks that were asked for
-├── RankError         (RuntimeError)  a rank failed while it trained; carries its traceback and last output
-└── SetupError        (RuntimeError)  something has to be installed on this machine first
+├── InvalidInputError (ValueError)    a Param, a column, a row or a network is invalid
+├── SavedModelError   (ValueError)    a saved stage can't be loaded, or a path can't be saved to
+├── ClusterError      (RuntimeError)  the cluster can't run the requested ranks
+├── RankError         (RuntimeError)  a rank failed during training; contains its traceback and last output
+└── SetupError        (RuntimeError)  a required package is not installed
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ __all__ = [
 
 
 class CosMLError(Exception):
-    """Base class of everything that cos_ml raises by itself."""
+    """Base class of all exceptions that cos_ml defines."""
 
 
 class InvalidInputError(CosMLError, ValueError):
-    """A Param, a column, a row or a network can't be used as it is; the message names it and says what to do."""
+    """A Param, a column, a row or a network is invalid; the message names it and says what to do."""
 
 
 class SavedModelError(CosMLError, ValueError):
-    """A saved model can't be read, or can't be written where it was asked to be."""
+    """A saved stage can't be loaded, or the requested path can't be saved to."""
 
 
 class ClusterError(CosMLError, RuntimeError):
-    """The cluster can't run the ranks that were asked for; the message says which setting to change."""
+    """The cluster can't run the requested ranks; the message says which setting to change."""
 
 
 class RankError(CosMLError, RuntimeError):
-    """A rank failed while it trained; the message ends with its own traceback and the tail of its output."""
+    """A rank failed during training; the message ends with its traceback and the tail of its output."""
 
 
 class SetupError(CosMLError, RuntimeError):
-    """Something has to be installed on this machine first; the message gives the command."""
+    """A required package is not installed on this machine; the message gives the command that installs it."""
 
 
-# What tasks and ranks return for an error that no retry can fix, by the name of the result; the first kind is raised.
+# Errors that no retry can fix: tasks and ranks return them as results of these names. The first kind found is raised.
 REPORTED: dict[str, type[CosMLError]] = {
     "cluster_error": ClusterError,
     "input_error": InvalidInputError,
@@ -58,17 +58,15 @@ REPORTED: dict[str, type[CosMLError]] = {
 
 
 def from_spark(error: Exception) -> CosMLError | None:
-    """What a task of Spark's raised, out of the text that Spark wraps it in; None for Spark's own (driver side)."""
+    """The cos_ml error that a Spark task raised, parsed from Spark's message; None for other errors (driver side)."""
     missing = re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", str(error))
     if missing:
         return SetupError(
             f"The executors' Python has no module {missing[1]!r}. Spark starts it as "
-            f"{os.environ.get('PYSPARK_PYTHON', 'python3')!r}: set the "
-            "environment variable PYSPARK_PYTHON, or spark.pyspark.python, to one in which cos_ml is installed, "
-            "before Spark starts."
+            f"{os.environ.get('PYSPARK_PYTHON', 'python3')!r}. Before Spark starts, set the environment variable "
+            "PYSPARK_PYTHON, or spark.pyspark.python, to a Python in which cos_ml is installed."
         )
-    end = r"\s+SQLSTATE: \w{5}\b|\n\s*\n?\s+at [\w.$]+\(|\n\tat |\Z"  # Spark 4.1 and later write the SQLSTATE behind it
-    found = re.search(rf"cos_ml\.errors\.(RankError|InvalidInputError): (.*?)(?:{end})", str(error), re.DOTALL)
-    if found is None:
-        return None
-    return (RankError if found[1] == "RankError" else InvalidInputError)(found[2].strip())
+    end = r"\s+SQLSTATE: \w{5}\b|\n\s*\n?\s+at [\w.$]+\(|\n\tat |\Z"  # Spark 4.1 and later append a SQLSTATE
+    kinds = {kind.__name__: kind for kind in (RankError, InvalidInputError, SetupError)}
+    found = re.search(rf"cos_ml\.errors\.({'|'.join(kinds)}): (.*?)(?:{end})", str(error), re.DOTALL)
+    return kinds[found[1]](found[2].strip()) if found else None

@@ -1,4 +1,4 @@
-"""Which GPU a rank uses: the one that Spark gave its task, and no other (driver, task, rank and scoring side)."""
+"""The GPU of each rank: the one that Spark assigned to its task, and no other (driver, task, rank and scoring task)."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ __all__ = ["check", "environment", "is_exclusive", "profile", "show_to_task", "u
 
 TASK, EXECUTOR = "spark.task.resource.gpu.amount", "spark.executor.resource.gpu.amount"
 VISIBLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
-PCI = "PCI_BUS_ID"  # the order in which nvidia-smi, and so discovery scripts, count; CUDA's own begins with the fastest
+PCI = "PCI_BUS_ID"  # the order of nvidia-smi, and so of discovery scripts; CUDA's default lists the fastest GPU first
 
 
 # ── driver ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def check(settings: Any, wanted: bool) -> str:
-    """What GPUs the ranks will have, as a text.
+def check(settings: Any, use_gpu: bool) -> str:
+    """Describe the GPUs that the ranks will have.
 
     Args:
-        settings: Spark's, by ``get(name, default)``.
-        wanted: whether they shall train on GPUs.
+        settings: Spark's configuration, read by ``get(name, default)``.
+        use_gpu: whether the ranks train on GPUs.
 
     Raises:
-        ClusterError: GPUs are asked for, and Spark was given none to hand out, or hands out other than one a task.
+        ClusterError: ``use_gpu`` is True, but Spark has no GPU resources, or does not assign one GPU per task.
     """
-    if not wanted:
-        return "not asked for: ranks train on CPUs (Param useGpu)"
-    each, offered = settings.get(TASK, None), settings.get(EXECUTOR, None)
-    if _local(settings) and not each:
-        return "useGpu=True on a local master: ranks take the GPUs that this machine shows, in their order"
-    if not offered:
+    if not use_gpu:
+        return "none requested: ranks train on CPUs (Param useGpu)"
+    per_task, per_executor = settings.get(TASK, None), settings.get(EXECUTOR, None)
+    if _is_local(settings) and not per_task:
+        return "useGpu=True on a local master: ranks take the visible GPUs of this machine in order"
+    if not per_executor:
         raise ClusterError(
-            f"useGpu=True, and Spark has no GPUs to hand out: {EXECUTOR} is not set. Start the application with "
-            f"--conf {EXECUTOR}=N for N GPUs in each executor, and with spark.executor.resource.gpu.discoveryScript "
-            "unless the cluster manager has one."
+            f"useGpu=True, but Spark has no GPU resources configured: {EXECUTOR} is not set. Start the application "
+            f"with --conf {EXECUTOR}=N for N GPUs per executor, and with spark.executor.resource.gpu.discoveryScript "
+            "unless the cluster manager provides one."
         )
-    if each and float(each) != 1:
+    if per_task and float(per_task) != 1:
         raise ClusterError(
-            f"useGpu=True, and {TASK}={each}: a rank uses exactly one GPU, and shares it with no other. Set it to 1, "
-            "or not at all: the training then asks for its GPUs by itself."
+            f"useGpu=True, but {TASK}={per_task}: a rank needs exactly one GPU of its own. Set it to 1, or leave it "
+            "unset: the training stage then requests GPUs for itself."
         )
-    how = "as every task has" if each else "for the training alone (stage-level scheduling)"
-    return f"1 for each rank, {how}; {offered} in each executor"
+    source = "as for every task" if per_task else "for the training stage alone (stage-level scheduling)"
+    return f"1 per rank, {source}; {per_executor} per executor"
 
 
-def is_exclusive(settings: Any, wanted: bool) -> bool:
-    """Whether fits side by side would take the same GPUs: where Spark hands out none, each counts from the first."""
-    return wanted and not settings.get(TASK, None) and (_local(settings) or not settings.get(EXECUTOR, None))
+def is_exclusive(settings: Any, use_gpu: bool) -> bool:
+    """Whether concurrent fits would use the same GPUs: without GPUs from Spark, each fit counts from the first GPU."""
+    return use_gpu and not settings.get(TASK, None) and (_is_local(settings) or not settings.get(EXECUTOR, None))
 
 
-def profile(settings: Any, wanted: bool) -> Any:
-    """A ResourceProfile of one GPU a task, where only the training asks for GPUs; else None, Spark's default."""
-    if not wanted or settings.get(TASK, None) or not settings.get(EXECUTOR, None) or _local(settings):
+def profile(settings: Any, use_gpu: bool) -> Any:
+    """A ResourceProfile of one GPU per task if only the training stage needs GPUs; else None, for Spark's default."""
+    if not use_gpu or settings.get(TASK, None) or not settings.get(EXECUTOR, None) or _is_local(settings):
         return None
     from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
 
@@ -64,8 +64,8 @@ def profile(settings: Any, wanted: bool) -> Any:
     return ResourceProfileBuilder().require(TaskResourceRequests().cpus(cpus).resource("gpu", 1)).build
 
 
-def _local(settings: Any) -> bool:
-    """Whether the tasks run in the driver's JVM, where what is said of executors (in a cluster's defaults) is void."""
+def _is_local(settings: Any) -> bool:
+    """Whether tasks run in the driver's JVM, which ignores settings of executors (such as a cluster's defaults)."""
     return re.match(r"local(\[|$)", settings.get("spark.master", None) or "") is not None
 
 
@@ -73,61 +73,61 @@ def _local(settings: Any) -> bool:
 
 
 def environment(
-    wanted: bool, addresses: Sequence[str] | None, local_rank: int, inherited: Mapping[str, str]
+    use_gpu: bool, addresses: Sequence[str] | None, local_rank: int, inherited: Mapping[str, str]
 ) -> dict[str, str]:
-    """The variables that show a rank its GPU, to be set before TensorFlow loads.
+    """The environment variables that make one GPU visible to a rank; they must be set before TensorFlow loads.
 
     Args:
-        wanted: whether it shall train on one.
-        addresses: what Spark gave its task, indices or UUIDs; None where Spark does not hand out GPUs.
-        local_rank: among the ranks of this host.
-        inherited: the task's own environment.
+        use_gpu: whether the rank trains on a GPU.
+        addresses: indices or UUIDs of the GPUs that Spark assigned to its task; None if Spark does not assign GPUs.
+        local_rank: index of the rank among those of this host.
+        inherited: the environment of the task.
 
     Raises:
-        InvalidInputError: Spark gave it none or several, or there are fewer GPUs than ranks on this host.
+        InvalidInputError: Spark assigned other than one GPU, or this host has fewer visible GPUs than ranks.
     """
-    if not wanted:
+    if not use_gpu:
         return {VISIBLE: "-1"}
     if addresses is None:
-        visible = inherited.get(VISIBLE)  # "" hides all
-        listed = None if visible is None else [one.strip() for one in visible.split(",") if one.strip()]
-        if listed is not None and local_rank >= len(listed):
-            raise InvalidInputError(
-                f"useGpu=True, and {VISIBLE}={visible} shows {len(listed)} GPUs to the ranks of this host, "
-                f"of which there are more: two ranks never share one. Set "
-                + (f"numTrainWorkers to {len(listed)}." if listed else "useGpu=False.")
-            )
-        if listed is not None:  # counted in whatever order was meant
-            return {VISIBLE: listed[local_rank]}
-        addresses = [str(local_rank)]
+        visible = inherited.get(VISIBLE)  # "" hides all GPUs
+        if visible is None:
+            addresses = [str(local_rank)]
+        else:
+            listed = [entry.strip() for entry in visible.split(",") if entry.strip()]
+            if local_rank >= len(listed):
+                raise InvalidInputError(
+                    f"useGpu=True, but {VISIBLE}={visible} shows {len(listed)} GPUs and this host runs more ranks: "
+                    "ranks never share a GPU. Set " + (f"numTrainWorkers={len(listed)}." if listed else "useGpu=False.")
+                )
+            return {VISIBLE: listed[local_rank]}  # without ORDER: the list keeps the order that it was written for
     if len(addresses) != 1:
-        raise InvalidInputError(f"useGpu=True, and Spark gave this task the GPUs {list(addresses)}: expected one.")
+        raise InvalidInputError(f"useGpu=True: expected one GPU per task, but Spark assigned {list(addresses)}.")
     return {VISIBLE: addresses[0], ORDER: inherited.get(ORDER, PCI)}
 
 
 # ── rank ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def use(wanted: bool, tf: Any) -> None:
-    """Let TensorFlow take memory of this rank's GPU as it needs it.
+def use(use_gpu: bool, tf: Any) -> None:
+    """Make TensorFlow allocate memory of this rank's GPU as needed.
 
     Args:
-        wanted: whether the rank shall train on one.
-        tf: TensorFlow, before it has used a device.
+        use_gpu: whether the rank trains on a GPU; if not, nothing is done.
+        tf: the module ``tensorflow``, before it uses any device.
 
     Raises:
-        RankError: TensorFlow does not see exactly one; it would train on the CPU, or on another rank's.
+        RankError: TensorFlow does not see exactly one GPU, so it would use the CPU or another rank's GPU.
     """
-    if not wanted:
+    if not use_gpu:
         return
     seen = tf.config.list_physical_devices("GPU")
     if len(seen) != 1:
         built = "is" if tf.test.is_built_with_cuda() else "is not"
         raise RankError(
-            f"useGpu=True, and TensorFlow {tf.__version__} sees {len(seen) or 'no'} GPU{'s' if len(seen) > 1 else ''} "
+            f"useGpu=True, but TensorFlow {tf.__version__} sees {len(seen) or 'no'} GPU{'s' if len(seen) > 1 else ''} "
             f"({VISIBLE}={os.environ.get(VISIBLE)}; this TensorFlow {built} built for CUDA). On every executor, "
-            '"nvidia-smi" has to list the GPU, and TensorFlow has to be the one with CUDA: '
-            'pip install "tensorflow[and-cuda]". To train on CPUs: useGpu=False.'
+            'nvidia-smi must list the GPU, and TensorFlow must be built for CUDA: pip install "tensorflow[and-cuda]". '
+            "To train on CPUs, set useGpu=False."
         )
     tf.config.experimental.set_memory_growth(seen[0], True)
 
@@ -136,7 +136,7 @@ def use(wanted: bool, tf: Any) -> None:
 
 
 def show_to_task() -> bool:
-    """Show TensorFlow, before it loads, the GPU that Spark gave the task of this Python worker; False for none."""
+    """Make the GPU of this Python worker's task visible, before TensorFlow loads; False if Spark assigned none."""
     from pyspark import TaskContext
 
     context = TaskContext.get()

@@ -1,7 +1,4 @@
-"""Images as inputs of a network: ImageAssembler decodes them, preprocessing_layers stay in the saved model.
-
-ImageAssembler and preprocessing_layers run on the driver, decode_image and what calls it in scoring tasks.
-"""
+"""Images as inputs of a network: ImageAssembler and preprocessing_layers (driver), decode_image (scoring task)."""
 
 from __future__ import annotations
 
@@ -22,28 +19,30 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
+from cos_ml.accessors import ImageAccessors
+from cos_ml.converters import integer, one_of, string
 from cos_ml.data.columns import as_list_array
+from cos_ml.data.pandas_internals import arrow_frame
 from cos_ml.errors import InvalidInputError, SetupError
-from cos_ml.model import _has_user_type
 from cos_ml.network.keras_import import import_keras
-from cos_ml.params import _one_of, _param, _setters, _whole
-from cos_ml.scoring.predict import _arrow_frame
+from cos_ml.params import DeclaredParam, StageParams
+from cos_ml.scoring.udf_arguments import udf_arguments
 
-__all__ = ["ImageAssembler", "Layout", "decode_image", "preprocessing_layers"]
+__all__ = ["ImageAssembler", "ImageSpec", "decode_image", "preprocessing_layers"]
 
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # not all that Pillow knows: some of them run other programs
-MODES = {1: "L", 3: "RGB"}
-YIELDED = 16 << 20  # bytes of pixels that go back to Spark at a time: its own batches have 10,000 rows
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # some of the others that Pillow reads run external programs
+MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's mode
+BATCH_BYTES = 16 << 20  # pixels that are returned to Spark at a time: Spark's own batches have 10,000 rows
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What an image becomes: plain values.
+class ImageSpec:
+    """The size and type that images are converted to.
 
     Attributes:
-        height, width: in pixels.
+        height, width: pixels of the output.
         channels: 1 (gray) or 3 (red, green, blue).
-        resize: how it gets that size: "stretch", "crop" or "none".
+        resize: how the image gets this size: "stretch", "crop" or "none".
         output_type: "uint8" or "float".
     """
 
@@ -54,61 +53,58 @@ class Layout:
     output_type: str
 
     @property
-    def size(self) -> int:
-        """Bytes of one image."""
-        return self.height * self.width * self.channels * (4 if self.output_type == "float" else 1)
+    def values(self) -> int:
+        """Number of values of one image."""
+        return self.height * self.width * self.channels
 
 
 def _channels(value: Any) -> int:
     if isinstance(value, bool) or value not in tuple(MODES):
-        raise InvalidInputError(f"Param channels: expected 1 or 3, received {value!r}.")
+        raise ValueError("expected 1 or 3")
     return int(value)
 
 
-@_setters
 class ImageAssembler(
-    Transformer, HasInputCol, HasOutputCol, HasHandleInvalid, DefaultParamsReadable[Any], DefaultParamsWritable
-):
-    """Decodes a column of image files into pixels, all of one size, as DeepNetEstimator takes them.
+    Transformer, ImageAccessors, StageParams, HasInputCol, HasOutputCol, HasHandleInvalid, DefaultParamsReadable[Any],
+    DefaultParamsWritable,
+):  # fmt: skip
+    """A Transformer that decodes a column of image files into pixels of one size, as DeepNetEstimator takes them.
 
-    Reads JPEG, PNG, BMP, GIF (the first picture), TIFF and WebP, with Pillow: ``pip install "cos-ml[images]"``, on the
-    executors too. Orientation tags of cameras (EXIF) are not looked at, transparency is dropped, and of 16 bits per
-    channel the upper 8 are kept.
+    It reads JPEG, PNG, BMP, GIF (the first frame), TIFF and WebP with Pillow, which the executors need too:
+    ``pip install "cos-ml[images]"``. EXIF orientation is ignored, transparency is dropped, and images with 16 bits per
+    channel keep the upper 8.
 
-    Args:
-        inputCol: binary column, a whole image file per row.
-        outputCol: the new column: height x width x channels values of 0 to 255, row by row, the channels of a pixel
-            next to each other.
-        height, width: of the output, in pixels.
-        channels: 3 (red, green, blue) or 1 (gray); images of the other kind are converted.
-        resize: "stretch" to height and width; "crop" (scale to cover them, and keep the middle); or "none" (keep the
-            middle; a smaller image is invalid).
-        outputType: "uint8" (a binary column, one byte per value) or "float" (an array of floats: 4 times the size).
-        handleInvalid: rows that are null, no image, damaged, or larger than Pillow's limit of pixels
-            (``PIL.Image.MAX_IMAGE_PIXELS``, against files that unpack to huge images): "error", "skip" or "keep" (as
-            null).
+    Args: every Param by keyword, as described by ``explainParams()``; height and width are required to transform.
 
     Raises:
-        InvalidInputError: a Param is wrong.
+        InvalidInputError: a Param is invalid.
     """
 
-    height = _param("height", "height of the output in pixels (>= 1)", _whole("height", 1))
-    width = _param("width", "width of the output in pixels (>= 1)", _whole("width", 1))
-    channels = _param("channels", "3 (red, green, blue) or 1 (gray)", _channels)
-    resize = _param(
-        "resize",
-        "'stretch' to height and width, 'crop' (scale to cover them, keep the middle) or 'none' (keep the middle)",
-        _one_of("resize", "stretch", "crop", "none"),
+    inputCol = DeclaredParam(string, "binary column of whole image files", "data")
+    outputCol = DeclaredParam(
+        string,
+        "output column: height x width x channels values from 0 to 255, in row-major order with the channels last",
+        "image",
     )
-    outputType = _param(
-        "outputType",
-        "'uint8' (binary, a byte per value) or 'float' (array of floats), both of 0 to 255",
-        _one_of("outputType", "uint8", "float"),
+    height = DeclaredParam(integer(1), "height of the output in pixels (>= 1)")
+    width = DeclaredParam(integer(1), "width of the output in pixels (>= 1)")
+    channels = DeclaredParam(_channels, "3 (red, green, blue) or 1 (gray); images of the other kind are converted", 3)
+    resize = DeclaredParam(
+        one_of("stretch", "crop", "none"),
+        "'stretch' to height and width, 'crop' (scale the image to cover them and keep its center) or 'none' (keep the "
+        "center; smaller images are invalid)",
+        "stretch",
     )
-    handleInvalid = _param(
-        "handleInvalid",
-        "what to do with rows that are null or can't be decoded: 'error', 'skip' (leave them out) or 'keep' (as null)",
-        _one_of("handleInvalid", "error", "skip", "keep"),
+    outputType = DeclaredParam(
+        one_of("uint8", "float"),
+        "'uint8' (a binary column, one byte per value) or 'float' (an array of floats, 4 times the size)",
+        "uint8",
+    )
+    handleInvalid = DeclaredParam(
+        one_of("error", "skip", "keep"),
+        "what to do with rows that are null, can't be decoded, or exceed PIL.Image.MAX_IMAGE_PIXELS (against "
+        "decompression bombs): 'error', 'skip' (drop them) or 'keep' (as null)",
+        "error",
     )
 
     @keyword_only
@@ -125,66 +121,37 @@ class ImageAssembler(
         handleInvalid: str = "error",
     ) -> None:
         super().__init__()
-        self._setDefault(
-            inputCol="data", outputCol="image", channels=3, resize="stretch", outputType="uint8", handleInvalid="error"
-        )
-        self.setParams(**self._input_kwargs)  # type: ignore[attr-defined]
-
-    def setParams(self, **kwargs: Any) -> ImageAssembler:
-        """Set any of the Params by keyword, as the constructor does; None is the same as not given."""
-        return self._set(**{name: value for name, value in kwargs.items() if value is not None})
-
-    def getHeight(self) -> int:
-        """Gets the value of height."""
-        return self.getOrDefault(self.height)
-
-    def getWidth(self) -> int:
-        """Gets the value of width."""
-        return self.getOrDefault(self.width)
-
-    def getChannels(self) -> int:
-        """Gets the value of channels or its default value."""
-        return self.getOrDefault(self.channels)
-
-    def getResize(self) -> str:
-        """Gets the value of resize or its default value."""
-        return self.getOrDefault(self.resize)
-
-    def getOutputType(self) -> str:
-        """Gets the value of outputType or its default value."""
-        return self.getOrDefault(self.outputType)
+        self._set(**self._input_kwargs)  # type: ignore[attr-defined]
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         import_pillow()
         self._check(dataset.schema)
-        name, output, invalid = self.getInputCol(), self.getOutputCol(), self.getHandleInvalid()
-        layout = Layout(self.getHeight(), self.getWidth(), self.getChannels(), self.getResize(), self.getOutputType())
-        out, given = dataset, F.col("`" + name.replace("`", "``") + "`")
-        taken = f"{self.uid}_data"
-        if _has_user_type(dataset.schema):  # as in DeepNetModel._transform, for Spark 4.3
-            out = dataset.select("*", F.explode(F.array(given)).alias(taken))
-            given = F.col(taken)
-        out = out.withColumn(output, _udf(layout, name, invalid)(given)).drop(taken)
-        if invalid == "skip":
-            out = out.filter(F.col("`" + output.replace("`", "``") + "`").isNotNull())
-        return out
+        name, output, temporary = self.getInputCol(), self.getOutputCol(), f"{self.uid}_data"
+        spec = ImageSpec(self.getHeight(), self.getWidth(), self.getChannels(), self.getResize(), self.getOutputType())
+        out, arguments = udf_arguments(dataset, {"data": F.col(_quoted(name))}, temporary)
+        out = out.withColumn(output, _udf(spec, name, self.getHandleInvalid())(*arguments)).drop(temporary)
+        return out.filter(F.col(_quoted(output)).isNotNull()) if self.getHandleInvalid() == "skip" else out
 
     def _check(self, schema: T.StructType) -> None:
         name, output = self.getInputCol(), self.getOutputCol()
-        missing = [param.name for param in (self.height, self.width) if not self.isDefined(param)]
-        if missing:
-            raise InvalidInputError(f"Param {missing[0]} is not set: give the size that the network takes.")
+        for param in (self.height, self.width):
+            if not self.isDefined(param):
+                raise InvalidInputError(f"Param {param.name} is not set: set it to the size of the network's input.")
         if name not in schema.fieldNames():
             raise InvalidInputError(f"There is no column {name!r}. The DataFrame has {schema.fieldNames()}.")
         if not isinstance(schema[name].dataType, T.BinaryType):
             raise InvalidInputError(
-                f"Column {name!r} is of type {schema[name].dataType.simpleString()}: expected binary, a whole image "
-                'file per row, as cos_ml.read_images and Spark\'s "binaryFile" source read them.'
+                f"Column {name!r} is of type {schema[name].dataType.simpleString()}: expected binary, one image file "
+                'per row, as cos_ml.read_images and Spark\'s source "binaryFile" read them.'
             )
         if output in schema.fieldNames():
             raise InvalidInputError(
                 f"Output column {output!r} is in the DataFrame already: drop it, or set another outputCol."
             )
+
+
+def _quoted(column: str) -> str:
+    return "`" + column.replace("`", "``") + "`"
 
 
 def preprocessing_layers(
@@ -195,49 +162,48 @@ def preprocessing_layers(
     mean: float | Sequence[float] = 0.0,
     scale: float = 1.0,
 ) -> list[Any]:
-    """What Caffe's transform_param does to images, as Keras layers: first of a network, and saved with it.
+    """Keras layers that process images as Caffe's transform_param does, to begin a network with and be saved with it.
 
-    Pixels become ``(pixel - mean) * scale``. In training, every image is cropped at a place of its own and, with
-    ``mirror``, half of them are mirrored left to right; at inference the middle is taken, and nothing is mirrored.
+    Pixels become ``(pixel - mean) * scale``. In training, every image is cropped at a random position of its own and,
+    with ``mirror``, half of the images are flipped left to right. Inference crops the center and flips nothing.
 
     Args:
-        size: height and width of the images that come in; needed with ``crop`` alone.
+        size: height and width of the input images; required with ``crop``.
         crop: height and width to keep, or one number for both.
-        mirror: whether to mirror images.
-        mean: what to subtract: a number, or one per channel, in the order of the channels (ImageAssembler's is red,
-            green, blue; Caffe's is blue, green, red).
-        scale: what to multiply by.
+        mirror: whether to flip images.
+        mean: number to subtract, or one per channel in the order of the channels (red, green, blue from ImageAssembler;
+            Caffe's order is blue, green, red).
+        scale: number to multiply by.
 
     Returns:
-        list: standard layers for inputs of [rows, height, width, channels], of uint8 or floats; the output is floats.
+        list: standard layers for inputs of shape [rows, height, width, channels], uint8 or float; they return floats.
 
     Raises:
-        InvalidInputError: ``crop`` comes without ``size``, or is larger.
+        InvalidInputError: ``crop`` is given without ``size``, or is larger.
     """
     layers = import_keras().layers
-    made: list[Any] = []
+    result: list[Any] = []
     if crop is not None:
         height, width = (crop, crop) if isinstance(crop, int) else crop
         if size is None or not (0 < height <= size[0] and 0 < width <= size[1]):
             raise InvalidInputError(f"expected a crop inside the images' size, received crop={crop!r}, size={size!r}.")
-        # Not RandomCrop: it cuts all images of a batch at the same place, and leaves them whole at inference.
-        # A shift by whole pixels, and then the middle, is the same as a crop anywhere; no pixel from outside gets in.
-        shifts = _shifts(size[0], height), _shifts(size[1], width)
+        # RandomCrop crops all images of a batch at the same position, and does not crop at inference. A random shift by
+        # whole pixels followed by CenterCrop is a random crop, and includes no pixel from outside the image.
         if (height, width) != tuple(size):
-            made.append(layers.RandomTranslation(*shifts, fill_mode="nearest", interpolation="nearest"))
-        made.append(layers.CenterCrop(height, width))
+            shifts = _shifts(size[0], height), _shifts(size[1], width)
+            result.append(layers.RandomTranslation(*shifts, fill_mode="nearest", interpolation="nearest"))
+        result.append(layers.CenterCrop(height, width))
     if mirror:
-        made.append(layers.RandomFlip("horizontal"))
-    means = [float(value) for value in np.ravel(mean)]
-    offsets = [-value * scale for value in means]
-    made.append(layers.Rescaling(scale, offsets if len(offsets) > 1 else offsets[0]))
-    return made
+        result.append(layers.RandomFlip("horizontal"))
+    offsets = [-float(value) * scale for value in np.ravel(mean)]
+    result.append(layers.Rescaling(scale, offsets if len(offsets) > 1 else offsets[0]))
+    return result
 
 
 def _shifts(side: int, kept: int) -> tuple[float, float]:
-    """The parts of ``side`` by which an image may move, so that its middle ``kept`` pixels are all of the image's.
+    """The range of shifts, as fractions of ``side``, that keep the center crop of ``kept`` pixels inside the image.
 
-    Half a pixel more either way: the nearest whole pixel counts, and so each place is as likely as another.
+    Half a pixel is added at both ends: shifts round to whole pixels, so all positions are equally likely.
     """
     spare = side - kept
     return (spare // 2 - spare - 0.5) / side, (spare // 2 + 0.5) / side
@@ -259,33 +225,32 @@ def import_pillow() -> ModuleType:
     return Image
 
 
-def decode_image(data: bytes, layout: Layout) -> np.ndarray:
-    """The pixels of an image file: uint8, of [height, width, channels].
+def decode_image(data: bytes, spec: ImageSpec) -> np.ndarray:
+    """The pixels of an image file, as uint8 of shape [height, width, channels].
 
     Raises:
-        Exception: it can't be decoded, whatever Pillow raises then; or it is smaller than the layout, and
-            ``resize="none"``.
+        Exception: Pillow can't decode it, or it is smaller than ``spec`` and ``resize="none"``.
     """
-    mode, size = MODES[layout.channels], (layout.width, layout.height)
+    mode, size = MODES[spec.channels], (spec.width, spec.height)
     with import_pillow().open(io.BytesIO(data), formats=FORMATS) as image:
-        if layout.resize != "none":
-            # A JPEG much larger than the output decodes to a half, a quarter or an eighth of its size, in a fraction of
-            # the time; to no less than twice the output, where the difference does not show.
+        if spec.resize != "none":
+            # Decodes a JPEG much larger than the output at 1/2, 1/4 or 1/8 of its size, in a fraction of the time, but
+            # at no less than twice the output's size, so that the difference is not visible.
             image.draft(mode, (2 * size[0], 2 * size[1]))
         picture = _eight_bits(image)
         if picture.mode != mode:
             picture = picture.convert(mode)
         if picture.size != size:
-            picture = _resized(picture, size, layout.resize)
-        return np.asarray(picture).reshape(layout.height, layout.width, layout.channels)
+            picture = _resized(picture, size, spec.resize)
+        return np.asarray(picture).reshape(spec.height, spec.width, spec.channels)
 
 
 def _eight_bits(image: Any) -> Any:
-    """Pillow cuts larger values off at 255 where it converts an image of 16 bits."""
+    """The upper 8 bits of a 16-bit image, of which Pillow would clip the values at 255; other images unchanged."""
     if image.mode.startswith("I;16"):
         return import_pillow().fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError(f"its values have 32 bits (Pillow's mode {image.mode}), and no known range")
+        raise ValueError(f"its values have 32 bits (Pillow's mode {image.mode}) and no known range")
     return image
 
 
@@ -304,59 +269,61 @@ def _resized(image: Any, size: tuple[int, int], resize: str) -> Any:
     return image.resize(size, bilinear, box=(left, top, width - left, height - top))
 
 
-def _udf(layout: Layout, column: str, handle_invalid: str) -> Any:
-    kind = T.BinaryType() if layout.output_type == "uint8" else T.ArrayType(T.FloatType())
-
-    @F.pandas_udf(kind)  # type: ignore[attr-defined]
+def _udf(spec: ImageSpec, column: str, handle_invalid: str) -> Any:
+    @F.pandas_udf(T.BinaryType() if spec.output_type == "uint8" else T.ArrayType(T.FloatType()))  # type: ignore[attr-defined]
     def decode(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        return _decode_batches(batches, layout, column, handle_invalid)
+        return decode_batches(batches, spec, column, handle_invalid)
 
-    # Spark would push the filter that skips bad rows below this UDF, and run it twice.
+    # Spark would push the filter that skips invalid rows below a deterministic UDF, and run the UDF twice.
     return decode.asNondeterministic() if handle_invalid == "skip" else decode
 
 
-def _decode_batches(
-    batches: Iterator[pd.Series], layout: Layout, column: str, handle_invalid: str
+def decode_batches(
+    batches: Iterator[pd.Series], spec: ImageSpec, column: str, handle_invalid: str
 ) -> Iterator[pd.Series]:
-    """A value for every row, null for a bad one, in batches of a few MB, whatever size Spark's own are."""
-    rows, first_row = max(YIELDED // layout.size, 1), 0
+    """Decode the rows of ``batches``, in order, in batches of a few MB; invalid rows become null.
+
+    Raises:
+        InvalidInputError: a row is invalid, and ``handle_invalid`` is "error".
+    """
+    size = max(BATCH_BYTES // (spec.values * (4 if spec.output_type == "float" else 1)), 1)
+    first_row = 0
     for batch in batches:
-        for start in range(0, len(batch), rows):
-            pixels, row_errors = _decode_rows(batch.iloc[start : start + rows], layout)
-            if row_errors and handle_invalid == "error":
-                row, what = next(iter(row_errors.items()))
+        for start in range(0, len(batch), size):
+            pixels, errors = _decode_rows(batch.iloc[start : start + size], spec)
+            if errors and handle_invalid == "error":
+                row, reason = next(iter(errors.items()))
                 raise InvalidInputError(
-                    f"column {column!r}, row {first_row + start + row}: {what}. "
-                    'handleInvalid="skip" leaves such rows out, "keep" makes them null.'
+                    f"column {column!r}, row {first_row + start + row}: {reason}. "
+                    'handleInvalid="skip" drops such rows, "keep" makes them null.'
                 )
-            yield _series(pixels, list(row_errors), layout)
+            yield _series(pixels, list(errors), spec)
         first_row += len(batch)
 
 
-def _decode_rows(rows: Sequence[bytes | None], layout: Layout) -> tuple[np.ndarray, dict[int, str]]:
-    """Pixels of [rows, values of an image], and what is wrong with the rows that have none."""
-    image = import_pillow()  # outside of the try below: missing, it is no matter of a row
-    pixels = np.zeros((len(rows), layout.height * layout.width * layout.channels), np.uint8)
-    row_errors = {}
+def _decode_rows(rows: Sequence[bytes | None], spec: ImageSpec) -> tuple[np.ndarray, dict[int, str]]:
+    """Pixels of shape [rows, values of an image], and what is wrong with each row that has none."""
+    image = import_pillow()  # outside of the try below: a missing package is no error of a row
+    pixels = np.zeros((len(rows), spec.values), np.uint8)
+    errors = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of metadata that nobody reads here
+        warnings.simplefilter("ignore")  # about metadata, which is not used
         warnings.simplefilter("error", image.DecompressionBombWarning)
         for row, data in enumerate(rows):
             if data is None:
-                row_errors[row] = "is null"
+                errors[row] = "is null"
                 continue
             try:
-                pixels[row] = decode_image(data, layout).reshape(-1)
-            except Exception as error:  # a damaged file meets any of Pillow's decoders in any state
-                row_errors[row] = f"can't be decoded: {type(error).__name__}: {error}"
-    return pixels, row_errors
+                pixels[row] = decode_image(data, spec).reshape(-1)
+            except Exception as error:  # Pillow's decoders raise all kinds of errors for a damaged file
+                errors[row] = f"can't be decoded: {type(error).__name__}: {error}"
+    return pixels, errors
 
 
-def _series(pixels: np.ndarray, bad: list[int], layout: Layout) -> pd.Series:
-    """The output column's values, null for bad rows."""
+def _series(pixels: np.ndarray, invalid: list[int], spec: ImageSpec) -> pd.Series:
+    """The values of the output column, null for invalid rows."""
     empty = np.zeros(len(pixels), bool)
-    empty[bad] = True
-    if layout.output_type == "float":
-        values = pd.arrays.ArrowExtensionArray(as_list_array(pixels.astype(np.float32), empty))
-        return _arrow_frame()({"pixels": values})["pixels"]  # Spark takes it as it is, in a tenth of the time
+    empty[invalid] = True
+    if spec.output_type == "float":
+        return arrow_frame({"pixels": as_list_array(pixels.astype(np.float32), empty)})["pixels"]
     return pd.Series([None if null else row.tobytes() for row, null in zip(pixels, empty, strict=True)], dtype=object)

@@ -1,7 +1,7 @@
-"""Saved stages: Spark ML's metadata, and the network beside it (driver side).
+"""Saving and loading stages: Spark ML's metadata with the network beside it (driver side).
 
-docs/saved-models.md describes the format. Everything goes through Spark, so that a path is whatever Spark can open.
-Nothing is pickled.
+docs/saved-models.md describes the format. All files are read and written by Spark, so a path may have any scheme that
+Spark supports. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import json
 import sys
 import warnings
 from collections.abc import Iterable
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
+from pyspark.ml.param import Params
+from pyspark.ml.util import DefaultParamsReadable, DefaultParamsReader, DefaultParamsWritable, DefaultParamsWriter
 
 from cos_ml import spark_internals
 from cos_ml.data import blobs
@@ -30,55 +31,54 @@ __all__ = ["NetworkStage", "check_golden", "golden_rows"]
 
 FORMAT = 1
 GOLDEN_ROWS = 3
-TOLERANCE = 1e-3  # of a golden output, relative to the largest: far above rounding, far below another computation
+TOLERANCE = 1e-3  # relative to the largest output: rounding stays far below it, a different computation far above
 
 Stage = TypeVar("Stage", bound="NetworkStage")
 
 
-class NetworkStage(MLReadable[Any], MLWritable):
-    """A stage that is saved as its Params, its network and, of a trained one, what it was compiled with.
+class NetworkStage(DefaultParamsReadable[Any], DefaultParamsWritable, Params):
+    """A stage that is saved as its Params, its network and, if it was trained, its compile arguments.
 
     Attributes:
-        compiled: arguments of ``keras.Model.compile`` that it was trained with, in Keras's serialised form; else None.
+        compiled: arguments of ``keras.Model.compile`` from training, in Keras's serialised form; None if untrained.
     """
 
     compiled: dict[str, Any] | None = None
 
-    def write(self) -> MLWriter:
-        """A writer that saves this stage through Spark's own file systems."""
+    def write(self) -> StageWriter:
+        """Returns a writer for this stage."""
         return StageWriter(self)
 
     @classmethod
-    def read(cls: type[Stage]) -> MLReader[Stage]:
-        """A reader of saved stages."""
+    def read(cls: type[Stage]) -> StageReader[Stage]:
+        """Returns a reader of saved stages of this class."""
         return StageReader(cls)
 
-    def _stored_network(self) -> Network | None:
+    def _network(self) -> Network:
+        """The network of this stage.
+
+        Raises:
+            InvalidInputError: the Param model is not set.
+        """
         raise NotImplementedError
 
 
-class StageWriter(MLWriter):
-    """Writes a stage: Spark ML's metadata, and the network as Parquet rows of 8 MiB."""
+class StageWriter(DefaultParamsWriter):
+    """Writes a stage: Spark ML's metadata, and the network as Parquet rows of at most 8 MiB."""
 
-    def __init__(self, instance: Any) -> None:
-        super().__init__()
-        self.instance = instance
-
-    def _handleOverwrite(self, path: str) -> None:
-        if spark_internals.is_connect(self.sparkSession):
-            spark_internals.remove_saved(path)  # Spark's own stages do it this way; its MLWriter does not
+    def save(self, path: str) -> None:
+        """Save the stage to ``path``."""
+        if self.shouldOverwrite and spark_internals.is_connect(self.sparkSession):
+            spark_internals.remove_saved(path)  # MLWriter.save removes it through the JVM, which Connect does not have
+            self.saveImpl(path)
         else:
-            super()._handleOverwrite(path)
+            super().save(path)
 
     def saveImpl(self, path: str) -> None:
-        """Raises SavedModelError where something is at ``path`` already, and overwrite was not asked for."""
-        instance = self.instance
-        network: Network | None = instance._stored_network()
-        plain = {
-            param.name: instance.getOrDefault(param)
-            for param in instance.params
-            if instance.isSet(param) and param.name != "model"
-        }
+        """Save the stage to ``path``; raises SavedModelError if something already exists there."""
+        instance: Any = self.instance
+        network: Network | None = instance._network() if instance.isSet(instance.model) else None
+        chosen = [param for param in instance.params if instance.isSet(param) and param.name != "model"]
         extra = {
             "format": FORMAT,
             "versions": recorded_versions(),
@@ -86,11 +86,12 @@ class StageWriter(MLWriter):
             "compiled": instance.compiled,
         }
         try:
-            DefaultParamsWriter.saveMetadata(instance, path, self.sparkSession, extra, plain)
+            values = {param.name: instance.getOrDefault(param) for param in chosen}
+            self.saveMetadata(instance, path, self.sparkSession, extra, values)
         except Exception as error:
             if "already exists" in str(error).lower() or "PATH_ALREADY_EXISTS" in str(error):
                 raise SavedModelError(
-                    f"There is something at {path} already. To replace it: stage.write().overwrite().save({path!r})"
+                    f"{path} already exists. To replace it: stage.write().overwrite().save({path!r})"
                 ) from None
             raise
         if network is None:
@@ -98,49 +99,45 @@ class StageWriter(MLWriter):
         items = {"network": network.archive}
         if golden := golden_rows(network):
             items["golden"] = golden
-        # A few pieces at a time: a driver's JVM of ordinary size can't hold a network of several hundred MB.
+        # A few pieces at a time: a driver JVM of ordinary size cannot hold a network of several hundred MB.
         for batches in blobs.grouped(blobs.record_batches(items)):
             part = self.sparkSession.createDataFrame(pa.Table.from_batches(batches)).coalesce(1)
             part.write.mode("append").parquet(f"{path.rstrip('/')}/data")
 
 
-class StageReader(MLReader[Stage], Generic[Stage]):
+class StageReader(DefaultParamsReader[Stage]):
     """Reads what StageWriter wrote."""
 
-    def __init__(self, cls: type[Stage]) -> None:
-        super().__init__()
-        self.cls = cls
-
-    def load_model(self, path: str) -> Stage:
-        """The stage saved at ``path``.
+    def load(self, path: str) -> Stage:
+        """Load the stage saved at ``path``.
 
         Raises:
-            SavedModelError: it is of another class or format, or damaged; or, with ``handleMismatch="error"``, it
-                computes something else here than where it was saved.
+            SavedModelError: the stage is missing, damaged, or of another class or format; or
+                ``handleMismatch="error"`` and its outputs differ from those recorded at save time.
         """
         try:
             return self._load(path)
         except CosMLError:
             raise
-        except Exception as error:  # Spark's, Python's and NumPy's: whatever damage makes them raise
-            what = str(error).strip().split("\n")[0]
-            if "PATH_NOT_FOUND" in what or "Input path does not exist" in what:
+        except Exception as error:  # damaged files raise errors of Spark, Python and NumPy
+            reason = str(error).strip().split("\n")[0]
+            if "PATH_NOT_FOUND" in reason or "Input path does not exist" in reason:
                 raise SavedModelError(f"There is no saved {self.cls.__name__} at {path}.") from error
-            raise SavedModelError(f"What is saved at {path} is damaged: {type(error).__name__}: {what}") from error
+            raise SavedModelError(f"The saved stage at {path} is damaged: {type(error).__name__}: {reason}") from error
 
     def _load(self, path: str) -> Stage:
-        metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession)
-        wanted = f"{self.cls.__module__}.{self.cls.__name__}"
-        if metadata.get("class") != wanted:
-            raise SavedModelError(f"{path} holds a {metadata.get('class')}, and no {wanted}.")
+        metadata = self.loadMetadata(path, self.sparkSession)
+        expected = f"{self.cls.__module__}.{self.cls.__name__}"
+        if metadata.get("class") != expected:
+            raise SavedModelError(f"{path} contains {metadata.get('class')}, expected {expected}.")
         if metadata.get("format") != FORMAT:
             raise SavedModelError(
-                f"{path} has format {metadata.get('format')}, and this cos_ml reads format {FORMAT}: load it with "
-                "the version that wrote it."
+                f"{path} has format {metadata.get('format')}, expected format {FORMAT}: load it with the version of "
+                "cos_ml that saved it."
             )
         stage: Any = self.cls()._resetUid(metadata["uid"])  # type: ignore[attr-defined]
         untrusted.check_config(metadata["paramMap"])
-        DefaultParamsReader.getAndSetParams(stage, metadata)
+        self.getAndSetParams(stage, metadata)
         if metadata["network"] is None:
             return stage
         rows = self.sparkSession.read.parquet(f"{path.rstrip('/')}/data").toLocalIterator()
@@ -161,60 +158,62 @@ class StageReader(MLReader[Stage], Generic[Stage]):
 
 
 def golden_rows(network: Network) -> bytes:
-    """A few made-up inputs and what the network makes of them, as the bytes of an .npz file.
+    """Random inputs and the network's outputs for them, as the bytes of an .npz file.
 
     Returns:
-        bytes: arrays ``x0``, ``x1``, ... (inputs) and ``y0``, ... (outputs), of 3 rows each; empty for a network that
-        takes no made-up rows, as one whose open sides have to be of a certain length.
+        bytes: arrays ``x0``, ``x1``, ... (inputs) and ``y0``, ``y1``, ... (outputs), of 3 rows each; empty if the
+        network rejects random rows, for example because an unknown dimension has to have a certain length.
     """
     random = np.random.default_rng(0)
-    inputs = [_made_up(random, (GOLDEN_ROWS, *(8 if side is None else side for side in one.shape)), one.dtype)
-              for one in network.inputs]  # fmt: skip
+    inputs = [
+        _random_rows(random, (GOLDEN_ROWS, *(8 if side is None else side for side in tensor.shape)), tensor.dtype)
+        for tensor in network.inputs
+    ]
     try:
         outputs = _compute(network, inputs)
-    except Exception:  # whatever a layer says about rows that are none of its kind
+    except Exception:  # a layer may raise anything for rows that it does not support
         return b""
-    file = io.BytesIO()
     arrays = {f"x{index}": array for index, array in enumerate(inputs)}
-    np.savez_compressed(file, **arrays, **{f"y{index}": array for index, array in enumerate(outputs)})  # type: ignore[arg-type]
+    arrays |= {f"y{index}": array for index, array in enumerate(outputs)}
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return file.getvalue()
 
 
-def check_golden(network: Network, golden: bytes, saved_by: dict[str, str], fail: bool) -> None:
-    """Compute the golden rows again, and warn where they come out differently.
+def check_golden(network: Network, golden: bytes, saved_by: dict[str, str], strict: bool) -> None:
+    """Compute the golden rows again, and warn if the outputs differ from the recorded ones.
 
     Args:
-        network: the network as loaded here.
-        golden: what ``golden_rows`` returned where it was saved.
-        saved_by: the versions there.
-        fail: raise instead of warning.
+        network: the network as loaded in this process.
+        golden: the bytes that ``golden_rows`` returned at save time.
+        saved_by: the versions recorded at save time.
+        strict: whether to raise instead of warning.
 
     Raises:
-        SavedModelError: they come out differently, and ``fail``.
+        SavedModelError: the outputs differ and ``strict`` is True, or ``golden`` is not a valid .npz file.
     """
     untrusted.check_zip(golden, "golden rows")
-    with np.load(io.BytesIO(golden), allow_pickle=False) as kept:
-        inputs = [kept[f"x{index}"] for index in range(len(network.inputs))]
-        expected = [kept[f"y{index}"] for index in range(len(network.outputs))]
-    worst = max(
-        (_difference(one, other) for one, other in zip(expected, _compute(network, inputs), strict=True)), default=0.0
-    )
+    with np.load(io.BytesIO(golden), allow_pickle=False) as arrays:
+        inputs = [arrays[f"x{index}"] for index in range(len(network.inputs))]
+        expected = [arrays[f"y{index}"] for index in range(len(network.outputs))]
+    outputs = _compute(network, inputs)
+    worst = max((_difference(*pair) for pair in zip(expected, outputs, strict=True)), default=0.0)
     if worst <= TOLERANCE:
         return
-    here = recorded_versions()
-    differing = ", ".join(f"{name} {saved_by.get(name)} there, {here[name]} here" for name in here
-                          if saved_by.get(name) != here[name])  # fmt: skip
+    current = recorded_versions()
+    changed = [f"{name} {saved_by.get(name)} then, {current[name]} now"
+               for name in current if saved_by.get(name) != current[name]]  # fmt: skip
     message = (
-        f"This network computes something else here than where it was saved: its golden rows differ by {worst:.2g} of "
-        f"the largest output ({differing or 'the same versions, so it is the machine'}). Score with the versions that "
-        'saved it, or set handleMismatch="ignore" if this is near enough.'
+        f"The network's outputs differ from those recorded at save time, by {worst:.2g} of the largest output "
+        f"({', '.join(changed) or 'all versions are the same, so the hardware differs'}). Use the versions that saved "
+        'it, or set handleMismatch="ignore" if the difference is acceptable.'
     )
-    if fail:
+    if strict:
         raise SavedModelError(message)
     warnings.warn(message, stacklevel=5)
 
 
-def _made_up(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+def _random_rows(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     if dtype == "string":
         return random.choice(np.array([b"one", b"two", b"three"]), shape)
     if dtype.startswith(("int", "uint", "bool")):
@@ -223,15 +222,15 @@ def _made_up(random: np.random.Generator, shape: tuple[int, ...], dtype: str) ->
 
 
 def _compute(network: Network, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    """The outputs of ``network``, in its order."""
     tf = import_tensorflow()
-
     model = load_model(network.archive, network.modules)
     tensors = [tf.constant(array) for array in inputs]
     return [output.numpy() for output in tf.nest.flatten(model(pack_inputs(model, tensors), training=False))]
 
 
 def _difference(expected: np.ndarray, found: np.ndarray) -> float:
-    """The largest difference, in parts of the largest expected value; infinite where shape or NaN differ."""
+    """The largest difference, relative to the largest expected value; infinite if the shapes or NaNs differ."""
     expected, found = expected.astype(np.float64), found.astype(np.float64)
     if expected.shape != found.shape or not (np.isnan(expected) == np.isnan(found)).all():
         return float("inf")
@@ -240,7 +239,7 @@ def _difference(expected: np.ndarray, found: np.ndarray) -> float:
 
 
 def _check_imported(modules: Iterable[str]) -> None:
-    """A saved file names no module to import by itself: what it needs, this program has imported."""
+    """Raise SavedModelError for modules that are not imported: a saved file must not cause imports."""
     missing = sorted(module for module in modules if module not in sys.modules)
     if missing:
-        raise SavedModelError(f"The network has custom layers: import {', '.join(missing)} before it is loaded.")
+        raise SavedModelError(f"The network has custom layers: import {', '.join(missing)} before loading it.")

@@ -1,4 +1,4 @@
-"""What a fit tells about itself (driver side)."""
+"""The summary of a fit (driver side)."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ __all__ = ["TrainingSummary"]
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """The course of one fit.
+    """The history of one fit, and where and how it ran.
 
     Attributes:
-        history: metric name -> its value over all ranks, by epoch; of validation rows with "val_" before the name.
-        rows: training rows seen in each epoch, on all ranks.
-        validationRows: validation rows, on all ranks.
-        steps: steps of each epoch, the same on all ranks.
-        ranks: rank -> where it ran: host, local rank and so on.
-        seconds: rank -> phase -> seconds: "start" (load the network), "read" (until all rows are spooled and all ranks
-            have met), "join" (Horovod), "compile" (until the first steps are done, which TensorFlow traces), "train".
-            The first three are the same for all candidates of a grid.
-        epochSeconds: seconds of each epoch, as rank 0 saw it.
-        logs: rank -> the end of what it printed.
-        resumedAt: the epochs, and the steps of the next one, that came from a checkpoint; (0, 0) where none did.
-        failures: why earlier attempts at the same fit failed, as far as Spark tells.
-        notes: what else a person should know of it: a damaged or unwritten checkpoint, little memory.
-        cacheUrl: where the rows are kept, with keepCache; else None.
+        history: metric name -> its value over all ranks at each epoch; metrics of validation rows start with "val_".
+        rows: number of training rows per epoch, over all ranks.
+        validationRows: number of validation rows, over all ranks.
+        steps: number of steps per epoch, the same on all ranks.
+        ranks: where each rank ran: host, local rank and so on.
+        seconds: for each rank, seconds per phase: "start" (load the network), "read" (until all rows are on local disk
+            and all ranks are ready), "join" (initialise Horovod), "compile" (until the first steps, which TensorFlow
+            traces, are done) and "train". All candidates of a grid share the first three.
+        epochSeconds: seconds per epoch, measured by rank 0.
+        logs: the tail of each rank's output.
+        resumedAt: the epochs, and the steps of the next one, that a checkpoint provided; (0, 0) without one.
+        failures: errors of earlier attempts at the same fit, as far as Spark reports them.
+        notes: warnings, for example about a damaged checkpoint, one that could not be written, or little memory.
+        cacheUrl: URL of the cached rows if keepCache is set, else None.
     """
 
     history: dict[str, list[float]]
@@ -49,23 +49,22 @@ class TrainingSummary:
     cacheUrl: str | None = None
 
     def __str__(self) -> str:
-        epochs = len(self.epochSeconds)
         last = ", ".join(f"{name} {values[-1]:.4f}" for name, values in self.history.items())
         seconds = ", ".join(f"{phase} {value:.1f}" for phase, value in self.seconds[0].items())
-        held = f" and {self.validationRows:,} validation rows" if self.validationRows else ""
+        validation = f" and {self.validationRows:,} validation rows" if self.validationRows else ""
         return (
-            f"{epochs} epochs of {self.rows:,} rows{held}, {self.steps:,} steps each, on {len(self.ranks)} ranks\n"
-            f"last epoch: {last}\nseconds of rank 0: {seconds}"
+            f"{len(self.epochSeconds)} epochs of {self.rows:,} rows{validation}, {self.steps:,} steps each, on "
+            f"{len(self.ranks)} ranks\nlast epoch: {last}\nseconds of rank 0: {seconds}"
         )
 
     def plot(self, path: str | None = None) -> Figure:
-        """Draw the history: a panel for each metric, with its values on validation rows where there are any.
+        """Plot the history: one panel per metric, with its values on training and validation rows.
 
         Args:
-            path: a file to write, its format by its name's end (.png, .svg, .pdf ...).
+            path: file to write; its extension decides the format (.png, .svg, .pdf ...). None writes no file.
 
         Returns:
-            matplotlib.figure.Figure: to be shown by a notebook, or changed.
+            matplotlib.figure.Figure: the plot, for a notebook to show or for changes.
 
         Raises:
             SetupError: matplotlib is not installed.
@@ -75,8 +74,7 @@ class TrainingSummary:
             from matplotlib.ticker import MaxNLocator
         except ImportError as error:
             raise SetupError('summary.plot() needs matplotlib: pip install "cos-ml[plot]"') from error
-        names = [name for name in self.history if not name.startswith("val_")]
-        names.sort(key=lambda name: name != "loss")  # the loss comes first
+        names = sorted((name for name in self.history if not name.startswith("val_")), key=lambda name: name != "loss")
         figure = Figure(figsize=(4.5 * len(names), 3.5), layout="constrained")
         for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
             curves = {"training": self.history[name], "validation": self.history.get(f"val_{name}")}
@@ -94,8 +92,6 @@ class TrainingSummary:
         return figure
 
     def toDataFrame(self, spark: SparkSession) -> DataFrame:
-        """The history as a DataFrame: a row per epoch, counted from 1, and a double column per metric."""
-        names = list(self.history)
-        rows = [(epoch + 1, *values) for epoch, values in enumerate(zip(*self.history.values(), strict=True))]
-        columns = ["epoch int", *(f"`{name}` double" for name in names)]
-        return spark.createDataFrame(rows, ", ".join(columns))
+        """The history as a DataFrame: one row per epoch, counted from 1, and one double column per metric."""
+        rows = [(epoch, *values) for epoch, values in enumerate(zip(*self.history.values(), strict=True), start=1)]
+        return spark.createDataFrame(rows, ", ".join(["epoch int", *(f"`{name}` double" for name in self.history)]))

@@ -1,43 +1,49 @@
-"""Versions of what a fit depends on, read from the installed packages without importing them (every side)."""
+"""Versions of the packages that a fit and a saved model depend on (every side)."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
 
-__all__ = ["recorded_versions", "shared_versions", "version_of"]
+import cos_ml
+from cos_ml.network.keras_import import import_keras, import_tensorflow
+
+__all__ = ["recorded_versions", "shared_versions"]
 
 TENSORFLOW = ("tensorflow", "tensorflow-cpu", "tensorflow-gpu", "tensorflow-macos", "tensorflow-rocm", "tf-nightly")
 
 
-def version_of(*distributions: str) -> str | None:
-    """The version of the first of these distributions that is installed; None where none is."""
+def shared_versions() -> dict[str, str | None]:
+    """Versions that driver and executors must share, read without importing the packages; None if not installed."""
+    return {
+        "Python": ".".join(platform.python_version_tuple()[:2]),
+        "TensorFlow": _installed(*TENSORFLOW),
+        "Keras": _installed("keras"),
+        "cos_ml": _installed("cos-ml"),
+        "Horovod": _installed("horovod"),
+    }
+
+
+def recorded_versions() -> dict[str, str]:
+    """Versions that a network's outputs may depend on, as saved models record them (driver side)."""
+    import numpy
+    import pyspark
+
+    return {
+        "cos_ml": cos_ml.__version__,
+        "python": platform.python_version(),
+        "tensorflow": import_tensorflow().__version__,
+        "keras": import_keras().version(),
+        "numpy": numpy.__version__,
+        "pyspark": pyspark.__version__,
+    }
+
+
+def _installed(*distributions: str) -> str | None:
+    """The version of the first of these distributions that is installed; None if none is."""
     for name in distributions:
         try:
             return importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
     return None
-
-
-def shared_versions() -> dict[str, str | None]:
-    """What must be the same on the driver and on all executors; None for what is not installed."""
-    return {
-        "Python": ".".join(platform.python_version_tuple()[:2]),
-        "TensorFlow": version_of(*TENSORFLOW),
-        "Keras": version_of("keras"),
-        "cos_ml": version_of("cos-ml"),
-        "Horovod": version_of("horovod"),
-    }
-
-
-def recorded_versions() -> dict[str, str | None]:
-    """What a network's outputs may depend on, as saved models record it."""
-    return {
-        "cos_ml": version_of("cos-ml"),
-        "python": platform.python_version(),
-        "tensorflow": version_of(*TENSORFLOW),
-        "keras": version_of("keras"),
-        "numpy": version_of("numpy"),
-        "pyspark": version_of("pyspark", "pyspark-client", "pyspark-connect"),
-    }

@@ -57,7 +57,7 @@ def test_the_param_takes_callbacks_and_classes():
         (lambda: callback(keras.layers.Dense), r"expected a class of keras.callbacks"),
         (lambda: callback("CSVLogger"), r"CSVLogger with \{\}: missing a required argument"),
         (lambda: callback("CSVLogger", filename="x", colour=3), r"unexpected keyword argument 'colour'"),
-        (lambda: callback("BackupAndRestore", backup_dir="x"), r"they would no longer take the same steps"),
+        (lambda: callback("BackupAndRestore", backup_dir="x"), r"would take different steps"),
         (lambda: callback("EarlyStopping", ranks="second"), r"'all' or 'first'"),
         (lambda: callback(type("Local", (keras.callbacks.Callback,), {"__module__": "__main__"})), r"can't import it"),
         (lambda: DeepNetEstimator(callbacks=[keras.callbacks.TerminateOnNaN()]), r"cos_ml.callback\('TerminateOnNaN'"),

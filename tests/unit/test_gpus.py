@@ -14,18 +14,18 @@ LOCAL = OFFERED | {"spark.master": "local"}  # with the defaults of a cluster
     ("settings", "message"),
     [
         ({"spark.master": "yarn"}, r"spark\.executor\.resource\.gpu\.amount is not set.*--conf.*discoveryScript"),
-        (OFFERED | {gpus.TASK: "0.5"}, r"amount=0\.5: a rank uses exactly one GPU.*Set it to 1, or not at all"),
-        (OFFERED | {gpus.TASK: "2"}, r"amount=2: a rank uses exactly one GPU"),
+        (OFFERED | {gpus.TASK: "0.5"}, r"amount=0\.5: a rank needs exactly one GPU.*Set it to 1, or leave it unset"),
+        (OFFERED | {gpus.TASK: "2"}, r"amount=2: a rank needs exactly one GPU"),
     ],
 )
 def test_gpus_that_spark_does_not_have(settings, message):
     with pytest.raises(ClusterError, match=message):
-        gpus.check(settings, wanted=True)
+        gpus.check(settings, use_gpu=True)
 
 
-def test_gpus_that_there_are():
-    assert gpus.check(OFFERED | {gpus.TASK: "1"}, True) == "1 for each rank, as every task has; 4 in each executor"
-    assert "for the training alone (stage-level scheduling)" in gpus.check(OFFERED, True)
+def test_the_description_of_the_gpus():
+    assert gpus.check(OFFERED | {gpus.TASK: "1"}, True) == "1 per rank, as for every task; 4 per executor"
+    assert "for the training stage alone (stage-level scheduling)" in gpus.check(OFFERED, True)
     assert "local master" in gpus.check({"spark.master": "local[2]"}, True)
     assert "local master" in gpus.check(LOCAL, True)
     assert "CPUs" in gpus.check({}, False)
@@ -63,11 +63,11 @@ def test_without_spark_the_visible_ones_go_in_rank_order():
 
 
 def test_fits_side_by_side_take_turns_where_spark_hands_out_no_gpus():
-    assert gpus.in_turn({"spark.master": "local[2]"}, True)
-    assert gpus.in_turn(LOCAL, True)
-    assert not gpus.in_turn({"spark.master": "local[2]"}, False)
-    assert not gpus.in_turn(OFFERED, True)
-    assert not gpus.in_turn(OFFERED | {gpus.TASK: "1"}, True)
+    assert gpus.is_exclusive({"spark.master": "local[2]"}, True)
+    assert gpus.is_exclusive(LOCAL, True)
+    assert not gpus.is_exclusive({"spark.master": "local[2]"}, False)
+    assert not gpus.is_exclusive(OFFERED, True)
+    assert not gpus.is_exclusive(OFFERED | {gpus.TASK: "1"}, True)
 
 
 @pytest.mark.parametrize("addresses", [None, ["GPU-b"]])
@@ -81,7 +81,7 @@ def test_scoring_uses_the_gpu_of_its_task_and_no_other(addresses, monkeypatch):
 
 
 def test_ranks_never_share_a_gpu():
-    with pytest.raises(InvalidInputError, match=r"shows 2 GPUs.*Set numTrainWorkers to 2"):
+    with pytest.raises(InvalidInputError, match=r"shows 2 GPUs.*Set numTrainWorkers=2"):
         gpus.environment(True, None, 2, {gpus.VISIBLE: "0,1"})
     with pytest.raises(InvalidInputError, match=r"CUDA_VISIBLE_DEVICES= shows 0 GPUs.*Set useGpu=False"):
         gpus.environment(True, None, 0, {gpus.VISIBLE: ""})  # hidden by whoever started this

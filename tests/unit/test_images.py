@@ -8,7 +8,7 @@ from PIL import Image
 
 from cos_ml import images
 from cos_ml.errors import InvalidInputError, SetupError
-from cos_ml.images import ImageAssembler, Layout, decode_image, preprocessing_layers
+from cos_ml.images import ImageAssembler, ImageSpec, decode_batches, decode_image, preprocessing_layers
 from cos_ml.network.keras_import import import_keras
 
 keras = import_keras()
@@ -25,14 +25,14 @@ def file_of(pixels, kind="PNG", **options):
     return file.getvalue()
 
 
-def layout(height=6, width=8, channels=3, resize="stretch", output_type="uint8"):
-    return Layout(height, width, channels, resize, output_type)
+def spec(height=6, width=8, channels=3, resize="stretch", output_type="uint8"):
+    return ImageSpec(height, width, channels, resize, output_type)
 
 
-def assemble(rows, made=None, handle_invalid="error"):
+def assemble(rows, image_spec=None, handle_invalid="error"):
     """What a scoring task makes of these batches."""
     batches = [pd.Series(batch, dtype=object) for batch in rows]
-    return list(images._decode_batches(iter(batches), made or layout(), "data", handle_invalid))
+    return list(decode_batches(iter(batches), image_spec or spec(), "data", handle_invalid))
 
 
 # ── decoding ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -40,25 +40,25 @@ def assemble(rows, made=None, handle_invalid="error"):
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
 def test_pixels_of_the_right_size_stay_as_they_are(kind):
-    assert (decode_image(file_of(PIXELS, kind), layout()) == PIXELS).all()
+    assert (decode_image(file_of(PIXELS, kind), spec()) == PIXELS).all()
 
 
 def test_a_jpeg_is_near():
     smooth = np.tile(np.linspace(0, 255, 64).astype(np.uint8)[:, None], (64, 1, 3)).reshape(64, 64, 3)
-    found = decode_image(file_of(smooth, "JPEG", quality=95), layout(64, 64))
+    found = decode_image(file_of(smooth, "JPEG", quality=95), spec(64, 64))
     assert np.abs(found.astype(int) - smooth).max() < 10
 
 
 def test_a_large_jpeg_that_decodes_at_a_part_of_its_size_is_near_the_whole():
     columns = np.linspace(0, 255, 1024).astype(np.uint8)
     smooth = np.stack([np.tile(columns, (768, 1))] * 3, axis=-1)
-    found = decode_image(file_of(smooth, "JPEG", quality=95), layout(48, 64))
+    found = decode_image(file_of(smooth, "JPEG", quality=95), spec(48, 64))
     expected = smooth.reshape(48, 16, 64, 16, 3).mean(axis=(1, 3))
     assert np.abs(found - expected).max() < 4
 
 
 def test_gray_is_forced():
-    found = decode_image(file_of(PIXELS), layout(channels=1))
+    found = decode_image(file_of(PIXELS), spec(channels=1))
     expected = PIXELS @ [0.299, 0.587, 0.114]  # ITU-R 601, as JPEG and OpenCV have it
     assert found.shape == (6, 8, 1)
     assert np.abs(found[..., 0] - expected).max() <= 1
@@ -66,29 +66,29 @@ def test_gray_is_forced():
 
 def test_color_is_forced():
     gray = PIXELS[..., 0]
-    assert (decode_image(file_of(gray), layout()) == gray[..., None]).all()
+    assert (decode_image(file_of(gray), spec()) == gray[..., None]).all()
 
 
 @pytest.mark.parametrize("mode", ["P", "RGBA", "LA", "CMYK", "1"])
 def test_other_modes_are_converted(mode):
     data = file_of(Image.fromarray(PIXELS).convert(mode), "TIFF" if mode == "CMYK" else "PNG")
-    assert decode_image(data, layout()).shape == (6, 8, 3)
+    assert decode_image(data, spec()).shape == (6, 8, 3)
 
 
 def test_transparency_is_dropped():
     alpha = RANDOM.integers(0, 256, (6, 8, 1), np.uint8)
-    assert (decode_image(file_of(np.concatenate([PIXELS, alpha], axis=-1)), layout()) == PIXELS).all()
+    assert (decode_image(file_of(np.concatenate([PIXELS, alpha], axis=-1)), spec()) == PIXELS).all()
 
 
 def test_of_sixteen_bits_the_upper_eight_are_kept():
     deep = PIXELS[..., 0].astype(np.uint16) * 256 + 7
-    assert (decode_image(file_of(deep), layout(channels=1))[..., 0] == PIXELS[..., 0]).all()
+    assert (decode_image(file_of(deep), spec(channels=1))[..., 0] == PIXELS[..., 0]).all()
 
 
 def test_stretch_takes_all_of_the_image():
     halves = np.zeros((20, 40, 3), np.uint8)
     halves[:, 20:] = 200
-    found = decode_image(file_of(halves), layout(10, 10))
+    found = decode_image(file_of(halves), spec(10, 10))
     assert (found[:, :4] == 0).all()
     assert (found[:, 6:] == 200).all()
 
@@ -96,21 +96,21 @@ def test_stretch_takes_all_of_the_image():
 def test_crop_keeps_the_middle_and_the_aspect():
     wide = np.zeros((20, 60, 3), np.uint8)
     wide[:, 20:40] = 200
-    assert (decode_image(file_of(wide), layout(10, 10, resize="crop"))[:, 1:-1] == 200).all()
+    assert (decode_image(file_of(wide), spec(10, 10, resize="crop"))[:, 1:-1] == 200).all()
 
 
 def test_without_resizing_the_middle_is_cut_out():
-    assert (decode_image(file_of(PIXELS), layout(4, 4, resize="none")) == PIXELS[1:5, 2:6]).all()
+    assert (decode_image(file_of(PIXELS), spec(4, 4, resize="none")) == PIXELS[1:5, 2:6]).all()
 
 
 def test_without_resizing_a_smaller_image_is_refused():
     with pytest.raises(ValueError, match="8x6 pixels, less than 8x7"):
-        decode_image(file_of(PIXELS), layout(7, 8, resize="none"))
+        decode_image(file_of(PIXELS), spec(7, 8, resize="none"))
 
 
 def test_formats_that_run_other_programs_are_not_opened():
     with pytest.raises(OSError, match="cannot identify"):
-        decode_image(file_of(PIXELS, "EPS"), layout())
+        decode_image(file_of(PIXELS, "EPS"), spec())
 
 
 # ── batches ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -122,12 +122,12 @@ def test_uint8_values_are_bytes_row_by_row():
 
 
 def test_float_values_are_the_same_numbers():
-    ((value,),) = assemble([[file_of(PIXELS)]], layout(output_type="float"))
+    ((value,),) = assemble([[file_of(PIXELS)]], spec(output_type="float"))
     assert (np.asarray(value) == PIXELS.reshape(-1)).all()
 
 
 def test_large_batches_come_out_in_small_ones(monkeypatch):
-    monkeypatch.setattr(images, "YIELDED", 2 * PIXELS.nbytes + 1)
+    monkeypatch.setattr(images, "BATCH_BYTES", 2 * PIXELS.nbytes + 1)
     data = file_of(PIXELS)
     assert [len(series) for series in assemble([[data] * 5, [], [data]])] == [2, 2, 1, 1]
 
@@ -141,7 +141,7 @@ def bomb(monkeypatch):
 def test_bad_rows_are_null_and_the_rest_is_there(monkeypatch, output_type):
     good = file_of(PIXELS[:5])
     rows = [good, None, b"", b"no image", good[:60], bomb(monkeypatch), file_of(np.zeros((60, 80, 3), np.uint8)), good]
-    (series,) = assemble([rows], layout(output_type=output_type), handle_invalid="keep")
+    (series,) = assemble([rows], spec(output_type=output_type), handle_invalid="keep")
     assert series.isna().tolist() == [False, *[True] * 6, False]
 
 
@@ -150,7 +150,7 @@ def test_bad_rows_are_null_and_the_rest_is_there(monkeypatch, output_type):
     [(None, "is null"), (b"no image", "UnidentifiedImageError"), (file_of(PIXELS)[:60], "can't be decoded")],
 )
 def test_an_error_names_column_and_row(monkeypatch, bad, message):
-    monkeypatch.setattr(images, "YIELDED", 2 * PIXELS.nbytes)
+    monkeypatch.setattr(images, "BATCH_BYTES", 2 * PIXELS.nbytes)
     good = file_of(PIXELS)
     with pytest.raises(InvalidInputError, match=rf"column 'data', row 4: .*{message}.*handleInvalid=\"skip\""):
         assemble([[good], [good, good, good, bad]])
