@@ -1,4 +1,4 @@
-"""The columns and partitions that a fit needs, as a DataFrame (driver side)."""
+"""Prepares a DataFrame for a fit: its columns, its partitions, the size of its Arrow batches (driver side)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cos_ml import spark_internals
@@ -16,81 +17,72 @@ from cos_ml.spec import TrainSpec
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.conf import RuntimeConfig
 
 __all__ = ["check_not_streaming", "repartition_to_ranks", "select_columns", "small_batches"]
 
+SETTING = "spark.sql.execution.arrow.maxRecordsPerBatch"
+DEFAULT_ROWS = 10_000  # Spark's default for the setting
 BATCH_BYTES = 2 << 20
-LEAST_BATCH = 16  # rows
-DEFAULT_BATCH = 10_000  # rows, where Spark's setting is not set
-OPEN_SIZE = 256  # numbers in a row of no known size
-_batches: weakref.WeakKeyDictionary[SparkSession, _Batches] = weakref.WeakKeyDictionary()
-_batches_lock = threading.Lock()
+MIN_ROWS = 16
+UNKNOWN_SIZE = 256  # assumed numbers in a row of unknown size
+_requests: weakref.WeakKeyDictionary[SparkSession, _Requests] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
 
 
 def select_columns(df: DataFrame, spec: TrainSpec) -> DataFrame:
-    """Only the columns that ranks read, under their fixed names and as arrays of the network's number types."""
+    """Select the columns that ranks read, under their fixed names and as arrays of the network's number types."""
     return df.select(*(expression(df.schema, column).alias(column.field) for column in spec.stored))
 
 
 def repartition_to_ranks(df: DataFrame, partitions: int) -> DataFrame:
-    """``df`` in as many partitions as there are ranks; its rows move only where it has another number of them."""
+    """``df`` with one partition per rank; rows move only if its number of partitions differs."""
     return df if spark_internals.fits_barrier(df, partitions) else df.repartition(partitions)
 
 
-class _Batches:
-    """A session's setting for the size of Arrow batches, lowered for as long as anybody needs it.
+@dataclass
+class _Requests:
+    """The batch sizes that running fits of one session have requested, and the user's setting before the first."""
 
-    It is one setting for the whole session: fits side by side share it, and the last one puts it back.
-    """
+    rows: list[int] = field(default_factory=list)
+    before: str | None = None
 
-    SETTING = "spark.sql.execution.arrow.maxRecordsPerBatch"
-
-    def __init__(self, spark: SparkSession) -> None:
-        self._conf = spark.conf
-        self._lock = threading.Lock()
-        self._wanted: list[int] = []
-        self._before: str | None = None
-
-    @contextlib.contextmanager
-    def of(self, rows: int) -> Iterator[None]:
-        """Plan the jobs that begin in this ``with`` block with batches of at most ``rows`` rows."""
-        with self._lock:
-            if not self._wanted:
-                self._before = self._conf.get(self.SETTING, None)
-            self._wanted.append(rows)
-            self._set()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._wanted.remove(rows)
-                self._set()
-
-    def _set(self) -> None:
-        users = int(self._before or DEFAULT_BATCH)
-        if self._wanted:
-            self._conf.set(self.SETTING, min(*self._wanted, users if users > 0 else sys.maxsize))
-        elif self._before is None:
-            self._conf.unset(self.SETTING)
+    def apply(self, conf: RuntimeConfig) -> None:
+        """Set the smallest requested size, or restore the user's setting if nothing is requested."""
+        limit = int(self.before or DEFAULT_ROWS)
+        if self.rows:
+            conf.set(SETTING, min(*self.rows, limit if limit > 0 else sys.maxsize))
+        elif self.before is None:
+            conf.unset(SETTING)
         else:
-            self._conf.set(self.SETTING, self._before)
+            conf.set(SETTING, self.before)
 
 
-def small_batches(spark: SparkSession, spec: TrainSpec) -> contextlib.AbstractContextManager[None]:
-    """Arrow batches of about 2 MB for the jobs that begin in this ``with`` block.
+@contextlib.contextmanager
+def small_batches(spark: SparkSession, spec: TrainSpec) -> Iterator[None]:
+    """Plan the jobs that start in this ``with`` block with Arrow batches of about 2 MB.
 
-    Spark's own default of 10,000 rows is 31 MB of 784 numbers each, and gets them to Python at half the speed: Java
-    and Python take turns, and neither finds its batch in the processor's cache.
+    Spark's default of 10,000 rows is 31 MB of 784 numbers each, and reaches Python at half the speed: Java and Python
+    take turns, and neither finds its batch in the processor's cache. The setting is the session's: concurrent fits
+    share it, and the last one restores it.
     """
-    row = sum(4 * (OPEN_SIZE if column.size is None else column.size) for column in spec.columns)
-    with _batches_lock:
-        here = _batches.setdefault(spark, _Batches(spark))
-    return here.of(max(LEAST_BATCH, BATCH_BYTES // row))
+    row = sum(4 * (UNKNOWN_SIZE if column.size is None else column.size) for column in spec.columns)
+    rows = max(MIN_ROWS, BATCH_BYTES // row)
+    with _lock:
+        requests = _requests.setdefault(spark, _Requests())
+        if not requests.rows:
+            requests.before = spark.conf.get(SETTING, None)
+        requests.rows.append(rows)
+        requests.apply(spark.conf)
+    try:
+        yield
+    finally:
+        with _lock:
+            requests.rows.remove(rows)
+            requests.apply(spark.conf)
 
 
 def check_not_streaming(df: DataFrame) -> None:
-    """Raises InvalidInputError for a streaming DataFrame: it has no end to train until."""
+    """Raises InvalidInputError for a streaming DataFrame, which has no end."""
     if df.isStreaming:
-        raise InvalidInputError(
-            "fit() takes a batch DataFrame, and this one is streaming. Train on a stored part of the stream."
-        )
+        raise InvalidInputError("fit() needs a batch DataFrame, but this one is streaming. Train on stored rows.")

@@ -1,4 +1,4 @@
-"""Shards of a Parquet dataset, read by petastorm anew in every epoch (rank side)."""
+"""The rows of a rank's shard of a Parquet dataset, which petastorm reads again in every epoch (rank side)."""
 
 from __future__ import annotations
 
@@ -9,39 +9,36 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from cos_ml.data.columns import Column
-from cos_ml.data.spool import Batch
-from cos_ml.errors import InvalidInputError
+from cos_ml.data.parquet import Shards, decode_stored, raise_on_invalid_in_group, validation_mask
+from cos_ml.data.spool import Batch, inconsistent_shapes
+from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.spec import TrainSpec
-
-if TYPE_CHECKING:
-    pass
-from cos_ml.data.parquet import Shards, _raise_on_invalid, as_marks, decode_stored, inconsistent_shapes
 
 __all__ = ["ShardPass", "ShardRows"]
 
-WINDOW = 64 << 20  # bytes of rows among which the order is random
-ATTEMPTS = 10  # until a pass over the row groups comes to its end
+WINDOW = 64 << 20  # bytes of rows that are shuffled together
+ATTEMPTS = 10  # to read all row groups in one pass
+Arrays = dict[str, np.ndarray]  # by field
 
 
 class ShardRows:
-    """This rank's rows of one part, read anew in every pass.
+    """This rank's rows of one part, read again in every pass.
 
     Args:
         part: "train" or "validation".
         spec: the columns.
-        shards: what to read.
-        rank: whose.
-        columns: those of the spec, in the shapes of the network that trains; without, in the spec's own.
+        shards: the dataset.
+        rank: which shard to read.
+        columns: the spec's columns in the shapes that the network expects; None for the spec's own.
 
     Attributes:
-        count: how many rows there are.
-        arrays: by field, of no rows: what they look like.
+        count: the number of rows.
+        arrays: arrays of no rows by field, which show shapes and dtypes.
     """
 
     def __init__(
@@ -56,48 +53,48 @@ class ShardRows:
         }
 
     def reshaped(self, columns: tuple[Column, ...]) -> ShardRows:
-        """The same rows, each in the shape of its column: networks of one job may see them in different ones."""
+        """The same rows in the shapes of ``columns``: the networks of one job may expect different ones."""
         return ShardRows(self.part, self.spec, self.shards, self.rank, columns)
 
     def _row_shape(self, column: Column) -> tuple[int, ...]:
         return column.row_shape(math.prod(self.shards.shapes[column.field]))
 
-    def first(self) -> dict[str, np.ndarray]:
+    def first(self) -> Arrays:
         """One row, by field."""
-        return {field: array[:1] for field, array in next(self._windows(self.columns, 1, shuffle=False)).items()}
+        return {field: array[:1] for field, array in next(self.windows(self.columns, 1, shuffle=False)).items()}
 
     def ordered(self, shuffle: bool, seed: tuple[int, ...]) -> ShardPass:
-        """A pass over the rows: row groups, and rows within windows, in an order that depends on ``seed`` alone."""
+        """A pass over all rows: row groups, and the rows of each window, in an order that depends only on ``seed``."""
         return ShardPass(self, shuffle, int(np.random.SeedSequence(seed).generate_state(1)[0]) | 1)
 
-    def _windows(self, columns: tuple[Column, ...], seed: int, shuffle: bool) -> Iterator[dict[str, np.ndarray]]:
-        """The rows, by field, in pieces of about WINDOW bytes; a pass over fewer columns has the same order."""
-        random = np.random.default_rng(seed)
-        size = sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in self.arrays.values())
-        size += self.shards.text_bytes
-        held: list[dict[str, np.ndarray]] = []
-        rows = 0
+    def windows(self, columns: tuple[Column, ...], seed: int, shuffle: bool) -> Iterator[Arrays]:
+        """The rows of about WINDOW bytes at a time, by field; the order does not depend on ``columns``."""
+        random = np.random.default_rng(seed) if shuffle else None
+        row = sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in self.arrays.values())
+        row += self.shards.string_bytes
+        held: list[Arrays] = []
+        count = 0
         for arrays in self._groups(columns, seed, shuffle):
             held.append(arrays)
-            rows += len(next(iter(arrays.values())))
-            if rows * size >= WINDOW:
-                yield _mixed(held, rows, random if shuffle else None)
-                held, rows = [], 0
-        if rows:
-            yield _mixed(held, rows, random if shuffle else None)
+            count += _length(arrays)
+            if count * row >= WINDOW:
+                yield shuffled(held, count, random)
+                held, count = [], 0
+        if count:
+            yield shuffled(held, count, random)
 
-    def _groups(self, columns: tuple[Column, ...], seed: int, shuffle: bool) -> Iterator[dict[str, np.ndarray]]:
-        """One row group after the other, decoded and checked."""
+    def _groups(self, columns: tuple[Column, ...], seed: int, shuffle: bool) -> Iterator[Arrays]:
+        """The row groups one by one, decoded and checked."""
         if self.rank >= self.shards.groups:
             return
         wanted = {column.field: self.shards.names[column.field] for column in columns}
         if self.spec.validation:
             wanted["v"] = self.shards.names["v"]
-        for stored in _all(self.shards, list(wanted.values()), self.rank, seed, shuffle):
+        for stored in _read_all(self.shards, list(wanted.values()), self.rank, seed, shuffle):
             arrays = {column.field: self._checked(stored[wanted[column.field]], column) for column in columns}
             if self.spec.validation:
-                marks = as_marks(stored[wanted["v"]])
-                kept = marks if self.part == "validation" else ~marks
+                mask = validation_mask(stored[wanted["v"]])
+                kept = mask if self.part == "validation" else ~mask
                 arrays = {field: array[kept] for field, array in arrays.items()}
             yield arrays
 
@@ -106,21 +103,22 @@ class ShardRows:
         if array.shape[1:] != (shape := self._row_shape(column)):
             raise inconsistent_shapes(column, array.shape[1:], shape)
         if row_errors:
-            # What was to be skipped was not stored: what is left are rows of another length than the file's first.
-            _raise_on_invalid(row_errors, "error" if self.spec.handle_invalid == "skip" else self.spec.handle_invalid)
+            # Skipped rows were not stored, so the bad rows that remain differ in length from the first row of the file.
+            handle_invalid = "error" if self.spec.handle_invalid == "skip" else self.spec.handle_invalid
+            raise_on_invalid_in_group(row_errors, handle_invalid)
         return array
 
 
 @dataclass(frozen=True)
 class ShardPass:
-    """One pass over a rank's rows, in an order that is the same whenever it is made again."""
+    """One pass over a rank's rows, which can be repeated in the same order."""
 
     rows: ShardRows
     shuffle: bool
     seed: int
 
     def weights(self) -> np.ndarray:
-        """float64 [count]: the row weights in the order of this pass, all 1 where there is no weight column."""
+        """float64 [count]: the row weights in the order of this pass, all 1 if there is no weight column."""
         weight = self.rows.spec.weight
         if weight is None or not self.rows.count:
             return np.ones(self.rows.count)
@@ -129,17 +127,17 @@ class ShardPass:
             raise self._changed(len(weights))
         return weights.astype(np.float64)
 
-    def batches(self, size: int, steps: int, padding: dict[str, np.ndarray]) -> Iterator[Batch]:
-        """``steps`` batches of ``size`` rows, then filler rows of weight zero: the pass's first, or ``padding``."""
+    def batches(self, size: int, steps: int, padding: Arrays) -> Iterator[Batch]:
+        """``steps`` batches: all rows, ``size`` at a time, then padding: the first batch again, or ``padding``."""
         done = seen = 0
-        first: dict[str, np.ndarray] = {}
-        # One ahead, for the last one is only handed out when it is known to be: nobody may ask for more.
-        cut = itertools.chain(_cut(self._windows(self.rows.columns), size), [{}])
-        for arrays, following in itertools.pairwise(cut):
+        first: Arrays = {}
+        # Read one batch ahead, to yield the last one only when it is known to be: the caller may not ask for more.
+        batches = itertools.chain(_batches(self._windows(self.rows.columns), size), [{}])
+        for arrays, following in itertools.pairwise(batches):
             first = first or arrays
-            batch = Batch(arrays, len(next(iter(arrays.values()))))
+            batch = Batch(arrays, _length(arrays))
             done += 1
-            seen += batch.real
+            seen += batch.num_valid
             if bool(following) == (seen == self.rows.count):
                 raise self._changed(seen)
             yield batch
@@ -149,62 +147,70 @@ class ShardPass:
             yield Batch(first or padding, 0)
 
     def _changed(self, seen: int) -> InvalidInputError:
-        rows = f"{seen} rows or more" if seen >= self.rows.count else f"{seen} rows"
+        rows = f"at least {seen} rows" if seen >= self.rows.count else f"{seen} rows"
         return InvalidInputError(
-            f"The Parquet files have {rows} for this rank, and had {self.rows.count} when the fit began: something "
-            "writes to them."
+            f"The Parquet files changed during the fit: this rank's shard had {self.rows.count} rows, now {rows}."
         )
 
-    def _windows(self, columns: tuple[Column, ...]) -> Iterator[dict[str, np.ndarray]]:
-        return self.rows._windows(columns, self.seed, self.shuffle) if self.rows.count else iter(())
+    def _windows(self, columns: tuple[Column, ...]) -> Iterator[Arrays]:
+        return self.rows.windows(columns, self.seed, self.shuffle) if self.rows.count else iter(())
 
 
-def _mixed(held: list[dict[str, np.ndarray]], rows: int, random: np.random.Generator | None) -> dict[str, np.ndarray]:
-    """Row groups as one, in a random order."""
-    places = np.arange(rows)
+def _length(arrays: Arrays) -> int:
+    return len(next(iter(arrays.values())))
+
+
+def shuffled(held: list[Arrays], count: int, random: np.random.Generator | None) -> Arrays:
+    """Join row groups with ``count`` rows, in a random order; without ``random``, in their own order."""
+    places = np.arange(count)
     if random is not None:
-        places[random.permutation(rows)] = np.arange(rows)
-    mixed = {
-        field: np.empty((rows, *array.shape[1:]), np.result_type(*(one[field] for one in held)))
+        places[random.permutation(count)] = np.arange(count)
+    joined = {
+        field: np.empty((count, *array.shape[1:]), np.result_type(*(arrays[field] for arrays in held)))
         for field, array in held[0].items()
     }
     start = 0
-    for arrays in held:  # each row is copied once, to where it is to be
-        stop = start + len(next(iter(arrays.values())))
+    for arrays in held:  # copies each row only once, to its final place
+        stop = start + _length(arrays)
         for field, array in arrays.items():
-            mixed[field][places[start:stop]] = array
+            joined[field][places[start:stop]] = array
         start = stop
-    return mixed
+    return joined
 
 
-def _cut(windows: Iterator[dict[str, np.ndarray]], size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of ``size`` rows out of windows of any, the last one smaller."""
-    rest: dict[str, np.ndarray] = {}
+def _batches(windows: Iterator[Arrays], size: int) -> Iterator[Arrays]:
+    """Divide windows of any size into batches of ``size`` rows; the last batch may be smaller."""
+    rest: Arrays = {}
     for window in windows:
         if rest:
             window = {field: np.concatenate([rest[field], array]) for field, array in window.items()}
-        rows = len(next(iter(window.values())))
-        for start in range(0, rows - rows % size, size):
+        count = _length(window)
+        end = count - count % size
+        for start in range(0, end, size):
             yield {field: array[start : start + size] for field, array in window.items()}
-        rest = {field: array[rows - rows % size :] for field, array in window.items()} if rows % size else {}
+        rest = {field: array[end:] for field, array in window.items()} if end < count else {}
     if rest:
         yield rest
 
 
-def _all(shards: Shards, columns: list[str], rank: int, seed: int, shuffle: bool) -> Iterator[pa.Table]:
-    """All row groups of a rank: petastorm's pool can take a late start for the end, and is then asked again."""
+def _read_all(shards: Shards, columns: list[str], rank: int, seed: int, shuffle: bool) -> Iterator[pa.Table]:
+    """All row groups of a rank. petastorm's pool may take a slow start for the end; then it is asked again."""
     done = 0
     for _ in range(ATTEMPTS):
-        for group in itertools.islice(_petastorm(shards, columns, rank, seed, shuffle), done, None):
+        for group in itertools.islice(read_groups(shards, columns, rank, seed, shuffle), done, None):
             yield group
             done += 1
         if done >= shards.filled[rank]:
             return
 
 
-def _petastorm(shards: Shards, columns: list[str], rank: int, seed: int, shuffle: bool) -> Iterator[pa.Table]:
-    """This rank's row groups that have rows, as petastorm reads them."""
-    warnings.filterwarnings("ignore", category=FutureWarning)  # it uses what pyarrow has long marked as old
+def read_groups(shards: Shards, columns: list[str], rank: int, seed: int, shuffle: bool) -> Iterator[pa.Table]:
+    """This rank's row groups that have rows, as petastorm reads them.
+
+    Raises:
+        SetupError: petastorm's reader no longer has the pool of workers that this function uses.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning)  # petastorm uses deprecated parts of pyarrow
     from petastorm.reader import make_batch_reader
     from petastorm.workers_pool import EmptyResultError
 
@@ -212,15 +218,21 @@ def _petastorm(shards: Shards, columns: list[str], rank: int, seed: int, shuffle
         list(shards.files),
         schema_fields=[re.escape(column) for column in columns],
         reader_pool_type="thread",
-        workers_count=1,  # more would hand out what is ready first, and no two passes would have one order
+        workers_count=1,  # several workers would finish in a different order in each pass
         results_queue_size=2,
         shuffle_row_groups=shuffle,
-        seed=seed if shuffle else None,  # it moves the shard's row groups by a seed in any case
+        seed=seed if shuffle else None,  # petastorm shuffles the shard's row groups whenever it gets a seed
         cur_shard=rank,
         shard_count=min(len(shards.rows), shards.groups),  # petastorm refuses more shards than row groups
     )
     with reader, contextlib.suppress(EmptyResultError):
+        # Not public: the reader's own iterator converts to NumPy, where nulls are lost and rows of different sizes are
+        # an error that names no row.
+        get_results = getattr(getattr(reader, "_workers_pool", None), "get_results", None)
+        if get_results is None:
+            raise SetupError(
+                "This version of petastorm is not supported: its reader has no _workers_pool.get_results. Install "
+                'petastorm 0.13, or set feed="arrow".'
+            )
         while True:
-            # What its own iterator takes, and turns into NumPy's arrays: nulls are gone there, and rows of different
-            # sizes an error without a row.
-            yield reader._workers_pool.get_results()
+            yield get_results()

@@ -20,7 +20,7 @@ from pyspark import TaskContext
 from cos_ml.data import frames
 from cos_ml.data.columns import Column
 from cos_ml.data.parquet import Shards, plan
-from cos_ml.data.spool import Rows, Spool
+from cos_ml.data.spool import Spool, SpooledRows
 from cos_ml.rank.shard_rows import ShardRows
 from cos_ml.spec import TrainSpec
 from tests.benchmarks import data
@@ -77,7 +77,7 @@ def _spooled(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     spool = Spool(SPEC)
     spool.fill(batches)
     descriptors = {field: os.dup(fd) for field, fd in spool.descriptors()["train"].items()}
-    rows = Rows(descriptors, spool.rows["train"], spool.shapes, spool.dtypes)
+    rows = SpooledRows(descriptors, spool.rows["train"], spool.shapes, spool.dtypes)
     yield _told(len(rows.arrays["x0"]), began)
     spool.close()
 
@@ -88,7 +88,7 @@ def _shard(shards: Shards, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Rec
     began = time.time()
     rows = ShardRows("train", SPEC, shards, TaskContext.get().partitionId())  # type: ignore[union-attr]
     steps = -(-rows.count // data.BATCH)
-    count = sum(batch.real for batch in rows.ordered(True, (data.SEED,)).batches(data.BATCH, steps, {}))
+    count = sum(batch.num_valid for batch in rows.ordered(True, (data.SEED,)).batches(data.BATCH, steps, {}))
     yield _told(count, began)
 
 

@@ -7,7 +7,7 @@ import os
 import pyarrow as pa
 
 from cos_ml.data.columns import as_list_array
-from cos_ml.data.spool import Rows
+from cos_ml.data.spool import SpooledRows
 
 
 def record_batch(columns):
@@ -25,4 +25,4 @@ def inherited(spool, part):
 
 
 def rows_of(spool, part="train"):
-    return Rows(inherited(spool, part), spool.rows[part], spool.shapes, spool.dtypes)
+    return SpooledRows(inherited(spool, part), spool.rows[part], spool.shapes, spool.dtypes)

@@ -8,14 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cos_ml.data import spool
+from cos_ml.data import spool as spool_module
 from cos_ml.data.columns import Column, RowError
-from cos_ml.data.frames import small_batches
-from cos_ml.data.spool import Pass, Rows, Spool, local_folder, raise_on_invalid, step_weights
+from cos_ml.data.spool import KEYS, Pass, Spool, SpooledRows, local_folder, raise_on_invalid, row_keys, step_weights
 from cos_ml.errors import InvalidInputError
 from cos_ml.job import task
 from cos_ml.spec import TrainSpec
-from tests.support.spools import record_batch, rows_of
+from tests.support.spools import inherited, record_batch, rows_of
 
 X, Y = Column("features", "x0", (2,)), Column("label", "y0")
 SPEC = TrainSpec(inputs=(X,), labels=(Y,))
@@ -35,7 +34,7 @@ def bytes_of(spool):
     }
 
 
-# ── the barrier task's side ───────────────────────────────────────────────────────────────────────────────────────────
+# ── barrier task ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @given(st.integers(0, 20), st.lists(st.integers(0, 20), max_size=5))
@@ -43,15 +42,15 @@ def test_any_split_of_batches_gives_the_same_bytes(count, cuts):
     data = columns(count)
     whole = record_batch(data)
     edges = [0, *sorted(min(cut, count) for cut in cuts), count]
-    spool = Spool(SPEC)
+    spooled = Spool(SPEC)
     try:
-        spool.fill(whole.slice(start, stop - start) for start, stop in itertools.pairwise(edges))
-        data[spool.KEYS] = spool.row_keys(data)
-        assert bytes_of(spool)["train"] == {field: array.tobytes() for field, array in data.items()}
-        assert spool.rows == {"train": count, "validation": 0}
-        assert spool.shapes == ({"x0": (2,), "y0": ()} if count else {})
+        spooled.fill(whole.slice(start, stop - start) for start, stop in itertools.pairwise(edges))
+        data[KEYS] = row_keys(data)
+        assert bytes_of(spooled)["train"] == {field: array.tobytes() for field, array in data.items()}
+        assert spooled.rows == {"train": count, "validation": 0}
+        assert spooled.shapes == ({"x0": (2,), "y0": ()} if count else {})
     finally:
-        spool.close()
+        spooled.close()
 
 
 def test_rows_are_split_by_their_mark(spool):
@@ -110,7 +109,7 @@ def test_rows_of_one_shape_after_rows_of_another(spool):
         spool(spec, data, size=1)
 
 
-def test_refuse():
+def test_raise_on_invalid():
     null, label = RowError(3, "features", "is null"), RowError(5, "label", "is 9", fatal=True)
     with pytest.raises(InvalidInputError, match="column 'features', row 3: is null"):
         raise_on_invalid([null, label][:1], "error")
@@ -142,7 +141,7 @@ def test_the_folder_without_spark(monkeypatch, tmp_path):
     assert local_folder() == str(tmp_path)
 
 
-# ── the rank's side ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── rank ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_rows_read_what_was_spooled(spool):
@@ -154,7 +153,7 @@ def test_rows_read_what_was_spooled(spool):
     assert rows.ordered(False, ()).weights().tolist() == [1.0] * 7
 
 
-def test_rows_of_whole_numbers_and_bytes(spool):
+def test_rows_of_integers_and_bytes(spool):
     spec = TrainSpec(inputs=(Column("image", "x0", (2, 1)), Column("id", "x1", (), "int64")), labels=(Y,))
     data = {"x0": pa.array([b"\x01\x02", b"\xfe\xff"]), "x1": np.array([1, 2**40]), "y0": np.zeros(2, np.float32)}
     arrays = rows_of(spool(spec, data)).arrays
@@ -182,7 +181,7 @@ def test_the_order_has_every_row_once(spool):
 
 def rows_with(keys, **arrays):
     """Rows of these arrays, made without a spool."""
-    rows = Rows.__new__(Rows)
+    rows = SpooledRows.__new__(SpooledRows)
     rows.count, rows.keys, rows.arrays = len(keys), keys, arrays
     return rows
 
@@ -191,7 +190,7 @@ def test_batches(spool):
     data = columns(5)
     rows = rows_of(spool(SPEC, data))
     batches = list(Pass(rows.arrays, np.array([4, 0, 3, 1, 2])).batches(2, 4, {}))
-    assert [batch.real for batch in batches] == [2, 2, 1, 0]
+    assert [batch.num_valid for batch in batches] == [2, 2, 1, 0]
     assert [batch.arrays["y0"].tolist() for batch in batches] == [[4, 0], [3, 1], [2], [4, 0]]
     assert all((batch.arrays["x0"] == data["x0"][batch.arrays["y0"].astype(int)]).all() for batch in batches)
 
@@ -203,10 +202,10 @@ def test_batches_have_every_row_once(count, size, more, shuffle):
     one = rows.ordered(shuffle, (1, 2, 3))
     batches = list(one.batches(size, steps, {}))
     assert len(batches) == steps
-    assert np.concatenate([batch.arrays["y0"][: batch.real] for batch in batches]).tolist() == one.order.tolist()
-    assert all(batch.real in (0, len(batch.arrays["y0"])) for batch in batches)
+    assert np.concatenate([batch.arrays["y0"][: batch.num_valid] for batch in batches]).tolist() == one.order.tolist()
+    assert all(batch.num_valid in (0, len(batch.arrays["y0"])) for batch in batches)
     assert all(1 <= len(batch.arrays["y0"]) <= size for batch in batches)
-    assert [batch.real for batch in batches[steps - more :]] == [0] * more
+    assert [batch.num_valid for batch in batches[steps - more :]] == [0] * more
 
 
 def test_the_order_does_not_depend_on_the_one_rows_came_in(spool):
@@ -224,11 +223,11 @@ def test_the_key_of_a_row_is_its_own():
     rows = np.random.default_rng(0).integers(0, 3, (500, 5)).astype(np.uint8)
     texts = np.array([str(row).encode() for row in rows], object)
     for array in (rows, rows.astype(np.float32), rows.astype(np.float64), texts):
-        keys = spool.row_keys({"x0": array})
+        keys = row_keys({"x0": array})
         assert len(np.unique(keys)) == len(np.unique(rows, axis=0))
-        assert spool.row_keys({"x0": array[7:9]}).tolist() == keys[7:9].tolist()
+        assert row_keys({"x0": array[7:9]}).tolist() == keys[7:9].tolist()
     one, other = np.arange(4.0), np.arange(4.0)[::-1].copy()
-    swapped = spool.row_keys({"x0": one, "y0": other}).sum(), spool.row_keys({"x0": one, "y0": one}).sum()
+    swapped = row_keys({"x0": one, "y0": other}).sum(), row_keys({"x0": one, "y0": one}).sum()
     assert swapped[0] != swapped[1]  # the same numbers, in other rows
 
 
@@ -238,15 +237,15 @@ def test_neighbours_are_not_gathered(spool):
     assert np.shares_memory(first.arrays["x0"], rows.arrays["x0"])
 
 
-def test_a_rank_without_rows_takes_filler(spool):
+def test_a_rank_without_rows_takes_padding(spool):
     empty = spool(SPEC, columns(0))
-    rows = Rows({f: os.dup(fd) for f, fd in empty.descriptors()["train"].items()}, 0, {"x0": [2], "y0": []},
+    rows = SpooledRows({f: os.dup(fd) for f, fd in empty.descriptors()["train"].items()}, 0, {"x0": [2], "y0": []},
                 {"x0": "<f4", "y0": "<f4"})  # fmt: skip
     assert rows.arrays["x0"].shape == (0, 2)
     assert rows.ordered(False, ()).weights().tolist() == []
     padding = {"x0": np.ones((1, 2), np.float32), "y0": np.ones(1, np.float32)}
     batches = list(rows.ordered(True, (1,)).batches(2, 3, padding))
-    assert [batch.real for batch in batches] == [0, 0, 0]
+    assert [batch.num_valid for batch in batches] == [0, 0, 0]
     assert all(batch.arrays is padding for batch in batches)
 
 
@@ -273,12 +272,12 @@ def resident():
 
 
 def test_many_rows_are_read_and_not_mapped(tmp_path, monkeypatch):
-    monkeypatch.setattr(spool, "MAPPED", 8 << 20)
+    monkeypatch.setattr(spool_module, "MAPPED", 8 << 20)
     count, width = 16_384, 1024  # 64 MiB of float32
     np.arange(count, dtype=np.float32).repeat(width).tofile(tmp_path / "rows")
     np.arange(count, dtype=np.uint64).tofile(tmp_path / "keys")
     descriptor, keys = (os.open(tmp_path / name, os.O_RDONLY) for name in ("rows", "keys"))
-    rows = Rows({"x0": descriptor, spool.KEYS: keys}, count, {"x0": [width]}, {"x0": "<f4"})
+    rows = SpooledRows({"x0": descriptor, KEYS: keys}, count, {"x0": [width]}, {"x0": "<f4"})
     rows = rows.reshaped((Column("features", "x0", (width // 2, 2)),))
     before, most = resident(), 0
     for shuffle in (False, True):
@@ -293,7 +292,7 @@ def test_many_rows_are_read_and_not_mapped(tmp_path, monkeypatch):
         rows.first()
 
 
-def test_a_full_disk_is_said_to_be_one(spool):
+def test_a_full_disk_is_reported(spool):
     spooled = spool(SPEC, columns(0))
     spooled.files["train"]["x0"].close()
     spooled.files["train"]["x0"] = open("/dev/full", "wb", buffering=0)
@@ -303,71 +302,26 @@ def test_a_full_disk_is_said_to_be_one(spool):
     assert "spark.local.dir" in message
 
 
-SETTING = "spark.sql.execution.arrow.maxRecordsPerBatch"
-
-
-class Session:
-    """The settings of a session."""
-
-    def __init__(self, **settings):
-        self.settings = settings
-        self.conf = self
-
-    def get(self, name, default):
-        return self.settings.get(name, default)
-
-    def set(self, name, value):
-        self.settings[name] = str(value)
-
-    def unset(self, name):
-        del self.settings[name]
-
-
-@pytest.mark.parametrize(
-    ("size", "users", "used"),
-    [(784, None, 668), (784, "100", 100), (784, "0", 668), (4, None, 10_000), (100_000, None, 16), (None, None, 2048)],
-)
-def test_batches_are_small_while_a_fit_runs(size, users, used):
-    session = Session(**({SETTING: users} if users else {}))
-    before = dict(session.settings)
-    with small_batches(session, TrainSpec((Column("x", "x0", (size,)),), ())):
-        assert session.settings == {SETTING: str(used)}
-    assert session.settings == before
-
-
-def test_fits_side_by_side_share_the_size_of_batches():
-    session = Session(**{SETTING: "5000"})
-    one, other = (small_batches(session, TrainSpec((Column("x", "x0", (size,)),), ())) for size in (784, 7840))
-    one.__enter__()
-    other.__enter__()
-    assert session.settings == {SETTING: "66"}
-    one.__exit__(None, None, None)
-    assert session.settings == {SETTING: "66"}
-    other.__exit__(None, None, None)
-    assert session.settings == {SETTING: "5000"}
-
-
-def test_sessions_have_settings_of_their_own():
-    one, other = Session(**{SETTING: "5000"}), Session()
-    spec = TrainSpec((Column("x", "x0", (784,)),), ())
-    first, second = small_batches(one, spec), small_batches(other, spec)
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert one.settings == {SETTING: "5000"}
-    assert other.settings == {SETTING: "668"}
-    second.__exit__(None, None, None)
-    assert other.settings == {}
-
-
-@given(st.lists(st.integers(0, 5), max_size=8))
-def test_strings_of_chosen_rows(chosen):
-    texts = [[f"{row}{'x' * row}".encode(), f"-{row}".encode()] for row in range(6)]
-    flat = [text for row in texts for text in row]
-    ends = np.cumsum([len(text) for text in flat]).reshape(6, 2)
-    strings = spool.Strings(np.frombuffer(b"".join(flat), np.uint8), ends)
-    assert strings[np.array(chosen, np.uint32)].tolist() == [texts[row] for row in chosen]
+@given(st.lists(st.integers(0, 5), max_size=8), st.integers(1, 6))
+def test_strings_of_chosen_rows(chosen, size):
+    strings = [[b"x" * row, f"-{row}".encode()] for row in range(6)]
+    column = Column("words", "x0", (2,), "string")
+    spooled = Spool(TrainSpec(inputs=(column,), labels=()))
+    try:
+        rows = pa.array([[string.decode() for string in row] for row in strings])
+        batch = pa.RecordBatch.from_arrays([rows], ["x0"])
+        spooled.fill(batch.slice(start, size) for start in range(0, 6, size))
+        words = rows_of(spooled).arrays["x0"]
+    finally:
+        spooled.close()
+    assert words[np.array(chosen, np.uint32)].tolist() == [strings[row] for row in chosen]
     rows = slice(min(chosen, default=0), max(chosen, default=0))
-    assert strings[rows].tolist() == texts[rows]
-    single = spool.Strings(strings.data, ends.reshape(-1))
-    assert single[rows].tolist() == flat[rows]
+    assert words[rows].tolist() == strings[rows]
+    assert words.reshape(12)[rows].tolist() == [string for row in strings for string in row][rows]
+
+
+def test_no_strings_and_empty_ones(spool):
+    spec = TrainSpec(inputs=(Column("word", "x0", (), "string"),), labels=())
+    assert rows_of(spool(spec, {"x0": pa.array(["", "", "a"])}, size=1)).arrays["x0"][:].tolist() == [b"", b"", b"a"]
+    empty = spool(spec, {"x0": pa.array([], pa.string())})
+    assert len(SpooledRows(inherited(empty, "train"), 0, {"x0": []}, {"x0": "|O"}).arrays["x0"][:0]) == 0

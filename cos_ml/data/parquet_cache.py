@@ -1,0 +1,118 @@
+"""Stores the rows of a fit as a Parquet dataset, for the petastorm feed (driver side; ``usable_batches``: tasks)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from cos_ml.data.columns import as_list_array
+from cos_ml.data.frames import small_batches
+from cos_ml.data.spool import inconsistent_shapes, usable_rows
+from cos_ml.errors import InvalidInputError, from_spark
+from cos_ml.spec import TrainSpec
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, Observation
+
+__all__ = ["parquet_cache", "to_stored", "usable_batches"]
+
+ROW_GROUP = 16 << 20  # bytes; a rank holds a few row groups
+DISK_FULL = os.strerror(errno.ENOSPC)  # Java's messages contain the C library's, too
+
+
+@contextlib.contextmanager
+def parquet_cache(
+    rows: DataFrame, spec: TrainSpec, folder: str, keep: bool, ordered: bool | None
+) -> Iterator[tuple[str, str | None]]:
+    """Store rows as a Parquet dataset that exists for the length of a ``with`` block.
+
+    Args:
+        rows: the DataFrame that ``select_columns`` returned.
+        spec: the columns.
+        folder: where to store the dataset, under a unique name.
+        keep: whether to keep the dataset.
+        ordered: whether the digest shall depend on the order of the rows; None for no digest.
+
+    Yields:
+        tuple[str, str | None]: the URL of the dataset, and a digest of its rows.
+
+    Raises:
+        InvalidInputError: a row is bad.
+    """
+    import fsspec
+
+    url = f"{folder.rstrip('/')}/cos_ml-{uuid.uuid4().hex}"
+    usable = rows.mapInArrow(partial(usable_batches, spec), rows.schema)
+    usable, digest = _with_digest(usable, ordered) if ordered is not None else (usable, None)
+    try:
+        try:
+            writer = usable.write.option("parquet.block.size", ROW_GROUP).option("parquet.enable.dictionary", "false")
+            with small_batches(rows.sparkSession, spec):
+                writer.parquet(url)
+        except Exception as error:
+            if DISK_FULL in str(error):
+                raise InvalidInputError(
+                    f"Param cacheDir: {folder} has no room for the rows ({DISK_FULL}). They are stored as "
+                    "dense arrays: choose a larger file system."
+                ) from None
+            raise from_spark(error) or error from None
+        yield url, None if digest is None else str(digest.get["digest"])
+    finally:
+        filesystem, path = fsspec.core.url_to_fs(url)
+        if not keep and filesystem.exists(path):
+            filesystem.rm(path, recursive=True)
+
+
+def _with_digest(rows: DataFrame, ordered: bool) -> tuple[DataFrame, Observation]:
+    """The same rows, and an observation that has their digest once they are written."""
+    from pyspark.sql import Observation
+    from pyspark.sql import functions as F
+
+    digest = Observation()
+    place = [F.monotonically_increasing_id()] if ordered else []  # the partition, and the row within it
+    keyed = rows.withColumn("key", F.xxhash64(*rows.columns, *place))
+    # Equal rows cancel out in bit_xor but not in the sum, which overflows as a bigint.
+    digests = F.concat_ws(" ", F.bit_xor("key"), F.sum(F.col("key").cast("decimal(20)")), F.count("*"))
+    return keyed.observe(digest, digests.alias("digest")).drop("key"), digest
+
+
+def usable_batches(spec: TrainSpec, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The rows of one task that can be used, in the types that they had.
+
+    Raises:
+        InvalidInputError: a row is bad, or rows have different shapes.
+    """
+    seen = 0
+    shapes: dict[str, tuple[int, ...]] = {}
+    for batch in batches:
+        arrays, kept, _ = usable_rows(batch, spec, seen)
+        seen += batch.num_rows
+        for column in spec.columns if kept.any() else ():
+            shape = arrays[column.field].shape[1:]
+            if shape != shapes.setdefault(column.field, shape):
+                raise inconsistent_shapes(column, shape, shapes[column.field])
+        columns = [
+            to_stored(arrays[name][kept], values.type) if name in arrays else values.filter(pa.array(kept))
+            for name, values in zip(batch.schema.names, batch.columns, strict=True)
+        ]
+        yield pa.RecordBatch.from_arrays(columns, batch.schema.names)
+
+
+def to_stored(rows: np.ndarray, kind: pa.DataType) -> pa.Array:
+    """Convert decoded rows back to their Arrow type ``kind``."""
+    if pa.types.is_binary(kind):
+        return pa.array([row.tobytes() for row in rows], kind)
+    flat = rows.reshape(len(rows), math.prod(rows.shape[1:]))
+    if rows.dtype == object:
+        strings = [[string.decode() for string in row] for row in flat]
+        return pa.array(strings if pa.types.is_list(kind) else [row[0] for row in strings], kind)
+    return as_list_array(flat) if pa.types.is_list(kind) else pa.array(flat.reshape(-1), kind)
