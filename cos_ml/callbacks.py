@@ -21,9 +21,8 @@ WRITERS = ("CSVLogger", "ModelCheckpoint", "ProgbarLogger", "RemoteMonitor", "Te
 def callback(kind: Any, /, *, ranks: str | None = None, **arguments: Any) -> dict[str, Any]:
     """Describe a Keras callback for the Param ``callbacks``.
 
-    Each rank creates its own callback, ``kind(**arguments)``, before it trains. At the end of an epoch all ranks have
-    the same logs: the loss and the metrics over all rows. If a callback on any rank sets ``model.stop_training``, all
-    ranks stop at the end of that epoch.
+    Each rank creates its own, ``kind(**arguments)``. At the end of an epoch all ranks have the same logs: the loss and
+    the metrics over all rows. If a callback on any rank sets ``model.stop_training``, all stop at the end of the epoch.
 
     Args:
         kind: a class in ``keras.callbacks``, the name of one, or another ``keras.callbacks.Callback`` class, itself or
@@ -35,7 +34,7 @@ def callback(kind: Any, /, *, ranks: str | None = None, **arguments: Any) -> dic
             Keras objects.
 
     Returns:
-        dict[str, Any]: plain data with the keys "class", "ranks" and "arguments".
+        dict[str, Any]: plain data, with the keys "class", "ranks" and "arguments".
 
     Raises:
         InvalidInputError: the class does not exist or does not take these arguments, an argument is not serialisable,

@@ -20,11 +20,7 @@ PCI = "PCI_BUS_ID"  # the order of nvidia-smi, and so of discovery scripts; CUDA
 
 
 def check(settings: Any, use_gpu: bool) -> str:
-    """Describe the GPUs that the ranks will have.
-
-    Args:
-        settings: Spark's configuration, read by ``get(name, default)``.
-        use_gpu: whether the ranks train on GPUs.
+    """Describe the GPUs that the ranks will have, according to Spark's ``settings`` (read by ``get(name, default)``).
 
     Raises:
         ClusterError: ``use_gpu`` is True, but Spark has no GPU resources, or does not assign one GPU per task.
@@ -88,18 +84,16 @@ def environment(
     """
     if not use_gpu:
         return {VISIBLE: "-1"}
+    if addresses is None and VISIBLE in inherited:
+        listed = [entry.strip() for entry in inherited[VISIBLE].split(",") if entry.strip()]  # "" hides all GPUs
+        if local_rank >= len(listed):
+            raise InvalidInputError(
+                f"useGpu=True, but {VISIBLE}={inherited[VISIBLE]} shows {len(listed)} GPUs and this host runs more "
+                f"ranks: ranks never share a GPU. Set {f'numTrainWorkers={len(listed)}' if listed else 'useGpu=False'}."
+            )
+        return {VISIBLE: listed[local_rank]}  # without ORDER: the list is in the order that its author meant
     if addresses is None:
-        visible = inherited.get(VISIBLE)  # "" hides all GPUs
-        if visible is None:
-            addresses = [str(local_rank)]
-        else:
-            listed = [entry.strip() for entry in visible.split(",") if entry.strip()]
-            if local_rank >= len(listed):
-                raise InvalidInputError(
-                    f"useGpu=True, but {VISIBLE}={visible} shows {len(listed)} GPUs and this host runs more ranks: "
-                    "ranks never share a GPU. Set " + (f"numTrainWorkers={len(listed)}." if listed else "useGpu=False.")
-                )
-            return {VISIBLE: listed[local_rank]}  # without ORDER: the list keeps the order that it was written for
+        addresses = [str(local_rank)]
     if len(addresses) != 1:
         raise InvalidInputError(f"useGpu=True: expected one GPU per task, but Spark assigned {list(addresses)}.")
     return {VISIBLE: addresses[0], ORDER: inherited.get(ORDER, PCI)}
@@ -109,11 +103,7 @@ def environment(
 
 
 def use(use_gpu: bool, tf: Any) -> None:
-    """Make TensorFlow allocate memory of this rank's GPU as needed.
-
-    Args:
-        use_gpu: whether the rank trains on a GPU; if not, nothing is done.
-        tf: the module ``tensorflow``, before it uses any device.
+    """Make TensorFlow allocate memory of this rank's GPU as needed; it must not have used any device yet.
 
     Raises:
         RankError: TensorFlow does not see exactly one GPU, so it would use the CPU or another rank's GPU.

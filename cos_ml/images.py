@@ -15,6 +15,7 @@ from pyspark import keyword_only
 from pyspark.ml import Transformer
 from pyspark.ml.param.shared import HasHandleInvalid, HasInputCol, HasOutputCol
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
+from pyspark.sql import Column as SparkColumn
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -128,9 +129,9 @@ class ImageAssembler(
         self._check(dataset.schema)
         name, output, temporary = self.getInputCol(), self.getOutputCol(), f"{self.uid}_data"
         spec = ImageSpec(self.getHeight(), self.getWidth(), self.getChannels(), self.getResize(), self.getOutputType())
-        out, arguments = udf_arguments(dataset, {"data": F.col(_quoted(name))}, temporary)
+        out, arguments = udf_arguments(dataset, {"data": _column(name)}, temporary)
         out = out.withColumn(output, _udf(spec, name, self.getHandleInvalid())(*arguments)).drop(temporary)
-        return out.filter(F.col(_quoted(output)).isNotNull()) if self.getHandleInvalid() == "skip" else out
+        return out.filter(_column(output).isNotNull()) if self.getHandleInvalid() == "skip" else out
 
     def _check(self, schema: T.StructType) -> None:
         name, output = self.getInputCol(), self.getOutputCol()
@@ -150,8 +151,8 @@ class ImageAssembler(
             )
 
 
-def _quoted(column: str) -> str:
-    return "`" + column.replace("`", "``") + "`"
+def _column(name: str) -> SparkColumn:
+    return F.col("`" + name.replace("`", "``") + "`")
 
 
 def preprocessing_layers(
@@ -213,11 +214,7 @@ def _shifts(side: int, kept: int) -> tuple[float, float]:
 
 
 def import_pillow() -> ModuleType:
-    """Pillow's module ``PIL.Image``.
-
-    Raises:
-        SetupError: Pillow is not installed.
-    """
+    """Pillow's module ``PIL.Image``; raises SetupError if it is not installed."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -285,45 +282,43 @@ def decode_batches(
 
     Raises:
         InvalidInputError: a row is invalid, and ``handle_invalid`` is "error".
+        SetupError: Pillow is not installed.
     """
+    import_pillow()  # a missing package is no error of a row
     size = max(BATCH_BYTES // (spec.values * (4 if spec.output_type == "float" else 1)), 1)
     first_row = 0
     for batch in batches:
         for start in range(0, len(batch), size):
-            pixels, errors = _decode_rows(batch.iloc[start : start + size], spec)
-            if errors and handle_invalid == "error":
-                row, reason = next(iter(errors.items()))
+            images = [_decode_row(data, spec) for data in batch.iloc[start : start + size]]
+            invalid = next((row for row, image in enumerate(images) if isinstance(image, str)), None)
+            if invalid is not None and handle_invalid == "error":
                 raise InvalidInputError(
-                    f"column {column!r}, row {first_row + start + row}: {reason}. "
+                    f"column {column!r}, row {first_row + start + invalid}: {images[invalid]}. "
                     'handleInvalid="skip" drops such rows, "keep" makes them null.'
                 )
-            yield _series(pixels, list(errors), spec)
+            yield _series(images, spec)
         first_row += len(batch)
 
 
-def _decode_rows(rows: Sequence[bytes | None], spec: ImageSpec) -> tuple[np.ndarray, dict[int, str]]:
-    """Pixels of shape [rows, values of an image], and what is wrong with each row that has none."""
-    image = import_pillow()  # outside of the try below: a missing package is no error of a row
-    pixels = np.zeros((len(rows), spec.values), np.uint8)
-    errors = {}
+def _decode_row(data: bytes | None, spec: ImageSpec) -> np.ndarray | str:
+    """The pixels of one row, or what is wrong with it."""
+    if data is None:
+        return "is null"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about metadata, which is not used
-        warnings.simplefilter("error", image.DecompressionBombWarning)
-        for row, data in enumerate(rows):
-            if data is None:
-                errors[row] = "is null"
-                continue
-            try:
-                pixels[row] = decode_image(data, spec).reshape(-1)
-            except Exception as error:  # Pillow's decoders raise all kinds of errors for a damaged file
-                errors[row] = f"can't be decoded: {type(error).__name__}: {error}"
-    return pixels, errors
+        warnings.simplefilter("error", import_pillow().DecompressionBombWarning)
+        try:
+            return decode_image(data, spec)
+        except Exception as error:  # Pillow's decoders raise all kinds of errors for a damaged file
+            return f"can't be decoded: {type(error).__name__}: {error}"
 
 
-def _series(pixels: np.ndarray, invalid: list[int], spec: ImageSpec) -> pd.Series:
-    """The values of the output column, null for invalid rows."""
-    empty = np.zeros(len(pixels), bool)
-    empty[invalid] = True
-    if spec.output_type == "float":
-        return arrow_frame({"pixels": as_list_array(pixels.astype(np.float32), empty)})["pixels"]
-    return pd.Series([None if null else row.tobytes() for row, null in zip(pixels, empty, strict=True)], dtype=object)
+def _series(images: Sequence[np.ndarray | str], spec: ImageSpec) -> pd.Series:
+    """The values of the output column, null for rows without pixels."""
+    if spec.output_type == "uint8":
+        return pd.Series([None if isinstance(image, str) else image.tobytes() for image in images], dtype=object)
+    values = np.zeros((len(images), spec.values), np.float32)
+    for row, image in zip(values, images, strict=True):
+        row[:] = 0 if isinstance(image, str) else image.reshape(-1)
+    empty = np.array([isinstance(image, str) for image in images])
+    return arrow_frame({"pixels": as_list_array(values, empty)})["pixels"]

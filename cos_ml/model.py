@@ -72,7 +72,7 @@ class DeepNetModel(Model, ModelParams, NetworkStage):
         handleMismatch: str = "warn",
     ) -> None:
         super().__init__()
-        self._summary: TrainingSummary | None = None
+        self.training_summary: TrainingSummary | None = None
         self._set(**self._input_kwargs)  # type: ignore[attr-defined]
         if self.isSet(self.model):
             check_layers(self.getOrDefault(self.model), self.getFeatureLayers())
@@ -84,16 +84,16 @@ class DeepNetModel(Model, ModelParams, NetworkStage):
         Raises:
             RuntimeError: this model was loaded from a file or made from a pretrained network.
         """
-        if self._summary is None:
+        if self.training_summary is None:
             raise RuntimeError(
                 "No training summary available for this DeepNetModel: it was not trained in this process."
             )
-        return self._summary
+        return self.training_summary
 
     @property
     def hasSummary(self) -> bool:
         """Whether this model has a summary."""
-        return self._summary is not None
+        return self.training_summary is not None
 
     def copy(self, extra: Any = None) -> DeepNetModel:
         """A copy with ``extra`` Params; a trained model keeps its network.

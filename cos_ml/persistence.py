@@ -36,7 +36,7 @@ TOLERANCE = 1e-3  # relative to the largest output: rounding stays far below it,
 Stage = TypeVar("Stage", bound="NetworkStage")
 
 
-class NetworkStage(DefaultParamsReadable[Any], DefaultParamsWritable, Params):
+class NetworkStage(Params, DefaultParamsReadable[Any], DefaultParamsWritable):
     """A stage that is saved as its Params, its network and, if it was trained, its compile arguments.
 
     Attributes:
@@ -55,11 +55,7 @@ class NetworkStage(DefaultParamsReadable[Any], DefaultParamsWritable, Params):
         return StageReader(cls)
 
     def _network(self) -> Network:
-        """The network of this stage.
-
-        Raises:
-            InvalidInputError: the Param model is not set.
-        """
+        """The network of this stage, whose Param model is set."""
         raise NotImplementedError
 
 
@@ -85,8 +81,8 @@ class StageWriter(DefaultParamsWriter):
             "network": json.loads(network.facts()) | {"sha256": network.digest} if network else None,
             "compiled": instance.compiled,
         }
+        values = {param.name: instance.getOrDefault(param) for param in chosen}
         try:
-            values = {param.name: instance.getOrDefault(param) for param in chosen}
             self.saveMetadata(instance, path, self.sparkSession, extra, values)
         except Exception as error:
             if "already exists" in str(error).lower() or "PATH_ALREADY_EXISTS" in str(error):
@@ -165,32 +161,25 @@ def golden_rows(network: Network) -> bytes:
         network rejects random rows, for example because an unknown dimension has to have a certain length.
     """
     random = np.random.default_rng(0)
-    inputs = [
-        _random_rows(random, (GOLDEN_ROWS, *(8 if side is None else side for side in tensor.shape)), tensor.dtype)
-        for tensor in network.inputs
-    ]
+    shapes = [(GOLDEN_ROWS, *(8 if side is None else side for side in tensor.shape)) for tensor in network.inputs]
+    inputs = [_random_rows(random, shape, tensor.dtype) for shape, tensor in zip(shapes, network.inputs, strict=True)]
     try:
         outputs = _compute(network, inputs)
     except Exception:  # a layer may raise anything for rows that it does not support
         return b""
-    arrays = {f"x{index}": array for index, array in enumerate(inputs)}
-    arrays |= {f"y{index}": array for index, array in enumerate(outputs)}
+    arrays = {f"{kind}{index}": array for kind, found in (("x", inputs), ("y", outputs))
+              for index, array in enumerate(found)}  # fmt: skip
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return file.getvalue()
 
 
 def check_golden(network: Network, golden: bytes, saved_by: dict[str, str], strict: bool) -> None:
-    """Compute the golden rows again, and warn if the outputs differ from the recorded ones.
-
-    Args:
-        network: the network as loaded in this process.
-        golden: the bytes that ``golden_rows`` returned at save time.
-        saved_by: the versions recorded at save time.
-        strict: whether to raise instead of warning.
+    """Compare the network's outputs with the ``golden_rows`` recorded at save time, and warn if they differ.
 
     Raises:
-        SavedModelError: the outputs differ and ``strict`` is True, or ``golden`` is not a valid .npz file.
+        SavedModelError: they differ and ``strict`` is True; the message names the versions that are not ``saved_by``'s.
+            Or ``golden`` is not a valid .npz file.
     """
     untrusted.check_zip(golden, "golden rows")
     with np.load(io.BytesIO(golden), allow_pickle=False) as arrays:

@@ -39,11 +39,6 @@ def recorded_versions() -> dict[str, str]:
     }
 
 
-def _installed(*distributions: str) -> str | None:
+def _installed(*names: str) -> str | None:
     """The version of the first of these distributions that is installed; None if none is."""
-    for name in distributions:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
+    return next((found.version for name in names for found in importlib.metadata.distributions(name=name)), None)

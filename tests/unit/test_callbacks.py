@@ -12,7 +12,7 @@ keras = import_keras()
 
 
 @pytest.mark.parametrize("kind", ["ReduceLROnPlateau", keras.callbacks.ReduceLROnPlateau])
-def test_a_callback_of_kerass(kind):
+def test_a_keras_callback(kind):
     plain = callback(kind, monitor="loss", factor=0.5)
     assert json.loads(json.dumps(plain)) == plain
     made = make(plain)
@@ -21,7 +21,7 @@ def test_a_callback_of_kerass(kind):
 
 
 @pytest.mark.parametrize("kind", [StopAfter, "tests.support.layers:StopAfter"])
-def test_a_callback_of_ones_own(kind):
+def test_a_custom_callback(kind):
     plain = callback(kind, epochs=2)
     assert plain == {"class": "tests.support.layers:StopAfter", "ranks": "all", "arguments": {"epochs": 2}}
     assert make(plain).epochs == 2
