@@ -5,13 +5,14 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(STACK)
 
-.PHONY: help setup demo test test-latest lint benchmark clean
+.PHONY: help setup demo test test-latest params lint benchmark clean
 
 help:
 	@echo "make demo         train, save, reload and score a Pipeline on real data (sets everything up)"
 	@echo "make test         lint, types and the whole test suite (sets everything up)"
 	@echo "make test-latest  the test suite, Spark Connect too, on the newest versions (sets .venv-latest up)"
 	@echo "make setup        the set-up alone: $(VENV), pinned dependencies, the Horovod build"
+	@echo "make params       write what follows from the Params: README's table and the stubs of getters and setters"
 	@echo "make benchmark    the figures of tests/benchmarks, beside the peers'"
 	@echo "make clean        remove $(VENV) and .venv-latest"
 
@@ -38,6 +39,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+params: setup
+	PYTHONPATH=. $(BIN)/python tools/generate_params.py
 
 benchmark: setup
 	$(BIN)/python -m tests.benchmarks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from pyspark import keyword_only
@@ -15,14 +15,14 @@ from pyspark.sql import DataFrame, SparkSession
 from cos_ml.data import frames, parquet
 from cos_ml.data.columns import Column
 from cos_ml.errors import CosMLError, InvalidInputError
-from cos_ml.job import explain, horovod_env
+from cos_ml.estimator_params import EstimatorParams
+from cos_ml.job import horovod_env, preflight
 from cos_ml.job.fit import Candidate, FitOptions, Trained, check_horovod, fit
 from cos_ml.model import COMPILED, DeepNetModel, check_layers, check_outputs
 from cos_ml.network.archive import Network, custom_modules, find_layer
 from cos_ml.network.keras_import import import_keras
 from cos_ml.network.outputs import check_loss, losses_by_output, output_kind
 from cos_ml.network.signature import input_columns, label_columns
-from cos_ml.params import EstimatorParams
 from cos_ml.persistence import NetworkStage
 from cos_ml.spec import ANY_RUN, CheckpointConfig, TrainSpec
 
@@ -30,68 +30,30 @@ __all__ = ["DeepNetEstimator"]
 
 keras = import_keras()
 
-STEPS = 16  # in one call of TensorFlow, where stepsPerExecution does not say
-FIT = (  # beside network, columns and what Keras compiles: the Params that decide what a fit computes
-    "learningRate",
-    "batchSize",
-    "epochs",
-    "shuffle",
-    "seed",
-    "handleInvalid",
-    "callbacks",
-    "patience",
-    "restoreBestWeights",
-    "numTrainWorkers",
-    "feed",
-    "checkpointSteps",
-    "gradientCompression",
-    "gradientAccumulationSteps",
-    "dtypePolicy",
-    "stepsPerExecution",
-)
+ABBREVIATIONS = ("accuracy", "acc", "crossentropy", "ce")  # metrics that Keras resolves once it knows the outputs
 
 
 class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
     """Trains a Keras network on a DataFrame, with one Horovod rank in each of ``numTrainWorkers`` barrier tasks.
 
-    The number of ranks matters only through the global batch, ``batchSize * numTrainWorkers``: every row
-    trains once per epoch, and a step's gradient is the mean over its rows on all ranks, weighted by ``weightCol``.
+    Every row trains once per epoch, and the gradient of a step is the mean over its rows on all ranks, weighted by
+    ``weightCol``. So the number of ranks matters only through the global batch, ``batchSize * numTrainWorkers``.
 
-    Args:
-        model: a built ``keras.Model``, compiled or not, the path of a ``.keras`` file, or a DeepNetModel. Its weights
-            are where training starts.
-        featuresCol, inputCols: a column, or one per input of the network (by the inputs' names, else in order):
-            Vector (dense or sparse), array of numbers, number, or binary (uint8). Flat rows take the input's shape.
-        labelCol, labelCols: a column, or one per output: a number, or a Vector or array for vector-valued targets.
-        weightCol: row weights (>= 0), in the loss and in a compiled model's weighted metrics.
-        validationIndicatorCol: boolean; true rows validate after every epoch, and do not train.
-        loss, metrics, lossWeights, optimizer: Keras identifiers, or objects that serialise.
-        learningRate: in place of the optimizer's own; never scaled by the number of ranks.
-        batchSize: rows per rank and step.
-        epochs, shuffle, seed: passes over the rows, in a new order each time, from the seed.
-        patience, restoreBestWeights: stop after so many epochs without a better validation loss (or loss); end with the
-            weights of the best epoch.
+    Args: every Param by keyword; ``explainParams()`` and README's table describe them all.
+        model: a built ``keras.Model``, compiled or not, the path of a ``.keras`` file, or a DeepNetModel.
+        featuresCol, inputCols: a column, or one per input of the network: Vector (dense or sparse), array of numbers,
+            number, binary (uint8) or string. Flat rows take the shape of the input.
+        labelCol, labelCols: a column, or one per output of the network: a number, a Vector or an array.
+        weightCol, validationIndicatorCol: columns of row weights (>= 0) and of a boolean that marks validation rows.
+        loss, metrics, lossWeights, optimizer: Keras identifiers, or Keras objects that are serializable.
+        batchSize, epochs, shuffle, seed, learningRate, patience, restoreBestWeights: how a network is trained.
         callbacks: Keras callbacks, each made with ``cos_ml.callback``.
-        frozenLayers: layers that this training leaves as they are.
-        feed, cacheDir, keepCache: "arrow" brings rows to the ranks' local disks; "petastorm" writes them as Parquet
-            under cacheDir, which ranks read again in every epoch, and removes that afterwards unless keepCache.
-        checkpointDir, checkpointInterval, checkpointSteps, resume: keep the state of the training every so many epochs,
-            and steps within them, at a URL that all executors reach. The same fit, started again, goes on from there.
-        handleNonFiniteLoss: "error" or "keep" a loss that is NaN or infinite.
-        stallTimeout: seconds after which a rank that does not get on is given up.
-        numTrainWorkers, useGpu: ranks, and whether each takes the GPU that Spark assigned.
-        gradientCompression, gradientAccumulationSteps, dtypePolicy, jitCompile, stepsPerExecution: for speed, at the
-            price of digits, memory or time to compile.
-        horovodOptions: Horovod's and NCCL's settings for every rank, the network interface too.
+        checkpointDir, checkpointInterval, checkpointSteps, resume: where and how often checkpoints are written.
+        numTrainWorkers, useGpu: the number of ranks, and whether each trains on the GPU that Spark assigned.
         featureLayers, outputCols: layers whose activations become Vector columns, and the names of those columns.
-        predictionCol, probabilityCol, rawPredictionCol: as in Spark ML; "" leaves one out.
-        handleInvalid: "error", "skip" or "keep" rows with a null, a NaN or the wrong size.
-        predictBatchSize: rows per forward pass in ``transform``.
-        handleMismatch: of the model, when it is saved and loaded again.
-        progress: show on standard error how the fit goes.
 
     Raises:
-        InvalidInputError: a Param is of the wrong type or out of range.
+        InvalidInputError: a Param has the wrong type or is out of range.
 
     Examples:
         >>> est = DeepNetEstimator(model=net, loss="sparse_categorical_crossentropy", epochs=3, numTrainWorkers=2)
@@ -112,15 +74,15 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
         loss: Any = None,
         metrics: Any = None,
         lossWeights: Any = None,
-        optimizer: Any = None,
+        optimizer: Any = "adam",
         learningRate: float | None = None,
         batchSize: int = 32,
         epochs: int = 1,
         shuffle: bool = True,
-        seed: int | None = None,
+        seed: int = 0,
         patience: int | None = None,
         restoreBestWeights: bool = False,
-        callbacks: Any = None,
+        callbacks: list[Any] | None = None,
         frozenLayers: list[str] | None = None,
         feed: str = "arrow",
         cacheDir: str | None = None,
@@ -152,143 +114,141 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
         super().__init__()
         self._set(**self._input_kwargs)  # type: ignore[attr-defined]
 
-    def setParams(self, **kwargs: Any) -> DeepNetEstimator:
-        """Set any of the Params by keyword, as the constructor does."""
-        return self._set(**kwargs)
-
     def fitMultiple(
         self, dataset: DataFrame, paramMaps: Sequence[dict[Any, Any]]
     ) -> Iterator[tuple[int, DeepNetModel]]:
-        """Fit a whole grid of Params in one barrier job: ranks start once, and read the data once.
+        """Fit a grid of Params in one barrier job: ranks start once and read the data once.
 
-        Candidates train one after the other. Those that read other columns, or need another number of ranks, have a
-        job of their own.
+        Candidates that read other columns or need another number of ranks run in a job of their own.
 
         Returns:
-            Iterator[tuple[int, DeepNetModel]]: the index of a map and the model of it; safe to share between threads.
+            Iterator[tuple[int, DeepNetModel]]: the index of each map and its model; safe to share between threads.
         """
-        return _Grid(dataset, [self.copy(extra) for extra in paramMaps], [_described(extra) for extra in paramMaps])
+        estimators = [self.copy(extra) for extra in paramMaps]
+        candidates = []
+        for index, (estimator, extra) in enumerate(zip(estimators, paramMaps, strict=True)):
+            params = ", ".join(f"{param.name}={value!r}" for param, value in extra.items()) or "unchanged Params"
+            name = f"candidate {index + 1} of {len(estimators)} ({params})"
+            try:
+                candidates.append(estimator._candidate(dataset, name))
+            except InvalidInputError as error:
+                raise InvalidInputError(f"In {name}: {error}") from error
+        return _Models(dataset, estimators, candidates)
 
     def explain(self, dataset: DataFrame) -> str:
-        """Whether a fit to ``dataset`` would work here, and what it would take, as lines to print.
+        """Check whether a fit to ``dataset`` would work here, and estimate what it would take; train nothing.
 
-        All that a fit checks before its ranks train: columns and the first rows against the network, GPUs, slots,
-        versions on the driver and the executors, disk and memory. It counts the rows, and starts a task for each rank;
-        nothing is trained.
+        Checked are columns and the first rows against the network, GPUs, slots, versions on the driver and the
+        executors, disk and memory. This counts the rows, and starts a task for each rank.
 
         Returns:
-            str: a line for each check, "ok" or "PROBLEM" with the remedy.
+            str: a line for each check: "ok", or "PROBLEM" with what to do.
         """
         try:
-            candidate = _candidate(self, dataset, "")
+            candidate = self._candidate(dataset)
             if self.getNumTrainWorkers() > 1:
                 check_horovod()
         except CosMLError as error:
-            return f"{'PROBLEM':<19}{error}\nThis is to mend before a fit."
-        return explain.explain(
-            dataset, candidate.candidate.spec, candidate.candidate.network, self.getNumTrainWorkers()
-        )
+            return f"{'PROBLEM':<19}{error}\n1 problem to fix before fitting."
+        return preflight.explain(dataset, candidate.spec, candidate.network, self.getNumTrainWorkers())
 
     def fitParquet(self, url: str, params: dict[Any, Any] | None = None) -> DeepNetModel:
-        """Fit to a Parquet dataset without any pass of Spark's over its rows: ranks read it through petastorm.
+        """Fit to a Parquet dataset that the ranks read themselves, through petastorm; Spark reads no rows.
 
-        Row group i is read by rank i modulo numTrainWorkers: a dataset needs as many row groups as there are ranks,
-        for all of them to have work.
+        Rank i reads the row groups i, i + numTrainWorkers, and so on. For every rank to have work, a dataset needs at
+        least as many row groups as there are ranks.
 
         Args:
-            url: of a folder of Parquet files or of one file, which Spark, fsspec and all ranks can open. Its columns
-                are numbers, flat arrays of numbers, strings or bytes, under the names that the Params have.
-            params: in place of this estimator's own, as in ``fit``.
+            url: a folder of Parquet files or one file, which Spark, fsspec and all ranks can open. Its columns are
+                numbers, flat arrays of numbers, strings or bytes, with the names that the Params give.
+            params: Params that replace this estimator's own, as in ``fit``.
 
         Raises:
-            InvalidInputError: a column is missing or of no use, a row can't be used, or ``handleInvalid`` is "skip".
-            SetupError: petastorm can't be imported.
+            InvalidInputError: a column is missing or has the wrong type, a row is invalid, or ``handleInvalid`` is
+                "skip".
+            SetupError: petastorm cannot be imported.
         """
         estimator = self.copy(params) if params else self
         if estimator.getHandleInvalid() == "skip":
             raise InvalidInputError(
-                'Param handleInvalid: fitParquet knows from the files how many rows there are, and "skip" would change '
-                'that: expected "error" or "keep". Give the DataFrame to fit() instead.'
+                "Param handleInvalid: fitParquet takes the number of rows from the files, so it cannot skip rows: "
+                'expected "error" or "keep", received "skip". Pass the DataFrame to fit() instead.'
             )
         dataset = SparkSession.active().read.parquet(url)
-        candidate = _candidate(estimator, dataset, "")
+        candidate = estimator._candidate(dataset)
         parquet.check_petastorm()
-        parquet.check_readable(dataset.schema, candidate.candidate.spec)
-        return _train(dataset, [candidate], url)[0]
+        return _train(dataset, [estimator], [candidate], url)[0]
 
     def _fit(self, dataset: DataFrame) -> DeepNetModel:
-        return _train(dataset, [_candidate(self, dataset, "")])[0]
+        return _train(dataset, [self], [self._candidate(dataset)])[0]
 
     def _network(self) -> Network:
         if not self.isSet(self.model):
-            raise InvalidInputError("Param model is not set: give DeepNetEstimator a keras.Model.")
+            raise InvalidInputError("Param model is not set: pass a keras.Model to DeepNetEstimator.")
         return self.getOrDefault(self.model)._network()
 
-    def _stored_network(self) -> Network | None:
-        return self._network() if self.isSet(self.model) else None
+    def _candidate(self, dataset: DataFrame, name: str = "") -> Candidate:
+        """This estimator's training, after all checks that need no job; ``name`` tells it from others of a grid."""
+        frames.check_not_streaming(dataset)
+        network = self._network()
+        spec = replace(self._spec(dataset, network), name=name)
+        return Candidate(replace(spec, checkpoint=self._checkpoint(spec, network)), network)
+
+    def _options(self) -> FitOptions:
+        return FitOptions(
+            ranks=self.getNumTrainWorkers(),
+            feed=self.getFeed(),
+            cache_dir=self.value_or_none(self.cacheDir),
+            keep_cache=self.getKeepCache(),
+            progress=self.getProgress(),
+        )
 
     def _spec(self, dataset: DataFrame, network: Network) -> TrainSpec:
-        """What the ranks shall do, with all that can be checked before a job checked."""
-        arguments = self._compile_arguments(network)
+        """What the ranks do, after checking Params, columns and network against each other."""
         if self.isSet(self.checkpointSteps) and not self.getShuffle() and self.getFeed() == "arrow":
             raise InvalidInputError(
-                "Param checkpointSteps: with shuffle=False rows train in the order in which they come, which is "
-                "another one when Spark reads a shuffle again, so the rest of an epoch can't be gone on with. Leave "
-                "it out (checkpointInterval counts epochs), or set shuffle=True."
+                "Param checkpointSteps: with shuffle=False rows train in the order in which they arrive, which changes "
+                "when Spark reads a shuffle again, so training cannot resume mid-epoch. Unset checkpointSteps "
+                "(checkpointInterval counts epochs), or set shuffle=True."
             )
+        arguments, callbacks = self._compile_arguments(network), self.getCallbacks()
         losses = losses_by_output(arguments["loss"], network.outputs)
         labels = label_columns(network, self.getLabelCols(), arguments["loss"])
         for output, loss in zip(network.outputs, losses, strict=True):
             check_loss(output, loss)
-        plain = self.getCallbacks()
-        modules = {*network.modules, *custom_modules(arguments), *custom_modules(plain)}
+        modules = {*network.modules, *custom_modules(arguments), *custom_modules(callbacks)}
+        weight, validation = self.value_or_none(self.weightCol), self.value_or_none(self.validationIndicatorCol)
         spec = TrainSpec(
             inputs=input_columns(network, self.input_columns()),
             labels=labels,
-            weight=Column(self.getWeightCol(), "w", low=0.0) if self.isSet(self.weightCol) else None,
-            validation=Column(self.getValidationIndicatorCol(), "v", dtype="bool")
-            if self.isSet(self.validationIndicatorCol)
-            else None,
+            weight=None if weight is None else Column(weight, "w", low=0.0),
+            validation=None if validation is None else Column(validation, "v", dtype="bool"),
             compile=arguments,
             modules=tuple(sorted(modules)),
-            learning_rate=self.getLearningRate() if self.isSet(self.learningRate) else None,
-            batch_size=self.getBatchSize(),
-            epochs=self.getEpochs(),
-            shuffle=self.getShuffle(),
-            seed=self.getSeed(),
-            handle_invalid=self.getHandleInvalid(),
-            use_gpu=self.getUseGpu(),
             frozen=tuple(find_layer(network.layers, name, "frozenLayers") for name in self.getFrozenLayers()),
-            callbacks=tuple(plain),
-            patience=self.getPatience() if self.isSet(self.patience) else None,
-            restore_best=self.getRestoreBestWeights(),
+            callbacks=tuple(callbacks),
             stop_at_non_finite=self.getHandleNonFiniteLoss() == "error",
-            stall_timeout=self.getStallTimeout(),
-            compression=self.getGradientCompression(),
-            accumulation=self.getGradientAccumulationSteps(),
-            dtype_policy=self.getDtypePolicy() if self.isSet(self.dtypePolicy) else None,
-            jit_compile=self.getJitCompile(),
-            steps_per_execution=self.getStepsPerExecution() if self.isSet(self.stepsPerExecution) else STEPS,
             variables=horovod_env.variables(self.getHorovodOptions()),
-        )  # fmt: skip
+            **self.spec_fields(),
+        )
         check_layers(network, self.getFeatureLayers())
         kinds = tuple(output_kind(output, loss) for output, loss in zip(network.outputs, losses, strict=True))
         check_outputs(self, dataset.schema, network, kinds)
-        frames.select_columns(dataset, spec)  # raises for columns that are missing or of no use
+        frames.select_columns(dataset, spec)  # raises for columns that are missing or of the wrong type
         return spec
 
     def _compile_arguments(self, network: Network) -> dict[str, Any]:
         """Arguments of ``keras.Model.compile``: the Params that are set, else the compiled model's own."""
+        compiled = network.compiled or {}
         arguments = {"optimizer": self.getOptimizer()}
-        own = network.compiled or {}
-        arguments |= {name: own[name] for name in ("optimizer", *COMPILED) if own.get(name)}
-        chosen = {
+        arguments |= {name: compiled[name] for name in ("optimizer", *COMPILED) if compiled.get(name)}
+        own = {
             "optimizer": self.optimizer,
             "loss": self.loss,
             "metrics": self.metrics,
             "loss_weights": self.lossWeights,
         }
-        arguments |= {name: self.getOrDefault(param) for name, param in chosen.items() if self.isSet(param)}
+        arguments |= {name: self.getOrDefault(param) for name, param in own.items() if self.isSet(param)}
         if not arguments.get("loss"):
             raise InvalidInputError(
                 'Param loss is not set, and the model is not compiled with one: set it, for example to "mse".'
@@ -296,142 +256,91 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
         _check_identifiers(arguments)
         return arguments
 
+    def _checkpoint(self, spec: TrainSpec, network: Network) -> CheckpointConfig | None:
+        """Where the training keeps its checkpoints, and what identifies it."""
+        if not self.isSet(self.checkpointDir):
+            return None
+        identity = {
+            "model": network.architecture,
+            **spec.compile,
+            "optimizer": _without_name(spec.compile["optimizer"]),
+            "frozenLayers": [network.layers.index(name) for name in spec.frozen],
+            **self.identity(),
+        }
+        return CheckpointConfig(
+            self.getCheckpointDir().rstrip("/"),
+            epochs=self.getCheckpointInterval(),
+            steps=self.value_or_none(self.checkpointSteps),
+            fit=identity,
+            run=ANY_RUN if self.getResume() == "auto" else uuid.uuid4().hex[:12],
+        )
+
+    def _trained_model(self, candidate: Candidate, trained: Trained) -> DeepNetModel:
+        model = DeepNetModel()._resetUid(self.uid)
+        self._copyValues(model)
+        model._set(model=candidate.network.with_archive(trained.archive))
+        model.compiled = {name: value for name, value in candidate.spec.compile.items() if name != "optimizer"}
+        model.training_summary = trained.summary
+        return model
+
 
 def _check_identifiers(arguments: dict[str, Any]) -> None:
     """Raises InvalidInputError for a name that Keras does not know."""
-    for name, getter in (
-        ("optimizer", keras.optimizers.get),
-        ("loss", keras.losses.get),
-        ("metrics", keras.metrics.get),
-    ):
+    getters = {"optimizer": keras.optimizers.get, "loss": keras.losses.get, "metrics": keras.metrics.get}
+    for name, getter in getters.items():
         value = arguments.get(name)
         for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, str) and item not in ("accuracy", "acc", "crossentropy", "ce"):
+            if isinstance(item, str) and item not in ABBREVIATIONS:
                 try:
                     getter(item)
                 except ValueError as error:
                     raise InvalidInputError(f"Param {name}: Keras {keras.version()} knows no {item!r}.") from error
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """One training: the estimator with its Params, and what the fit needs of it."""
-
-    estimator: DeepNetEstimator
-    candidate: Candidate
-
-    @property
-    def options(self) -> FitOptions:
-        """How its rows reach its ranks."""
-        estimator = self.estimator
-        return FitOptions(
-            ranks=estimator.getNumTrainWorkers(),
-            feed=estimator.getFeed(),
-            cache_dir=estimator.getCacheDir() if estimator.isSet(estimator.cacheDir) else None,
-            keep_cache=estimator.getKeepCache(),
-            progress=estimator.getProgress(),
-        )
-
-
-def _candidate(estimator: DeepNetEstimator, dataset: DataFrame, name: str) -> _Candidate:
-    """A candidate, after all checks that need no job."""
-    frames.check_not_streaming(dataset)
-    try:
-        network = estimator._network()
-        spec = replace(estimator._spec(dataset, network), name=name)
-        return _Candidate(
-            estimator, Candidate(replace(spec, checkpoint=_checkpoint(estimator, spec, network)), network)
-        )
-    except InvalidInputError as error:
-        if not name:
-            raise
-        raise InvalidInputError(f"In {name}: {error}") from error
-
-
-def _train(dataset: DataFrame, candidates: Sequence[_Candidate], url: str | None = None) -> list[DeepNetModel]:
-    """Train candidates of one layout and number of ranks, in one barrier job; on what is at ``url``, if given."""
-    trained = fit(dataset, [one.candidate for one in candidates], candidates[0].options, url)
-    return [_model(one, result) for one, result in zip(candidates, trained, strict=True)]
-
-
-def _checkpoint(estimator: DeepNetEstimator, spec: TrainSpec, network: Network) -> CheckpointConfig | None:
-    """Where the training keeps its checkpoints, and the Params that identify it."""
-    if not estimator.isSet(estimator.checkpointDir):
-        return None
-    identity = {
-        "model": network.architecture,
-        **spec.compile,
-        "optimizer": _nameless(spec.compile["optimizer"]),
-        "frozenLayers": [network.layers.index(name) for name in spec.frozen],
-        **{
-            param.name: estimator.getOrDefault(param)
-            for param in map(estimator.getParam, FIT)
-            if estimator.isDefined(param)
-        },
-    }
-    return CheckpointConfig(
-        estimator.getCheckpointDir().rstrip("/"),
-        epochs=estimator.getCheckpointInterval(),
-        steps=estimator.getCheckpointSteps() if estimator.isSet(estimator.checkpointSteps) else None,
-        fit=identity,
-        run=ANY_RUN if estimator.getResume() == "auto" else uuid.uuid4().hex[:12],
-    )
-
-
-def _nameless(optimizer: Any) -> Any:
-    """A serialised optimizer without its name: Keras numbers them, and a process's second SGD is "sgd_1"."""
+def _without_name(optimizer: Any) -> Any:
+    """A serialized optimizer without its name: Keras numbers them, and a process's second SGD is "sgd_1"."""
     if not isinstance(optimizer, dict) or not isinstance(optimizer.get("config"), dict):
         return optimizer
     return optimizer | {"config": {name: value for name, value in optimizer["config"].items() if name != "name"}}
 
 
-def _model(candidate: _Candidate, trained: Trained) -> DeepNetModel:
-    model = DeepNetModel()._resetUid(candidate.estimator.uid)
-    candidate.estimator._copyValues(model)
-    model._set(model=candidate.candidate.network.with_archive(trained.archive))
-    compiled = candidate.candidate.spec.compile
-    model.compiled = {name: value for name, value in compiled.items() if name != "optimizer"}
-    model._summary = trained.summary
-    return model
+def _train(
+    dataset: DataFrame, estimators: Sequence[DeepNetEstimator], candidates: Sequence[Candidate], url: str | None = None
+) -> list[DeepNetModel]:
+    """Train the candidates, each of its estimator, in one barrier job; on the Parquet dataset at ``url``, if given."""
+    trained = fit(dataset, candidates, estimators[0]._options(), url)
+    jobs = zip(estimators, candidates, trained, strict=True)
+    return [estimator._trained_model(candidate, result) for estimator, candidate, result in jobs]
 
 
-class _Grid:
-    """What ``fitMultiple`` returns: trains the group of a candidate when it is asked for, and hands out the models."""
+class _Models:
+    """The iterator of ``fitMultiple``: trains all candidates of a job when the first of their models is requested."""
 
-    def __init__(self, dataset: DataFrame, estimators: list[DeepNetEstimator], names: list[str]) -> None:
-        self.dataset, self.lock, self.next, self.count = dataset, threading.Lock(), 0, len(estimators)
-        self.models: dict[int, DeepNetModel] = {}
-        self.failed: dict[int, Exception] = {}  # whoever shares this with other threads may go on asking
-        self.groups: dict[Any, list[int]] = {}
-        self.candidates = []
-        for index, (estimator, name) in enumerate(zip(estimators, names, strict=True)):
-            candidate = _candidate(estimator, dataset, f"candidate {index + 1} of {len(names)} ({name})")
-            self.candidates.append(candidate)
-            key = (candidate.candidate.spec.layout, replace(candidate.options, progress=False))
-            self.groups.setdefault(key, []).append(index)
+    def __init__(self, dataset: DataFrame, estimators: list[DeepNetEstimator], candidates: list[Candidate]) -> None:
+        self.dataset, self.estimators, self.candidates = dataset, estimators, candidates
+        options = [replace(estimator._options(), progress=False) for estimator in estimators]
+        self.jobs = [(candidate.spec.layout, option) for candidate, option in zip(candidates, options, strict=True)]
+        self.lock, self.indices = threading.Lock(), iter(range(len(candidates)))
+        self.results: dict[int, DeepNetModel | Exception] = {}
 
-    def __iter__(self) -> _Grid:
+    def __iter__(self) -> _Models:
         return self
 
     def __next__(self) -> tuple[int, DeepNetModel]:
         with self.lock:
-            index = self.next
-            if index >= self.count:
-                raise StopIteration
-            self.next += 1
-            if index in self.failed:
-                raise self.failed[index]
-            if index not in self.models:
-                group = next(group for group in self.groups.values() if index in group)
-                try:
-                    models = _train(self.dataset, [self.candidates[one] for one in group])
-                except Exception as error:
-                    self.failed |= dict.fromkeys(group, error)
-                    raise
-                self.models |= zip(group, models, strict=True)
-            return index, self.models.pop(index)
+            index = next(self.indices)
+            if index not in self.results:
+                self._train_with(index)
+            result = self.results.pop(index)
+        if isinstance(result, Exception):  # other threads still receive the models of other jobs
+            raise result
+        return index, result
 
-
-def _described(extra: dict[Any, Any]) -> str:
-    """The Params of a candidate, as a person reads them."""
-    return ", ".join(f"{param.name}={value!r}" for param, value in extra.items()) or "no Params of its own"
+    def _train_with(self, index: int) -> None:
+        """Train the candidates that share a job with this one; a failure is the result of each of them."""
+        group = [other for other, job in enumerate(self.jobs) if job == self.jobs[index]]
+        estimators, candidates = [self.estimators[one] for one in group], [self.candidates[one] for one in group]
+        try:
+            self.results |= zip(group, _train(self.dataset, estimators, candidates), strict=True)
+        except Exception as error:
+            self.results |= dict.fromkeys(group, error)

@@ -1,4 +1,4 @@
-"""TrainSpec: all that a rank knows (both sides)."""
+"""TrainSpec: one training as plain values, which the driver sends to its ranks (driver, task and rank side)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class CheckpointConfig:
 
     Attributes:
         url: a folder that fsspec can write and every rank can reach.
-        epochs: epochs between two checkpoints.
-        steps: steps between two checkpoints within an epoch; None for none within epochs.
+        epochs: the number of epochs between two checkpoints.
+        steps: the number of steps between two checkpoints within an epoch; None for none within epochs.
         fit: what identifies the training, by Param: it never resumes from another one's checkpoints.
-        run: "auto" resumes from the checkpoint of any run; another name, only from those of that run.
+        run: "auto" to resume from the checkpoint of any run; another name to resume only from those of that run.
     """
 
     url: str
@@ -34,36 +34,23 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """One training, as plain values: what the driver's Params come down to.
+    """One training, as plain values.
+
+    Fields that are not listed are values of Params, which EstimatorParams describes (``spec=``); defaults are the same.
 
     Attributes:
         inputs, labels: the columns of the network's inputs and outputs, in its order.
-        weight: the column of row weights, if there is one.
-        validation: the boolean column that marks validation rows, if there is one.
-        compile: arguments of ``keras.Model.compile``, each in Keras's serialised form.
+        weight: the column of row weights; None for none.
+        validation: the boolean column that marks validation rows; None for none.
+        compile: arguments of ``keras.Model.compile``, each in Keras's serialized form.
         modules: modules of custom Keras classes, to import first.
-        learning_rate: in place of the optimizer's own.
-        batch_size: rows per rank and step.
-        epochs: passes over the data.
-        shuffle: a new order in every epoch, within each rank's own rows.
-        seed: of the order of rows and of Dropout.
-        handle_invalid: "error" or "skip" bad rows, or "keep" them as NaN.
-        steps_per_execution: training steps in one call of TensorFlow.
-        use_gpu: train on the GPU that Spark assigned.
-        frozen: names of layers that stay as they are.
-        callbacks: Keras callbacks as plain data, as ``callbacks.callback`` makes it.
-        patience: epochs without improvement after which training stops; None trains them all.
-        restore_best: end with the weights of the best epoch.
-        checkpoint: where states of the training go; None for none.
-        stop_at_non_finite: end with an error when the loss is NaN or infinite.
-        stall_timeout: seconds that a rank may take for 16 steps, or for any other one thing.
-        compression: "fp16" halves the bytes of gradients between ranks; "none".
-        accumulation: steps whose gradients are averaged before the weights change.
-        dtype_policy: Keras's, while training; None for each layer's own.
-        jit_compile: compile loss and gradients with XLA.
-        variables: of the ranks' environment, for Horovod and NCCL.
-        network: which of the job's networks it begins with.
-        name: of this candidate, in a job that trains several; else empty.
+        frozen: names of layers whose weights do not change.
+        callbacks: Keras callbacks as plain data, as ``callbacks.callback`` makes them.
+        checkpoint: where checkpoints are kept; None for no checkpoints.
+        stop_at_non_finite: whether a loss that is NaN or infinite is an error.
+        variables: environment variables of the ranks, for Horovod and NCCL.
+        network: the index of the network that training starts from, among the job's networks.
+        name: the name of this candidate in a job that trains several; else empty.
     """
 
     inputs: tuple[Column, ...]
@@ -97,17 +84,17 @@ class TrainSpec:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """Every column that a rank reads: inputs, labels, weight; not the validation mark, which sorts rows."""
+        """The columns of a batch: inputs, labels and weight."""
         return (*self.inputs, *self.labels, *((self.weight,) if self.weight else ()))
 
     @property
     def stored(self) -> tuple[Column, ...]:
-        """Every column that a rank's rows come from: also the validation mark."""
+        """All columns that are read: those of a batch, and the validation mark."""
         return (*self.columns, *((self.validation,) if self.validation else ()))
 
     @property
     def layout(self) -> tuple[Any, ...]:
-        """What decides spool and processes: candidates of one layout train on the same rows, each in its own shape."""
+        """A key that candidates share which can train on the same spooled rows in the same processes."""
         flat = [replace(one, shape=(one.size,)) if one.shape and one.size is not None else one for one in self.columns]
         return (*flat, self.validation, self.handle_invalid, self.use_gpu, *sorted(self.variables.items()))
 

@@ -283,7 +283,7 @@ def other_weights(network: Network) -> Any:
         (lambda metadata: metadata["network"].update(sha256="0"), r"SHA-256"),
         (lambda metadata: metadata["network"].pop("inputs"), r"damaged: KeyError: 'inputs'"),
         (lambda metadata: metadata["network"].update(colour=3), r"damaged: TypeError"),
-        (lambda metadata: metadata["paramMap"].update(predictBatchSize=-1), r"predictBatchSize: expected a whole"),
+        (lambda metadata: metadata["paramMap"].update(predictBatchSize=-1), r"predictBatchSize: expected an integer"),
         (lambda metadata: metadata["paramMap"].update(colour=3), r"damaged: .*colour"),
         (lambda metadata: metadata.pop("sparkVersion"), r"damaged: KeyError: 'sparkVersion'"),
     ],

@@ -1,14 +1,21 @@
+import dataclasses
+import inspect
 import json
+import runpy
 
 import numpy as np
 import pytest
 from pyspark.ml.param import Param
 from pyspark.ml.tuning import ParamGridBuilder
 
-from cos_ml import DeepNetEstimator, DeepNetModel
+from cos_ml import DeepNetEstimator, DeepNetModel, ImageAssembler
 from cos_ml.errors import InvalidInputError
+from cos_ml.estimator_params import EstimatorParams
 from cos_ml.network.archive import Network
 from cos_ml.network.keras_import import import_keras
+from cos_ml.params import DeclaredParam, ModelParams
+from cos_ml.spec import TrainSpec
+from tests.support.sessions import ROOT
 
 keras = import_keras()
 
@@ -115,6 +122,77 @@ def accessor(kind, name):
 
 def stages():
     return [(DeepNetEstimator, name) for name in VALUES] + [(DeepNetModel, name) for name in SHARED if name in VALUES]
+
+
+# ── what follows from a declaration ───────────────────────────────────────────────────────────────────────────────────
+
+STAGES = [DeepNetEstimator, DeepNetModel, ImageAssembler]
+DECLARED = [(stage, param) for stage in STAGES for param in stage().params]
+
+
+@pytest.mark.parametrize(("stage", "param"), DECLARED, ids=lambda value: getattr(value, "name", None))
+def test_a_constructor_has_the_keyword_of_each_param_with_its_type_and_default(stage, param):
+    assert isinstance(param, DeclaredParam)
+    keyword = inspect.signature(stage.__init__).parameters[param.name]
+    # None is "not set" in a signature, and stands for defaults that could change in place.
+    assert keyword.default == (None if isinstance(param.default, (list, dict)) else param.default)
+    optional = keyword.default is None and param.accepts != "Any"
+    assert keyword.annotation == (f"{param.accepts} | None" if optional else param.accepts)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_constructor_has_no_other_keywords(stage):
+    assert set(inspect.signature(stage.__init__).parameters) == {"self", *(param.name for param in stage().params)}
+
+
+@pytest.mark.parametrize(("stage", "param"), DECLARED, ids=lambda value: getattr(value, "name", None))
+def test_a_default_is_a_value_as_its_converter_returns_it(stage, param):
+    if param.default is not None:
+        converted = param.typeConverter(param.default)
+        assert (converted, type(converted)) == (param.default, type(param.default))
+
+
+def test_the_model_shares_params_of_the_estimator():
+    assert issubclass(EstimatorParams, ModelParams)
+    assert [param.name for param in ModelParams().params] == sorted(SHARED)
+
+
+def test_spec_fields_have_the_defaults_of_their_params():
+    fields = {field.name: field.default for field in dataclasses.fields(TrainSpec)}
+    declared = {param.spec: param for param in DeepNetEstimator().params if param.spec}
+    assert len(declared) == sum(bool(param.spec) for param in DeepNetEstimator().params)
+    for name, param in declared.items():
+        if name != "steps_per_execution":  # unset by default, which the field resolves
+            assert fields[name] == param.default, param.name
+    by_hand = {"inputs", "labels", "weight", "validation", "compile", "modules", "frozen", "callbacks", "checkpoint",
+               "stop_at_non_finite", "variables", "network", "name"}  # fmt: skip
+    assert set(declared) | by_hand == set(fields)
+    assert not set(declared) & by_hand
+
+
+def test_what_identifies_a_fit():
+    # A Param added here, or removed, decides whether older checkpoints are resumed from.
+    assert {param.name for param in DeepNetEstimator().params if param.identifies} == {
+        "learningRate", "batchSize", "epochs", "shuffle", "seed", "handleInvalid", "callbacks", "patience",
+        "restoreBestWeights", "numTrainWorkers", "feed", "checkpointSteps", "gradientCompression",
+        "gradientAccumulationSteps", "dtypePolicy", "stepsPerExecution",
+    }  # fmt: skip
+
+
+def test_stubs_and_readme_are_up_to_date():
+    tool = runpy.run_path(str(ROOT / "tools/generate_params.py"))
+    assert tool["STUB"].read_text() == tool["stub"](), "run: make params"
+    assert tool["README"].read_text() == tool["with_table"](tool["README"].read_text()), "run: make params"
+    assert f"| `{'batchSize'}` | `32` |" in tool["table"]()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_accessor_is_in_the_stub_or_in_the_class(stage):
+    stub = (ROOT / "cos_ml/accessors.pyi").read_text()
+    for param in stage().params:
+        for method in (accessor("get", param.name), accessor("set", param.name)):
+            by_hand = inspect.getsourcefile(getattr(stage, method)).endswith(("estimator_params.py", "params.py"))
+            assert f"    def {method}(self" in stub or (by_hand and method not in param.generated), method
 
 
 # ── defaults, setters, getters ────────────────────────────────────────────────────────────────────────────────────────
@@ -247,14 +325,14 @@ def test_no_summary():
 
 @pytest.mark.parametrize("name", ["batchSize", "epochs", "numTrainWorkers", "predictBatchSize"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, "3", True, [1], float("nan"), float("inf")])
-def test_whole_numbers(name, value):
+def test_integers(name, value):
     with pytest.raises(InvalidInputError) as error:
         DeepNetEstimator(**{name: value})
-    assert str(error.value) == f"Param {name}: expected a whole number of 1 or more, received {value!r}."
+    assert str(error.value) == f"Param {name}: expected an integer >= 1, received {value!r}."
 
 
 @pytest.mark.parametrize("value", [2, 2.0, np.int64(2), np.float64(2)])
-def test_whole_numbers_of_any_type(value):
+def test_integers_of_any_type(value):
     epochs = DeepNetEstimator(epochs=value).getEpochs()
     assert epochs == 2
     assert type(epochs) is int
@@ -264,7 +342,7 @@ def test_whole_numbers_of_any_type(value):
 def test_learning_rate(value):
     with pytest.raises(InvalidInputError) as error:
         DeepNetEstimator(learningRate=value)
-    assert str(error.value) == f"Param learningRate: expected a number greater than 0, received {value!r}."
+    assert str(error.value) == f"Param learningRate: expected a number > 0, received {value!r}."
 
 
 @pytest.mark.parametrize("value", [1, 1.0, np.int64(1), np.float64(1)])
@@ -383,7 +461,7 @@ def registered_loss(y_true, y_pred):
     return keras.ops.abs(y_pred - y_true)
 
 
-def test_a_registered_function_serialises():
+def test_a_registered_function_serializes():
     plain = DeepNetEstimator(loss=registered_loss).getLoss()
     assert json.loads(json.dumps(plain)) == plain
     assert keras.saving.deserialize_keras_object(plain) is registered_loss
@@ -398,7 +476,7 @@ def own_loss(y_true, y_pred):
     ("name", "value"),
     [("loss", own_loss), ("loss", lambda y_true, y_pred: y_pred), ("metrics", [own_loss]), ("optimizer", object())],
 )
-def test_what_does_not_serialise(name, value):
+def test_what_does_not_serialize(name, value):
     with pytest.raises(InvalidInputError, match=rf"Param {name}: .*"):
         DeepNetEstimator(**{name: value})
 
@@ -427,6 +505,13 @@ def test_lists_of_the_caller_are_not_kept():
         ["hidden"],
         ["a"],
     )
+
+
+@pytest.mark.parametrize("name", ["metrics", "featureLayers", "inputCols", "labelCols", "outputCols", "lossWeights"])
+def test_a_value_is_not_changed_through_a_getter(name):
+    estimator = DeepNetEstimator(**VALUES)
+    getattr(estimator, accessor("get", name))().append("more")
+    assert getattr(estimator, accessor("get", name))() == VALUES[name]
 
 
 @pytest.mark.parametrize("name", ["metrics", "featureLayers", "inputCols", "labelCols", "outputCols", "lossWeights"])

@@ -1,0 +1,29 @@
+"""Base classes that show editors and type checkers the getters and setters of Params (driver side).
+
+``DeclaredParam`` makes the methods at run time. Their signatures are in ``accessors.pyi``, which ``make params``
+generates from the declarations.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["EstimatorAccessors", "ImageAccessors", "ModelAccessors"]
+
+
+class ModelAccessors:
+    """Getters and setters of the Params that estimator and model share."""
+
+    def setParams(self: Any, **kwargs: Any) -> Any:
+        """Sets any of the Params by keyword, as the constructor does; None unsets one."""
+        return self._set(**kwargs)
+
+
+class EstimatorAccessors(ModelAccessors):
+    """Getters and setters of DeepNetEstimator's Params."""
+
+
+class ImageAccessors:
+    """Getters and setters of ImageAssembler's Params."""
+
+    setParams = ModelAccessors.setParams

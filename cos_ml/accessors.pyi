@@ -1,0 +1,420 @@
+"""Generated from the declarations of Params by ``make params``: do not edit."""
+
+from typing import Any, Self
+
+class ModelAccessors:
+    """Getters and setters of the Params that estimator and model share."""
+    def setParams(
+        self,
+        *,
+        model: Any = ...,
+        featuresCol: str | None = ...,
+        inputCols: list[str] | None = ...,
+        labelCol: str | None = ...,
+        labelCols: list[str] | None = ...,
+        weightCol: str | None = ...,
+        featureLayers: list[str] | None = ...,
+        outputCols: list[str] | None = ...,
+        predictionCol: str | None = ...,
+        probabilityCol: str | None = ...,
+        rawPredictionCol: str | None = ...,
+        handleInvalid: str | None = ...,
+        predictBatchSize: int | None = ...,
+        handleMismatch: str | None = ...,
+    ) -> Self:
+        """Sets any of the Params by keyword, as the constructor does; None unsets one."""
+    def setModel(self, value: Any) -> Self:
+        """Sets model: the network: a built keras.Model, the path of a .keras file, or another DeepNetModel."""
+    def getFeaturesCol(self) -> str:
+        """Gets featuresCol: input column of a network with one input: a Vector, an array of numbers (nested too), a
+        number, binary (uint8) or a string. Flat rows take the input's shape."""
+    def setFeaturesCol(self, value: str) -> Self:
+        """Sets featuresCol: input column of a network with one input: a Vector, an array of numbers (nested too), a
+        number, binary (uint8) or a string. Flat rows take the input's shape."""
+    def getInputCols(self) -> list[str]:
+        """Gets inputCols: input columns in place of featuresCol, one per input of the network: matched by the inputs'
+        names, else in their order."""
+    def setInputCols(self, value: list[str]) -> Self:
+        """Sets inputCols: input columns in place of featuresCol, one per input of the network: matched by the inputs'
+        names, else in their order."""
+    def getLabelCol(self) -> str:
+        """Gets labelCol: label column: a number, a Vector or an array."""
+    def setLabelCol(self, value: str) -> Self:
+        """Sets labelCol: label column: a number, a Vector or an array."""
+    def setLabelCols(self, value: list[str]) -> Self:
+        """Sets labelCols: label columns in place of labelCol, one per output of the network."""
+    def getWeightCol(self) -> str:
+        """Gets weightCol: column of row weights (>= 0), for the loss and weighted metrics."""
+    def setWeightCol(self, value: str) -> Self:
+        """Sets weightCol: column of row weights (>= 0), for the loss and weighted metrics."""
+    def getFeatureLayers(self) -> list[str]:
+        """Gets featureLayers: layers whose activations become Vector columns, computed in one forward pass with the
+        predictions. A layer of a nested model is named 'outer/inner', or 'inner' where that is unique."""
+    def setFeatureLayers(self, value: list[str]) -> Self:
+        """Sets featureLayers: layers whose activations become Vector columns, computed in one forward pass with the
+        predictions. A layer of a nested model is named 'outer/inner', or 'inner' where that is unique."""
+    def getOutputCols(self) -> list[str]:
+        """Gets outputCols: names of the columns of featureLayers, one each. Unset: the layers' names."""
+    def setOutputCols(self, value: list[str]) -> Self:
+        """Sets outputCols: names of the columns of featureLayers, one each. Unset: the layers' names."""
+    def getPredictionCol(self) -> str:
+        """Gets predictionCol: output column of the predictions; '' omits it."""
+    def setPredictionCol(self, value: str) -> Self:
+        """Sets predictionCol: output column of the predictions; '' omits it."""
+    def getProbabilityCol(self) -> str:
+        """Gets probabilityCol: output column of a classifier's probabilities; '' omits it."""
+    def setProbabilityCol(self, value: str) -> Self:
+        """Sets probabilityCol: output column of a classifier's probabilities; '' omits it."""
+    def getRawPredictionCol(self) -> str:
+        """Gets rawPredictionCol: output column of a classifier's logits or log-probabilities; '' omits it."""
+    def setRawPredictionCol(self, value: str) -> Self:
+        """Sets rawPredictionCol: output column of a classifier's logits or log-probabilities; '' omits it."""
+    def getHandleInvalid(self) -> str:
+        """Gets handleInvalid: what to do with rows that contain a null, a NaN or the wrong number of values: 'error'
+        (raise an error that names row and column), 'skip' (drop them) or 'keep' (NaN in, NaN out)."""
+    def setHandleInvalid(self, value: str) -> Self:
+        """Sets handleInvalid: what to do with rows that contain a null, a NaN or the wrong number of values: 'error'
+        (raise an error that names row and column), 'skip' (drop them) or 'keep' (NaN in, NaN out)."""
+    def getPredictBatchSize(self) -> int:
+        """Gets predictBatchSize: rows per forward pass in transform (>= 1)."""
+    def setPredictBatchSize(self, value: int) -> Self:
+        """Sets predictBatchSize: rows per forward pass in transform (>= 1)."""
+    def getHandleMismatch(self) -> str:
+        """Gets handleMismatch: what to do when the outputs of a loaded model differ from those recorded when it was
+        saved: 'warn', 'error' or 'ignore' (no check)."""
+    def setHandleMismatch(self, value: str) -> Self:
+        """Sets handleMismatch: what to do when the outputs of a loaded model differ from those recorded when it was
+        saved: 'warn', 'error' or 'ignore' (no check)."""
+
+class EstimatorAccessors(ModelAccessors):
+    """Getters and setters of DeepNetEstimator's Params."""
+    def setParams(
+        self,
+        *,
+        model: Any = ...,
+        featuresCol: str | None = ...,
+        inputCols: list[str] | None = ...,
+        labelCol: str | None = ...,
+        labelCols: list[str] | None = ...,
+        weightCol: str | None = ...,
+        validationIndicatorCol: str | None = ...,
+        loss: Any = ...,
+        metrics: Any = ...,
+        lossWeights: Any = ...,
+        optimizer: Any = ...,
+        learningRate: float | None = ...,
+        batchSize: int | None = ...,
+        epochs: int | None = ...,
+        shuffle: bool | None = ...,
+        seed: int | None = ...,
+        patience: int | None = ...,
+        restoreBestWeights: bool | None = ...,
+        callbacks: list[Any] | None = ...,
+        frozenLayers: list[str] | None = ...,
+        feed: str | None = ...,
+        cacheDir: str | None = ...,
+        keepCache: bool | None = ...,
+        checkpointDir: str | None = ...,
+        checkpointInterval: int | None = ...,
+        checkpointSteps: int | None = ...,
+        resume: str | None = ...,
+        handleNonFiniteLoss: str | None = ...,
+        stallTimeout: float | None = ...,
+        numTrainWorkers: int | None = ...,
+        useGpu: bool | None = ...,
+        gradientCompression: str | None = ...,
+        gradientAccumulationSteps: int | None = ...,
+        dtypePolicy: str | None = ...,
+        jitCompile: bool | None = ...,
+        stepsPerExecution: int | None = ...,
+        horovodOptions: dict[str, Any] | None = ...,
+        featureLayers: list[str] | None = ...,
+        outputCols: list[str] | None = ...,
+        predictionCol: str | None = ...,
+        probabilityCol: str | None = ...,
+        rawPredictionCol: str | None = ...,
+        handleInvalid: str | None = ...,
+        predictBatchSize: int | None = ...,
+        handleMismatch: str | None = ...,
+        progress: bool | None = ...,
+    ) -> Self:
+        """Sets any of the Params by keyword, as the constructor does; None unsets one."""
+    def setModel(self, value: Any) -> Self:
+        """Sets model: the network to train, starting from its weights: a built keras.Model, compiled or not, the path
+        of a .keras file, or a DeepNetModel."""
+    def getFeaturesCol(self) -> str:
+        """Gets featuresCol: input column of a network with one input: a Vector, an array of numbers (nested too), a
+        number, binary (uint8) or a string. Flat rows take the input's shape."""
+    def setFeaturesCol(self, value: str) -> Self:
+        """Sets featuresCol: input column of a network with one input: a Vector, an array of numbers (nested too), a
+        number, binary (uint8) or a string. Flat rows take the input's shape."""
+    def getInputCols(self) -> list[str]:
+        """Gets inputCols: input columns in place of featuresCol, one per input of the network: matched by the inputs'
+        names, else in their order."""
+    def setInputCols(self, value: list[str]) -> Self:
+        """Sets inputCols: input columns in place of featuresCol, one per input of the network: matched by the inputs'
+        names, else in their order."""
+    def getLabelCol(self) -> str:
+        """Gets labelCol: label column: a number, a Vector or an array."""
+    def setLabelCol(self, value: str) -> Self:
+        """Sets labelCol: label column: a number, a Vector or an array."""
+    def setLabelCols(self, value: list[str]) -> Self:
+        """Sets labelCols: label columns in place of labelCol, one per output of the network."""
+    def getWeightCol(self) -> str:
+        """Gets weightCol: column of row weights (>= 0), for the loss and weighted metrics."""
+    def setWeightCol(self, value: str) -> Self:
+        """Sets weightCol: column of row weights (>= 0), for the loss and weighted metrics."""
+    def getValidationIndicatorCol(self) -> str:
+        """Gets validationIndicatorCol: boolean column: true rows validate every epoch instead of training."""
+    def setValidationIndicatorCol(self, value: str) -> Self:
+        """Sets validationIndicatorCol: boolean column: true rows validate every epoch instead of training."""
+    def getLoss(self) -> Any:
+        """Gets loss: Keras identifier or serializable object. Unset: a compiled model's."""
+    def setLoss(self, value: Any) -> Self:
+        """Sets loss: Keras identifier or serializable object. Unset: a compiled model's."""
+    def getMetrics(self) -> Any:
+        """Gets metrics: Keras identifiers or serializable objects. Unset: a compiled model's."""
+    def setMetrics(self, value: Any) -> Self:
+        """Sets metrics: Keras identifiers or serializable objects. Unset: a compiled model's."""
+    def getLossWeights(self) -> Any:
+        """Gets lossWeights: weight of each output's loss. Unset: a compiled model's."""
+    def setLossWeights(self, value: Any) -> Self:
+        """Sets lossWeights: weight of each output's loss. Unset: a compiled model's."""
+    def getOptimizer(self) -> Any:
+        """Gets optimizer: Keras identifier or serializable object. A compiled model's own replaces the default."""
+    def setOptimizer(self, value: Any) -> Self:
+        """Sets optimizer: Keras identifier or serializable object. A compiled model's own replaces the default."""
+    def getLearningRate(self) -> float:
+        """Gets learningRate: learning rate in place of the optimizer's (> 0); never scaled by the number of ranks."""
+    def setLearningRate(self, value: float) -> Self:
+        """Sets learningRate: learning rate in place of the optimizer's (> 0); never scaled by the number of ranks."""
+    def getBatchSize(self) -> int:
+        """Gets batchSize: rows per rank and step (>= 1); the global batch is batchSize * numTrainWorkers."""
+    def setBatchSize(self, value: int) -> Self:
+        """Sets batchSize: rows per rank and step (>= 1); the global batch is batchSize * numTrainWorkers."""
+    def getEpochs(self) -> int:
+        """Gets epochs: passes over the training rows (>= 1)."""
+    def setEpochs(self, value: int) -> Self:
+        """Sets epochs: passes over the training rows (>= 1)."""
+    def getShuffle(self) -> bool:
+        """Gets shuffle: reorder each rank's rows in every epoch."""
+    def setShuffle(self, value: bool) -> Self:
+        """Sets shuffle: reorder each rank's rows in every epoch."""
+    def getSeed(self) -> int:
+        """Gets seed: seed of row order and of Dropout."""
+    def setSeed(self, value: int) -> Self:
+        """Sets seed: seed of row order and of Dropout."""
+    def getPatience(self) -> int:
+        """Gets patience: stop after this many epochs (>= 0) without a better val_loss (loss, if no rows validate).
+        Unset: never."""
+    def setPatience(self, value: int) -> Self:
+        """Sets patience: stop after this many epochs (>= 0) without a better val_loss (loss, if no rows validate).
+        Unset: never."""
+    def getRestoreBestWeights(self) -> bool:
+        """Gets restoreBestWeights: end with the weights of the epoch of the best val_loss (loss, if no rows validate),
+        not of the last epoch."""
+    def setRestoreBestWeights(self, value: bool) -> Self:
+        """Sets restoreBestWeights: end with the weights of the epoch of the best val_loss (loss, if no rows validate),
+        not of the last epoch."""
+    def getCallbacks(self) -> list[dict[str, Any]]:
+        """Gets callbacks: Keras callbacks that run in the ranks, each made with cos_ml.callback(class, arguments)."""
+    def setCallbacks(self, value: list[Any]) -> Self:
+        """Sets callbacks: Keras callbacks that run in the ranks, each made with cos_ml.callback(class, arguments)."""
+    def getFrozenLayers(self) -> list[str]:
+        """Gets frozenLayers: layers, or models inside the model, whose weights do not change."""
+    def setFrozenLayers(self, value: list[str]) -> Self:
+        """Sets frozenLayers: layers, or models inside the model, whose weights do not change."""
+    def getFeed(self) -> str:
+        """Gets feed: how rows reach the ranks: 'arrow' (from Spark to each rank's local disk) or 'petastorm' (written
+        once as Parquet under cacheDir and read from there in every epoch)."""
+    def setFeed(self, value: str) -> Self:
+        """Sets feed: how rows reach the ranks: 'arrow' (from Spark to each rank's local disk) or 'petastorm' (written
+        once as Parquet under cacheDir and read from there in every epoch)."""
+    def getCacheDir(self) -> str:
+        """Gets cacheDir: where the petastorm feed writes its Parquet files: a URL that Spark, fsspec and all ranks can
+        open."""
+    def setCacheDir(self, value: str) -> Self:
+        """Sets cacheDir: where the petastorm feed writes its Parquet files: a URL that Spark, fsspec and all ranks can
+        open."""
+    def getKeepCache(self) -> bool:
+        """Gets keepCache: keep the petastorm feed's Parquet files after the fit."""
+    def setKeepCache(self, value: bool) -> Self:
+        """Sets keepCache: keep the petastorm feed's Parquet files after the fit."""
+    def getCheckpointDir(self) -> str:
+        """Gets checkpointDir: folder for this fit's checkpoints: a URL that fsspec can write and all executors reach.
+        The same fit, started again after a failure, resumes from there. Unset: no checkpoints."""
+    def setCheckpointDir(self, value: str) -> Self:
+        """Sets checkpointDir: folder for this fit's checkpoints: a URL that fsspec can write and all executors reach.
+        The same fit, started again after a failure, resumes from there. Unset: no checkpoints."""
+    def getCheckpointInterval(self) -> int:
+        """Gets checkpointInterval: epochs between two checkpoints (>= 1)."""
+    def setCheckpointInterval(self, value: int) -> Self:
+        """Sets checkpointInterval: epochs between two checkpoints (>= 1)."""
+    def getCheckpointSteps(self) -> int:
+        """Gets checkpointSteps: steps between two checkpoints within an epoch (>= 1), rounded up to whole calls of
+        stepsPerExecution steps. Unset: checkpoints at the ends of epochs only."""
+    def setCheckpointSteps(self, value: int) -> Self:
+        """Sets checkpointSteps: steps between two checkpoints within an epoch (>= 1), rounded up to whole calls of
+        stepsPerExecution steps. Unset: checkpoints at the ends of epochs only."""
+    def getResume(self) -> str:
+        """Gets resume: 'auto' resumes from checkpoints of the same fit in checkpointDir; 'never' discards them and
+        starts over."""
+    def setResume(self, value: str) -> Self:
+        """Sets resume: 'auto' resumes from checkpoints of the same fit in checkpointDir; 'never' discards them and
+        starts over."""
+    def getHandleNonFiniteLoss(self) -> str:
+        """Gets handleNonFiniteLoss: what to do when the loss becomes NaN or infinite: 'error' or 'keep' training."""
+    def setHandleNonFiniteLoss(self, value: str) -> Self:
+        """Sets handleNonFiniteLoss: what to do when the loss becomes NaN or infinite: 'error' or 'keep' training."""
+    def getStallTimeout(self) -> float:
+        """Gets stallTimeout: seconds (> 0) after which a rank that makes no progress fails the attempt, and Spark
+        starts the ranks again. The first 16 steps, 16 steps of validation, a callback and a checkpoint must each take
+        less."""
+    def setStallTimeout(self, value: float) -> Self:
+        """Sets stallTimeout: seconds (> 0) after which a rank that makes no progress fails the attempt, and Spark
+        starts the ranks again. The first 16 steps, 16 steps of validation, a callback and a checkpoint must each take
+        less."""
+    def getNumTrainWorkers(self) -> int:
+        """Gets numTrainWorkers: ranks (>= 1): tasks that run at the same time."""
+    def setNumTrainWorkers(self, value: int) -> Self:
+        """Sets numTrainWorkers: ranks (>= 1): tasks that run at the same time."""
+    def getUseGpu(self) -> bool:
+        """Gets useGpu: train each rank on the GPU that Spark assigned to its task."""
+    def setUseGpu(self, value: bool) -> Self:
+        """Sets useGpu: train each rank on the GPU that Spark assigned to its task."""
+    def getGradientCompression(self) -> str:
+        """Gets gradientCompression: how gradients travel between ranks: 'none' (unchanged) or 'fp16' (half the bytes,
+        three digits)."""
+    def setGradientCompression(self, value: str) -> Self:
+        """Sets gradientCompression: how gradients travel between ranks: 'none' (unchanged) or 'fp16' (half the bytes,
+        three digits)."""
+    def getGradientAccumulationSteps(self) -> int:
+        """Gets gradientAccumulationSteps: steps (>= 1) whose gradients are averaged into one update: a batch that is so
+        many times larger."""
+    def setGradientAccumulationSteps(self, value: int) -> Self:
+        """Sets gradientAccumulationSteps: steps (>= 1) whose gradients are averaged into one update: a batch that is so
+        many times larger."""
+    def getDtypePolicy(self) -> str:
+        """Gets dtypePolicy: Keras dtype policy while training: 'mixed_float16' (with loss scaling) and 'mixed_bfloat16'
+        compute in half precision on float32 weights; 'float32'. Unset: each layer's own. The trained network has its
+        own again."""
+    def setDtypePolicy(self, value: str) -> Self:
+        """Sets dtypePolicy: Keras dtype policy while training: 'mixed_float16' (with loss scaling) and 'mixed_bfloat16'
+        compute in half precision on float32 weights; 'float32'. Unset: each layer's own. The trained network has its
+        own again."""
+    def getJitCompile(self) -> bool:
+        """Gets jitCompile: compile loss and gradients with XLA (mostly for GPUs)."""
+    def setJitCompile(self, value: bool) -> Self:
+        """Sets jitCompile: compile loss and gradients with XLA (mostly for GPUs)."""
+    def getStepsPerExecution(self) -> int:
+        """Gets stepsPerExecution: steps per call of TensorFlow (>= 1); callbacks, progress and checkpoints run between
+        calls. Unset: 16."""
+    def setStepsPerExecution(self, value: int) -> Self:
+        """Sets stepsPerExecution: steps per call of TensorFlow (>= 1); callbacks, progress and checkpoints run between
+        calls. Unset: 16."""
+    def getHorovodOptions(self) -> dict[str, Any]:
+        """Gets horovodOptions: Horovod settings of every rank: fusionThreshold (bytes), cycleTime (ms), timeline (a
+        file on rank 0's host), autotune (bool), networkInterface (a name such as eth0), and HOROVOD_... and NCCL_...
+        variables."""
+    def setHorovodOptions(self, value: dict[str, Any]) -> Self:
+        """Sets horovodOptions: Horovod settings of every rank: fusionThreshold (bytes), cycleTime (ms), timeline (a
+        file on rank 0's host), autotune (bool), networkInterface (a name such as eth0), and HOROVOD_... and NCCL_...
+        variables."""
+    def getFeatureLayers(self) -> list[str]:
+        """Gets featureLayers: layers whose activations become Vector columns, computed in one forward pass with the
+        predictions. A layer of a nested model is named 'outer/inner', or 'inner' where that is unique."""
+    def setFeatureLayers(self, value: list[str]) -> Self:
+        """Sets featureLayers: layers whose activations become Vector columns, computed in one forward pass with the
+        predictions. A layer of a nested model is named 'outer/inner', or 'inner' where that is unique."""
+    def getOutputCols(self) -> list[str]:
+        """Gets outputCols: names of the columns of featureLayers, one each. Unset: the layers' names."""
+    def setOutputCols(self, value: list[str]) -> Self:
+        """Sets outputCols: names of the columns of featureLayers, one each. Unset: the layers' names."""
+    def getPredictionCol(self) -> str:
+        """Gets predictionCol: output column of the predictions; '' omits it."""
+    def setPredictionCol(self, value: str) -> Self:
+        """Sets predictionCol: output column of the predictions; '' omits it."""
+    def getProbabilityCol(self) -> str:
+        """Gets probabilityCol: output column of a classifier's probabilities; '' omits it."""
+    def setProbabilityCol(self, value: str) -> Self:
+        """Sets probabilityCol: output column of a classifier's probabilities; '' omits it."""
+    def getRawPredictionCol(self) -> str:
+        """Gets rawPredictionCol: output column of a classifier's logits or log-probabilities; '' omits it."""
+    def setRawPredictionCol(self, value: str) -> Self:
+        """Sets rawPredictionCol: output column of a classifier's logits or log-probabilities; '' omits it."""
+    def getHandleInvalid(self) -> str:
+        """Gets handleInvalid: what to do with rows that contain a null, a NaN or the wrong number of values: 'error'
+        (raise an error that names row and column), 'skip' (drop them) or 'keep' (NaN in, NaN out)."""
+    def setHandleInvalid(self, value: str) -> Self:
+        """Sets handleInvalid: what to do with rows that contain a null, a NaN or the wrong number of values: 'error'
+        (raise an error that names row and column), 'skip' (drop them) or 'keep' (NaN in, NaN out)."""
+    def getPredictBatchSize(self) -> int:
+        """Gets predictBatchSize: rows per forward pass in transform (>= 1)."""
+    def setPredictBatchSize(self, value: int) -> Self:
+        """Sets predictBatchSize: rows per forward pass in transform (>= 1)."""
+    def getHandleMismatch(self) -> str:
+        """Gets handleMismatch: what to do when the outputs of a loaded model differ from those recorded when it was
+        saved: 'warn', 'error' or 'ignore' (no check)."""
+    def setHandleMismatch(self, value: str) -> Self:
+        """Sets handleMismatch: what to do when the outputs of a loaded model differ from those recorded when it was
+        saved: 'warn', 'error' or 'ignore' (no check)."""
+    def getProgress(self) -> bool:
+        """Gets progress: show a progress bar, and a line per epoch, on standard error."""
+    def setProgress(self, value: bool) -> Self:
+        """Sets progress: show a progress bar, and a line per epoch, on standard error."""
+
+class ImageAccessors:
+    """Getters and setters of ImageAssembler's Params."""
+    def setParams(
+        self,
+        *,
+        inputCol: str | None = ...,
+        outputCol: str | None = ...,
+        height: int | None = ...,
+        width: int | None = ...,
+        channels: int | None = ...,
+        resize: str | None = ...,
+        outputType: str | None = ...,
+        handleInvalid: str | None = ...,
+    ) -> Self:
+        """Sets any of the Params by keyword, as the constructor does; None unsets one."""
+    def getInputCol(self) -> str:
+        """Gets inputCol: binary column of whole image files."""
+    def setInputCol(self, value: str) -> Self:
+        """Sets inputCol: binary column of whole image files."""
+    def getOutputCol(self) -> str:
+        """Gets outputCol: output column: height x width x channels values from 0 to 255, in row-major order with the
+        channels last."""
+    def setOutputCol(self, value: str) -> Self:
+        """Sets outputCol: output column: height x width x channels values from 0 to 255, in row-major order with the
+        channels last."""
+    def getHeight(self) -> int:
+        """Gets height: height of the output in pixels (>= 1)."""
+    def setHeight(self, value: int) -> Self:
+        """Sets height: height of the output in pixels (>= 1)."""
+    def getWidth(self) -> int:
+        """Gets width: width of the output in pixels (>= 1)."""
+    def setWidth(self, value: int) -> Self:
+        """Sets width: width of the output in pixels (>= 1)."""
+    def getChannels(self) -> int:
+        """Gets channels: 3 (red, green, blue) or 1 (gray); images of the other kind are converted."""
+    def setChannels(self, value: int) -> Self:
+        """Sets channels: 3 (red, green, blue) or 1 (gray); images of the other kind are converted."""
+    def getResize(self) -> str:
+        """Gets resize: 'stretch' to height and width, 'crop' (scale the image to cover them and keep its center) or
+        'none' (keep the center; smaller images are invalid)."""
+    def setResize(self, value: str) -> Self:
+        """Sets resize: 'stretch' to height and width, 'crop' (scale the image to cover them and keep its center) or
+        'none' (keep the center; smaller images are invalid)."""
+    def getOutputType(self) -> str:
+        """Gets outputType: 'uint8' (a binary column, one byte per value) or 'float' (an array of floats, 4 times the
+        size)."""
+    def setOutputType(self, value: str) -> Self:
+        """Sets outputType: 'uint8' (a binary column, one byte per value) or 'float' (an array of floats, 4 times the
+        size)."""
+    def getHandleInvalid(self) -> str:
+        """Gets handleInvalid: what to do with rows that are null, can't be decoded, or exceed
+        PIL.Image.MAX_IMAGE_PIXELS (against decompression bombs): 'error', 'skip' (drop them) or 'keep' (as null)."""
+    def setHandleInvalid(self, value: str) -> Self:
+        """Sets handleInvalid: what to do with rows that are null, can't be decoded, or exceed
+        PIL.Image.MAX_IMAGE_PIXELS (against decompression bombs): 'error', 'skip' (drop them) or 'keep' (as null)."""
