@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any
 
 import numpy as np
@@ -32,15 +32,9 @@ def dump(items: Mapping[str, Value]) -> list[Any]:
     Args:
         items: bytes, or arrays of numbers or of bytes objects.
     """
-    header, data = [], []
-    for name, value in items.items():
-        if isinstance(value, np.ndarray):
-            data.append(_bytes_of(value))
-            kind: tuple[Any, Any] = (_dtype_name(value.dtype), value.shape)
-        else:
-            data.append(value)
-            kind = (None, None)
-        header.append((name, len(data[-1]), *kind))
+    data = [_bytes_of(value) if isinstance(value, np.ndarray) else value for value in items.values()]
+    kinds = [(_dtype_name(v.dtype), v.shape) if isinstance(v, np.ndarray) else (None, None) for v in items.values()]
+    header = [(name, len(piece), *kind) for name, piece, kind in zip(items, data, kinds, strict=True)]
     return [json.dumps(header).encode() + b"\n", *data]
 
 
@@ -55,59 +49,64 @@ def load(data: bytes | memoryview) -> dict[str, Any]:
     """The items of a file in memory; arrays are read-only views of ``data``.
 
     Raises:
-        ValueError: the data is not what ``dump`` made, or is incomplete.
+        ValueError: the data is incomplete, or ``dump`` did not write it.
     """
     view = memoryview(data)
-    found = re.match(rb"[^\n]*\n?", view)
-    assert found is not None
-    start = found.end()
-    items: dict[str, Any] = {}
-    for name, length, *kind in _header(found[0]):
-        items[name] = _value(view[start : start + length], length, *kind)
-        start += length
-    if start != len(view):
-        raise ValueError(f"expected {start:,} bytes, received {len(view):,}")
-    return items
+    line = re.match(rb"[^\n]*\n?", view)[0]  # type: ignore[index]
+    view = view[len(line) :]
+
+    def take(length: int) -> memoryview:
+        nonlocal view
+        taken, view = view[:length], view[length:]
+        return taken
+
+    return _items(line, take)
 
 
 def read(file: IO[bytes]) -> dict[str, Any]:
-    """The items of an open file, read from its start; none where nothing has been written.
+    """The items of an open file, read from its start; none if nothing was written.
 
     Raises:
-        ValueError: the file is not what ``write`` wrote, or is incomplete.
+        ValueError: the file is incomplete, or ``write`` did not write it.
     """
     file.seek(0)
-    header = file.readline()
-    if not header:
-        return {}
-    items = {name: _value(file.read(length), length, *kind) for name, length, *kind in _header(header)}
-    if file.read(1):
-        raise ValueError("the file goes on after its last item")
+    line = file.readline()
+    return _items(line, file.read) if line else {}
+
+
+def _items(line: bytes, take: Callable[[int], bytes | memoryview]) -> dict[str, Any]:
+    """The items that the header ``line`` describes; ``take`` returns that many of the bytes that follow it."""
+    items: dict[str, Any] = {}
+    for name, length, dtype, shape in _header(line):
+        data = take(length)
+        if len(data) != length:
+            raise ValueError(f"{name!r} has only {len(data):,} of {length:,} bytes")
+        items[name] = bytes(data) if dtype is None else _array(data, dtype, shape)
+    if take(1):
+        raise ValueError("unexpected data after the last item")
     return items
 
 
-def _header(line: bytes) -> list[tuple[str, int, str | None, Any]]:
+def _header(line: bytes) -> list[Any]:
     try:
-        if not (line.startswith(b"[") and line.endswith(b"]\n")):
-            raise ValueError("not a line with a list")
-        entries = [(name, length, dtype, shape) for name, length, dtype, shape in json.loads(line)]
-        if not all(isinstance(name, str) and isinstance(length, int) and length >= 0 for name, length, *_ in entries):
-            raise ValueError("names or lengths are none")
+        entries = json.loads(line)
+        valid = all(isinstance(name, str) and isinstance(length, int) and length >= 0 for name, length, _, _ in entries)
+        if not valid or not line.endswith(b"]\n"):
+            raise ValueError("not a line of names and lengths")
     except (TypeError, ValueError) as error:
-        raise ValueError(f"expected a header with names and lengths, received {line[:40]!r}: {error}") from error
+        raise ValueError(f"expected a header, received {line[:40]!r}: {error}") from error
     return entries
 
 
 def _dtype_name(dtype: np.dtype) -> str:
-    """The name by which NumPy finds ``dtype`` again: bfloat16 is "<V2" by its own account."""
-    return dtype.name if dtype.kind == "V" else dtype.str
+    return dtype.name if dtype.kind == "V" else dtype.str  # bfloat16's str is "<V2", which names another type
 
 
 def _dtype(name: str) -> np.dtype:
     try:
         return np.dtype(name)
     except TypeError:
-        import ml_dtypes  # noqa: F401  # makes bfloat16 and its like known to NumPy
+        import ml_dtypes  # noqa: F401  # registers bfloat16 and others with NumPy
 
         return np.dtype(name)
 
@@ -116,27 +115,22 @@ def _bytes_of(array: np.ndarray) -> Any:
     flat = array.reshape(-1)
     if array.dtype != object:
         return np.ascontiguousarray(flat).view(np.uint8)
-    lengths = np.array([len(item) for item in flat], "<i8")
-    return b"".join([lengths.tobytes(), *flat])
+    return b"".join([np.array([len(item) for item in flat], "<i8").tobytes(), *flat])
 
 
-def _value(data: bytes | memoryview, length: int, dtype: str | None, shape: Any) -> Any:
-    if len(data) != length:
-        raise ValueError(f"an item has {len(data):,} of its {length:,} bytes")
-    if dtype is None:
-        return bytes(data)
+def _array(data: bytes | memoryview, dtype: str, shape: Any) -> np.ndarray:
     try:
         if dtype != "|O":
             return np.frombuffer(data, _dtype(dtype)).reshape(shape)
         start = 8 * math.prod(shape)
         edges = [start, *(start + np.frombuffer(data[:start], "<i8").cumsum()).tolist()]
-        if edges[-1] != length or edges != sorted(edges):
+        if edges[-1] != len(data) or edges != sorted(edges):
             raise ValueError(f"its strings end at byte {edges[-1]:,}")
         array = np.empty(shape, object)
         array.reshape(-1)[:] = [bytes(data[begin:end]) for begin, end in itertools.pairwise(edges)]
         return array
     except (ImportError, TypeError, ValueError) as error:
-        raise ValueError(f"an array of {dtype} and shape {shape} can't be made of {length:,} bytes: {error}") from error
+        raise ValueError(f"{len(data):,} bytes are not an array of {dtype} and shape {shape}: {error}") from error
 
 
 # ── rows ──────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -15,22 +15,19 @@ import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
 
 from cos_ml.data.columns import Column, RowError, decode
-from cos_ml.data.spool import PARTS, raise_on_invalid
+from cos_ml.data.spool import PARTS, Spool, raise_on_invalid
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.spec import TrainSpec
 
-if TYPE_CHECKING:
-    from pyspark.sql import types as T
-
 __all__ = [
-    "ShardSpool", "Shards", "check_petastorm", "check_readable", "decode_stored", "plan", "raise_on_invalid_in_group",
+    "ShardSpool", "Shards", "check_petastorm", "decode_stored", "plan", "raise_on_invalid_in_group",
     "validation_mask",
 ]  # fmt: skip
 
@@ -99,26 +96,6 @@ def check_petastorm() -> None:
         ) from error
 
 
-def check_readable(schema: T.StructType, spec: TrainSpec) -> None:
-    """Raises InvalidInputError for stored columns whose type or name petastorm can't read."""
-    from pyspark.sql import types as T
-
-    for column in spec.stored:
-        given = schema[column.name].dataType
-        flat = not isinstance(given, T.ArrayType) or not isinstance(given.elementType, (T.ArrayType, T.StructType))
-        if isinstance(given, (T.StructType, T.UserDefinedType)) or not flat:
-            raise InvalidInputError(
-                f"Column {column.name!r} is stored as {given.simpleString()}, but petastorm reads only numbers, "
-                "strings, bytes and flat arrays. Store arrays (pyspark.ml.functions.vector_to_array converts Vectors), "
-                "or pass the DataFrame to fit()."
-            )
-        if not column.name.isidentifier() or keyword.iskeyword(column.name) or column.name.startswith("_"):
-            raise InvalidInputError(
-                f"petastorm reads only columns whose names are public Python identifiers, received {column.name!r}. "
-                "Store the column under another name, or pass the DataFrame to fit()."
-            )
-
-
 def plan(
     url: str, spec: TrainSpec, names: dict[str, str], ranks: int, digest: str | None = None, ordered: bool = False
 ) -> Shards:
@@ -144,52 +121,42 @@ def plan(
     paths = _parquet_files(filesystem, root)
     if not paths:
         raise InvalidInputError(f"There are no Parquet files at {url}.")
-    groups: list[_RowGroup] = []
+    groups: list[tuple[int, int, int]] = []
     layout = None
     for path in paths:
         with filesystem.open(path) as opened:
             file = pq.ParquetFile(opened)
             _check_stored(file.schema_arrow, [names[column.field] for column in spec.stored], path)
             for index in range(file.num_row_groups):
-                groups.append(_row_group(file, index, spec, names))
-                if layout is None and groups[-1].rows:
+                groups.append(_count(file, index, spec, names))
+                if layout is None and groups[-1][0]:
                     layout = _row_layout(file, index, spec, names)
-    shares = [groups[rank::ranks] for rank in range(ranks)]
-    rows = [
-        {"train": sum(one.rows - one.validation for one in share), "validation": sum(one.validation for one in share)}
-        for share in shares
-    ]
-    if layout is None or not sum(counts["train"] for counts in rows):
+    counts = np.array(groups, np.int64).reshape(-1, 3)  # of each row group: rows, validation rows, bytes of strings
+    sums = [counts[rank::ranks].sum(axis=0).tolist() for rank in range(ranks)]
+    rows = tuple({"train": total - validation, "validation": validation} for total, validation, _ in sums)
+    if layout is None or not any(part["train"] for part in rows):
         raise InvalidInputError(f"There are no rows to train on at {url}.")
     if digest is None:
         digest = hashlib.sha256(json.dumps([_version(filesystem, path) for path in paths]).encode()).hexdigest()
     elif ordered:  # Spark's writer makes smaller row groups when it is short of memory
-        digest = f"{digest} {[one.rows for one in groups]}"
-    filled = tuple(sum(one.rows > 0 for one in share) for share in shares)
-    string_bytes = sum(one.string_bytes for one in groups) // sum(one.rows for one in groups)
+        digest = f"{digest} {counts[:, 0].tolist()}"
+    filled = tuple(int((counts[rank::ranks, 0] > 0).sum()) for rank in range(ranks))
+    string_bytes = int(counts[:, 2].sum() // counts[:, 0].sum())
     files = tuple(_file_url(path, url, filesystem) for path in paths)
-    return Shards(files, len(groups), filled, names, tuple(rows), *layout, string_bytes, digest)
+    return Shards(files, len(groups), filled, names, rows, *layout, string_bytes, digest)
 
 
-@dataclass(frozen=True)
-class _RowGroup:
-    """The number of rows and of validation rows, and the memory that the strings need, of one row group."""
-
-    rows: int
-    validation: int
-    string_bytes: int
-
-
-def _row_group(file: Any, index: int, spec: TrainSpec, names: dict[str, str]) -> _RowGroup:
+def _count(file: Any, index: int, spec: TrainSpec, names: dict[str, str]) -> tuple[int, int, int]:
+    """The rows and the validation rows of a row group, and the memory that its strings need."""
     metadata = file.metadata.row_group(index)
     validation = 0
     if spec.validation:
         validation = int(validation_mask(file.read_row_group(index, columns=[names["v"]]).column(0)).sum())
-    fields = {names[column.field] for column in spec.columns if column.dtype == "string"}
+    strings = {names[column.field] for column in spec.columns if column.dtype == "string"}
     chunks = [metadata.column(number) for number in range(metadata.num_columns)]
-    strings = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in fields]
-    size = sum(chunk.total_uncompressed_size + chunk.num_values * STRING_OVERHEAD for chunk in strings)
-    return _RowGroup(metadata.num_rows, validation, size)
+    chunks = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in strings]
+    size = sum(chunk.total_uncompressed_size + chunk.num_values * STRING_OVERHEAD for chunk in chunks)
+    return metadata.num_rows, validation, size
 
 
 def _row_layout(file: Any, index: int, spec: TrainSpec, names: dict[str, str]) -> tuple[Any, Any]:
@@ -228,8 +195,13 @@ def _file_url(path: str, url: str, filesystem: Any) -> str:
 
 
 def _check_stored(schema: pa.Schema, names: Iterable[str], path: str) -> None:
-    """Raises InvalidInputError for a column that a file lacks, or whose stored type petastorm ignores."""
+    """Raises InvalidInputError for a column that a file lacks, or whose name or type petastorm can't read."""
     for name in names:
+        if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
+            raise InvalidInputError(
+                f"petastorm reads only columns whose names are public Python identifiers, received {name!r}. Store the "
+                "column under another name, or pass the DataFrame to fit()."
+            )
         index = schema.get_field_index(name)
         if index < 0:
             raise InvalidInputError(
@@ -241,7 +213,8 @@ def _check_stored(schema: pa.Schema, names: Iterable[str], path: str) -> None:
         if element not in READABLE and not pa.types.is_decimal(element):
             raise InvalidInputError(
                 f"Column {name!r} of the file {path} is stored as {kind}, which petastorm does not read: expected "
-                "numbers, strings, bytes, or lists of them. Write it with Spark, or pass the DataFrame to fit()."
+                "numbers, strings, bytes, or flat lists of them. Store it so with Spark "
+                "(pyspark.ml.functions.vector_to_array converts Vectors), or pass the DataFrame to fit()."
             )
 
 
@@ -275,23 +248,15 @@ def raise_on_invalid_in_group(row_errors: list[RowError], handle_invalid: str) -
 # ── barrier task ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class ShardSpool:
+class ShardSpool(Spool):
     """Takes the place of a Spool in tasks whose rank reads a shard: it has the facts of the shard, but no files."""
 
-    skipped = 0
-
     def __init__(self, shards: Shards, partition: int) -> None:
-        self.rows, self.shapes, self.dtypes = shards.rows[partition], shards.shapes, shards.dtypes
-        self.digest = shards.digest
+        self.files, self.skipped = {part: {} for part in PARTS}, 0
+        self.rows, self.digest = shards.rows[partition], dict.fromkeys(PARTS, shards.digest)
+        self.shapes, self.dtypes = shards.shapes, shards.dtypes
 
     def fill(self, batches: Iterable[pa.RecordBatch]) -> None:
         """Read ``batches``, which have no rows, to their end."""
         for _ in batches:
             pass
-
-    def descriptors(self) -> dict[str, dict[str, int]]:
-        """The rank inherits no files."""
-        return {part: {} for part in PARTS}
-
-    def close(self) -> None:
-        """Do nothing: nothing is open."""

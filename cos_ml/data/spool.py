@@ -56,7 +56,7 @@ class Spool:
         }
         self.rows = dict.fromkeys(PARTS, 0)
         self.skipped = 0
-        self.digest = dict.fromkeys(PARTS, 0)
+        self.digest: dict[str, Any] = dict.fromkeys(PARTS, 0)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
 

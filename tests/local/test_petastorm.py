@@ -208,10 +208,10 @@ def test_a_full_disk_is_said_to_be_one(spark, small_disk):
 def test_what_is_refused(spark, tmp_path, monkeypatch):
     df = frame(spark, [rows_of(*reference.data(8))])
     df.write.parquet(str(tmp_path / "vectors"))
-    with pytest.raises(InvalidInputError, match=r"'features' is stored as vector.*vector_to_array"):
+    with pytest.raises(InvalidInputError, match=r"Column 'features' .* is stored as struct.*vector_to_array"):
         estimator(tmp_path).fitParquet(str(tmp_path / "vectors"))
     arrays(df).withColumnRenamed("features", "the features").write.parquet(str(tmp_path / "names"))
-    with pytest.raises(InvalidInputError, match=r"Python identifiers, and 'the features' is none"):
+    with pytest.raises(InvalidInputError, match=r"Python identifiers, received 'the features'"):
         estimator(tmp_path, featuresCol="the features").fitParquet(str(tmp_path / "names"))
     with pytest.raises(InvalidInputError, match=r'"skip" would change that'):
         estimator(tmp_path, handleInvalid="skip").fitParquet(str(tmp_path / "names"))

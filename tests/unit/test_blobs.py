@@ -1,7 +1,6 @@
 import io
 import subprocess
 import sys
-from contextlib import nullcontext
 
 import ml_dtypes
 import numpy as np
@@ -110,27 +109,28 @@ def test_number_types_that_numpy_does_not_have():
         (b"{}\n", "expected a header"),
         (b"7\n", "expected a header"),
         (b'[["a", 3]]\nabc', "expected a header"),
-        (b'[["a", -3, null, null]]\n', "names or lengths are none"),
-        (b'[["a", 3, null, null]]\nab', "has 2 of its 3 bytes"),
-        (b'[["a", 3, null, null]]\nabcd', "received 27"),
-        (b'[["a", 3, "<f4", [1]]]\nabc', "can't be made"),
-        (b'[["a", 4, "<f4", [2]]]\nabcd', "can't be made"),
-        (b'[["a", 4, "<f4", "one"]]\nabcd', "can't be made"),
-        (b'[["a", 4, "float5", [1]]]\nabcd', "can't be made"),
-        (b'[["a", 4, "object", [1]]]\nabcd', "can't be made"),
-        (b'[["a", 4, "|O", [1]]]\nabcd', "can't be made"),
+        (b'[["a", -3, null, null]]\n', "expected a header"),
+        (b'[["a", 3, null, null]]\nab', "'a' has only 2 of 3 bytes"),
+        (b'[["a", 3, null, null]]\nabcd', "unexpected data"),
+        (b'[["a", 3, "<f4", [1]]]\nabc', "not an array"),
+        (b'[["a", 4, "<f4", [2]]]\nabcd', "not an array"),
+        (b'[["a", 4, "<f4", "one"]]\nabcd', "not an array"),
+        (b'[["a", 4, "float5", [1]]]\nabcd', "not an array"),
+        (b'[["a", 4, "object", [1]]]\nabcd', "not an array"),
+        (b'[["a", 4, "|O", [1]]]\nabcd', "not an array"),
         (b'[["a", 8, "|O", [1]]]\n\1\0\0\0\0\0\0\0', "its strings end at byte 9"),
     ],
 )
 def test_damaged_data(data, message):
     with pytest.raises(ValueError, match=message):
         blobs.load(data)
-    with pytest.raises(ValueError, match=message.replace("received 27", "goes on")) if data else nullcontext():
-        blobs.read(io.BytesIO(data))
+    if data:
+        with pytest.raises(ValueError, match=message):
+            blobs.read(io.BytesIO(data))
 
 
 def test_a_file_that_is_cut_short():
     data = b"".join(blobs.dump({"a": b"abc", "b": np.arange(3)}))
     for length in range(1, len(data)):
-        with pytest.raises(ValueError, match=r"expected|bytes"):
+        with pytest.raises(ValueError, match=r"expected a header|has only"):
             blobs.read(io.BytesIO(data[:length]))
