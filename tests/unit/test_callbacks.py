@@ -59,7 +59,7 @@ def test_the_param_takes_callbacks_and_classes():
         (lambda: callback("CSVLogger", filename="x", colour=3), r"unexpected keyword argument 'colour'"),
         (lambda: callback("BackupAndRestore", backup_dir="x"), r"would take different steps"),
         (lambda: callback("EarlyStopping", ranks="second"), r"'all' or 'first'"),
-        (lambda: callback(type("Local", (keras.callbacks.Callback,), {"__module__": "__main__"})), r"can't import it"),
+        (lambda: callback(type("Local", (keras.callbacks.Callback,), {"__module__": "__main__"})), r"can't import L"),
         (lambda: DeepNetEstimator(callbacks=[keras.callbacks.TerminateOnNaN()]), r"cos_ml.callback\('TerminateOnNaN'"),
         (lambda: DeepNetEstimator(callbacks=[{"class": "x:y"}]), r"expected what cos_ml.callback"),
     ],
