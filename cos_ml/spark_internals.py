@@ -1,8 +1,8 @@
 """Every use of Spark that is not its public API (driver side).
 
-Spark may change any of it in a minor release. Each function therefore has an answer for "unknown", with which the
-caller goes on, and says which one. ``docs/architecture.md`` lists them. The hooks by which Spark ML is extended
-(``_fit``, ``_set``, ``_input_kwargs`` and so on) are not among them: subclasses are meant to use those.
+Spark may change any of it in a minor release. Each function therefore documents what it returns for "unknown", which
+its callers can live with. ``docs/architecture.md`` lists them. The hooks by which Spark ML is extended (``_fit``,
+``_set``, ``_input_kwargs`` and so on) are not among them: subclasses are meant to use those.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import ArrayType, DoubleType
 
 from cos_ml.errors import ClusterError, InvalidInputError
 
@@ -20,19 +21,17 @@ __all__ = [
     "check_message_size",
     "fits_barrier",
     "is_connect",
+    "leaves_as_it_is",
     "max_concurrent_tasks",
     "remove_saved",
     "stage_failures",
 ]
 
-CHANGED = (AttributeError, TypeError, Py4JError)  # what a call raises that Spark no longer has
-MESSAGE_BYTES = 128 << 20  # that PySpark's Connect client sends at most, and has no setting for
-LISTENER_TIME = 10_000  # milliseconds in which Spark records what has happened
-MAX_TASKS = 10_000  # of a stage, whose errors are read
+CHANGED = (AttributeError, TypeError, Py4JError)  # raised by calls that Spark no longer has
+MESSAGE_BYTES = 128 << 20  # limit of PySpark's Connect client, which has no setting for it
+LISTENER_TIME = 10_000  # milliseconds that Spark may take to record what has happened
+MAX_TASKS = 10_000  # per stage, whose errors are read
 KILLED_WITH_STAGE = "Stage cancelled"  # the error of tasks that were killed because another one failed
-
-
-# ── Spark Connect ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def is_connect(spark: SparkSession) -> bool:
@@ -41,7 +40,11 @@ def is_connect(spark: SparkSession) -> bool:
 
 
 def check_message_size(spark: SparkSession, archives: Iterable[bytes]) -> None:
-    """Raises InvalidInputError for networks that can't reach the tasks: with Connect they travel in the query."""
+    """Check that networks can reach the tasks: with Spark Connect they travel in the query.
+
+    Raises:
+        InvalidInputError: they are too large for it.
+    """
     size = sum(map(len, archives))
     if is_connect(spark) and size >= MESSAGE_BYTES:
         raise InvalidInputError(
@@ -52,14 +55,11 @@ def check_message_size(spark: SparkSession, archives: Iterable[bytes]) -> None:
 
 
 def remove_saved(path: str) -> None:
-    """Remove what is saved at ``path``, in a session of Connect; unknown: nothing, and the write says it is there."""
-    with contextlib.suppress(ImportError, AttributeError):
+    """Remove what is saved at ``path``, in a session of Connect. Unknown: nothing; the writer reports that it exists."""
+    with contextlib.suppress(ImportError, *CHANGED):
         from pyspark.ml.connect.readwrite import RemoteMLWriter
 
         RemoteMLWriter.handleOverwrite(path, True)
-
-
-# ── plans ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def fits_barrier(df: DataFrame, partitions: int) -> bool:
@@ -91,7 +91,14 @@ def _stage(rdd: Any) -> Iterator[Any]:
             yield from _stage(dependency.rdd())
 
 
-# ── scheduling ────────────────────────────────────────────────────────────────────────────────────────────────────────
+def leaves_as_it_is(column: Any) -> bool:
+    """Whether Spark leaves ``column``, a pandas Series that a UDF returns as an array, as it is. Unknown: False."""
+    try:
+        from pyspark.sql.pandas.types import _create_converter_from_pandas as converter
+
+        return converter(ArrayType(DoubleType()))(column) is column
+    except (ImportError, *CHANGED):
+        return False
 
 
 def max_concurrent_tasks(spark: SparkSession, profile: Any = None) -> int | None:
@@ -107,17 +114,14 @@ def max_concurrent_tasks(spark: SparkSession, profile: Any = None) -> int | None
     try:
         context = spark.sparkContext._jsc.sc()
         manager = context.resourceProfileManager()
-        if profile is None:
-            return context.maxNumConcurrentTasks(manager.defaultResourceProfile())
-        converted = profile._java_resource_profile
-    except CHANGED:
-        return None
-    try:
-        manager.addResourceProfile(converted)
-        return context.maxNumConcurrentTasks(converted)
+        converted = manager.defaultResourceProfile() if profile is None else profile._java_resource_profile
+        if profile is not None:
+            manager.addResourceProfile(converted)
+        number = context.maxNumConcurrentTasks(converted)
+        return number if isinstance(number, int) else None
     except CHANGED as error:
         exception = getattr(error, "java_exception", None)
-        if exception is None:
+        if profile is None or exception is None:
             return None
         reason = str(exception.getMessage()).split("\n")[0].rstrip(".")  # which Py4J's own message omits
         raise ClusterError(
@@ -129,28 +133,28 @@ def max_concurrent_tasks(spark: SparkSession, profile: Any = None) -> int | None
 def stage_failures(spark: SparkSession, tag: str) -> list[list[str]]:
     """The errors of each failed attempt at the stages of jobs with this tag, in order. Unknown: none.
 
-    It is asked after the ranks have succeeded, too, so no failure here may cost the trained model.
+    It is called after the ranks have succeeded, too, so it raises nothing: that would cost the trained model.
 
     Returns:
-        list[list[str]]: for each attempt, the errors of its tasks, most telling first, then Spark's own reason.
+        list[list[str]]: for each attempt the errors of its tasks, most informative first, then Spark's own reason.
     """
     if is_connect(spark):
         return []
     try:
         context = spark.sparkContext._jsc.sc()
-        with contextlib.suppress(Exception):  # a listener bus that is late knows less
+        with contextlib.suppress(Exception):  # then Spark may not have recorded all
             context.listenerBus().waitUntilEmpty(LISTENER_TIME)
         found: dict[tuple[int, int], list[str]] = {}
         for job in context.statusTracker().getJobIdsForTag(tag):
             for stage in _elements(context.statusStore().job(job).stageIds()):
                 found |= _failed_attempts(spark, context.statusStore(), stage)
         return [found[key] for key in sorted(found)]
-    except Exception:  # whatever has changed, or gone wrong
+    except Exception:  # whatever has changed or failed
         return []
 
 
 def _failed_attempts(spark: SparkSession, store: Any, stage: int) -> dict[tuple[int, int], list[str]]:
-    """Stage and attempt -> its errors."""
+    """(stage, attempt) -> its errors."""
     jvm: Any = spark.sparkContext._jvm
     gateway: Any = spark.sparkContext._gateway
     quantiles = gateway.new_array(jvm.double, 0)
@@ -159,12 +163,11 @@ def _failed_attempts(spark: SparkSession, store: Any, stage: int) -> dict[tuple[
         if not attempt.failureReason().isDefined():
             continue
         tasks = store.taskList(stage, attempt.attemptId(), MAX_TASKS)
-        errors = [
-            (one.status(), one.errorMessage().get()) for one in _elements(tasks) if one.errorMessage().isDefined()
-        ]
+        failed = [one for one in _elements(tasks) if one.errorMessage().isDefined()]
+        errors = [(one.status(), one.errorMessage().get()) for one in failed]
         reasons = [text for status, text in errors if status == "FAILED"]
         reasons += [text for status, text in errors if status == "KILLED" and KILLED_WITH_STAGE not in text]
-        found[stage, attempt.attemptId()] = [*reasons, attempt.failureReason().get()]
+        found[stage, attempt.attemptId()] = [str(text) for text in (*reasons, attempt.failureReason().get())]
     return found
 
 

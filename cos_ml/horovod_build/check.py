@@ -9,7 +9,7 @@ import sys
 
 from cos_ml.job.horovod_env import rank_environment
 from cos_ml.job.placement import RankInfo, assign_ranks
-from cos_ml.job.rendezvous import Rendezvous
+from cos_ml.job.rendezvous_server import Rendezvous
 
 __all__ = ["environment", "main"]
 

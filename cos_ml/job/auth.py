@@ -1,4 +1,4 @@
-"""What all servers of a fit have in common: a bound on their callers, and an end (driver and barrier task side).
+"""What the servers of a fit share: a secret per fit, a limit on connections, an orderly end (both sides).
 
 docs/security.md says what is protected, and against whom.
 """
@@ -14,7 +14,7 @@ import socketserver
 import threading
 from typing import Any
 
-__all__ = ["BoundedServer", "answer", "new_secret", "redacted", "same"]
+__all__ = ["BoundedServer", "hmac_response", "new_secret", "redact"]
 
 
 def new_secret() -> str:
@@ -22,62 +22,57 @@ def new_secret() -> str:
     return secrets.token_hex(16)
 
 
-def answer(secret: str, challenge: bytes) -> bytes:
-    """What proves that a caller knows ``secret``, which itself is not sent: an HMAC (RFC 2104) of the challenge."""
+def hmac_response(secret: str, challenge: bytes) -> bytes:
+    """The response that proves knowledge of ``secret`` without sending it: an HMAC (RFC 2104) of the challenge."""
     return hmac.new(secret.encode(), challenge, hashlib.sha256).hexdigest().encode()
 
 
-def same(given: bytes, expected: bytes) -> bool:
-    """Whether both are equal; takes as long whether they are or not."""
-    return hmac.compare_digest(given, expected)
-
-
-def redacted(text: bytes, secret: str) -> bytes:
+def redact(text: bytes, secret: str) -> bytes:
     """``text`` without the secret, for logs."""
     return text.replace(secret.encode(), b"***") if secret else text
 
 
 class BoundedServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    """A thread for each caller, so many callers at a time, and none of them left when the server is closed.
+    """A TCP server with a thread per connection, a limit on connections, and none left open after it is closed.
 
     Attributes:
-        most: connections at a time; whoever comes then is sent away.
+        max_connections: how many connections may be open at a time; more are closed at once.
     """
 
-    most = 64
+    max_connections = 64
     daemon_threads = True
     block_on_close = False
 
     def __init__(self, *args: Any) -> None:
-        self._callers: set[Any] = set()
+        self._connections: set[Any] = set()
         self._lock = threading.Lock()
         super().__init__(*args)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Take one call, unless there are too many."""
+        """Handle one connection, unless too many are open."""
         with self._lock:
-            welcome = len(self._callers) < self.most
-            if welcome:
-                self._callers.add(request)
-        if welcome:
+            accepted = len(self._connections) < self.max_connections
+            if accepted:
+                self._connections.add(request)
+        if accepted:
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
 
     def shutdown_request(self, request: Any) -> None:
-        """A call is over."""
+        """Close one connection."""
         with self._lock:
-            self._callers.discard(request)
+            self._connections.discard(request)
         super().shutdown_request(request)
 
     def server_close(self) -> None:
-        """Stop listening, and hang up on whoever still calls."""
+        """Stop listening, and close all connections."""
         super().server_close()
         with self._lock:
-            callers = list(self._callers)
-        for caller in callers:
-            with contextlib.suppress(OSError):  # it has hung up itself
-                caller.shutdown(socket.SHUT_RDWR)
+            connections = list(self._connections)
+        for connection in connections:
+            with contextlib.suppress(OSError):  # the other end has closed it
+                connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: whoever can call can also fail."""
+        """Print nothing: anyone who can connect can cause errors."""

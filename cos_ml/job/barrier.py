@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame
 from cos_ml import gpus, spark_internals
 from cos_ml.data import blobs
 from cos_ml.data.frames import repartition_to_ranks, small_batches
-from cos_ml.errors import InvalidInputError, RankError, from_spark
+from cos_ml.errors import InvalidInputError, RankError, SetupError, from_spark
 from cos_ml.job import retries, slots
 from cos_ml.job.messages import PARTIAL_RETRY, PEERS_LOST, Job, Outcome, peers_lost, raise_reported
 from cos_ml.job.task import run_task
@@ -91,9 +91,9 @@ def _of_whole_attempts(causes: list[str]) -> list[str]:
 
 
 def _with_causes(error: Exception, failures: list[str]) -> Exception:
-    """What to raise for an exception from Spark: with the cause of each attempt, where there were several."""
+    """The exception to raise for one from Spark: with the cause of each attempt, where there were several."""
     known = from_spark(error)
-    if len(failures) < 2 or isinstance(known, InvalidInputError):
+    if len(failures) < 2 or isinstance(known, (InvalidInputError, SetupError)):
         return known or error
     causes = "\n".join(f"Attempt {number}: {cause}" for number, cause in enumerate(failures, 1))
     return RankError(f"The fit failed after {len(failures)} attempts ({retries.LIMIT}). {causes}")

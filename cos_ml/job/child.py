@@ -19,7 +19,6 @@ from pyspark import BarrierTaskContext
 
 from cos_ml import gpus
 from cos_ml.data import blobs
-from cos_ml.data.parquet import Shard
 from cos_ml.data.spool import Spool, local_folder
 from cos_ml.errors import RankError
 from cos_ml.job.auth import redact
@@ -48,7 +47,7 @@ class ChildProcess:
         spool: its rows; closed with it.
     """
 
-    def __init__(self, job: Job, rank_info: RankInfo, spool: Spool | Shard) -> None:
+    def __init__(self, job: Job, rank_info: RankInfo, spool: Spool) -> None:
         self.rank_info, self.spool, self.stall_timeout = rank_info, spool, job.specs[0].stall_timeout
         self.secret = ""
         self.results, self.networks, self.log = (tempfile.TemporaryFile(dir=local_folder()) for _ in range(3))

@@ -1,4 +1,7 @@
-"""What a cluster has for a fit, and how fast its ranks are connected, for ``cos-ml check`` (driver and rank side)."""
+"""What a cluster offers a fit, and how fast its ranks are connected: ``cos-ml check`` (driver side).
+
+The ranks' side is ``cos_ml/rank/measure.py``.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from cos_ml import gpus, spark_internals
 from cos_ml.data import frames
 from cos_ml.data.columns import Column
 from cos_ml.errors import InvalidInputError
-from cos_ml.job import barrier, horovod_env
+from cos_ml.job import barrier, horovod_env, preflight
 from cos_ml.job.messages import Job
 from cos_ml.rank.measure import SIZE, SMALL
 from cos_ml.spec import TrainSpec
@@ -22,42 +25,42 @@ __all__ = ["report", "results"]
 MEGA = 1_000_000
 
 
-# ── driver ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def report(
     spark: SparkSession, numTrainWorkers: int, useGpu: bool = False, interface: str | None = None, megabytes: int = 64
 ) -> str:
-    """Start ranks as a fit does, let them add up an array, and tell what they saw.
+    """Start ranks as a fit does, let them sum an array with an allreduce, and report what they found.
 
     Args:
-        spark: the session whose cluster it is.
-        numTrainWorkers: how many ranks.
-        useGpu: each on the GPU that Spark gives it.
-        interface: the network interface between them, as in the Param horovodOptions; None for Spark's own.
+        spark: the session whose cluster is checked.
+        numTrainWorkers: number of ranks.
+        useGpu: whether each rank uses the GPU that Spark assigns to it.
+        interface: the network interface between ranks, as in the Param horovodOptions; None for Spark's own.
         megabytes: size of the array, in units of 10^6 bytes.
 
     Returns:
-        str: lines of versions, ranks with their GPUs and network interfaces, and the time of an allreduce. Its
-        bandwidth is that of a ring: what each rank sends, 2 (n - 1) / n times the array, by its time; the same is "bus
-        bandwidth" in NCCL's tests (https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md).
+        str: lines with versions, ranks with their GPUs and network interfaces, and the time of the allreduce. Its
+        bandwidth is that of a ring: what each rank sends, 2 (n - 1) / n times the array, divided by the time. NCCL's
+        tests call it "bus bandwidth" (https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md).
 
     Raises:
         ClusterError: there are too few slots, no GPUs, or other versions on the executors.
-        RankError: a rank failed, as where its GPU can't be seen or an interface is not there.
+        RankError: a rank failed: it sees no GPU, or its host has no such interface.
         InvalidInputError: a number is not positive.
     """
     if numTrainWorkers < 1 or megabytes < 1:
-        raise InvalidInputError(f"Expected 1 rank and 1 MB or more, received {numTrainWorkers} and {megabytes}.")
+        raise InvalidInputError(
+            f"Expected numTrainWorkers >= 1 and megabytes >= 1, received {numTrainWorkers} and {megabytes}."
+        )
     devices = gpus.check(spark.conf, useGpu)
-    told = results(spark, numTrainWorkers, useGpu, interface, megabytes * MEGA)
-    return "\n".join(f"{what:<11}{text}" for what, text in _lines(spark, devices, told, megabytes * MEGA))
+    ranks = results(spark, numTrainWorkers, useGpu, interface, megabytes * MEGA)
+    lines = [*_cluster_lines(spark, devices, ranks), *_allreduce_lines(ranks, megabytes * MEGA)]
+    return "\n".join(f"{name:<11}{text}" for name, text in lines)
 
 
 def results(
     spark: SparkSession, workers: int, use_gpu: bool = False, interface: str | None = None, size: int = 64 * MEGA
 ) -> list[dict[str, Any]]:
-    """What each rank tells, by rank; ``size`` is the array's, in bytes."""
+    """What each rank reports, by rank; ``size`` is that of the array, in bytes."""
     options = {} if interface is None else {"networkInterface": interface}
     variables = horovod_env.variables(horovod_env.converted(options)) | {SIZE: str(size)}
     spec = TrainSpec(inputs=(Column("id", "x0"),), labels=(), use_gpu=use_gpu, variables=variables)
@@ -67,49 +70,44 @@ def results(
     return [json.loads(result["measured"]) for result in barrier.run(rows, job, workers).results]
 
 
-def _lines(spark: SparkSession, devices: str, told: list[dict[str, Any]], size: int) -> list[tuple[str, str]]:
-    """What is told of a cluster by its ranks, as pairs of a word and a text."""
-    hosts = len({one["host"] for one in told})
-    first = told[0]
-    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items() if version)
-    same = all(one["versions"] == first["versions"] for one in told)
+def _cluster_lines(spark: SparkSession, devices: str, ranks: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Names and texts of the lines about versions and ranks."""
+    versions = ranks[0]["versions"]
+    same = all(one["versions"] == versions for one in ranks)
+    builds = [one["built"] for one in ranks]
+    build = builds[0] if len(set(builds)) == 1 else "; ".join(f"rank {rank} {one}" for rank, one in enumerate(builds))
     lines = [
         ("Spark", f"{spark.version}, {spark.conf.get('spark.master', 'master unknown')}"),
-        ("versions", f"{versions}{': the same everywhere' if same else ' on rank 0'}"),
-        ("Horovod", _built(told) or "not needed by one rank"),
+        ("versions", f"{preflight.format_versions(versions)}{': the same everywhere' if same else ' on rank 0'}"),
+        ("Horovod", build or "not needed by one rank"),
         ("GPUs", devices),
     ]
-    for rank, one in enumerate(told):
+    for rank, one in enumerate(ranks):
+        speeds = one["speeds"]  # of network interfaces, in 10^6 bits/s
         interfaces = ", ".join(
-            f"{name} {address}{_link(one['speeds'][name])}" for address, name in one["interfaces"].items()
+            f"{name} {address}" + (f" ({speeds[name] / 1000:g} Gb/s)" if speeds[name] else "")
+            for address, name in one["interfaces"].items()
         )
         lines.append((f"rank {rank}", f"on {one['host']}, {one['device']}; {interfaces}"))
-    if len(told) == 1:
-        return [*lines, ("allreduce", "none: one rank has no other")]
-    large, small = (max(one["seconds"][which] for one in told) for which in ("large", "small"))
-    sent = 2 * (len(told) - 1) / len(told) * size / large
-    speed = first["speeds"].get(first["interface"])
-    nccl = first["by"] == "NCCL"  # which chooses its way by itself, and tells with NCCL_DEBUG=INFO
-    share = f", {sent * 8 / (speed * MEGA):.0%} of the link" if speed and hosts > 1 and not nccl else ""
+    return lines
+
+
+def _allreduce_lines(ranks: list[dict[str, Any]], size: int) -> list[tuple[str, str]]:
+    """Names and texts of the lines about the allreduce of ``size`` bytes."""
+    if len(ranks) == 1:
+        return [("allreduce", "none: there is only one rank")]
+    first, hosts = ranks[0], preflight.count_hosts(ranks)
+    large, small = (max(one["seconds"][which] for one in ranks) for which in ("large", "small"))
+    sent = 2 * (len(ranks) - 1) / len(ranks) * size / large
+    one_host = hosts == "1 host"
+    nccl = first["by"] == "NCCL"  # which chooses the interface by itself, and logs it with NCCL_DEBUG=INFO
+    speed = None if one_host or nccl else first["speeds"].get(first["interface"])
+    share = f", {sent * 8 / (speed * MEGA):.0%} of the link" if speed else ""
     over = "" if nccl else f" over {first['interface'] or 'the default interface'}"
-    over += "" if hosts > 1 else ", within one host"
+    over += ", within one host" if one_host else ""
+    how = f"{size / MEGA:g} MB among {len(ranks)} ranks on {hosts}, by {first['by']}{over}: the sum is correct"
     return [
-        *lines,
-        ("allreduce", f"{size / MEGA:g} MB among {len(told)} ranks on {hosts} host{'s' if hosts > 1 else ''}, by "
-         f"{first['by']}{over}: the sum is right"),
+        ("allreduce", how),
         ("", f"{large * 1e3:.1f} ms: each rank sends {sent / 1e9:.2f} GB/s{share}"),
         ("", f"{SMALL} bytes: {small * 1e3:.2f} ms"),
-    ]  # fmt: skip
-
-
-def _built(told: list[dict[str, Any]]) -> str:
-    """What Horovod was built with, where ranks differ by rank."""
-    kinds = {one["built"] for one in told}
-    return kinds.pop() if len(kinds) == 1 else "; ".join(f"rank {rank} {one['built']}" for rank, one in enumerate(told))
-
-
-def _link(speed: int | None) -> str:
-    return f" ({speed / 1000:g} Gb/s)" if speed else ""
-
-
-# ── rank ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import importlib.util
 import json
 import logging
@@ -15,8 +16,9 @@ from pyspark.sql import DataFrame, SparkSession
 
 from cos_ml import gpus, spark_internals
 from cos_ml.data import frames, parquet
+from cos_ml.data.parquet_cache import parquet_cache
 from cos_ml.errors import InvalidInputError, SetupError
-from cos_ml.job import barrier
+from cos_ml.job import barrier, preflight
 from cos_ml.job.messages import Job, Outcome
 from cos_ml.job.progress import Address, Display, ProgressServer
 from cos_ml.network.archive import Network
@@ -96,7 +98,7 @@ def fit(
         for config in filter(None, (one.checkpoint for one in specs)):
             acquire(config)
     versions = shared_versions()
-    logger.info("Versions: %s", ", ".join(f"{name} {version}" for name, version in versions.items() if version))
+    logger.info("Versions: %s", preflight.format_versions(versions))
     with contextlib.ExitStack() as stack:
         shards, cache = stack.enter_context(_sharded(rows, specs, options, url))
         if shards is None:
@@ -112,20 +114,25 @@ def fit(
 
 
 def check_horovod() -> None:
-    """Raises SetupError where Horovod is not installed: several ranks need it."""
+    """Check that Horovod can serve several ranks.
+
+    Raises:
+        SetupError: it is not installed, or its rendezvous server is another one than that of Horovod 0.28.1.
+    """
     if importlib.util.find_spec("horovod") is None:
         raise SetupError(
             "Horovod is not installed, but numTrainWorkers is greater than 1. Build it with: cos-ml install-horovod "
             "(here and in the executors' environment). A single rank, numTrainWorkers=1, does not need it."
         )
+    importlib.import_module("cos_ml.job.rendezvous_server")  # raises where Horovod has changed
 
 
 def _completed(candidate: Candidate, types: str, archives: tuple[bytes, ...]) -> TrainSpec:
-    """A candidate's spec with its place in the job: its network's index, and the folder of its checkpoints.
+    """A candidate's spec with the index of its network in the job, and the folder of its checkpoints.
 
-    Candidates of a grid have folders of their own. The network's index distinguishes networks of a grid that differ only
-    in their weights. Weights themselves do not identify a training: a program that is started again begins with other
-    random ones, and must resume.
+    Candidates of a grid have folders of their own. The index distinguishes networks of a grid that differ only in their
+    weights. Weights themselves do not identify a training: a program that is started again begins with other random
+    ones, and must resume.
     """
     spec, index = candidate.spec, archives.index(candidate.network.archive)
     config = spec.checkpoint
@@ -158,8 +165,8 @@ def _sharded(
     # Within an epoch a training resumes only with its rows in the same order.
     ordered = any(config.steps is not None for config in configs)
     names = {column.field: column.field for column in spec.stored}
-    with parquet.stored(rows, spec, options.cache_dir, options.keep_cache, ordered if configs else None) as cached:
-        cache, digest = cached
+    with parquet_cache(rows, spec, options.cache_dir, options.keep_cache, ordered if configs else None) as stored:
+        cache, digest = stored
         yield parquet.plan(cache, spec, names, options.ranks, digest, ordered), cache
 
 

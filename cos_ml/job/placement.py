@@ -1,4 +1,4 @@
-"""Where ranks run, and the addresses at which they find each other (barrier task side)."""
+"""Where ranks run, and the addresses at which they reach each other (barrier task side)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["RankInfo", "assign_ranks", "own_address"]
 
 @dataclass(frozen=True)
 class RankInfo:
-    """A rank and its neighbours, in the words of MPI and Horovod.
+    """A rank's position, in the terms of MPI and Horovod.
 
     Attributes:
-        rank, size: among all ranks.
-        local_rank, local_size: among the ranks of this host.
-        cross_rank, cross_size: among the ranks of the same local rank, one a host.
-        host: as Spark names it.
+        rank, size: the position among all ranks, and their number.
+        local_rank, local_size: the same among the ranks of its host.
+        cross_rank, cross_size: the same among the ranks with its local rank, one per host.
+        host: Spark's name of its host.
     """
 
     rank: int
@@ -33,16 +33,16 @@ class RankInfo:
 
 
 def assign_ranks(hosts: Sequence[str]) -> list[RankInfo]:
-    """The place of each barrier task.
+    """Assign a rank to each barrier task.
 
-    Ranks of one host are neighbours, whatever the order of the partition ids: hosts come in the order in which they
+    Ranks of one host are consecutive, whatever the order of the partition ids: hosts come in the order in which they
     first appear, and tasks of a host in the order of their partition ids. Several executors on a host count as one.
 
     Args:
         hosts: the host of each task, by partition id.
 
     Returns:
-        list[Place]: by partition id.
+        list[RankInfo]: by partition id.
     """
     by_host: dict[str, list[int]] = {}
     for task, host in enumerate(hosts):
@@ -50,24 +50,24 @@ def assign_ranks(hosts: Sequence[str]) -> list[RankInfo]:
     rank_infos: dict[int, RankInfo] = {}
     for host, tasks in by_host.items():
         for local_rank, task in enumerate(tasks):
-            column = [other for other, its_tasks in by_host.items() if len(its_tasks) > local_rank]
+            peers = [other for other, its_tasks in by_host.items() if len(its_tasks) > local_rank]
             rank_infos[task] = RankInfo(
                 rank=len(rank_infos), size=len(hosts), local_rank=local_rank, local_size=len(tasks),
-                cross_rank=column.index(host), cross_size=len(column), host=host,
+                cross_rank=peers.index(host), cross_size=len(peers), host=host,
             )  # fmt: skip
     return [rank_infos[task] for task in range(len(hosts))]
 
 
 def own_address(hosts: Sequence[str], task: int, interface: str | None = None) -> str:
-    """The address at which the others reach the rank of ``task``: the loopback where all ranks are one host's.
+    """The address at which other ranks reach that of ``task``; a loopback address where all run on one host.
 
     Args:
         hosts: the host of each task, by partition id.
-        task: which one this is.
-        interface: the network interface to use; None for that of the address under which Spark knows the host.
+        task: the partition id of this task.
+        interface: the network interface to use; None for the one that Spark's name of the host resolves to.
 
     Raises:
-        RankError: this host has no such interface, or knows itself and the others as the loopback only.
+        RankError: this host has no such interface, or all names of hosts resolve to loopback addresses.
     """
     if interface is not None:
         addresses = local_addresses()
@@ -83,13 +83,13 @@ def own_address(hosts: Sequence[str], task: int, interface: str | None = None) -
     own = socket.gethostbyname(hosts[task])
     if not own.startswith("127."):
         return own
-    # Debian gives a host's own name the address 127.0.1.1: take the one from which the others are reached.
+    # On Debian a host's own name resolves to 127.0.1.1: use the address from which it reaches the others.
     for other in map(socket.gethostbyname, set(hosts) - {hosts[task]}):
         if not other.startswith("127."):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unconnected:
                 unconnected.connect((other, 9))  # sends nothing
                 return unconnected.getsockname()[0]
     raise RankError(
-        f"On {hosts[task]} the names of the hosts {sorted(set(hosts))} lead to the loopback, where ranks of others are "
-        'not found. Name their network interface: horovodOptions={"networkInterface": "eth0"}; or set SPARK_LOCAL_IP.'
+        f"On {hosts[task]} the host names {sorted(set(hosts))} resolve to loopback addresses, at which other hosts are "
+        'not reachable. Name the network interface, horovodOptions={"networkInterface": "eth0"}, or set SPARK_LOCAL_IP.'
     )

@@ -1,54 +1,89 @@
-"""What can be known before ranks train: versions, disk and memory, wherever a rank would run (both sides).
+"""What can be checked before ranks train: rows, slots, versions, memory and disk (driver and barrier task side).
 
-``facts`` runs in each barrier task, before its rank trains, and in the tasks of ``explain``. The driver, or the tasks
-among themselves, compare them with what the fit needs.
+``executor_facts`` runs in each barrier task of a fit, and of ``explain``. The tasks, or the driver, compare the facts
+with the driver's versions and with what ranks will use.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import socket
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from cos_ml.data.spool import local_folder
+import psutil
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+
+from cos_ml import gpus
+from cos_ml.data import frames, spool
+from cos_ml.errors import ClusterError, CosMLError, from_spark
+from cos_ml.job import slots
+from cos_ml.network.archive import Network, layers_by_name, load_model
 from cos_ml.spec import TrainSpec
 from cos_ml.versions import shared_versions
 
-__all__ = [
-    "Resources",
-    "estimate_resources",
-    "executor_facts",
-    "format_bytes",
-    "resource_warnings",
-    "version_mismatch",
-]
+__all__ = ["count_hosts", "estimate", "executor_facts", "explain", "format_versions", "version_mismatch", "warnings"]
 
 GB = 1e9
 PROCESS = 450e6  # bytes of a rank that has imported TensorFlow and Horovod and loaded nothing
 COPIES = 4  # of the weights: themselves, gradients, and two of an optimizer such as Adam
-BATCHES = 8  # of rows that wait or are in the making
+BATCHES = 8  # of rows that wait or are being made
+SAMPLE = 1000  # rows that are checked
+REMEDIES = {
+    "memory": "Use fewer ranks per host (spark.executor.cores, numTrainWorkers), a smaller batchSize, or raise "
+    "spark.executor.memoryOverhead, which ranks take their memory from.",
+    "disk": 'Give spark.local.dir a larger disk, use more hosts, or feed="petastorm", which keeps rows in cacheDir.',
+}
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Resources:
-    """What one rank takes of its machine, estimated; bytes.
+# ── versions ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    Attributes:
-        memory: at least so much.
-        disk: for its rows; None where nobody has counted them.
-    """
 
-    memory: float
-    disk: float | None = None
+def version_mismatch(driver: dict[str, str | None], executors: Sequence[dict[str, Any]]) -> str:
+    """The error that names the versions that are not the driver's; "" where all are the same."""
+    found = []
+    for facts in executors:
+        versions = facts["versions"]
+        different = [
+            f"{name} {versions[name] or 'missing'} (the driver has {version or 'none'})"
+            for name, version in driver.items()
+            if versions[name] != version and (version or name != "Horovod")
+        ]
+        if different:
+            found.append(f"{facts['host']}: {', '.join(different)}")
+    if not found:
+        return ""
+    return (
+        f"The executors' Python environment differs from the driver's. {'; '.join(dict.fromkeys(found))}. Use one "
+        "environment for both: set PYSPARK_PYTHON, or spark.pyspark.python, to one with these versions on every host, "
+        "or ship the driver's with spark.archives."
+    )
+
+
+def format_versions(versions: dict[str, str | None]) -> str:
+    """Versions as a person reads them, without what is not installed."""
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+
+
+def count_hosts(facts: Sequence[dict[str, Any]]) -> str:
+    """The number of hosts of executors or ranks, as "1 host" or "2 hosts"."""
+    hosts = len({one["host"] for one in facts})
+    return f"{hosts} host{'s' if hosts > 1 else ''}"
+
+
+# ── memory and disk ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def executor_facts() -> dict[str, Any]:
-    """This executor, as plain values: host, versions, and bytes of disk and memory that are free."""
-    folder = local_folder()
+    """This executor, as plain values: its host, its versions, its local folder, and free bytes of disk and memory."""
+    folder = spool.local_folder()
     return {
         "host": socket.gethostname(),
         "versions": shared_versions(),
@@ -59,9 +94,7 @@ def executor_facts() -> dict[str, Any]:
 
 
 def _free_memory() -> float:
-    """Bytes that this process and its children may still take: of the machine, or of its container."""
-    import psutil
-
+    """Bytes that this process and its children may still use: of the host, or of its container."""
     free = float(psutil.virtual_memory().available)
     group = Path("/sys/fs/cgroup")  # version 2
     try:
@@ -70,80 +103,158 @@ def _free_memory() -> float:
         kinds = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
         return free
-    files = float(kinds.get("inactive_file", 0)) + float(kinds.get("active_file", 0))  # given back where it is needed
-    return free if limit == "max" else min(free, float(limit) - used + files)
+    cached = float(kinds.get("inactive_file", 0)) + float(kinds.get("active_file", 0))  # freed when memory is short
+    return free if limit == "max" else min(free, float(limit) - used + cached)
 
 
-def version_mismatch(driver: dict[str, str | None], executors: Sequence[dict[str, Any]]) -> str:
-    """Which versions are not the driver's, and what to do; "" where all are the same."""
-    found = []
-    for one in executors:
-        there = one["versions"]
-        wrong = [
-            f"{name} {there[name] or 'missing'} (the driver has {version or 'none'})"
-            for name, version in driver.items()
-            if there[name] != version and (version or name != "Horovod")
-        ]
-        if wrong:
-            found.append(f"{one['host']}: {', '.join(wrong)}")
-    if not found:
-        return ""
-    return (
-        f"The executors' Python environment is not the driver's. {'; '.join(dict.fromkeys(found))}. Let both use one: "
-        "set PYSPARK_PYTHON, or spark.pyspark.python, to an environment with these versions on every host, or ship the "
-        "driver's with spark.archives."
-    )
-
-
-def estimate_resources(
-    spec: TrainSpec,
-    weights: float,
-    activations: float = 0.0,
-    rows: int | None = None,
-    ranks: int = 1,
-    started: bool = False,
-) -> Resources:
-    """What a rank will take.
+def estimate(
+    spec: TrainSpec, weights: float, activations: float = 0.0, rows: int | None = None, ranks: int = 1
+) -> dict[str, float]:
+    """Estimate what one rank needs: bytes of "memory" at least, and of "disk" for its rows where they are counted.
 
     Args:
         spec: what it trains.
-        weights: bytes of the network's.
+        weights: bytes of the network's weights.
         activations: bytes of all layers' outputs for one row.
-        rows: that all ranks share.
-        ranks: how many there are.
-        started: whether it has imported TensorFlow already.
+        rows: number of rows of all ranks; None for unknown.
+        ranks: number of ranks.
     """
-    row = sum(8 if column.size is None else column.size * _width(column.dtype) for column in spec.columns)
-    batch = spec.batch_size * (row * BATCHES + 2 * activations)  # what a gradient needs of the way there
-    process = 0.0 if started else PROCESS
-    return Resources(process + COPIES * weights + batch, None if rows is None else math.ceil(rows / ranks) * (row + 8))
+    widths = {"bool": 1, "int64": 8}
+    row = sum(8 if column.size is None else column.size * widths.get(column.dtype, 4) for column in spec.columns)
+    batch = spec.batch_size * (row * BATCHES + 2 * activations)  # the backward pass needs them again
+    disk = {} if rows is None else {"disk": math.ceil(rows / ranks) * (row + 8)}
+    return {"memory": PROCESS + COPIES * weights + batch} | disk
 
 
-def _width(dtype: str) -> int:
-    return {"bool": 1, "int64": 8}.get(dtype, 4)
+def warnings(need: Mapping[str, float], executors: Sequence[dict[str, Any]]) -> list[str]:
+    """A warning for each host and kind of resource ("memory", "disk") that its ranks may run out of, with the remedy.
 
-
-def resource_warnings(need: Resources, executors: Sequence[dict[str, Any]]) -> list[str]:
-    """What is too little for a rank on each of these executors, with the remedy; estimates, so no errors."""
+    They are no errors, because ``need`` is an estimate of what one rank needs.
+    """
     found = []
     for host in dict.fromkeys(one["host"] for one in executors):
-        here = [one for one in executors if one["host"] == host]
-        memory, disk = min(one["memory"] for one in here), min(one["disk"] for one in here)
-        if need.memory * len(here) > memory:
-            found.append(
-                f"{host} has {format_bytes(memory)} of memory left, and {len(here)} ranks take about "
-                f"{format_bytes(need.memory * len(here))}: use fewer ranks a host (spark.executor.cores, numTrainWorkers), a "
-                "smaller batchSize, or raise spark.executor.memoryOverhead, which is what a rank's memory comes from."
-            )
-        if need.disk is not None and need.disk * len(here) > disk:
-            found.append(
-                f"{host} has {format_bytes(disk)} of disk left in {here[0]['folder']}, and its ranks' rows take about "
-                f"{format_bytes(need.disk * len(here))}: give spark.local.dir a larger disk, use more hosts, or "
-                'feed="petastorm", which keeps them in cacheDir.'
-            )
+        own = [one for one in executors if one["host"] == host]
+        for kind, each in need.items():
+            free, needed = min(one[kind] for one in own), each * len(own)
+            if needed > free:
+                where = f" in {own[0]['folder']}" if kind == "disk" else ""
+                found.append(
+                    f"{host} has {_format_bytes(free)} of {kind} left{where}, but the ranks there ({len(own)}) need about "
+                    f"{_format_bytes(needed)}. {REMEDIES[kind]}"
+                )
     return found
 
 
-def format_bytes(size: float) -> str:
+def _format_bytes(size: float) -> str:
     """Bytes as a person reads them."""
     return f"{size / GB:.1f} GB" if size >= GB / 10 else f"{size / 1e6:.1f} MB"
+
+
+# ── explain ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class _Report:
+    """The lines of ``explain`` so far."""
+
+    lines: list[str] = field(default_factory=list)
+    problems: int = 0
+
+    def check(self, name: str, find: Callable[[], tuple[str, T]]) -> T | None:
+        """Add the text that ``find`` returns and return its value; or add the error that it raises, and return None."""
+        try:
+            text, value = find()
+            self.lines.append(f"{'ok':<9}{name:<10}{text}")
+            return value
+        except CosMLError as error:
+            self.problems += 1
+            self.lines.append(f"{'PROBLEM':<9}{name:<10}{error}")
+            return None
+
+    def text(self) -> str:
+        """All lines, and one that sums them up."""
+        problems = f"{self.problems} problem{'s' if self.problems > 1 else ''} to fix before fitting."
+        return "\n".join([*self.lines, problems if self.problems else "Ready to fit."])
+
+
+def explain(dataset: DataFrame, spec: TrainSpec, network: Network, ranks: int) -> str:
+    """A line for each check of ``DeepNetEstimator.explain``: "ok" with what was found, or "PROBLEM" with the remedy."""
+    spark, report = dataset.sparkSession, _Report()
+    report.check("columns", lambda: (_describe_columns(spec), None))
+    rows = report.check("rows", lambda: _count_rows(dataset, spec))
+    report.check("GPUs", lambda: (gpus.check(spark.conf, spec.use_gpu), None))
+    if report.check("slots", lambda: _check_slots(spark, spec, ranks)):
+        executors = report.check("versions", lambda: _check_versions(spark, ranks))
+        if executors:
+            need = estimate(spec, *_network_bytes(network), rows, ranks)
+            for kind in ("disk", "memory"):
+                report.check(kind, partial(_check_resource, kind, need.get(kind), executors))
+    return report.text()
+
+
+def _describe_columns(spec: TrainSpec) -> str:
+    """The columns that the network reads; they were checked when the spec was made."""
+    inputs = ", ".join(
+        f"{column.name!r} ({'any number of' if column.size is None else f'{column.size:,}'} {column.dtype})"
+        for column in spec.inputs
+    )
+    labels = ", ".join(
+        f"{column.name!r}" + (f" (classes 0 to {column.classes - 1})" if column.classes else "")
+        for column in spec.labels
+    )
+    return f"inputs {inputs}; labels {labels}"
+
+
+def _count_rows(dataset: DataFrame, spec: TrainSpec) -> tuple[str, int]:
+    """Check the first rows as a fit checks all, and count the rows."""
+    table = frames.select_columns(dataset, spec).limit(SAMPLE).toArrow().combine_chunks()
+    skipped = sum(spool.usable_rows(batch, spec, 0)[2] for batch in table.to_batches())
+    rows = dataset.count()
+    bad = f", {skipped} of them will be skipped" if skipped else ""
+    return f"{rows:,}; checked the first {table.num_rows:,}{bad}; a fit checks all", rows
+
+
+def _check_slots(spark: SparkSession, spec: TrainSpec, ranks: int) -> tuple[str, bool]:
+    slots.check_cluster(spark, ranks, gpus.profile(spark.conf, spec.use_gpu))
+    return f"{ranks} for numTrainWorkers={ranks}", True
+
+
+def _check_versions(spark: SparkSession, ranks: int) -> tuple[str, list[dict[str, Any]]]:
+    """Run tasks where ranks would run, and return the facts of their executors."""
+    tasks = spark.range(ranks, numPartitions=ranks).mapInArrow(_send_facts, "facts string", barrier=True)
+    try:
+        with slots.acquire(spark, ranks):
+            executors = [json.loads(row["facts"]) for row in tasks.collect()]
+    except Exception as error:
+        raise from_spark(error) or error from None
+    versions = shared_versions()
+    if mismatch := version_mismatch(versions, executors):
+        raise ClusterError(mismatch)
+    same = f"the same on the driver and on {count_hosts(executors)} of executors"
+    return f"{format_versions(versions)}: {same}", executors
+
+
+def _send_facts(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Return the facts of this task's executor (barrier task side)."""
+    for _ in batches:
+        pass
+    yield pa.RecordBatch.from_arrays([pa.array([json.dumps(executor_facts())])], ["facts"])
+
+
+def _network_bytes(network: Network) -> tuple[float, float]:
+    """Bytes of a network's weights, and of all its layers' outputs for one row."""
+    model = load_model(network.archive, network.modules)
+    outputs = 0
+    for layer in layers_by_name(model).values():
+        shape = getattr(getattr(layer, "output", None), "shape", None) or ()
+        outputs += math.prod(size or 1 for size in shape[1:])
+    return 4.0 * model.count_params(), 4.0 * outputs
+
+
+def _check_resource(kind: str, needed: float | None, executors: Sequence[dict[str, Any]]) -> tuple[str, None]:
+    free = f"{_format_bytes(min(one[kind] for one in executors))} free"
+    if needed is None:
+        return free, None
+    if found := warnings({kind: needed}, executors):
+        raise ClusterError(" ".join(found))
+    return f"a rank needs about {_format_bytes(needed)}; {free}", None

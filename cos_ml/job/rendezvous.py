@@ -1,53 +1,54 @@
-"""Horovod's rendezvous server, which only the ranks of one fit can use (barrier task side)."""
+"""What tasks know of the rendezvous server of their fit, and how they use it (barrier task side)."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable
+import contextlib
+import http.client
 
-from cos_ml.job.auth import new_secret
-from cos_ml.job.horovod_env import secret_path
-from cos_ml.job.placement import RankInfo
+from cos_ml.errors import RankError
 
-__all__ = ["NOT_READY", "READY", "READY_SCOPE", "Rendezvous"]
+__all__ = ["JOIN_TIMEOUT", "READY_SCOPE", "all_ready", "secret_path"]
 
+JOIN_TIMEOUT = "120"  # seconds that a rank waits for the others to join
 READY_SCOPE, READY, NOT_READY = "ready", b"1", b"0"  # where each task reports whether its rank can join
 
 
-class Rendezvous:
-    """Horovod's rendezvous server on one address of this host, for the ranks of one fit.
+def secret_path(secret: str, port: int) -> str:
+    """The first part of every path of the rendezvous server."""
+    return f"{secret}:{port}"  # Horovod requests http://ADDR:PORT/scope/key, and its ADDR ends with our secret
 
-    It answers callers from the ranks' hosts that know a secret of this fit. Horovod's client sends no headers of ours,
-    so the secret is the first part of every path. The port is bound at once, so that the other tasks can be told of
-    it; requests are answered once the ranks are known.
+
+def all_ready(server: str, port: int, secret: str, rank: int, ready: bool) -> bool:
+    """Report whether this task's rank can join the others, and wait until all tasks have reported.
 
     Args:
-        address: the address to listen on.
+        server: the address of the rendezvous server, which task 0 runs.
+        port: the port of the rendezvous server.
+        secret: the secret of the rendezvous server.
+        rank: the rank of this task.
+        ready: whether it can join.
 
-    Attributes:
-        port: the port.
-        secret: the secret.
+    Returns:
+        bool: whether all ranks can join.
+
+    Raises:
+        RankError: the server can't be reached.
     """
 
-    def __init__(self, address: str) -> None:
-        from cos_ml.job.rendezvous_server import Server  # a single rank needs no Horovod
+    def request(method: str, key: str, value: bytes | None = None) -> bytes | None:
+        with contextlib.closing(http.client.HTTPConnection(server, port, timeout=float(JOIN_TIMEOUT))) as connection:
+            connection.request(method, f"/{secret_path(secret, port)}/{READY_SCOPE}/{key}", value)
+            response = connection.getresponse()
+            return response.read() if response.status == http.HTTPStatus.OK else None
 
-        self._server = Server(address)
-        self._thread: threading.Thread | None = None
-        self.port: int = self._server.server_address[1]
-        self.secret = new_secret()
-        self._server.start = f"/{secret_path(self.secret, self.port)}/".encode()
-
-    def serve(self, ranks: Iterable[RankInfo], addresses: Iterable[str]) -> None:
-        """Start to answer ``ranks``, which call from one of ``addresses``."""
-        self._server.admit(sorted(ranks, key=lambda one: one.rank), addresses)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop answering and free the port; a second call does nothing."""
-        if self._thread is not None:
-            self._server.shutdown()
-            self._thread.join()
-            self._thread = None
-        self._server.server_close()
+    try:
+        request("PUT", str(rank), READY if ready else NOT_READY)
+    except (OSError, http.client.HTTPException) as error:
+        raise RankError(f"Rank {rank} can't reach the rendezvous server at {server}: {error}.") from None
+    reports = None
+    while reports is None:
+        try:
+            reports = request("GET", "all")
+        except (OSError, http.client.HTTPException):
+            return False  # task 0 has ended, as it does once it knows that not all are ready
+    return NOT_READY not in reports

@@ -1,116 +1,138 @@
-"""Horovod's rendezvous server, bounded and behind a secret (barrier task side).
+"""Horovod's rendezvous server, with limits and behind a secret (barrier task side).
 
-Imported where there are several ranks: numTrainWorkers=1 needs no Horovod.
+The one place that uses Horovod's inside: its key-value server, how its handler gets and puts values, and SlotInfo. They
+are those of Horovod 0.28.1. Imported only for several ranks: numTrainWorkers=1 needs no Horovod.
 """
 
 from __future__ import annotations
 
+import hmac
 import itertools
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from horovod.runner.common.util.hosts import SlotInfo
-from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
-
-from cos_ml.job.auth import BoundedServer, same
+from cos_ml.errors import SetupError
+from cos_ml.job.auth import BoundedServer, new_secret
 from cos_ml.job.placement import RankInfo
-from cos_ml.job.rendezvous import READY_SCOPE
+from cos_ml.job.rendezvous import READY_SCOPE, secret_path
 
-__all__ = ["Server"]
+try:
+    from horovod.runner.common.util.hosts import SlotInfo
+    from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
+
+    _USED = (RendezvousHandler._get_value, RendezvousHandler._put_value, RendezvousHTTPServer.init)
+except (ImportError, AttributeError) as error:
+    raise SetupError(
+        f"This Horovod has another rendezvous server than Horovod 0.28.1, which cos_ml uses: {error}. Install that "
+        "version, here and in the executors' environment: cos-ml install-horovod"
+    ) from error
+
+__all__ = ["Rendezvous"]
 
 METHODS = (b"GET", b"PUT", b"DELETE")
-LARGEST_VALUE = 1 << 20  # bytes: the addresses under which a rank expects each of the others
-CALLS_OF_A_RANK = 4  # at a time
-KEYS_OF_A_RANK = 16
-LONGEST_LINE, MOST_LINES = 4096, 32  # of a request's headers
-PATIENCE = 5.0  # seconds that a rank waits for one answer; it asks again
+MAX_VALUE = 1 << 20  # bytes; values are the addresses at which a rank expects each of the others
+CONNECTIONS_PER_RANK = 4
+KEYS_PER_RANK = 16
+MAX_LINE, MAX_LINES = 4096, 32  # bytes per header line, and header lines per request
+WAIT = 5.0  # seconds that a request waits for a value; the rank then asks again
 
 
 class Handler(RendezvousHandler):  # type: ignore[misc]
     """One request of a rank, or of its task."""
 
     def parse_request(self) -> bool:
-        """Look at the first line before anything else is read; hang up on strangers without a word.
+        """Check the secret before anything else is read; a request without it gets no response.
 
-        Of the headers only the length counts, so they are not parsed as http.server would: most of the join of
-        many ranks is spent here.
+        Only Content-Length is read from the headers: joining many ranks spends most of its time in http.server's
+        parser otherwise.
         """
         self.close_connection = True
         words = self.raw_requestline.split()
         path = words[1] if len(words) == 3 and words[0] in METHODS else b""
-        start = self.server.start
-        if not same(path[: len(start)], start):
+        prefix = self.server.path_prefix
+        if not hmac.compare_digest(path[: len(prefix)], prefix):
             return False
-        self.command, self.path = words[0].decode(), path[len(start) - 1 :].decode("latin-1")
+        self.command, self.path = words[0].decode(), path[len(prefix) - 1 :].decode("latin-1")
         self.requestline = self.request_version = "HTTP/1.1"
-        lines = list(itertools.islice(iter(partial(self.rfile.readline, LONGEST_LINE), b"\r\n"), MOST_LINES))
+        lines = list(itertools.islice(iter(partial(self.rfile.readline, MAX_LINE), b"\r\n"), MAX_LINES))
         fields = dict(line.decode("latin-1").rstrip().partition(":")[::2] for line in lines)
         self.headers: dict[str, str] = {name.title(): value.strip() for name, value in fields.items()}
         length = self.headers.get("Content-Length", "0")
-        return len(lines) < MOST_LINES and length.isdecimal() and int(length) <= LARGEST_VALUE
+        return len(lines) < MAX_LINES and length.isdecimal() and int(length) <= MAX_VALUE
 
     def _get_value(self, scope: str, key: str) -> bytes | None:
-        """Wait for what another rank has still to put: else ranks would ask again every 10 ms."""
-        found = self._all_reports if scope == READY_SCOPE else partial(super()._get_value, scope, key)
-        with self.server.put:
-            self.server.put.wait_for(lambda: self.server.closed or found() is not None, PATIENCE)
-        return found()
+        """Wait for a value that another rank has still to put; ranks would poll every 10 ms otherwise."""
+        get = self._all_reports if scope == READY_SCOPE else partial(super()._get_value, scope, key)
+        with self.server.changed:
+            self.server.changed.wait_for(lambda: self.server.closed or get() is not None, WAIT)
+        return get()
 
     def _all_reports(self) -> bytes | None:
         reports = self.server.cache.get(READY_SCOPE, {})
         return b"".join(reports.values()) if len(reports) == self.server.ranks else None
 
     def _put_value(self, scope: str, key: str, value: bytes) -> None:
-        if sum(map(len, self.server.cache.values())) < self.server.most_keys:
+        if sum(map(len, self.server.cache.values())) < self.server.max_keys:
             super()._put_value(scope, key, value)
-        with self.server.put:
-            self.server.put.notify_all()
+        with self.server.changed:
+            self.server.changed.notify_all()
 
 
-class Server(BoundedServer, RendezvousHTTPServer):  # type: ignore[misc]
-    """What ranks have put, for the others to get.
+class Rendezvous(BoundedServer, RendezvousHTTPServer):  # type: ignore[misc]
+    """Horovod's rendezvous server on one address of this host, for the ranks of one fit.
+
+    Ranks find each other's addresses in it. It answers requests from the ranks' hosts that carry this fit's secret.
+    Horovod's client sends no headers of ours, so the secret is the first part of every path. The port is bound at once,
+    so that the other tasks can be sent it; requests are answered once the ranks are known.
+
+    Args:
+        address: the address to listen on.
 
     Attributes:
-        start: what every path begins with.
-        put: notified of a new value, and of the end.
-        closed: whether that has come.
+        port: the port that it listens on.
+        secret: the secret.
+        path_prefix: what every path must begin with.
+        changed: notified of each new value, and when the server is closed.
+        closed: whether it is closed.
     """
 
-    request_queue_size = 1024  # connections that come before it serves wait
+    request_queue_size = 1024  # connections that arrive before requests are answered wait
     allowed: frozenset[str] = frozenset()
-    start = b""
-    ranks = most_keys = 0
+    ranks = max_keys = 0
     closed = False
+    thread: threading.Thread | None = None
 
     def __init__(self, address: str) -> None:
-        self.put = threading.Condition()
+        self.changed = threading.Condition()
         super().__init__((address, 0), Handler, 0)
+        self.port: int = self.server_address[1]
+        self.secret = new_secret()
+        self.path_prefix = f"/{secret_path(self.secret, self.port)}/".encode()
 
-    def admit(self, ranks: Sequence[RankInfo], addresses: Iterable[str]) -> None:
-        """Know the ranks at ``ranks``, in their order, which call from ``addresses``."""
-        self.allowed = frozenset(addresses)
-        self.ranks = len(ranks)
-        self.most = 64 + CALLS_OF_A_RANK * self.ranks
-        self.most_keys = KEYS_OF_A_RANK * self.ranks
-        self.init(
-            [
-                SlotInfo(
-                    hostname=one.host, rank=one.rank, local_rank=one.local_rank, cross_rank=one.cross_rank,
-                    size=one.size, local_size=one.local_size, cross_size=one.cross_size,
-                )
-                for one in ranks
-            ]
-        )  # fmt: skip
+    def serve(self, ranks: Iterable[RankInfo], addresses: Iterable[str]) -> None:
+        """Start to answer ``ranks``, whose requests come from one of ``addresses``."""
+        self.allowed, in_order = frozenset(addresses), sorted(ranks, key=lambda one: one.rank)
+        self.ranks = len(in_order)
+        self.max_connections = 64 + CONNECTIONS_PER_RANK * self.ranks
+        self.max_keys = KEYS_PER_RANK * self.ranks
+        self.init([SlotInfo(hostname=(values := asdict(one)).pop("host"), **values) for one in in_order])
+        self.thread = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
+        self.thread.start()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Hang up on whoever calls from elsewhere."""
+        """Whether the request comes from an allowed address; its connection is closed otherwise."""
         return client_address[0] in self.allowed
 
-    def server_close(self) -> None:
-        """Stop listening, and send whoever waits away."""
-        super().server_close()
-        with self.put:
+    def close(self) -> None:
+        """Stop answering, end the requests that wait, and free the port; a second call does nothing."""
+        if self.thread is not None:
+            self.shutdown()
+            self.thread.join()
+            self.thread = None
+        self.server_close()
+        with self.changed:
             self.closed = True
-            self.put.notify_all()
+            self.changed.notify_all()

@@ -1,4 +1,4 @@
-"""The attempts of one barrier job: Spark starts the stage again when a rank or an executor is lost (driver side)."""
+"""The attempts of one barrier job: Spark retries the stage when a rank or an executor is lost (driver side)."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from pyspark.sql import SparkSession
 from cos_ml import spark_internals
 from cos_ml.errors import from_spark
 
-__all__ = ["failures", "job_tag", "max_attempts"]
+__all__ = ["LIMIT", "failures", "job_tag", "max_attempts"]
 
 LIMIT = "spark.stage.maxConsecutiveAttempts"
 DEFAULT_LIMIT = 4  # Spark's
 MAX_CHARACTERS = 2000  # of the cause of one attempt
+CLASSIC_TAGS = ("addJobTag", "removeJobTag", "cancelJobsWithTag")  # methods of SparkContext
+CONNECT_TAGS = ("addTag", "removeTag", "interruptTag")  # methods of a session of Spark Connect
 
 
 @dataclass
 class Tag:
-    """What the jobs of one ``with`` block are tagged with.
+    """The tag of the jobs of one ``with`` block.
 
     Attributes:
         name: the tag.
-        interrupted: whether the user has pressed Ctrl-C; py4j makes an error of its own of that.
+        interrupted: whether the user has pressed Ctrl-C, for which Py4J raises an error of its own.
     """
 
     name: str
@@ -39,21 +41,18 @@ class Tag:
 
 @contextlib.contextmanager
 def job_tag(spark: SparkSession) -> Iterator[Tag]:
-    """Tag the jobs that begin in this ``with`` block; Ctrl-C, or whatever else interrupts it, ends them."""
+    """Tag the jobs that start in this ``with`` block; Ctrl-C, or any other interruption, cancels them."""
     tag = Tag(f"cos_ml-{uuid.uuid4().hex}")
-    session: Any = spark
-    classic = not spark_internals.is_connect(spark)
-    if classic:
-        add, remove, cancel = (getattr(spark.sparkContext, name) for name in TAGS)
-    else:
-        add, remove, cancel = session.addTag, session.removeTag, session.interruptTag
+    connect = spark_internals.is_connect(spark)
+    owner: Any = spark if connect else spark.sparkContext
+    add, remove, cancel = (getattr(owner, name) for name in (CONNECT_TAGS if connect else CLASSIC_TAGS))
     add(tag.name)
     try:
-        with _noting_interrupts(tag):
+        with _recording_interrupts(tag):
             yield tag
     except BaseException as error:
         if tag.interrupted or not isinstance(error, Exception):
-            # From another thread: this one's connection to the JVM is in the middle of the call that was interrupted.
+            # In another thread: this one's connection to the JVM is in the middle of the call that was interrupted.
             canceller = threading.Thread(target=cancel, args=(tag.name,))
             canceller.start()
             canceller.join()
@@ -66,41 +65,38 @@ def job_tag(spark: SparkSession) -> Iterator[Tag]:
 
 
 @contextlib.contextmanager
-def _noting_interrupts(tag: Tag) -> Iterator[None]:
-    """Note Ctrl-C, and do with it what would have been done without; only the main thread hears of it."""
+def _recording_interrupts(tag: Tag) -> Iterator[None]:
+    """Record Ctrl-C, and handle it as before; only the main thread receives signals."""
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield
         return
 
-    def note(number: int, frame: FrameType | None) -> Any:
+    def record(number: int, frame: FrameType | None) -> Any:
         tag.interrupted = True
         return before(number, frame)
 
-    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGINT, record)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-TAGS = ("addJobTag", "removeJobTag", "cancelJobsWithTag")
-
-
 def max_attempts(spark: SparkSession) -> int:
-    """How many attempts at a job there may be."""
+    """How many attempts Spark makes at a job."""
     return int(spark.conf.get(LIMIT, None) or DEFAULT_LIMIT)
 
 
 def failures(spark: SparkSession, tag: str) -> list[str]:
-    """Why attempts at the tagged jobs failed, in order, as far as Spark tells; Spark Connect does not.
+    """The causes of failed attempts at the tagged jobs, in order; none where Spark does not report them.
 
-    Whether another attempt has made up for the last one is for the caller to know.
+    The caller knows whether another attempt has succeeded after the last one.
     """
-    return [_cause(reasons) for reasons in spark_internals.stage_failures(spark, tag)]
+    return [_cause(errors) for errors in spark_internals.stage_failures(spark, tag)]
 
 
-def _cause(reasons: list[str]) -> str:
+def _cause(errors: list[str]) -> str:
     """The cause of a failed attempt: a rank's own error, or what Spark reports of its first failed task."""
-    known = [str(error) for error in map(from_spark, map(Exception, reasons)) if error is not None]
-    return (known or [re.split(r"\n\s*at ", reasons[0])[0].strip()])[0][:MAX_CHARACTERS]
+    known = [str(error) for error in map(from_spark, map(Exception, errors)) if error is not None]
+    return (known or [re.split(r"\n\s*at ", errors[0])[0].strip()])[0][:MAX_CHARACTERS]

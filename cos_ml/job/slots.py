@@ -1,7 +1,7 @@
-"""Slots of the cluster: whether a fit's ranks fit in, and whose turn it is (driver side).
+"""Slots of the cluster: whether they are enough for a fit's ranks, and which fit is next (driver side).
 
 A barrier job needs all its slots at the same time. Fits of one application that run side by side, as CrossValidator's
-threads do, therefore take the slots from one account, first come, first served.
+threads do, therefore acquire slots from one pool, first come, first served.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cos_ml.errors import ClusterError
 
 __all__ = ["SlotPool", "acquire", "check_cluster"]
 
-EXECUTORS_TIME = 30.0  # seconds for executors to register: an application's first, and those in the place of lost ones
+EXECUTORS_TIME = 30.0  # seconds for executors to register: an application's first, and replacements of lost ones
 POLL = 0.2  # seconds
 RECOUNT = 1.0  # seconds
 
@@ -29,51 +29,53 @@ logger = logging.getLogger(__name__)
 
 
 def check_cluster(spark: SparkSession, ranks: int, profile: Any = None) -> None:
-    """Raises ClusterError where Spark would wait, or fail after a long time, for ``ranks`` tasks at once.
+    """Check that the cluster can run ``ranks`` tasks at once; Spark would wait, or fail after a long time.
 
     Args:
         spark: the session that trains.
-        ranks: how many tasks.
+        ranks: number of tasks.
         profile: the ResourceProfile of the tasks; None for Spark's default.
+
+    Raises:
+        ClusterError: it can't.
     """
     if spark.conf.get("spark.dynamicAllocation.enabled", "false") == "true":
         raise ClusterError(
-            "spark.dynamicAllocation.enabled is true, and Spark runs no barrier job then (SPARK-24942), which the "
-            "ranks of a fit are. "
-            "Set spark.dynamicAllocation.enabled=false and spark.executor.instances for the application that trains."
+            "spark.dynamicAllocation.enabled is true, but Spark runs no barrier jobs then (SPARK-24942), and ranks are "
+            "the tasks of one. Set spark.dynamicAllocation.enabled=false and spark.executor.instances for the "
+            "application that trains."
         )
-    slots = _slots(spark, profile)
+    slots = _count_slots(spark, profile)
     deadline = time.monotonic() + _patience(spark)
     while slots is not None and slots < ranks and time.monotonic() < deadline:
         time.sleep(POLL)
-        slots = _slots(spark, profile)
-    if slots is not None and slots < ranks:
-        if not slots:
-            raise ClusterError(
-                f"numTrainWorkers={ranks} needs {ranks} tasks at the same time, and this application has no executor "
-                "that could run one. Spark's user interface shows whether any registered; it starts none where no "
-                "worker has the cores, the memory or the GPUs (spark.worker.resource.gpu.amount of a standalone "
-                "worker) that an executor asks for."
-            )
+        slots = _count_slots(spark, profile)
+    if slots is None or slots >= ranks:
+        return  # of an unknown number, Spark itself decides
+    needs = f"numTrainWorkers={ranks} needs {ranks} tasks at the same time, but this application has"
+    if not slots:
         raise ClusterError(
-            f"numTrainWorkers={ranks} needs {ranks} tasks at the same time, and this application has slots for "
-            f"{slots}. Set "
-            f"numTrainWorkers to {slots} or less, or start Spark with more: --master 'local[{ranks}]', or more "
-            "executors or cores "
-            "(spark.executor.instances, spark.executor.cores; a task takes spark.task.cpus of them)."
+            f"{needs} no executor that could run one. Spark's user interface shows whether any registered. Spark "
+            "starts none where no worker has the cores, the memory or the GPUs that an executor requests (GPUs of a "
+            "standalone worker: spark.worker.resource.gpu.amount)."
         )
+    raise ClusterError(
+        f"{needs} slots for {slots}. Set numTrainWorkers to {slots} or less, or start Spark with more: --master "
+        f"'local[{ranks}]', or more executors or cores (spark.executor.instances, spark.executor.cores; each task "
+        "uses spark.task.cpus of them)."
+    )
 
 
 def _patience(spark: SparkSession) -> float:
-    """Seconds to wait for executors that have not come yet; a local master has all it will ever have."""
+    """Seconds to wait for executors to register; a local master never gets more than it has."""
     local = (spark.conf.get("spark.master", "") or "").startswith("local[")
     return 0.0 if local or spark_internals.is_connect(spark) else EXECUTORS_TIME
 
 
-def _slots(spark: SparkSession, profile: Any = None) -> int | None:
-    """How many tasks run at once on the executors there are now; None where Spark Connect does not tell.
+def _count_slots(spark: SparkSession, profile: Any = None) -> int | None:
+    """How many tasks the executors that are registered can run at once; None for unknown.
 
-    It tells which master there is, and that is enough for local ones only.
+    Spark Connect reveals the master alone, which is enough for local ones.
     """
     if spark_internals.is_connect(spark):
         local = re.fullmatch(r"local\[(\d+)(?:,\d+)?\]", spark.conf.get("spark.master", "") or "")
@@ -82,7 +84,7 @@ def _slots(spark: SparkSession, profile: Any = None) -> int | None:
 
 
 class SlotPool:
-    """So many slots, which threads take and give back in the order in which they come."""
+    """Slots, which threads acquire in the order in which they ask."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -91,14 +93,14 @@ class SlotPool:
 
     @contextlib.contextmanager
     def acquire(self, wanted: int, count: Callable[[], int | None]) -> Iterator[None]:
-        """Hold ``wanted`` slots for the length of a ``with`` block; waits for them.
+        """Wait for slots, and hold them for the length of a ``with`` block.
 
         Args:
             wanted: how many.
-            count: how many there are now; None where nobody knows, and one holder at a time has them all.
+            count: returns how many the cluster has now; None for unknown, when one thread at a time holds them all.
 
         Raises:
-            ClusterError: there are fewer, and none come.
+            ClusterError: the cluster has fewer, and gets no more.
         """
         ticket = object()
         with self._changed:
@@ -117,10 +119,10 @@ class SlotPool:
                 self._changed.notify_all()
 
     def _wait(self, ticket: object, wanted: int, count: Callable[[], int | None]) -> int:
-        """Until it is the ticket's turn and so many are free; returns how many to take."""
-        told, lacking = False, 0.0
+        """Wait until the ticket is first in the queue and enough slots are free; returns how many to hold."""
+        logged, lacking = False, 0.0
         while True:
-            total = count()  # anew: executors are lost, and others come
+            total = count()  # each time anew: executors are lost, and others register
             if total is None:
                 wanted = total = 1
             if self._queue[0] is ticket and self._held + wanted <= total:
@@ -129,15 +131,13 @@ class SlotPool:
                 lacking = 0.0
             elif lacking >= EXECUTORS_TIME:
                 raise ClusterError(
-                    f"This fit needs {wanted} tasks at the same time, and the application has slots for {total} by "
-                    "now: executors were lost, and none have come in their place."
+                    f"This fit needs {wanted} tasks at the same time, but the application has slots for {total} now: "
+                    "executors were lost and not replaced."
                 )
-            if not told:
-                logger.info(
-                    "This fit needs %d slots and waits: other fits of this application hold %d of %d.",
-                    wanted, self._held, total,
-                )  # fmt: skip
-                told = True
+            if not logged:
+                logged = True
+                held = self._held
+                logger.info("Waiting for %d slots: other fits of this application hold %d of %d", wanted, held, total)
             if not self._changed.wait(RECOUNT) and wanted > total:
                 lacking += RECOUNT
 
@@ -146,7 +146,7 @@ _pool = SlotPool()  # a process runs one Spark application
 
 
 def acquire(
-    spark: SparkSession, ranks: int, profile: Any = None, alone: bool = False
+    spark: SparkSession, ranks: int, profile: Any = None, exclusive: bool = False
 ) -> contextlib.AbstractContextManager[None]:
-    """Hold the slots of ``ranks`` tasks, or all, for the length of a ``with`` block; waits for other fits to end."""
-    return _pool.acquire(ranks, lambda: None if alone else _slots(spark, profile))
+    """Wait for the slots of ``ranks`` tasks, or all slots, and hold them for the length of a ``with`` block."""
+    return _pool.acquire(ranks, lambda: None if exclusive else _count_slots(spark, profile))

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyspark import BarrierTaskContext
 
 from cos_ml.data import blobs
-from cos_ml.data.parquet import Shard
+from cos_ml.data.parquet import ShardSpool
 from cos_ml.data.spool import Spool
 from cos_ml.errors import InvalidInputError, RankError
 from cos_ml.job import preflight, progress
@@ -33,7 +33,7 @@ def run_task(job: Job, ranks: int, batches: Iterable[pa.RecordBatch]) -> Iterato
         raise RankError(PARTIAL_RETRY)
     rank_infos = assign_ranks(hosts)
     own = rank_infos[context.partitionId()]
-    spool = Shard(job.shards, context.partitionId()) if job.shards else Spool(job.specs[0])
+    spool = ShardSpool(job.shards, context.partitionId()) if job.shards else Spool(job.specs[0])
     with contextlib.closing(ChildProcess(job, own, spool)) as process:  # imports TensorFlow while rows arrive
         problem = _fill(spool, batches)
         peers = wait_for_peers(context, job.specs[0], hosts, rank_infos, spool, bool(problem))
@@ -51,7 +51,7 @@ def run_task(job: Job, ranks: int, batches: Iterable[pa.RecordBatch]) -> Iterato
             yield pa.RecordBatch.from_arrays([rank, *batch.columns], ["rank", *batch.schema.names])
 
 
-def _fill(spool: Spool | Shard, batches: Iterable[pa.RecordBatch]) -> str:
+def _fill(spool: Spool, batches: Iterable[pa.RecordBatch]) -> str:
     """Spool the partition; returns what is wrong with it that no retry would fix, or ""."""
     try:
         spool.fill(batches)
@@ -95,8 +95,9 @@ def _train(job: Job, process: ChildProcess, peers: PeerInfo) -> dict[str, bytes]
         return {"traceback": f"{CANCELLED} before training began.".encode()} if ready else process.result([])
     first = process.rank_info.rank == 0
     with contextlib.closing(progress.Reporter(job.progress if first else None)) as reporter:
-        needed = preflight.estimate_resources(job.specs[0], max(map(len, job.networks)), started=True)
-        notes = preflight.resource_warnings(needed, peers.tasks) if first else []
+        needed = preflight.estimate(job.specs[0], max(map(len, job.networks)))
+        needed["memory"] -= preflight.PROCESS  # the ranks have started, so free memory is without theirs
+        notes = preflight.warnings(needed, peers.tasks) if first else []
         for text in notes:
             reporter.send({"event": "note", "text": text})
         return process.train(peers, reporter, notes)

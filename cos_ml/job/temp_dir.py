@@ -1,4 +1,4 @@
-"""A rank's folder for temporary files, which does not outlive its task, however that ends (task side)."""
+"""The folder for a rank's temporary files, which is removed however its task ends (barrier task side)."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import tempfile
 
 __all__ = ["TempDir"]
 
-# Its input ends when this process does; before that it may be told a process group.
+# The shell's input ends when this process ends; a line before that names a process group.
 REMOVE = 'read -r group; read -r _; [ -z "$group" ] || kill -s KILL -- "-$group" 2> /dev/null; rm -rf -- "$1"'
 
 
 class TempDir:
-    """A folder that only its owner can look into.
+    """A folder that only its owner can open.
 
-    A Python worker that is killed, as Spark does with those of cancelled jobs, can't remove it: a shell waits for the
-    end of this process, and does. It also ends what the rank has forked, which does not die with it.
+    A Python worker that is killed, as Spark kills those of cancelled jobs, can't remove it. A shell therefore waits for
+    the end of this process and removes it. It also kills what the rank has forked, which does not die with the rank.
 
     Args:
-        parent: where it is made.
+        parent: the folder in which it is created.
 
     Attributes:
         path: the folder.
@@ -31,11 +31,11 @@ class TempDir:
         )
 
     def kill_group(self, group: int) -> None:
-        """End the processes of this group before the folder goes."""
+        """Have the processes of this group killed before the folder is removed."""
         assert self._remover.stdin is not None
         self._remover.stdin.write(f"{group}\n".encode())
         self._remover.stdin.flush()
 
     def close(self) -> None:
-        """End the processes of the group, and remove the folder."""
+        """Kill the processes of the group, and remove the folder."""
         self._remover.communicate()

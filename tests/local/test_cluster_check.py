@@ -20,17 +20,17 @@ def test_two_ranks(spark):
     assert "built with Gloo, " in lines[2]
     assert ", CPU; " in lines[4]
     assert "lo 127.0.0.1" in lines[4]
-    assert "1 MB among 2 ranks on 1 host, by Gloo over lo, within one host: the sum is right" in lines[6]
+    assert "1 MB among 2 ranks on 1 host, by Gloo over lo, within one host: the sum is correct" in lines[6]
     assert " ms: each rank sends " in lines[7]
     assert_nothing_left(spark)
 
 
 def test_one_rank(spark):
-    assert cluster_check.report(spark, 1).endswith("allreduce  none: one rank has no other")
+    assert cluster_check.report(spark, 1).endswith("allreduce  none: there is only one rank")
 
 
 def test_what_can_not_be(spark):
-    with pytest.raises(InvalidInputError, match="1 rank and 1 MB or more, received 0 and 64"):
+    with pytest.raises(InvalidInputError, match="numTrainWorkers >= 1 and megabytes >= 1, received 0 and 64"):
         cluster_check.report(spark, 0)
     with pytest.raises(ClusterError, match="needs 3 tasks at the same time"):
         cluster_check.report(spark, 3)

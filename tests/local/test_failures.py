@@ -68,7 +68,7 @@ def test_a_rank_that_dies_every_time_is_named_with_its_signal(spark, data):
 def test_a_rank_that_dies_once_is_tried_again_by_spark(spark, data, tmp_path, capsys):
     options = {"epochs": 2, "shuffle": False}
     model = estimator(network("die", marker=str(tmp_path / "died")), progress=True, **options).fit(data)
-    assert "The ranks were lost, and start over from the first epoch: Param checkpointDir is not set" in (
+    assert "The ranks were lost; training restarts from the first epoch: Param checkpointDir is not set" in (
         capsys.readouterr().err
     )
     assert len(model.summary.failures) == 1

@@ -75,7 +75,7 @@ def test_the_retry_goes_on_and_ends_with_the_same_weights(spark, data, undisturb
     said = {"die": "was killed by SIGKILL", "hang": "stopped (SIGSTOP)", "kill worker": "Python worker exited"}
     assert failure.startswith("Rank 1 on ") == (what != "kill worker")
     assert said[what] in failure
-    assert "The training goes on after epoch 2, from the checkpoint." in capsys.readouterr().err
+    assert "Resuming from the checkpoint after epoch 2." in capsys.readouterr().err
     assert_same_weights(model.toKeras(), undisturbed, 1e-6)
     assert_nothing_left(spark)
 
@@ -100,7 +100,7 @@ def test_a_finished_fit_is_not_trained_again_and_another_one_is_refused(data, tm
     options["optimizer"] = keras.optimizers.SGD(0.1)
     again = estimator(reference.network(), **options).fit(data)
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["The training goes on after epoch 2, from the checkpoint."]
+    assert lines == ["Resuming from the checkpoint after epoch 2."]
     assert_same_weights(first.toKeras(), again.toKeras(), 0)
     assert again.summary.history == first.summary.history
     with pytest.raises(InvalidInputError, match=r"another fit: epochs is 2 there and 3 here\. .*resume=\"never\""):

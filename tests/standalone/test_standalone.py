@@ -140,7 +140,7 @@ def test_executors_use_the_environment_that_comes_as_an_archive(cluster, tmp_pat
 
 def test_check_tells_of_both_hosts(cluster, spark):
     text = cluster_check.report(spark, 4, megabytes=1)
-    assert "the sum is right" in text
+    assert "the sum is correct" in text
     if cluster.apart:
         assert "1 MB among 4 ranks on 2 hosts, by Gloo over eth0" in text
         assert all(f"eth0 {address}" in text for address, _ in cluster.hosts)

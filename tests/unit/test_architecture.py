@@ -75,7 +75,7 @@ def tree(module: str) -> ast.Module:
 
 
 def package_of(module: str) -> str:
-    """"rank" for cos_ml.rank.train; "" for the modules of the root."""
+    """ "rank" for cos_ml.rank.train; "" for the modules of the root."""
     top = ".".join(module.split(".")[:2])
     return top.removeprefix("cos_ml.") if top in packages() else ""
 

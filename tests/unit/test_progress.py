@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cos_ml.job.auth import answer
-from cos_ml.job.progress import MOST_CALLERS, Address, Display, ProgressServer, Reporter, epoch_line
+from cos_ml.job.auth import hmac_response
+from cos_ml.job.progress import MAX_CONNECTIONS, Address, Display, ProgressServer, Reporter, epoch_line
 
 EVENT = {
     "event": "epoch", "epoch": 2, "epochs": 10, "step": 8, "steps": 8, "rows": 100,
@@ -19,26 +19,26 @@ EVENT = {
 
 
 @pytest.fixture
-def format_bytes():
+def shown():
     return queue.Queue()
 
 
 @pytest.fixture
-def listener(shown):
-    with ProgressServer("127.0.0.1", shown.put) as listening:
-        yield listening
+def server(shown):
+    with contextlib.closing(ProgressServer("127.0.0.1", shown.put)) as server:
+        yield server
 
 
-def test_events_arrive_in_order(listener, shown):
-    reporter = Reporter(listener.address)
+def test_events_arrive_in_order(server, shown):
+    reporter = Reporter(server.address)
     for epoch in range(3):
         reporter.send(EVENT | {"epoch": epoch})
     assert [shown.get(timeout=10)["epoch"] for _ in range(3)] == [0, 1, 2]
     reporter.close()
 
 
-def test_a_retry_reports_over_a_connection_of_its_own(listener, shown):
-    first, second = Reporter(listener.address), Reporter(listener.address)
+def test_a_retry_reports_over_a_connection_of_its_own(server, shown):
+    first, second = Reporter(server.address), Reporter(server.address)
     second.send(EVENT)
     assert shown.get(timeout=10) == EVENT
     first.send(EVENT)
@@ -47,27 +47,27 @@ def test_a_retry_reports_over_a_connection_of_its_own(listener, shown):
     second.close()
 
 
-@pytest.mark.parametrize("said", [b"0" * 32, b"", b"{}", b"\xff" * 100])
-def test_a_wrong_secret_gets_nothing(listener, shown, said):
-    with socket.create_connection((listener.address.host, listener.address.port), 10) as caller:
-        said = said or listener.address.secret.encode()  # the secret itself opens nothing: it is never sent
+@pytest.mark.parametrize("response", [b"0" * 32, b"", b"{}", b"\xff" * 100])
+def test_a_wrong_secret_gets_nothing(server, shown, response):
+    with socket.create_connection((server.address.host, server.address.port), 10) as caller:
+        response = response or server.address.secret.encode()  # the secret itself opens nothing: it is never sent
         assert len(caller.recv(100)) == 33  # the challenge
-        caller.sendall(said + b"\n" + b'{"event": "epoch"}\n')
+        caller.sendall(response + b"\n" + b'{"event": "epoch"}\n')
         try:
-            told = caller.recv(100)
+            received = caller.recv(100)
         except ConnectionResetError:
-            told = b""
-    assert told == b""  # the line is dead
+            received = b""
+    assert received == b""  # the connection is closed
     assert shown.empty()
 
 
-def test_an_answer_serves_once(listener, shown):
-    """What was overheard of one connection does not open another."""
+def test_a_response_serves_once(server, shown):
+    """A response that was overheard on one connection does not open another."""
     overheard = []
     for _ in range(2):
-        with socket.create_connection((listener.address.host, listener.address.port), 10) as caller:
+        with socket.create_connection((server.address.host, server.address.port), 10) as caller:
             challenge = caller.makefile("rb").readline().strip()
-            overheard.append(answer(listener.address.secret, challenge))
+            overheard.append(hmac_response(server.address.secret, challenge))
             caller.sendall(overheard[0] + b"\n" + json.dumps(EVENT).encode() + b"\n")
             caller.shutdown(socket.SHUT_WR)
             with contextlib.suppress(ConnectionError):
@@ -76,16 +76,16 @@ def test_an_answer_serves_once(listener, shown):
     assert shown.empty()
 
 
-def test_callers_are_bounded(listener, shown):
-    address = (listener.address.host, listener.address.port)
+def test_connections_are_limited(server, shown):
+    address = (server.address.host, server.address.port)
     with contextlib.ExitStack() as stack:
-        callers = [stack.enter_context(socket.create_connection(address, 10)) for _ in range(MOST_CALLERS)]
+        callers = [stack.enter_context(socket.create_connection(address, 10)) for _ in range(MAX_CONNECTIONS)]
         assert all(len(caller.recv(100)) == 33 for caller in callers)
         with socket.create_connection(address, 10) as late, contextlib.suppress(ConnectionError):
             assert late.recv(100) == b""
         callers[0].shutdown(socket.SHUT_RDWR)
-        while True:  # until it is noticed that one has left
-            reporter = Reporter(listener.address)
+        while True:  # until the server has noticed that one is closed
+            reporter = Reporter(server.address)
             reporter.send(EVENT)
             with contextlib.suppress(queue.Empty):
                 assert shown.get(timeout=0.2) == EVENT
@@ -93,28 +93,28 @@ def test_callers_are_bounded(listener, shown):
         reporter.close()
 
 
-def test_nobody_stays_when_the_fit_ends(shown):
-    with ProgressServer("127.0.0.1", shown.put) as listening:
-        caller = socket.create_connection((listening.address.host, listening.address.port), 10)
+def test_connections_are_closed_when_the_fit_ends(shown):
+    with contextlib.closing(ProgressServer("127.0.0.1", shown.put)) as server:
+        caller = socket.create_connection((server.address.host, server.address.port), 10)
         assert len(caller.recv(100)) == 33
     with contextlib.closing(caller), contextlib.suppress(ConnectionError):
         assert caller.recv(100) == b""
 
 
 @given(st.binary(max_size=300))
-def test_whatever_is_said_the_next_rank_is_heard(said):
+def test_any_garbage_leaves_the_server_working(garbage):
     shown = queue.Queue()
-    with ProgressServer("127.0.0.1", lambda event: shown.put(event["event"])) as listening:
-        address = (listening.address.host, listening.address.port)
+    with contextlib.closing(ProgressServer("127.0.0.1", lambda event: shown.put(event["event"]))) as server:
+        address = (server.address.host, server.address.port)
         for knows in (False, True):
             with socket.create_connection(address, 10) as caller:
                 challenge = caller.makefile("rb").readline().strip()
-                proof = answer(listening.address.secret, challenge) + b"\n" if knows else b""
-                caller.sendall(proof + said)
+                proof = hmac_response(server.address.secret, challenge) + b"\n" if knows else b""
+                caller.sendall(proof + garbage)
                 caller.shutdown(socket.SHUT_WR)
                 with contextlib.suppress(ConnectionError):
                     assert caller.recv(100) == b""
-        reporter = Reporter(listening.address)
+        reporter = Reporter(server.address)
         reporter.send(EVENT)
         assert shown.get(timeout=10) == "epoch"
         reporter.close()
@@ -138,25 +138,26 @@ def test_a_terminal_gets_no_commands(monkeypatch):
 
 
 def test_secrets_differ(shown):
-    with ProgressServer("127.0.0.1", shown.put) as one, ProgressServer("127.0.0.1", shown.put) as other:
+    servers = [ProgressServer("127.0.0.1", shown.put) for _ in range(2)]
+    with contextlib.closing(servers[0]) as one, contextlib.closing(servers[1]) as other:
         assert one.address.secret != other.address.secret
         assert len(one.address.secret) == 32
 
 
 def test_the_port_is_closed_with_the_fit(shown):
-    with ProgressServer("127.0.0.1", shown.put) as listening:
-        address = listening.address
+    with contextlib.closing(ProgressServer("127.0.0.1", shown.put)) as server:
+        address = server.address
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((address.host, address.port), 10)
 
 
-def test_nobody_to_tell():
+def test_without_an_address_nothing_is_sent():
     reporter = Reporter(None)
     reporter.send(EVENT)
     reporter.close()
 
 
-def test_a_driver_that_is_not_there():
+def test_a_driver_that_can_not_be_reached():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     reporter = Reporter(Address("127.0.0.1", port, "secret"))
@@ -165,8 +166,8 @@ def test_a_driver_that_is_not_there():
 
 
 def test_a_driver_that_is_gone(shown):
-    with ProgressServer("127.0.0.1", shown.put) as listening:
-        reporter = Reporter(listening.address)
+    with contextlib.closing(ProgressServer("127.0.0.1", shown.put)) as server:
+        reporter = Reporter(server.address)
     for _ in range(3):
         reporter.send(EVENT)
     reporter.close()
@@ -210,7 +211,7 @@ def test_a_terminal_gets_a_bar_and_lines(monkeypatch):
     assert [line.strip() for line in lines] == [epoch_line(EVENT | {"epoch": epoch}) for epoch in (1, 2)]
 
 
-def test_the_bar_only_goes_forward(monkeypatch):
+def test_the_bar_only_moves_forward(monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     display = Display()
     seen = []
@@ -223,7 +224,7 @@ def test_the_bar_only_goes_forward(monkeypatch):
     assert terminal.getvalue().count("  0%") <= 2  # where it begins
 
 
-def test_a_grid_starts_the_bar_again(monkeypatch):
+def test_a_grid_restarts_the_bar(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     display = Display()
     for candidate, epochs in ((1, 10), (2, 3)):
@@ -252,14 +253,14 @@ def test_a_closed_terminal_is_no_reason_to_fail(monkeypatch):
 
 
 @pytest.mark.parametrize("line", [b"[1, 2]", b"no JSON", b"3"])
-def test_a_line_that_is_no_event_does_not_end_the_listening(line):
+def test_a_line_that_is_no_event_does_not_stop_the_server(line):
     seen = queue.Queue()
 
     def show(event):
         seen.put(event["event"])
 
-    with ProgressServer("127.0.0.1", show) as listening:
-        reporter = Reporter(listening.address)
+    with contextlib.closing(ProgressServer("127.0.0.1", show)) as server:
+        reporter = Reporter(server.address)
         reporter._socket.sendall(line + b"\n")
         reporter.send(EVENT)
         assert seen.get(timeout=10) == "epoch"

@@ -1,25 +1,30 @@
 import contextlib
 import http.client
+import importlib
 import itertools
 import socket
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
+from horovod.runner.http import http_server
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cos_ml.errors import RankError
+from cos_ml.errors import RankError, SetupError
 from cos_ml.job import rendezvous_server
+from cos_ml.job.fit import check_horovod
 from cos_ml.job.horovod_env import rank_environment
 from cos_ml.job.placement import RankInfo, assign_ranks, local_addresses, own_address
-from cos_ml.job.rendezvous import Rendezvous, all_ready
+from cos_ml.job.rendezvous import all_ready
+from cos_ml.job.rendezvous_server import Rendezvous
 
 
-def brief(rank_infos):
+def positions(rank_infos):
     """(rank, local rank, local size, cross rank, cross size) by partition id."""
-    return [(here.rank, here.local_rank, here.local_size, here.cross_rank, here.cross_size) for here in rank_infos]
+    return [(one.rank, one.local_rank, one.local_size, one.cross_rank, one.cross_size) for one in rank_infos]
 
 
 def test_one_rank():
@@ -29,11 +34,11 @@ def test_one_rank():
 
 
 def test_one_host():
-    assert brief(assign_ranks(["a", "a", "a"])) == [(0, 0, 3, 0, 1), (1, 1, 3, 0, 1), (2, 2, 3, 0, 1)]
+    assert positions(assign_ranks(["a", "a", "a"])) == [(0, 0, 3, 0, 1), (1, 1, 3, 0, 1), (2, 2, 3, 0, 1)]
 
 
 def test_two_hosts_of_two():
-    assert brief(assign_ranks(["a", "a", "b", "b"])) == [
+    assert positions(assign_ranks(["a", "a", "b", "b"])) == [
         (0, 0, 2, 0, 2),
         (1, 1, 2, 0, 2),
         (2, 0, 2, 1, 2),
@@ -43,13 +48,13 @@ def test_two_hosts_of_two():
 
 def test_uneven_hosts():
     # Only host a has local ranks 1 and 2: those stand alone across hosts.
-    assert brief(assign_ranks(["a", "a", "a", "b"])) == [
+    assert positions(assign_ranks(["a", "a", "a", "b"])) == [
         (0, 0, 3, 0, 2),
         (1, 1, 3, 0, 1),
         (2, 2, 3, 0, 1),
         (3, 0, 1, 1, 2),
     ]
-    assert brief(assign_ranks(["b", "a", "a", "a"])) == [
+    assert positions(assign_ranks(["b", "a", "a", "a"])) == [
         (0, 0, 1, 0, 2),
         (1, 0, 3, 1, 2),
         (2, 1, 3, 0, 1),
@@ -59,28 +64,28 @@ def test_uneven_hosts():
 
 def test_several_executors_of_one_host_count_as_one():
     # Spark names tasks by host and port; executors differ in their ports only, and come in any order of partitions.
-    assert brief(assign_ranks(["a", "b", "a"])) == [(0, 0, 2, 0, 2), (2, 0, 1, 1, 2), (1, 1, 2, 0, 1)]
+    assert positions(assign_ranks(["a", "b", "a"])) == [(0, 0, 2, 0, 2), (2, 0, 1, 1, 2), (1, 1, 2, 0, 1)]
 
 
 def test_interleaved_partitions():
     rank_infos = assign_ranks(["a", "b", "a", "b"])
-    assert brief(rank_infos) == [(0, 0, 2, 0, 2), (2, 0, 2, 1, 2), (1, 1, 2, 0, 2), (3, 1, 2, 1, 2)]
-    assert [here.host for here in rank_infos] == ["a", "b", "a", "b"]
-    assert {here.size for here in rank_infos} == {4}
+    assert positions(rank_infos) == [(0, 0, 2, 0, 2), (2, 0, 2, 1, 2), (1, 1, 2, 0, 2), (3, 1, 2, 1, 2)]
+    assert [one.host for one in rank_infos] == ["a", "b", "a", "b"]
+    assert {one.size for one in rank_infos} == {4}
 
 
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=12))
-def test_places_are_those_of_horovod(hosts):
+def test_ranks_are_assigned_as_horovod_does(hosts):
     rank_infos = assign_ranks(hosts)
-    by_rank = sorted(rank_infos, key=lambda here: here.rank)
-    assert [here.rank for here in by_rank] == list(range(len(hosts)))
-    assert [here.host for here in rank_infos] == hosts
+    by_rank = sorted(rank_infos, key=lambda one: one.rank)
+    assert [one.rank for one in by_rank] == list(range(len(hosts)))
+    assert [one.host for one in rank_infos] == hosts
     for one, other in itertools.pairwise(by_rank):  # neighbours share a host
         assert (one.host == other.host) == (other.local_rank == one.local_rank + 1)
         assert one.host == other.host or other.local_rank == 0
-    for here in rank_infos:
-        assert here.local_size == hosts.count(here.host)
-        assert here.cross_size == sum(hosts.count(host) > here.local_rank for host in set(hosts))
+    for one in rank_infos:
+        assert one.local_size == hosts.count(one.host)
+        assert one.cross_size == sum(hosts.count(host) > one.local_rank for host in set(hosts))
 
     slots = ",".join(f"{host}:{hosts.count(host)}" for host in dict.fromkeys(hosts))
     theirs = get_host_assignments(parse_hosts(slots), len(hosts))
@@ -92,14 +97,14 @@ def test_places_are_those_of_horovod(hosts):
 
 
 @pytest.fixture(autouse=True)
-def no_patience(monkeypatch):
-    """Whoever asks for what is not there is told at once."""
-    monkeypatch.setattr(rendezvous_server, "PATIENCE", 0.0)
+def no_waiting(monkeypatch):
+    """A request for a value that is missing gets its response at once."""
+    monkeypatch.setattr(rendezvous_server, "WAIT", 0.0)
 
 
 @pytest.fixture
 def rendezvous():
-    with Rendezvous("127.0.0.1") as server:
+    with contextlib.closing(Rendezvous("127.0.0.1")) as server:
         yield server
 
 
@@ -121,7 +126,7 @@ def test_an_allowed_address_is_answered(rendezvous):
 
 
 def test_a_rank_that_comes_first_waits_for_the_other(rendezvous, monkeypatch):
-    monkeypatch.setattr(rendezvous_server, "PATIENCE", 60.0)
+    monkeypatch.setattr(rendezvous_server, "WAIT", 60.0)
     rendezvous.serve(assign_ranks(["a", "a"]), ["127.0.0.1"])
     with socket.create_connection(("127.0.0.1", rendezvous.port), 10) as early:
         early.sendall(f"GET /{rendezvous.secret}:{rendezvous.port}/scope/key HTTP/1.0\r\n\r\n".encode())
@@ -131,8 +136,8 @@ def test_a_rank_that_comes_first_waits_for_the_other(rendezvous, monkeypatch):
     assert answer.endswith(b"value")
 
 
-def test_whoever_waits_is_sent_away_at_the_end(rendezvous, monkeypatch):
-    monkeypatch.setattr(rendezvous_server, "PATIENCE", 60.0)
+def test_requests_that_wait_end_with_the_server(rendezvous, monkeypatch):
+    monkeypatch.setattr(rendezvous_server, "WAIT", 60.0)
     rendezvous.serve(assign_ranks(["a", "a"]), ["127.0.0.1"])
     with socket.create_connection(("127.0.0.1", rendezvous.port), 10) as early:
         early.sendall(f"GET /{rendezvous.secret}:{rendezvous.port}/scope/key HTTP/1.0\r\n\r\n".encode())
@@ -150,19 +155,19 @@ def test_all_tasks_learn_whether_all_ranks_are_ready(rendezvous, ready):
         assert list(tasks.map(ask_all, range(3), ready)) == [all(ready)] * 3
 
 
-def test_a_task_that_waits_for_the_others_learns_of_the_end(rendezvous):
+def test_a_task_that_waits_for_the_others_ends_with_the_server(rendezvous):
     rendezvous.serve(assign_ranks(["a", "a"]), ["127.0.0.1"])
     with ThreadPoolExecutor(1) as tasks:
         waits = tasks.submit(all_ready, "127.0.0.1", rendezvous.port, rendezvous.secret, 1, True)
-        while not rendezvous._server.cache.get("ready"):  # until it has said so
+        while not rendezvous.cache.get("ready"):  # until it has reported
             pass
         rendezvous.close()
         assert not waits.result(10)
 
 
-def test_a_task_that_does_not_reach_the_others_fails(rendezvous):
+def test_a_task_that_can_not_reach_the_others_fails(rendezvous):
     rendezvous.close()
-    with pytest.raises(RankError, match=r"Rank 1 does not reach the rendezvous server at 127\.0\.0\.1"):
+    with pytest.raises(RankError, match=r"Rank 1 can't reach the rendezvous server at 127\.0\.0\.1"):
         all_ready("127.0.0.1", rendezvous.port, rendezvous.secret, 1, True)
 
 
@@ -173,7 +178,7 @@ def test_another_address_is_refused(rendezvous):
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "HEAD", "POST"])
-def test_without_the_secret_nobody_is_answered(rendezvous, method):
+def test_a_request_without_the_secret_gets_no_response(rendezvous, method):
     rendezvous.serve(assign_ranks(["a", "a"]), ["127.0.0.1"])
     for secret in ("", "0" * 32, rendezvous.secret[:-1], "../" + rendezvous.secret):
         with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
@@ -205,12 +210,13 @@ def test_keys_are_bounded(rendezvous):
 
 
 @given(st.binary(max_size=300))
-def test_whatever_is_said_the_next_rank_is_answered(said):
-    with Rendezvous("127.0.0.1") as server:
+def test_any_garbage_leaves_the_server_working(garbage):
+    with contextlib.closing(Rendezvous("127.0.0.1")) as server:
         server.serve(assign_ranks(["a", "a"]), ["127.0.0.1"])
         ask(server, "PUT", "/scope/key", b"value")
         start = f"GET /{server.secret}:{server.port}/".encode()
-        for line in (said, b"GET /" + said + b" HTTP/1.0\r\n\r\n", start + said, start + said + b" HTTP/1.0\r\n\r\n"):
+        end = b" HTTP/1.0\r\n\r\n"
+        for line in (garbage, b"GET /" + garbage + end, start + garbage, start + garbage + end):
             with socket.create_connection(("127.0.0.1", server.port), 10) as caller:
                 caller.sendall(line)
                 caller.shutdown(socket.SHUT_WR)
@@ -220,7 +226,7 @@ def test_whatever_is_said_the_next_rank_is_answered(said):
         assert ask(server, "GET", "/scope/key") == (200, b"value")
 
 
-def test_who_comes_before_it_serves_waits(rendezvous):
+def test_requests_that_come_before_it_serves_wait(rendezvous):
     with socket.create_connection(("127.0.0.1", rendezvous.port), 10) as early:
         early.sendall(f"GET /{rendezvous.secret}:{rendezvous.port}/scope/key HTTP/1.0\r\n\r\n".encode())
         rendezvous.serve(assign_ranks(["a", "a"]), ["127.0.0.1"])
@@ -245,7 +251,21 @@ def test_closed_without_serving():
         socket.create_connection(("127.0.0.1", server.port), 10)
 
 
-def test_one_host_meets_on_the_loopback():
+@pytest.mark.parametrize("missing", ["RendezvousHandler", "RendezvousHTTPServer", "_get_value", "_put_value", "init"])
+def test_a_horovod_that_has_changed_is_named(monkeypatch, missing):
+    """What cos_ml uses of Horovod's inside is not there."""
+    for owner in (http_server, http_server.RendezvousHTTPServer, http_server.KVStoreHandler):
+        if missing in vars(owner):
+            monkeypatch.delattr(owner, missing)
+    monkeypatch.delitem(sys.modules, "cos_ml.job.rendezvous_server")
+    monkeypatch.delattr("cos_ml.job.rendezvous_server")
+    with pytest.raises(SetupError, match=r"another rendezvous server than Horovod 0\.28\.1.*cos-ml install-horovod"):
+        importlib.import_module("cos_ml.job.rendezvous_server")
+    with pytest.raises(SetupError, match=r"Horovod 0\.28\.1"):
+        check_horovod()
+
+
+def test_ranks_of_one_host_use_the_loopback():
     assert own_address(["a", "a"], 1) == "127.0.0.1"
     assert "127.0.0.1" in local_addresses()
 
@@ -257,14 +277,14 @@ def test_an_interface_by_name():
         own_address(hosts, 1, "ib7")
 
 
-def test_names_that_lead_to_the_loopback(monkeypatch):
+def test_host_names_that_resolve_to_the_loopback(monkeypatch):
     names = {"a": "127.0.1.1", "b": "127.0.0.2", "c": "10.0.0.7"}
     monkeypatch.setattr(socket, "gethostbyname", names.__getitem__)
     own = next((address for address in local_addresses() if not address.startswith("127.")), None)
-    with pytest.raises(RankError, match=r"On a the names of the hosts \['a', 'b'\] lead to the loopback.*eth0"):
+    with pytest.raises(RankError, match=r"On a the host names \['a', 'b'\] resolve to loopback addresses.*eth0"):
         own_address(["a", "b"], 0)
     assert own_address(["a", "c"], 1) == "10.0.0.7"
-    if own is not None:  # the one on the way to another host
+    if own is not None:  # the one from which it reaches another host
         names["c"] = own
         assert own_address(["a", "c"], 0) == own
 

@@ -1,0 +1,276 @@
+"""Barrier tasks and what they report, without Spark."""
+
+import contextlib
+import os
+import subprocess
+import types
+from functools import partial
+
+import psutil
+import pytest
+
+from cos_ml.data import blobs
+from cos_ml.data.columns import Column
+from cos_ml.errors import ClusterError, InvalidInputError, RankError, SetupError
+from cos_ml.job import barrier, child, messages, task, watchdog
+from cos_ml.job.child import ChildProcess
+from cos_ml.job.messages import Job
+from cos_ml.job.peers import PeerInfo, wait_for_peers
+from cos_ml.job.placement import assign_ranks
+from cos_ml.spec import TrainSpec
+
+LOST = {"traceback": b"Traceback ...: Horovod has been shut down. This was caused by an exception on one of the ranks."}
+BROKEN = {"traceback": b"ValueError: this layer broke", "host": b"a", "log": b"printed before\n"}
+SPEC = TrainSpec(inputs=(Column("x", "x0", (1,)),), labels=(Column("y", "y0"),))
+
+
+@pytest.mark.parametrize(
+    ("results", "lost"),
+    [
+        ([LOST, LOST], True),
+        ([LOST, {"0/summary": b"{}"}], True),  # the other one had just finished
+        ([LOST, BROKEN], False),
+        ([LOST, {"input_error": b"column 'label', row 3: is null"}], False),
+        ([LOST, {"rank_error": b"The loss is NaN"}], False),
+        ([{"cluster_error": b"other versions"}, {}], False),
+        ([{}, {}], False),
+    ],
+)
+def test_ranks_that_only_lost_their_peers_report_no_error_of_their_own(results, lost):
+    assert messages.peers_lost(results) == lost
+
+
+@pytest.mark.parametrize(
+    ("results", "error", "message"),
+    [
+        (
+            [LOST, BROKEN],
+            RankError,
+            r"Rank 1 on a failed\.\nValueError: this layer broke\nLast output:\nprinted before",
+        ),
+        ([BROKEN, {"input_error": b"row 3: is null"}], InvalidInputError, "row 3: is null"),
+        ([{"input_error": b"row 3"}, {"cluster_error": b"other versions"}], ClusterError, "other versions"),
+        ([{"rank_error": b"The loss is NaN"}, LOST], RankError, "^The loss is NaN$"),
+    ],
+)
+def test_the_cause_is_raised_and_not_its_consequences(results, error, message):
+    with pytest.raises(error, match=message):
+        messages.raise_reported(results)
+
+
+def test_nothing_is_raised_where_nothing_is_reported():
+    messages.raise_reported([{"0/summary": b"{}"}, {}])
+
+
+@pytest.fixture
+def barrier_context(monkeypatch):
+    """A function that makes this process a barrier task among others on some hosts, without an allGather."""
+
+    def enter(*hosts):
+        infos = [types.SimpleNamespace(address=f"{host}:1") for host in hosts]
+        context = types.SimpleNamespace(getTaskInfos=lambda: infos, partitionId=lambda: 0, resources=dict)
+        monkeypatch.setattr(task.BarrierTaskContext, "get", lambda: context)
+        return context
+
+    return enter
+
+
+def test_a_task_without_the_others_does_not_train(barrier_context):
+    """It would, as a fit of one rank on its part of the rows."""
+    barrier_context("host")
+    with pytest.raises(RankError, match="Spark repeated only some of the tasks"):
+        next(task.run_task(Job("", (SPEC,), ()), 2, []))
+
+
+def spool(rows=3, **shapes):
+    return types.SimpleNamespace(
+        rows={"train": rows, "validation": 0}, digest={}, skipped=0, shapes=shapes, dtypes={}, close=lambda: None
+    )
+
+
+def test_one_rank_waits_for_nobody(barrier_context):
+    """Spark's allGather takes up to a second."""
+    peers = wait_for_peers(barrier_context("a"), SPEC, ["a"], assign_ranks(["a"]), spool(), False)
+    assert [one["rows"]["train"] for one in peers.tasks] == [3]
+    assert peers.environment == {}
+    assert peers.rendezvous is None
+    assert peers.all_ready(0, True)
+    assert not peers.all_ready(0, False)
+    peers.close()
+
+
+def test_the_secret_of_the_rendezvous_is_not_shown():
+    assert "5ec2e7" not in repr(PeerInfo([], {"HOROVOD_GLOO_RENDEZVOUS_ADDR": "a:1/5ec2e7"}, None, "5ec2e7"))
+
+
+class Rank:
+    """Stands in for ``ChildProcess``; records what happens to it."""
+
+    events: list[str]
+
+    def __init__(self, job, rank_info, spool):
+        self.rank_info = rank_info
+        self.events.append("the rank starts")
+
+    def close(self):
+        self.events.append("the rank ends")
+
+    def ready(self):
+        self.events.append("the rank is ready")
+        return True
+
+    def train(self, peers, reporter, notes):
+        return {"network": b"trained"}
+
+
+@pytest.fixture
+def run(monkeypatch, barrier_context):
+    """A function that runs a task with a stand-in for its rank, and returns the names and the data of its result."""
+
+    def run_task(events, *tasks, problem=""):
+        def wait(*arguments):
+            events.append("the tasks meet")
+            return PeerInfo([{"invalid": False, "skipped": 0, "shapes": {}} | one for one in tasks], {}, None, "")
+
+        barrier_context(*["host"] * len(tasks))
+        monkeypatch.setattr(Rank, "events", events, raising=False)
+        monkeypatch.setattr(task, "ChildProcess", Rank)
+        monkeypatch.setattr(task, "Spool", lambda spec: spool())
+        monkeypatch.setattr(task, "_fill", lambda spool, batches: problem)
+        monkeypatch.setattr(task, "wait_for_peers", wait)
+        batches = task.run_task(Job("", (SPEC,), (b"network",), versions={"Keras": "3"}), len(tasks), [])
+        rows = [row for batch in batches for row in batch.to_pylist()]
+        assert {row["rank"] for row in rows} == {0}
+        return {row["name"]: row["data"] for row in rows}
+
+    return run_task
+
+
+FACTS = {
+    "rows": {"train": 1, "validation": 0}, "versions": {"Keras": "3"}, "host": "a", "memory": 1e12, "disk": 1e12,
+    "folder": "/data",
+}  # fmt: skip
+
+
+def test_tasks_meet_while_their_ranks_import_tensorflow(run):
+    events = []
+    assert run(events, FACTS) == {"network": b"trained", "host": b"host"}
+    assert events == ["the rank starts", "the tasks meet", "the rank is ready", "the rank ends"]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "kind", "message"),
+    [
+        ([FACTS | {"versions": {"Keras": "2"}}], "cluster_error", "Keras 2 (the driver has 3)"),
+        ([FACTS | {"rows": {"train": 0, "validation": 0}}], "input_error", "The DataFrame is empty: no rows to train"),
+        (
+            [FACTS | {"rows": {"train": 0, "validation": 2}, "skipped": 1}],
+            "input_error", "No rows to train on: 1 were skipped as invalid, 2 are marked for validation.",
+        ),
+        (
+            [FACTS | {"shapes": {"x0": [3]}}, FACTS | {"shapes": {"x0": [4]}}],
+            "input_error", "Column 'x': inconsistent row shapes across partitions: (3,) and (4,).",
+        ),
+    ],
+)  # fmt: skip
+def test_what_makes_training_impossible_is_a_result_that_no_retry_follows(run, tasks, kind, message):
+    events = []
+    result = run(events, *tasks)
+    assert message in result[kind].decode()
+    assert "the rank is ready" not in events
+    assert events[-1] == "the rank ends"
+
+
+def test_only_the_task_whose_rows_are_invalid_reports_them(run):
+    invalid = FACTS | {"invalid": True}
+    assert run([], invalid, problem="row 3: is null") == {"input_error": b"row 3: is null", "host": b"host"}
+    assert run([], invalid) == {"host": b"host"}
+
+
+@pytest.mark.parametrize(
+    ("text", "failures", "error", "message"),
+    [
+        ("cos_ml.errors.RankError: Rank 1 was killed.", ["Rank 1 was killed."], RankError, "^Rank 1 was killed.$"),
+        (
+            "cos_ml.errors.RankError: Rank 1 was killed.", ["Rank 0 was killed.", "Rank 1 was killed."], RankError,
+            r"failed after 2 attempts \(spark\.stage.*Attempt 1: Rank 0 was killed\.\nAttempt 2: Rank 1",
+        ),
+        ("cos_ml.errors.InvalidInputError: row 3", ["row 3", "row 3"], InvalidInputError, "^row 3$"),
+        ("cos_ml.errors.SetupError: Horovod 0.28.1", ["Horovod", "Horovod"], SetupError, "^Horovod 0.28.1$"),
+        ("Job aborted", [], ValueError, "Job aborted"),
+    ],
+)  # fmt: skip
+def test_a_job_that_spark_gave_up_raises_the_cause_of_each_attempt(monkeypatch, text, failures, error, message):
+    """Spark's session and its job are stand-ins."""
+
+    def fail(*arguments):
+        raise ValueError(text)
+
+    data = types.SimpleNamespace(sparkSession=types.SimpleNamespace(conf={}, sparkContext=Context()))
+    monkeypatch.setattr(barrier.slots, "check_cluster", lambda *arguments: None)
+    monkeypatch.setattr(barrier.slots, "acquire", fail)
+    monkeypatch.setattr(barrier, "repartition_to_ranks", lambda df, ranks: Frame())
+    monkeypatch.setattr(barrier.retries, "failures", lambda spark, tag: failures)
+    with pytest.raises(error, match=f"(?s){message}"):
+        barrier.run(data, Job("", (SPEC,), (b"",)), 1)
+
+
+class Frame:
+    def mapInArrow(self, *arguments):
+        return self
+
+    def repartition(self, number):
+        return self
+
+
+class Context:
+    def __getattr__(self, name):
+        return lambda tag: None
+
+
+@pytest.fixture
+def own_spool(barrier_context, monkeypatch, tmp_path):
+    """A spool without rows, of a task that is alone."""
+    monkeypatch.setenv("SPARK_LOCAL_DIRS", str(tmp_path))
+    barrier_context("a")
+    return types.SimpleNamespace(descriptors=dict, close=lambda: None)
+
+
+def test_a_rank_is_a_process_of_its_own_and_is_gone_afterwards(own_spool, tmp_path):
+    """The rank's function fails, which is a result."""
+    job = Job("tests.support.rank_functions:missing", (SPEC,), (b"network",))
+    process = ChildProcess(job, assign_ranks(["a"])[0], own_spool)
+    with contextlib.closing(process):
+        assert not process.ready()
+        result = process.result(["a note"])
+    assert b"has no attribute 'missing'" in result["traceback"]
+    assert result["notes"] == b'["a note"]'
+    assert not psutil.pid_exists(process.process.pid)
+    assert not list(tmp_path.rglob("cos_ml-rank-*"))
+
+
+def test_the_wait_for_other_ranks_is_not_a_stall(own_spool, monkeypatch):
+    """A rank that has been ready for long, because another partition is larger, does not fail when all have met."""
+    now = [0.0]
+    monkeypatch.setattr(child, "Watchdog", partial(watchdog.Watchdog, clock=lambda: now[0]))
+    events, results = [], []
+
+    def start(environment, descriptors, log):
+        events.append(os.dup(descriptors[0]))
+        results.append(os.fdopen(os.dup(descriptors[2]), "wb"))
+        return subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+
+    monkeypatch.setattr(child, "start_process", start)
+    process = ChildProcess(Job("", (SPEC,), (b"network",)), assign_ranks(["a"])[0], own_spool)
+    with contextlib.closing(process):
+        os.write(events[0], b'{"event": "alive", "done": 0, "phase": "starting", "processor": 1}\n{"event": "ready"}\n')
+        assert process.ready()
+        now[0] += 10 * watchdog.START
+        os.write(events[0], b'{"event": "joined"}\n')
+        os.close(events[0])
+        with results[0] as file:
+            blobs.write(file, {"network": b"trained"})
+        monkeypatch.setattr(process.process, "wait", lambda: 0)
+        result = process.train(PeerInfo([], {}, None, "secret"), types.SimpleNamespace(send=None), [])
+        assert result["network"] == b"trained"
+        monkeypatch.undo()

@@ -1,0 +1,252 @@
+"""Spark has changed what is not its public API: stand-ins lack it, reject it, or return other types."""
+
+import json
+import sys
+import types
+
+import pandas as pd
+import pytest
+from py4j.protocol import Py4JError
+from pyspark.sql import Row
+from pyspark.sql import types as T
+
+from cos_ml import spark_internals
+from cos_ml.data.columns import Column
+from cos_ml.errors import ClusterError, InvalidInputError
+from cos_ml.job import barrier, retries, slots
+from cos_ml.job.messages import Job
+from cos_ml.spec import TrainSpec
+
+
+class Lacking:
+    """An object whose attributes are gone."""
+
+
+class Rejecting:
+    """A JVM object that has none of the methods that are called."""
+
+    def __getattr__(self, name):
+        def method(*arguments):
+            raise Py4JError(f"An error occurred while calling o1.{name}. Trace: Method {name} does not exist")
+
+        return method
+
+
+class Returning:
+    """A JVM object whose methods return objects of another type."""
+
+    def __getattr__(self, name):
+        return lambda *arguments: Returning()
+
+
+class Late(Returning):
+    """A JVM object of which only what its methods return lacks what is asked next."""
+
+    def __getattr__(self, name):
+        return lambda *arguments: Rejecting()
+
+
+CHANGES = [Lacking(), Rejecting(), Returning(), Late()]
+changed = pytest.mark.parametrize("change", CHANGES, ids=lambda change: type(change).__name__)
+
+
+class Settings(dict):
+    set, unset = dict.__setitem__, dict.pop
+
+
+class Session:
+    """A session of classic Spark, with what a fit asks of its public API."""
+
+    def __init__(self, jvm=None, **conf):
+        self.conf = Settings({name.replace("_", "."): value for name, value in conf.items()})
+        self.sparkContext = types.SimpleNamespace(**dict.fromkeys(retries.CLASSIC_TAGS, lambda tag: None))
+        if jvm is not None:
+            self.sparkContext._jsc = self.sparkContext._jvm = self.sparkContext._gateway = jvm
+
+
+class ConnectSession(Session):
+    __module__ = "pyspark.sql.connect.session"
+
+
+def test_a_session_of_connect_is_known_by_its_module():
+    assert spark_internals.is_connect(ConnectSession())
+    assert not spark_internals.is_connect(Session())  # whatever is unknown is taken for classic Spark
+
+
+def test_networks_that_are_too_large_for_a_query(monkeypatch):
+    monkeypatch.setattr(spark_internals, "MESSAGE_BYTES", 3 << 20)
+    megabyte = bytes(1 << 20)
+    spark_internals.check_message_size(ConnectSession(), [megabyte] * 2)
+    spark_internals.check_message_size(Session(), [megabyte] * 4)
+    with pytest.raises(InvalidInputError, match="has 4 MiB, but Spark Connect sends at most 3 MiB per query"):
+        spark_internals.check_message_size(ConnectSession(), [megabyte] * 4)
+
+
+@pytest.mark.parametrize("writer", [None, Lacking(), types.SimpleNamespace(handleOverwrite=lambda path: None)])
+def test_nothing_is_removed_where_connect_s_writer_has_changed(monkeypatch, writer):
+    """Its module, its method or the method's arguments are others."""
+    module = None if writer is None else types.SimpleNamespace(RemoteMLWriter=writer)
+    monkeypatch.setitem(sys.modules, "pyspark.ml.connect.readwrite", module)
+    spark_internals.remove_saved("/nowhere")
+
+
+def test_what_is_saved_is_removed_where_connect_s_writer_is_known(monkeypatch):
+    removed = []
+    writer = types.SimpleNamespace(handleOverwrite=lambda path, overwrite: removed.append((path, overwrite)))
+    monkeypatch.setitem(sys.modules, "pyspark.ml.connect.readwrite", types.SimpleNamespace(RemoteMLWriter=writer))
+    spark_internals.remove_saved("/saved")
+    assert removed == [("/saved", True)]
+
+
+@changed
+def test_a_plan_that_can_not_be_read_is_repartitioned(change):
+    assert not spark_internals.fits_barrier(types.SimpleNamespace(sparkSession=Session(), _jdf=change), 2)
+    assert not spark_internals.fits_barrier(types.SimpleNamespace(sparkSession=Session()), 2)
+
+
+def test_plans_of_connect_are_hidden():
+    assert not spark_internals.fits_barrier(types.SimpleNamespace(sparkSession=ConnectSession()), 2)
+
+
+@pytest.mark.parametrize("converter", [None, lambda: None, lambda kind: lambda column: list(column)])
+def test_a_spark_that_converts_columns_of_arrays_is_known(monkeypatch, converter):
+    """Its converter is gone, takes other arguments, or makes lists."""
+    import pyspark.sql.pandas.types as module
+
+    if converter is None:
+        monkeypatch.delattr(module, "_create_converter_from_pandas")
+    else:
+        monkeypatch.setattr(module, "_create_converter_from_pandas", converter)
+    assert not spark_internals.leaves_as_it_is(pd.Series([[1.0]]))
+
+
+@changed
+@pytest.mark.parametrize("profile", [None, types.SimpleNamespace(), types.SimpleNamespace(_java_resource_profile=None)])
+def test_where_slots_can_not_be_counted_spark_decides(change, profile):
+    session = Session(change, spark_master="spark://host:7077")
+    assert spark_internals.max_concurrent_tasks(session, profile) is None
+    assert spark_internals.max_concurrent_tasks(Session(), profile) is None
+    slots.check_cluster(session, 1000, profile)
+
+
+def context_with(manager=None, **methods):
+    """A SparkContext's JVM side with these methods."""
+    default = types.SimpleNamespace(defaultResourceProfile=lambda: "default", addResourceProfile=lambda profile: None)
+    scala = types.SimpleNamespace(resourceProfileManager=lambda: manager or default, **methods)
+    return types.SimpleNamespace(sc=lambda: scala)
+
+
+def test_slots_are_counted_for_the_profile_of_the_tasks():
+    session = Session(context_with(maxNumConcurrentTasks={"default": 4, "gpu": 2}.get))
+    assert spark_internals.max_concurrent_tasks(session) == 4
+    profile = types.SimpleNamespace(_java_resource_profile="gpu")
+    assert spark_internals.max_concurrent_tasks(session, profile) == 2
+
+
+def test_a_cluster_that_can_not_schedule_a_single_stage_on_gpus():
+    class Py4JJavaError(Py4JError):
+        java_exception = types.SimpleNamespace(
+            getMessage=lambda: "TaskResourceProfiles are only supported for Yarn.\n at"
+        )
+
+    def reject(profile):
+        raise Py4JJavaError("An error occurred while calling o1.addResourceProfile.\n...")
+
+    session = Session(context_with(types.SimpleNamespace(addResourceProfile=reject)))
+    with pytest.raises(ClusterError, match=r"GPUs: TaskResourceProfiles .* for Yarn\. Give .*task\.resource\.gpu"):
+        spark_internals.max_concurrent_tasks(session, types.SimpleNamespace(_java_resource_profile=None))
+
+
+@changed
+def test_failures_that_can_not_be_read_are_unknown(change):
+    assert spark_internals.stage_failures(Session(change), "tag") == []
+    assert spark_internals.stage_failures(Session(), "tag") == []
+    assert spark_internals.stage_failures(ConnectSession(), "tag") == []
+
+
+class Sequence(list):
+    """A Scala sequence."""
+
+    def size(self):
+        return len(self)
+
+    def apply(self, index):
+        return self[index]
+
+
+def option(value):
+    """A Scala option."""
+    return types.SimpleNamespace(isDefined=lambda: value is not None, get=lambda: value)
+
+
+def status_store(*attempts):
+    """A session whose one stage had these attempts: (reason, [(status of a task, its error), ...])."""
+
+    def attempt(number, reason):
+        return types.SimpleNamespace(attemptId=lambda: number, failureReason=lambda: option(reason))
+
+    def tasks(stage, number, most):
+        found = attempts[number][1]
+        return Sequence(
+            types.SimpleNamespace(status=lambda status=status: status, errorMessage=lambda text=text: option(text))
+            for status, text in found
+        )
+
+    store = types.SimpleNamespace(
+        job=lambda job: types.SimpleNamespace(stageIds=lambda: Sequence([7])),
+        stageData=lambda *arguments: Sequence(attempt(number, reason) for number, (reason, _) in enumerate(attempts)),
+        taskList=tasks,
+    )
+    tracker = types.SimpleNamespace(getJobIdsForTag=lambda tag: [0])
+    jvm = Returning()  # for an empty list, and an empty array
+    session = Session(context_with(statusTracker=lambda: tracker, statusStore=lambda: store, listenerBus=Lacking))
+    session.sparkContext._jvm = session.sparkContext._gateway = types.SimpleNamespace(
+        new_array=lambda kind, size: [], double=None, java=types.SimpleNamespace(util=jvm)
+    )
+    return session
+
+
+def test_the_errors_of_an_attempt_come_most_informative_first():
+    killed = ("KILLED", "Stage cancelled because of another task")
+    session = status_store(
+        ("stage failed", [killed, ("KILLED", "worker lost"), ("FAILED", "rank died"), ("SUCCESS", None)]),
+        ("executor lost", []),
+        (None, []),
+    )
+    assert spark_internals.stage_failures(session, "tag") == [
+        ["rank died", "worker lost", "stage failed"],
+        ["executor lost"],
+    ]
+
+
+def test_errors_of_another_type_are_text():
+    """So that whoever reads them can't fail."""
+    session = status_store((Lacking(), [("FAILED", Lacking())]))
+    assert all(isinstance(text, str) for text in spark_internals.stage_failures(session, "tag")[0])
+    assert len(retries.failures(session, "tag")) == 1
+
+
+class Frame:
+    """A DataFrame of which a barrier job makes the rows that one rank returned."""
+
+    def __init__(self, spark):
+        self.sparkSession = spark
+        self.schema = T.StructType()
+
+    def __getattr__(self, name):
+        return lambda *arguments: self
+
+    def toLocalIterator(self):
+        return iter([Row(rank=0, name="0/network", part=0, data=b"trained")])
+
+
+@changed
+def test_a_trained_model_survives_whatever_spark_does_not_answer(monkeypatch, change):
+    """Of a fit whose ranks have succeeded, the causes of earlier attempts are unknown, and nothing else is lost."""
+    monkeypatch.setattr(barrier, "repartition_to_ranks", lambda df, ranks: df)
+    spec = TrainSpec(inputs=(Column("x", "x0", (1,)),), labels=())
+    session = Session(change, spark_master="spark://host:7077")
+    outcome = barrier.run(Frame(session), Job("", (spec,), (b"network",)), 1)
+    assert outcome.results == [{"0/network": b"trained"}]
+    assert outcome.failures == []
+    assert json.dumps(outcome.notes) == "[]"
