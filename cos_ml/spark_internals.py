@@ -55,7 +55,7 @@ def check_message_size(spark: SparkSession, archives: Iterable[bytes]) -> None:
 
 
 def remove_saved(path: str) -> None:
-    """Remove what is saved at ``path``, in a session of Connect. Unknown: nothing; the writer reports that it exists."""
+    """Remove what is saved at ``path``, in a session of Connect. Unknown: nothing; writing reports that it exists."""
     with contextlib.suppress(ImportError, *CHANGED):
         from pyspark.ml.connect.readwrite import RemoteMLWriter
 

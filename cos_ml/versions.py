@@ -8,7 +8,7 @@ import platform
 import cos_ml
 from cos_ml.network.keras_import import import_keras, import_tensorflow
 
-__all__ = ["recorded_versions", "shared_versions"]
+__all__ = ["TENSORFLOW", "recorded_versions", "shared_versions", "version_of"]
 
 TENSORFLOW = ("tensorflow", "tensorflow-cpu", "tensorflow-gpu", "tensorflow-macos", "tensorflow-rocm", "tf-nightly")
 
@@ -17,10 +17,10 @@ def shared_versions() -> dict[str, str | None]:
     """Versions that driver and executors must share, read without importing the packages; None if not installed."""
     return {
         "Python": ".".join(platform.python_version_tuple()[:2]),
-        "TensorFlow": _installed(*TENSORFLOW),
-        "Keras": _installed("keras"),
-        "cos_ml": _installed("cos-ml"),
-        "Horovod": _installed("horovod"),
+        "TensorFlow": version_of(*TENSORFLOW),
+        "Keras": version_of("keras"),
+        "cos_ml": version_of("cos-ml"),
+        "Horovod": version_of("horovod"),
     }
 
 
@@ -39,6 +39,6 @@ def recorded_versions() -> dict[str, str]:
     }
 
 
-def _installed(*names: str) -> str | None:
+def version_of(*names: str) -> str | None:
     """The version of the first of these distributions that is installed; None if none is."""
     return next((found.version for name in names for found in importlib.metadata.distributions(name=name)), None)

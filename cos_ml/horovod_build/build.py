@@ -1,14 +1,13 @@
-"""Build and install Horovod for the TensorFlow of this environment (driver side; behind ``cos-ml install-horovod``).
+"""Builds and installs Horovod for this environment's TensorFlow: ``cos-ml install-horovod`` (driver side).
 
-Horovod 0.28.1 comes as source only, and was written before TensorFlow moved some of the headers that it includes.
-Forwarding headers and include paths, in a folder of this build's own, are what TensorFlow 2.16 to 2.21 need, and five
-places of its source have to read otherwise (``CHANGES``).
+Horovod 0.28.1 is published as source only, and was written before TensorFlow moved some of the headers that it
+includes. With TensorFlow 2.16 to 2.21 it builds with forwarding headers, more include paths, and five changes to its
+source (``CHANGES``).
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -25,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from cos_ml.errors import SetupError
+from cos_ml.versions import TENSORFLOW, version_of
 
 __all__ = ["HOROVOD", "TENSORFLOWS", "cache_folder", "find_cuda", "install", "missing_tools", "tensorflow_version"]
 
 HOROVOD = "0.28.1"
-TENSORFLOWS = ((2, 16), (2, 21))  # the minor versions that carry Keras 3 and were seen to build, first and last
+TENSORFLOWS = ((2, 16), (2, 21))  # first and last minor version that has Keras 3 and is tested to build
 
-# Horovod's CMake files predate CMake 4, and its setup.py setuptools 80.
+# Horovod's CMake files need a CMake before 4, and its setup.py needs a setuptools before 80.
 BUILD_TOOLS = ("setuptools<80", "wheel", "cmake==3.31.6")
 
 BUILD_SETTINGS = {
@@ -42,7 +42,7 @@ BUILD_SETTINGS = {
     "HOROVOD_WITHOUT_MPI": "1",
 }
 
-# What Horovod includes -> where the TensorFlow versions keep it, newest first.
+# A header that Horovod includes -> its path in the versions of TensorFlow, newest first.
 MOVED_HEADERS = {
     "tensorflow/compiler/xla/client/xla_builder.h": ("xla/hlo/builder/xla_builder.h", "xla/client/xla_builder.h")
 }
@@ -51,7 +51,13 @@ EXTERNAL_HEADERS = ("external/highwayhash", "external/farmhash_archive/src")
 
 @dataclass(frozen=True)
 class Change:
-    """Of Horovod's source: what is added in ``file`` behind the one place that reads ``after``."""
+    """A change to Horovod's source.
+
+    Attributes:
+        file: the file that is changed.
+        after: the text, found once in the file, after which text is added.
+        added: the text that is added.
+    """
 
     file: str
     after: str
@@ -59,14 +65,14 @@ class Change:
 
 
 CHANGES = (
-    # The process set of all ranks, which every collective uses, forgets HOROVOD_GLOO_IFACE: ranks call each other at
-    # the address of their own host's name, and on many hosts that is 127.0.1.1.
+    # The process set of all ranks, which every collective uses, ignores HOROVOD_GLOO_IFACE: ranks connect to each other
+    # at the address of their own host's name, which is 127.0.1.1 on many hosts.
     Change(
         "horovod/common/gloo/gloo_context.cc",
         "  assert(global_context.IsEnabled());\n",
         "  gloo_iface_ = global_context.gloo_iface_;\n",
     ),
-    # TensorFlow 2.16 to 2.21 do not export the function that Horovod declares here; their streams tell by themselves.
+    # TensorFlow 2.16 to 2.21 do not export the function that Horovod declares here; their streams have the handle.
     Change(
         "horovod/tensorflow/mpi_ops.cc",
         '#include "tensorflow/compiler/xla/stream_executor/stream.h"\n',
@@ -76,23 +82,23 @@ CHANGES = (
         "}\n"
         "}}\n",
     ),
-    # Kernels that Horovod registers with HOROVOD_ENABLE_XLA_OPS=1 alone, for an XLA of long ago.
+    # Without kernels that Horovod registers only with HOROVOD_ENABLE_XLA_OPS=1, and that need an old XLA.
     Change(
         "horovod/tensorflow/xla_mpi_ops.cc",
-        '#include "tensorflow/core/platform/human_readable_json.h"\n',
+        '#include "tensorflow/core/platform/human_readable_{}.h"\n'.format("json"),  # see test_architecture's JVM names
         "#undef HAVE_GPU\n",
     ),
-    # Of CUDA's runtime, the one that nvcc belongs to: without, TensorFlow's of another release would be found.
+    # With the CUDA runtime of this nvcc: that of TensorFlow, of another release, would be found otherwise.
     Change(
         "horovod/common/ops/cuda/CMakeLists.txt",
         "add_library(horovod_cuda_kernels cuda_kernels.cu)\n",
         "target_link_libraries(horovod_cuda_kernels PUBLIC CUDA::cudart_static)\n",
     ),
-    # No folder of the build in the libraries that come of it.
+    # Without paths of the build's folder in the libraries.
     Change("CMakeLists.txt", "project(horovod CXX)\n", "set(CMAKE_SKIP_RPATH ON)\n"),
 )
 
-# With --gpu. TensorFlow loads NCCL from the same wheel; both lie in site-packages, wherever that moves.
+# With --gpu. TensorFlow loads NCCL from the same wheel; the path is relative, as both are in site-packages.
 NCCL_SETTINGS = {
     "HOROVOD_GPU": "CUDA",
     "HOROVOD_GPU_OPERATIONS": "NCCL",
@@ -105,38 +111,31 @@ def tensorflow_version() -> str:
     """Version of the TensorFlow installed here, found without importing it.
 
     Raises:
-        SetupError: there is none, or it is not one of those that Horovod builds on.
+        SetupError: none is installed, or Horovod does not build on it.
     """
     if importlib.util.find_spec("tensorflow") is None:
         raise SetupError(
-            "TensorFlow is not installed in this environment. Horovod is built against it, so it comes first: "
+            "TensorFlow is not installed in this environment. Horovod is built against it, so install it first: "
             "pip install 'cos-ml[cpu]' (or 'cos-ml[gpu]')."
         )
-    for name in ("tensorflow", "tensorflow-cpu", "tensorflow-gpu", "tf-nightly"):
-        try:
-            version = importlib.metadata.version(name)
-            break
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    else:
-        raise SetupError("TensorFlow is here, but no installed package says which version it is: install it with pip.")
+    version = version_of(*TENSORFLOW)
+    if version is None:
+        raise SetupError("TensorFlow can be imported, but no package records its version. Install it with pip.")
     minor = tuple(int(part) for part in version.split(".")[:2])
-    first, last = TENSORFLOWS
-    if minor < first:
-        raise SetupError(
-            f"TensorFlow {version} carries Keras 2, and cos_ml needs Keras 3: expected TensorFlow "
-            f"{_dotted(first)} to {_dotted(last)}. Install one with: pip install 'tensorflow-cpu=={_dotted(last)}.*'"
-        )
-    if minor > last:
-        raise SetupError(
-            f"Horovod {HOROVOD} was not seen to build on TensorFlow {version}: expected {_dotted(first)} to "
-            f"{_dotted(last)}. Install one with: pip install 'tensorflow-cpu=={_dotted(last)}.*'"
-        )
-    return version
+    first, last = (".".join(map(str, one)) for one in TENSORFLOWS)
+    if TENSORFLOWS[0] <= minor <= TENSORFLOWS[1]:
+        return version
+    if minor < TENSORFLOWS[0]:
+        problem = f"TensorFlow {version} has Keras 2, but cos_ml needs Keras 3"
+    else:
+        problem = f"Horovod {HOROVOD} is not tested with TensorFlow {version}"
+    raise SetupError(
+        f"{problem}: expected TensorFlow {first} to {last}. Install one with: pip install 'tensorflow-cpu=={last}.*'"
+    )
 
 
 def missing_tools() -> list[str]:
-    """What this machine lacks to compile Horovod, each with the command that installs it."""
+    """The tools that compile Horovod and are missing on this machine, each with the command that installs it."""
     missing = []
     if not (shutil.which("c++") or shutil.which("g++") or os.environ.get("CXX")):
         missing.append("a C++17 compiler   (Debian, Ubuntu: apt-get install g++; Fedora, RHEL: dnf install gcc-c++)")
@@ -150,69 +149,73 @@ def missing_tools() -> list[str]:
 
 
 def check_tensorflow_loads(version: str, gpu: bool = False) -> None:
-    """Raises SetupError where TensorFlow can't be imported, as beside a NumPy that is too new, or is for CPUs only."""
+    """Check that TensorFlow can be imported, which it can't with a NumPy that is too new.
+
+    Raises:
+        SetupError: it can't, or it is for CPUs only although ``gpu`` is set.
+    """
     program = "import tensorflow as tf; print(tf.sysconfig.get_build_info().get('cuda_version', ''))"
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise SetupError(
-            f"TensorFlow {version} is installed, and can't be imported: {last} To see what does not fit: pip check"
+            f"TensorFlow {version} is installed, but can't be imported: {last} To find the conflict, run: pip check"
         )
     if gpu and not done.stdout.strip():
         raise SetupError(
-            f"TensorFlow {version} is one for CPUs only, and Horovod with NCCL needs one for CUDA: pip uninstall "
-            "tensorflow-cpu, then pip install 'cos-ml[gpu]'."
+            f"TensorFlow {version} is built for CPUs only, but Horovod with NCCL needs one built for CUDA. Run: pip "
+            "uninstall tensorflow-cpu, then pip install 'cos-ml[gpu]'."
         )
 
 
 def cache_folder() -> Path:
-    """Where built wheels are kept: $COS_ML_CACHE, else the user's own cache folder."""
+    """The folder of built wheels: in $COS_ML_CACHE, or in the user's cache folder."""
     base = os.environ.get("COS_ML_CACHE")
     return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cos_ml"
 
 
 def install(force: bool = False, gpu: bool = False) -> None:
-    """Install Horovod into this environment, from the cache or by a build, and prove it with an allreduce.
+    """Install Horovod into this environment, from the cache or by a build, and check it with an allreduce.
 
     Args:
-        force: build again even where Horovod works already or a built wheel is cached.
-        gpu: with NCCL, for allreduce between GPUs; CPUs use Gloo in either.
+        force: build even if Horovod is installed or a wheel is cached.
+        gpu: build it with NCCL, for allreduce between GPUs; CPUs use Gloo in either case.
 
     Raises:
         SetupError: something is missing, the build failed, or the allreduce gave a wrong result.
     """
     version = tensorflow_version()
     if not force and _installed_for(version, gpu):
-        print(f"Horovod {HOROVOD} for TensorFlow {version}{' and NCCL' if gpu else ''} is installed already.")
+        print(f"Horovod {HOROVOD} for TensorFlow {version}{' and NCCL' if gpu else ''} is already installed.")
         check(gpu)
         return
     folder = cache_folder() / "wheels" / f"horovod-{_variant(gpu)}-tensorflow-{version}-{_platform()}"
     wheels = [] if force else sorted(folder.glob("horovod-*.whl"))
     if wheels:
-        print(f"Using the Horovod wheel built before: {wheels[0]}")
+        print(f"Using the cached wheel {wheels[0]}")
     else:
         wheels = [_build(version, folder, gpu)]
     _pip(["install", "--force-reinstall", "--no-deps", str(wheels[0])])
-    _pip(["install", str(wheels[0])])  # its dependencies, where they are missing
+    _pip(["install", str(wheels[0])])  # its missing dependencies
     check(gpu)
     _stamp(version, gpu)
 
 
 def check(gpu: bool = False) -> None:
-    """Run an allreduce between two ranks on this machine, on its CPUs, and compare its result.
+    """Run an allreduce between two ranks on this machine's CPUs, and check the result.
 
     Args:
-        gpu: Horovod has to be one with NCCL.
+        gpu: whether Horovod must have NCCL.
 
     Raises:
-        SetupError: Horovod does not load, or what it computes is wrong.
+        SetupError: Horovod can't be loaded, or its result is wrong.
     """
     done = subprocess.run(
         [sys.executable, "-m", "cos_ml.horovod_build.check"], capture_output=True, text=True, timeout=300, check=False
     )
     if done.returncode:
-        raise SetupError(f"Horovod is installed but does not work:\n{(done.stdout + done.stderr)[-4000:]}")
+        raise SetupError(f"Horovod is installed, but does not work:\n{(done.stdout + done.stderr)[-4000:]}")
     if gpu and "NCCL True" not in done.stdout:
         raise SetupError(f"Horovod was built without NCCL: {done.stdout.strip()}")
     print(done.stdout, end="")
@@ -220,11 +223,11 @@ def check(gpu: bool = False) -> None:
 
 @dataclass(frozen=True)
 class Cuda:
-    """What a build with NCCL finds on this machine.
+    """The libraries for a build with NCCL.
 
     Attributes:
-        home: of the CUDA toolkit, with bin/nvcc.
-        nccl: of NCCL, with include/nccl.h; None where the toolkit's or the system's own folders have it.
+        home: the folder of the CUDA toolkit, with bin/nvcc.
+        nccl: the folder of NCCL, with include/nccl.h; None if it is in the toolkit's or the system's folders.
     """
 
     home: Path
@@ -232,37 +235,37 @@ class Cuda:
 
 
 def find_cuda() -> Cuda:
-    """The CUDA toolkit of this machine, and the NCCL that TensorFlow's GPU wheels brought, or the system's.
+    """Find the CUDA toolkit of this machine, and the NCCL that TensorFlow's GPU wheels installed, or the system's.
 
     Raises:
-        SetupError: one of them is not here.
+        SetupError: one of them is missing.
     """
     homes = [os.environ.get(name) for name in ("HOROVOD_CUDA_HOME", "CUDA_HOME", "CUDA_PATH")]
     nvcc = shutil.which("nvcc")
-    places = [*filter(None, homes), "/usr/local/cuda", *([str(Path(nvcc).resolve().parents[1])] if nvcc else [])]
-    home = next((Path(place) for place in places if Path(place, "bin/nvcc").exists()), None)
+    folders = [*filter(None, homes), "/usr/local/cuda", *([str(Path(nvcc).resolve().parents[1])] if nvcc else [])]
+    home = next((Path(folder) for folder in folders if Path(folder, "bin/nvcc").exists()), None)
     if home is None:
         raise SetupError(
-            "Horovod with NCCL is compiled with NVIDIA's nvcc, which is not here (looked in $HOROVOD_CUDA_HOME, "
-            "$CUDA_HOME, /usr/local/cuda and $PATH). Install the CUDA toolkit of your TensorFlow's CUDA release "
+            "Horovod with NCCL is compiled with NVIDIA's nvcc, which was not found in $HOROVOD_CUDA_HOME, $CUDA_HOME, "
+            "/usr/local/cuda and $PATH. Install the CUDA toolkit of your TensorFlow's CUDA release "
             "(Debian, Ubuntu, with NVIDIA's repository: apt-get install cuda-toolkit-12-9), or set CUDA_HOME."
         )
     own = os.environ.get("HOROVOD_NCCL_HOME")
     spec = importlib.util.find_spec("nvidia") if own is None else None
-    wheels = [Path(place, "nccl") for place in (spec.submodule_search_locations or ())] if spec else []
+    wheels = [Path(folder, "nccl") for folder in (spec.submodule_search_locations or ())] if spec else []
     for nccl in [Path(own)] if own else wheels:
         if (nccl / "include/nccl.h").exists():
             return Cuda(home, nccl)
-    if own is None and any(Path(place, "nccl.h").exists() for place in (home / "include", "/usr/include")):
+    if own is None and any(Path(folder, "nccl.h").exists() for folder in (home / "include", "/usr/include")):
         return Cuda(home, None)
     raise SetupError(
-        f"NCCL is not here: no nccl.h in {'$HOROVOD_NCCL_HOME/include' if own else 'the nvidia-nccl wheel'}, in "
-        f"{home}/include or in /usr/include. TensorFlow's GPU wheels bring it: pip install 'cos-ml[gpu]'."
+        f"NCCL was not found: no nccl.h in {'$HOROVOD_NCCL_HOME/include' if own else 'the nvidia-nccl wheel'}, in "
+        f"{home}/include or in /usr/include. TensorFlow's GPU wheels install it: pip install 'cos-ml[gpu]'."
     )
 
 
 def _nccl_settings(scratch: Path) -> dict[str, str]:
-    """The environment of a build with NCCL; a wheel's library gets the name that the linker looks for."""
+    """Variables for a build with NCCL; a wheel's library is linked under the name that the linker expects."""
     cuda = find_cuda()
     settings = NCCL_SETTINGS | {"HOROVOD_CUDA_HOME": str(cuda.home)}
     print(f"CUDA: {_cuda_release(cuda.home)} in {cuda.home}. NCCL: {cuda.nccl or 'the system'}.", flush=True)
@@ -281,10 +284,10 @@ def _cuda_release(home: Path) -> str:
 
 
 def _source(scratch: Path, environment: dict[str, str], output: Any) -> Path:
-    """Horovod's source, with ``CHANGES``.
+    """Download Horovod's source, and make ``CHANGES``.
 
     Raises:
-        SetupError: it can't be had, or is not the one that the changes are for.
+        SetupError: pip can't download it, or it is not the source that the changes are for.
     """
     command = ["download", "--no-deps", "--no-build-isolation", "--no-binary", "horovod", "--no-cache-dir"]
     done = subprocess.run(
@@ -301,7 +304,7 @@ def _source(scratch: Path, environment: dict[str, str], output: Any) -> Path:
     for change in CHANGES:
         text = (source / change.file).read_text()
         if text.count(change.after) != 1:
-            raise SetupError(f"The source of Horovod is not that of {HOROVOD}: {change.file} reads otherwise.")
+            raise SetupError(f"The source of Horovod is not that of {HOROVOD}: {change.file} differs.")
         (source / change.file).write_text(text.replace(change.after, change.after + change.added))
     return source
 
@@ -309,7 +312,7 @@ def _source(scratch: Path, environment: dict[str, str], output: Any) -> Path:
 def _build(version: str, folder: Path, gpu: bool = False) -> Path:
     missing = missing_tools()
     if missing:
-        raise SetupError("Horovod is compiled on this machine, which lacks:\n  " + "\n  ".join(missing))
+        raise SetupError("Horovod is compiled on this machine, but these are missing:\n  " + "\n  ".join(missing))
     check_tensorflow_loads(version, gpu)
     print(f"Building Horovod {HOROVOD} for TensorFlow {version}: about 2 minutes on 2 cores ...", flush=True)
     with tempfile.TemporaryDirectory(prefix="cos_ml-horovod-") as scratch:
@@ -330,34 +333,34 @@ def _build(version: str, folder: Path, gpu: bool = False) -> Path:
                 env=environment, stdout=output, stderr=subprocess.STDOUT, check=False,
             )  # fmt: skip
         if done.returncode:
-            kept = cache_folder() / "horovod-build.log"
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(log, kept)
+            saved = cache_folder() / "horovod-build.log"
+            saved.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(log, saved)
             raise SetupError(
                 f"Horovod {HOROVOD} did not build on TensorFlow {version}. The first errors were:\n"
-                f"{_first_errors(kept)}\nThe whole output is in {kept}"
+                f"{_first_errors(saved)}\nThe whole output is in {saved}"
             )
         folder.mkdir(parents=True, exist_ok=True)
         (wheel,) = out.glob("horovod-*.whl")
-        unfinished = folder / f"{wheel.name}.{os.getpid()}"  # renamed when whole: another build may be looking
+        unfinished = folder / f"{wheel.name}.{os.getpid()}"  # renamed once complete: another process may look for it
         shutil.copy(wheel, unfinished)
         return unfinished.rename(folder / wheel.name)
 
 
 def _include_path(headers: Path) -> list[str]:
-    """Folders that let Horovod's includes find what TensorFlow ships under other names."""
+    """The folders in which Horovod's includes find headers that TensorFlow has under other names."""
     spec = importlib.util.find_spec("tensorflow")
     assert spec is not None
     assert spec.origin is not None
     include = Path(spec.origin).parent / "include"
-    for wanted, places in MOVED_HEADERS.items():
-        target = next((place for place in places if (include / place).exists()), None)
+    for wanted, moved in MOVED_HEADERS.items():
+        target = next((path for path in moved if (include / path).exists()), None)
         if not (include / wanted).exists() and target:
             header = headers / wanted
             header.parent.mkdir(parents=True)
             header.write_text(f'#include "{target}"\n')
     headers.mkdir(exist_ok=True)
-    return [str(headers), *(str(include / place) for place in EXTERNAL_HEADERS)]
+    return [str(headers), *(str(include / path) for path in EXTERNAL_HEADERS)]
 
 
 def _first_errors(log: Path, count: int = 5) -> str:
@@ -371,7 +374,7 @@ def _tail(log: Path, count: int = 5) -> str:
 
 
 def _pip(arguments: list[str]) -> None:
-    """Run pip in this environment; a registry that lacks one of several places to look is no news to the user."""
+    """Run pip in this environment, and show its output only if it fails."""
     done = subprocess.run(
         [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments, "-q"],
         capture_output=True, text=True, check=False,
@@ -385,7 +388,7 @@ def _platform() -> str:
 
 
 def _variant(gpu: bool) -> str:
-    """What a built wheel is the build of: the version, the changes to it, and whether it has NCCL."""
+    """What identifies a build: the version, the changes to it, and whether it has NCCL."""
     changes = hashlib.sha256(json.dumps([vars(change) for change in CHANGES]).encode()).hexdigest()[:8]
     return f"{HOROVOD}-{changes}{'-nccl' if gpu else ''}"
 
@@ -395,7 +398,7 @@ def _stamp_file() -> Path:
 
 
 def _stamp(version: str, gpu: bool) -> None:
-    """Remember which TensorFlow this environment's Horovod was built for: its C++ interface differs by version."""
+    """Record the TensorFlow that this environment's Horovod was built for: its C++ interface differs by version."""
     _stamp_file().write_text(_stamp_of(version, gpu))
 
 
@@ -404,11 +407,7 @@ def _stamp_of(version: str, gpu: bool) -> str:
 
 
 def _installed_for(version: str, gpu: bool) -> bool:
-    """Whether Horovod is here already; one with NCCL does for CPUs too."""
+    """Whether Horovod is installed for this TensorFlow; a build with NCCL also serves CPUs."""
     if importlib.util.find_spec("horovod") is None or not _stamp_file().exists():
         return False
     return _stamp_file().read_text() in {_stamp_of(version, True), _stamp_of(version, gpu)}
-
-
-def _dotted(minor: tuple[int, ...]) -> str:
-    return ".".join(map(str, minor))

@@ -1,4 +1,4 @@
-"""Two local ranks, one allreduce, the result compared: ``python -m cos_ml.horovod_build.check`` (driver side)."""
+"""Checks an allreduce between two local ranks, for ``python -m cos_ml.horovod_build.check`` (driver side)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from cos_ml.job.rendezvous_server import Rendezvous
 
 __all__ = ["environment", "main"]
 
-TIME = 120  # seconds
-JOIN = 60  # of them to find the other one, which may have died
+TIMEOUT = 120  # seconds
+JOIN_TIMEOUT = 60  # seconds; the other rank may have died
 RANK = """
 import os, sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -25,18 +25,18 @@ expected = [10.0, 12.0, 14.0, 16.0]
 if hvd.size() != 2 or not np.array_equal(total, expected):
     sys.exit(f"rank {hvd.rank()} of {hvd.size()}: expected the sum {expected}, received {total.tolist()}")
 print(f"Horovod {__import__('horovod').__version__} on TensorFlow {tf.__version__}:",
-      f"the allreduce between 2 ranks is right (Gloo {hvd.gloo_built()}, NCCL {bool(hvd.nccl_built())}).")
+      f"the allreduce between 2 ranks is correct (Gloo {hvd.gloo_built()}, NCCL {bool(hvd.nccl_built())}).")
 """
 
 
 def environment(rank_info: RankInfo, rendezvous: Rendezvous) -> dict[str, str]:
-    """Of a rank, which sees no GPU: both would take the first one, and NCCL lets no two ranks share one."""
+    """The environment of a rank, without GPUs: both ranks would use the first one, which NCCL does not support."""
     own = rank_environment(rank_info, "127.0.0.1", "127.0.0.1", rendezvous.port, rendezvous.secret)
-    return os.environ | own | {"CUDA_VISIBLE_DEVICES": "-1", "HOROVOD_GLOO_TIMEOUT_SECONDS": str(JOIN)}
+    return os.environ | own | {"CUDA_VISIBLE_DEVICES": "-1", "HOROVOD_GLOO_TIMEOUT_SECONDS": str(JOIN_TIMEOUT)}
 
 
 def main() -> int:
-    """Returns 0 when both ranks computed the right sum."""
+    """Run the check; returns 0 if both ranks computed the right sum."""
     rank_infos = assign_ranks(["localhost", "localhost"])
     with contextlib.closing(Rendezvous("127.0.0.1")) as rendezvous:
         rendezvous.serve(rank_infos, ["127.0.0.1"])
@@ -49,11 +49,11 @@ def main() -> int:
             for one in rank_infos
         ]  # fmt: skip
         try:
-            outputs = [rank.communicate(timeout=TIME)[0] for rank in ranks]
+            outputs = [rank.communicate(timeout=TIMEOUT)[0] for rank in ranks]
         except subprocess.TimeoutExpired:
             for rank in ranks:
                 rank.kill()
-            outputs = [f"Not done after {TIME} s.", *(rank.communicate()[0] for rank in ranks)]
+            outputs = [f"Not finished after {TIMEOUT} s.", *(rank.communicate()[0] for rank in ranks)]
     failed = any(rank.returncode for rank in ranks)
     print("\n".join(outputs) if failed else outputs[0].strip().splitlines()[-1])
     return int(failed)

@@ -139,8 +139,8 @@ def warnings(need: Mapping[str, float], executors: Sequence[dict[str, Any]]) -> 
             if needed > free:
                 where = f" in {own[0]['folder']}" if kind == "disk" else ""
                 found.append(
-                    f"{host} has {_format_bytes(free)} of {kind} left{where}, but the ranks there ({len(own)}) need about "
-                    f"{_format_bytes(needed)}. {REMEDIES[kind]}"
+                    f"{host} has {_format_bytes(free)} of {kind} left{where}, but the ranks there ({len(own)}) need "
+                    f"about {_format_bytes(needed)}. {REMEDIES[kind]}"
                 )
     return found
 

@@ -12,7 +12,7 @@ import pytest
 from cos_ml import cli
 from cos_ml.errors import SetupError
 from cos_ml.horovod_build import build, check
-from cos_ml.job.placement import place
+from cos_ml.job.placement import assign_ranks
 
 
 @pytest.fixture
@@ -20,12 +20,10 @@ def tensorflow(monkeypatch):
     """A function that makes the TensorFlow here another one, under some package's name; None for no package."""
 
     def install(version, package="tensorflow"):
-        def answer(name):
-            if version is None or name != package:
-                raise importlib.metadata.PackageNotFoundError(name)
-            return version
+        def distributions(name):
+            return [types.SimpleNamespace(version=version)] if version is not None and name == package else []
 
-        monkeypatch.setattr(importlib.metadata, "version", answer)
+        monkeypatch.setattr(importlib.metadata, "distributions", distributions)
 
     return install
 
@@ -42,7 +40,7 @@ def test_too_old(tensorflow, version):
     tensorflow(version)
     with pytest.raises(SetupError) as error:
         build.tensorflow_version()
-    assert f"TensorFlow {version} carries Keras 2, and cos_ml needs Keras 3: expected TensorFlow 2.16 to 2.21" in str(
+    assert f"TensorFlow {version} has Keras 2, but cos_ml needs Keras 3: expected TensorFlow 2.16 to 2.21" in str(
         error.value
     )
     assert "pip install 'tensorflow-cpu==2.21.*'" in str(error.value)
@@ -53,7 +51,9 @@ def test_too_new(tensorflow, version):
     tensorflow(version, "tensorflow-cpu")
     with pytest.raises(SetupError) as error:
         build.tensorflow_version()
-    assert f"Horovod 0.28.1 was not seen to build on TensorFlow {version}: expected 2.16 to 2.21" in str(error.value)
+    assert f"Horovod 0.28.1 is not tested with TensorFlow {version}: expected TensorFlow 2.16 to 2.21" in str(
+        error.value
+    )
     assert "pip install 'tensorflow-cpu==2.21.*'" in str(error.value)
 
 
@@ -65,14 +65,14 @@ def test_no_tensorflow(monkeypatch):
 
 def test_a_tensorflow_of_no_package(tensorflow):
     tensorflow(None)
-    with pytest.raises(SetupError, match="no installed package says which version"):
+    with pytest.raises(SetupError, match="no package records its version"):
         build.tensorflow_version()
 
 
 def test_the_command_says_it_in_one_line(tensorflow, capsys):
     tensorflow("2.15.1")
     assert cli.main(["install-horovod"]) == 1
-    assert capsys.readouterr().err.startswith("cos-ml: TensorFlow 2.15.1 carries Keras 2")
+    assert capsys.readouterr().err.startswith("cos-ml: TensorFlow 2.15.1 has Keras 2")
 
 
 @pytest.fixture
@@ -157,14 +157,14 @@ def no_cuda(monkeypatch):
 
 
 def test_no_cuda_toolkit(no_cuda):
-    with pytest.raises(SetupError, match=r"compiled with NVIDIA's nvcc, which is not here.*cuda-toolkit.*CUDA_HOME"):
+    with pytest.raises(SetupError, match=r"compiled with NVIDIA's nvcc, which was not found.*cuda-toolkit.*CUDA_HOME"):
         build.find_cuda()
 
 
 def test_a_cuda_toolkit_without_nccl(no_cuda, tmp_path, monkeypatch):
     no_cuda(tmp_path / "bin/nvcc")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    with pytest.raises(SetupError, match=r"NCCL is not here.*nvidia-nccl wheel.*pip install 'cos-ml\[gpu\]'"):
+    with pytest.raises(SetupError, match=r"NCCL was not found.*nvidia-nccl wheel.*pip install 'cos-ml\[gpu\]'"):
         build.find_cuda()
     monkeypatch.setenv("HOROVOD_NCCL_HOME", str(tmp_path / "nccl"))
     with pytest.raises(SetupError, match=r"no nccl\.h in \$HOROVOD_NCCL_HOME/include"):
@@ -226,7 +226,7 @@ def test_the_changes_are_made_once_and_to_the_right_source_only(tmp_path, monkey
         for change in build.CHANGES:
             assert (source / change.file).read_text() == change.after + change.added
         copies = 2
-        with pytest.raises(SetupError, match=r"not that of 0\.28\.1: .*gloo_context\.cc reads otherwise"):
+        with pytest.raises(SetupError, match=r"not that of 0\.28\.1: .*gloo_context\.cc differs"):
             build._source(tmp_path, {}, log)
 
 
@@ -243,7 +243,7 @@ def test_a_wheel_with_nccl_does_for_cpus_too_and_not_the_other_way(tmp_path, mon
 def test_nccl_wants_a_tensorflow_for_cuda(monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda command, **options: subprocess.CompletedProcess(command, 0, "\n", ""))
     build.check_tensorflow_loads("2.21.0")
-    with pytest.raises(SetupError, match=r"one for CPUs only.*pip install 'cos-ml\[gpu\]'"):
+    with pytest.raises(SetupError, match=r"built for CPUs only.*pip install 'cos-ml\[gpu\]'"):
         build.check_tensorflow_loads("2.21.0", gpu=True)
 
 
@@ -251,7 +251,7 @@ def test_the_check_shows_its_ranks_no_gpu(monkeypatch):
     """Both would take the first one, which NCCL refuses."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     rendezvous = types.SimpleNamespace(port=4711, secret="5ec2e7")
-    for here in place(["localhost", "localhost"]):
-        found = check.environment(here, rendezvous)
+    for rank_info in assign_ranks(["localhost", "localhost"]):
+        found = check.environment(rank_info, rendezvous)
         assert found["CUDA_VISIBLE_DEVICES"] == "-1"
-        assert found["HOROVOD_RANK"] == str(here.rank)
+        assert found["HOROVOD_RANK"] == str(rank_info.rank)
