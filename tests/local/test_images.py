@@ -170,5 +170,6 @@ def test_what_can_not_be_written(spark, tmp_path):
 
 
 def test_spark_connect_is_refused():
+    session = type("SparkSession", (), {"__module__": "pyspark.sql.connect.session"})()
     with pytest.raises(InvalidInputError, match="Spark Connect can't read SequenceFiles"):
-        read_sequence_file(object(), "rows.seq")
+        read_sequence_file(session, "rows.seq")
