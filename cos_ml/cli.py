@@ -64,14 +64,13 @@ def _add_check(commands: Any) -> None:
         description="Start ranks on a cluster as a fit does, and print their versions, how Horovod was built, their "
         "GPUs and network interfaces, and the bandwidth of an allreduce between them.",
     )
-    check.add_argument("--master", default="local[2]", metavar="URL", help="Spark master (default: %(default)s)")
-    check.add_argument("--conf", action="append", default=[], metavar="KEY=VALUE", help="Spark setting; repeatable")
-    check.add_argument("--ranks", type=int, default=2, metavar="N", help="number of ranks (default: %(default)s)")
-    check.add_argument("--gpu", action="store_true", help="use one GPU per rank, assigned by Spark")
-    check.add_argument("--interface", metavar="NAME", help="network interface between the ranks")
-    check.add_argument(
-        "--megabytes", type=int, default=64, metavar="N", help="size of the allreduced array (default: %(default)s)"
-    )
+    option, default = check.add_argument, "(default: %(default)s)"
+    option("--master", default="local[2]", metavar="URL", help=f"Spark master {default}")
+    option("--conf", action="append", default=[], metavar="KEY=VALUE", help="Spark setting; repeatable")
+    option("--ranks", type=int, default=2, metavar="N", help=f"number of ranks {default}")
+    option("--gpu", action="store_true", help="use one GPU per rank, assigned by Spark")
+    option("--interface", metavar="NAME", help="network interface between the ranks")
+    option("--megabytes", type=int, default=64, metavar="N", help=f"size of the allreduced array {default}")
     check.set_defaults(command=_check)
 
 
@@ -114,9 +113,8 @@ def _add_convert(commands: Any) -> None:
 
     images = add("images-to-parquet", convert.images_to_parquet, "labeled image files, undecoded, to Parquet",
                  "folder of images")  # fmt: skip
-    images.add_argument(
-        "--labels", required=True, metavar="FILE", help="lines of an image path within SOURCE and an integer label"
-    )
+    labels = "lines of an image path within SOURCE and an integer label"
+    images.add_argument("--labels", required=True, metavar="FILE", help=labels)
     lmdb = "LMDB database: a folder that contains data.mdb, or a file"
     to_parquet = add("lmdb-to-parquet", convert.lmdb_to_parquet, "an LMDB of Caffe Datums to Parquet", lmdb)
     add("lmdb-to-sequencefile", convert.lmdb_to_sequence_file, "an LMDB to SequenceFiles of (Text, BytesWritable)",
