@@ -23,16 +23,18 @@ __all__ = [
     "SkippingCallbackList",
     "StopAtNonFinite",
     "SyncStopTraining",
+    "seed_generators",
 ]
 
-EVENT_INTERVAL = 0.25  # seconds between two reports of how far an epoch is
+EVENT_INTERVAL = 0.25  # seconds between two "step" events
 
 
 class AverageMovingStats(keras.callbacks.Callback):
-    """After each epoch, what layers as BatchNormalization learned without gradients, averaged over the ranks.
+    """Averages non-trainable weights, such as BatchNormalization's statistics, over the ranks after each epoch.
 
     Args:
-        share: this rank's part of all rows.
+        communicator: connects this rank to the others.
+        share: this rank's fraction of all rows.
     """
 
     def __init__(self, communicator: Communicator, share: float) -> None:
@@ -50,18 +52,18 @@ class AverageMovingStats(keras.callbacks.Callback):
         self.average()
 
     def average(self) -> None:
-        """Make them the same on all ranks."""
+        """Give these weights the same values on all ranks."""
         if self.communicator.size == 1:
             return
         for index, (variable, before) in enumerate(self.before):
-            # The change is what is averaged: a frozen weight stays what it was, to the bit.
+            # The change is averaged, not the value, so that a frozen weight keeps every bit.
             after = before + self.communicator.sum((variable.numpy() - before) * self.share).astype(before.dtype)
             variable.assign(after)
             self.before[index] = (variable, after)
 
 
 class SyncStopTraining(keras.callbacks.Callback):
-    """After each epoch, ends the training on all ranks when a callback on one of them asked for it."""
+    """Ends the training on all ranks after an epoch in which a callback on any of them set ``stop_training``."""
 
     def __init__(self, communicator: Communicator) -> None:
         super().__init__()
@@ -72,7 +74,7 @@ class SyncStopTraining(keras.callbacks.Callback):
 
 
 class HeartbeatCallback(keras.callbacks.Callback):
-    """Tells the pulse what Keras's loop does after this callback: what comes next in its list, or the next steps."""
+    """Sets the heartbeat's phase to what follows this callback: the next ones in the list, or the next steps."""
 
     def __init__(self, heartbeat: Heartbeat, phase: str) -> None:
         super().__init__()
@@ -93,46 +95,44 @@ class HeartbeatCallback(keras.callbacks.Callback):
 
 
 class ProgressCallback(keras.callbacks.Callback):
-    """Tells the feed which epoch it is, and the barrier task how it goes.
+    """Starts the feed's epochs, writes the training log, and reports progress to the driver.
 
     Args:
-        feed: of the training rows.
-        epochs: how many there will be.
-        here: what it tells; its clock counts the first call of TensorFlow, which traces the step, as "compile".
-        record: of the training, to go on with.
-        done: the epochs, and the steps of the next one, that were done before.
+        feed: the training rows.
+        epochs: the number of epochs to train.
+        context: reports the progress; its timer counts the first call of TensorFlow, which traces the step, as
+            "compile".
+        log: the training log, which a resumed training continues.
+        start: the number of epochs that are done, and of steps of the next one.
     """
 
-    def __init__(
-        self, feed: Feed, epochs: int, context: RankContext, record: TrainingLog, done: tuple[int, int]
-    ) -> None:
+    def __init__(self, feed: Feed, epochs: int, context: RankContext, log: TrainingLog, start: tuple[int, int]) -> None:
         super().__init__()
-        self.feed, self.epochs, self.context, self.record, self.done = feed, epochs, context, record, done
-        self.told = self.began = 0.0
+        self.feed, self.epochs, self.context, self.log, self.start = feed, epochs, context, log, start
+        self.last_event = 0.0
         self.compiled = False
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.model.skipped = self.done[1] if epoch == self.done[0] else 0
+        self.model.skipped = self.start[1] if epoch == self.start[0] else 0
         self.feed.begin(epoch, self.model.skipped)
-        self.epoch = epoch
-        self.began = time.monotonic()
+        self.epoch, self.began = epoch, time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if not self.compiled:
             self.context.timer.lap("compile")
             self.compiled = True
-        if time.monotonic() - self.told > EVENT_INTERVAL:
-            self.told = time.monotonic()
-            self._tell("step", batch + 1, logs)
+        if time.monotonic() - self.last_event > EVENT_INTERVAL:
+            self.last_event = time.monotonic()
+            self._report("step", batch + 1, logs)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         seconds = time.monotonic() - self.began
-        self.record.seconds.append(seconds)
+        self.log.seconds.append(seconds)
         for name, value in (logs or {}).items():
-            self.record.history.setdefault(name, []).append(float(value))
-        self._tell("epoch", self.feed.steps, logs, rows_per_second=self.feed.total_rows / seconds)
+            self.log.history.setdefault(name, []).append(float(value))
+        self._report("epoch", self.feed.steps, logs, rows_per_second=self.feed.total_rows / seconds)
 
-    def _tell(self, event: str, step: int, logs: Any, **more: Any) -> None:
+    def _report(self, event: str, step: int, logs: Any, **more: Any) -> None:
         self.context.report(
             event=event, epoch=self.epoch + 1, epochs=self.epochs, step=step, steps=self.feed.steps,
             rows=self.feed.total_rows, logs={name: float(value) for name, value in (logs or {}).items()}, **more,
@@ -140,7 +140,7 @@ class ProgressCallback(keras.callbacks.Callback):
 
 
 class SkippingCallbackList(keras.callbacks.CallbackList):
-    """The callbacks of a training, which hear nothing of steps that a resumed epoch only passes by."""
+    """The callbacks of a training; they are not called for steps that a resumed epoch skips."""
 
     skipping = False
 
@@ -155,29 +155,30 @@ class SkippingCallbackList(keras.callbacks.CallbackList):
 
 
 class ReseedCallback(keras.callbacks.Callback):
-    """Makes Dropout and its kin depend on seed, epoch and partition alone.
+    """Makes the random numbers of Dropout and other layers depend on seed, epoch, partition and step alone.
 
     Args:
-        seed: of the training.
-        partition: of the rank's rows.
-        state: that the training goes on from.
+        seed: the training's seed.
+        partition: the partition whose rows the rank has.
+        checkpoint: the checkpoint from which the training resumes, if any.
     """
 
-    def __init__(self, seed: int, partition: int, state: Checkpoint | None) -> None:
+    def __init__(self, seed: int, partition: int, checkpoint: Checkpoint | None) -> None:
         super().__init__()
-        self.seed, self.partition, self.state = seed, partition, state
+        self.seed, self.partition, self.checkpoint = seed, partition, checkpoint
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        variables = generators(self.model)
+        variables = seed_generators(self.model)
         words = np.random.SeedSequence([self.seed % 2**63, self.partition, epoch]).generate_state(len(variables) or 1)
-        resumed = self.state is not None and self.state.step and self.state.epoch == epoch
-        counts = self.state.plain["counts"] if resumed and self.state is not None else [0] * len(variables)
+        counts = [0] * len(variables)
+        if self.checkpoint is not None and self.checkpoint.step and self.checkpoint.epoch == epoch:
+            counts = self.checkpoint.plain["counts"]
         for variable, word, count in zip(variables, words, counts, strict=False):
             variable.assign(np.array([word, count], variable.dtype))
 
 
-def generators(network: Any) -> list[Any]:
-    """The variables of a network that random numbers are made of: a seed and a count each."""
+def seed_generators(network: Any) -> list[Any]:
+    """The variables, each of a seed and a count, from which a network makes random numbers."""
     variables = network.non_trainable_variables
     return [one for one in variables if "seed_generator" in one.path and len(one.shape) == 1]
 
@@ -193,8 +194,8 @@ class StopAtNonFinite(keras.callbacks.Callback):
         step = self.model.finite.failed_at()
         if step:
             raise RankError(
-                f"The loss is NaN or infinite in epoch {self.epoch + 1} at step {step}. Look for values in the "
-                "columns that are far too large or for a logarithm or division in the network or loss, lower "
-                'learningRate, or give the optimizer a clipnorm. handleNonFiniteLoss="keep" trains on regardless. A '
-                "checkpoint in checkpointDir, if there is one, is from before."
+                f"The loss is NaN or infinite in epoch {self.epoch + 1} at step {step}. Look for values in the columns "
+                "that are far too large or for a logarithm or division in the network or loss, lower learningRate, or "
+                'give the optimizer a clipnorm. handleNonFiniteLoss="keep" continues the training regardless. '
+                "Checkpoints in checkpointDir, if there are any, were written before this step."
             )

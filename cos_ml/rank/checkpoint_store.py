@@ -1,14 +1,14 @@
-"""Training state on any storage that fsspec knows: a fit that was cut off goes on from it (rank 0; ``acquire``: driver).
+"""Checkpoints on any storage that fsspec knows, from which an interrupted fit resumes (rank 0; ``acquire``: driver).
 
-A folder holds what one fit left behind::
+A folder contains the checkpoints of one fit::
 
     checkpointDir/
-        fit.json                            whose states these are: Params, columns, network
-        rows-3b0c.../                       on which rows
-            state-auto-000002-000000000     after two epochs and no step of the third
+        fit.json                                what identifies the fit: Params, columns, network
+        rows-3b0c.../                           the rows it trains on
+            checkpoint-auto-000002-000000000    after two epochs and no step of the third
 
-A state is written under another name and renamed, so that whoever reads it sees all of it, and ends with a hash of all
-that is before. The last two are kept: where the newest is damaged the one before it serves.
+A checkpoint is written under another name and renamed, so that no reader sees a part of it, and ends with a hash of its
+content. The last two are kept: where the newest is damaged, the one before it is used.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["Checkpoint", "CheckpointStore", "acquire"]
 KEPT = 2
 HASH = hashlib.blake2b().digest_size
 HEADER = "header"  # beside the arrays' names
-NAME = re.compile(r"state-(\w+)-(\d{6,})-(\d{9,})")
+NAME = re.compile(r"(?:checkpoint|state)-\w+-\d{6,}-\d{9,}")  # "state": an earlier format, reported as damaged
 SHOWN = 60  # characters of a value in a message
 
 
@@ -43,10 +43,10 @@ class Checkpoint:
     """A training between two steps.
 
     Attributes:
-        epoch: how many epochs are done.
-        step: how many steps of the next one are done.
-        plain: what JSON holds: history, the numbers of callbacks and so on.
-        arrays: name -> weights, optimizer state and the like.
+        epoch: the number of finished epochs.
+        step: the number of finished steps of the next epoch.
+        plain: the part that JSON can hold: history, the state of callbacks and so on.
+        arrays: name -> weights, optimizer variables and the like.
     """
 
     epoch: int
@@ -54,8 +54,12 @@ class Checkpoint:
     plain: dict[str, Any]
     arrays: dict[str, np.ndarray]
 
+    def arrays_under(self, prefix: str) -> dict[str, np.ndarray]:
+        """The arrays whose names start with ``prefix``, by the rest of their names."""
+        return {name.removeprefix(prefix): array for name, array in self.arrays.items() if name.startswith(prefix)}
+
     def dump(self) -> list[Any]:
-        """A file as bytes-like pieces: the arrays and the rest as ``blobs.dump`` has them, then a hash of all that."""
+        """A file as bytes-like pieces: the arrays and, as JSON, the rest, then a hash of it all."""
         header = {"epoch": self.epoch, "step": self.step, "plain": self.plain}
         pieces = blobs.dump({HEADER: json.dumps(header).encode(), **self.arrays})
         digest = hashlib.blake2b()
@@ -65,57 +69,56 @@ class Checkpoint:
 
     @classmethod
     def load(cls, data: bytes) -> Checkpoint:
-        """The checkpoint of which ``dump`` made ``data``.
+        """The checkpoint in a file that ``dump`` returned.
 
         Raises:
-            ValueError: the data is damaged, or is another version's.
+            ValueError: the data is damaged, or was written by another version.
         """
         content = memoryview(data)[:-HASH]
         if len(data) < HASH or hashlib.blake2b(content).digest() != data[-HASH:]:
-            raise ValueError(f"the hash of its {len(data):,} bytes is another one")
+            raise ValueError(f"its hash does not match its {len(data):,} bytes")
         arrays = blobs.load(content)
         if HEADER not in arrays:
             raise ValueError("it has no header")
-        header = json.loads(arrays.pop(HEADER))
-        return cls(header["epoch"], header["step"], header["plain"], arrays)
+        return cls(**json.loads(arrays.pop(HEADER)), arrays=arrays)
 
 
-def acquire(folder: CheckpointConfig) -> None:
-    """Make the folder this training's own.
+def acquire(config: CheckpointConfig) -> None:
+    """Reserve the folder for one training, and create it where necessary.
 
     Raises:
-        InvalidInputError: it holds states of another training, or can't be written.
+        InvalidInputError: the folder contains checkpoints of another training, or can't be written.
     """
     try:
-        filesystem, root = _open(folder.url)
+        filesystem, root = _open(config.url)
         filesystem.makedirs(root, exist_ok=True)
         path = f"{root}/fit.json"
-        there = json.loads(filesystem.cat_file(path)) if filesystem.exists(path) else None
-        here = json.loads(json.dumps(folder.fit))
-        if there == here:
+        stored = json.loads(filesystem.cat_file(path)) if filesystem.exists(path) else None
+        fit = json.loads(json.dumps(config.fit))
+        if stored == fit:
             return
-        if there is not None and folder.run == ANY_RUN:
+        if stored is not None and config.run == ANY_RUN:
             raise InvalidInputError(
-                f"Param checkpointDir: {folder.url} holds the states of another fit: {_difference(there, here)}. Give "
-                'this one a folder of its own, or set resume="never" to drop those states and start afresh.'
+                f"Param checkpointDir: {config.url} contains checkpoints of another fit: {_difference(stored, fit)}. "
+                'Use another folder for this fit, or set resume="never" to delete those checkpoints and start over.'
             )
-        for one in filesystem.glob(f"{root}/rows-*"):
-            filesystem.rm(one, recursive=True)
-        _write_whole(filesystem, path, [json.dumps(here, indent=1).encode()])
+        for rows in filesystem.glob(f"{root}/rows-*"):
+            filesystem.rm(rows, recursive=True)
+        _write_atomically(filesystem, path, [json.dumps(fit, indent=1).encode()])
     except InvalidInputError:
         raise
     except Exception as error:  # each storage has its own exceptions
         raise InvalidInputError(
-            f"Param checkpointDir: {folder.url} can't be used: {type(error).__name__}: {error}. It has to be a folder "
-            "that fsspec can write, and that the driver and all executors reach."
+            f"Param checkpointDir: {config.url} can't be used: {type(error).__name__}: {error}. Expected a folder that "
+            "fsspec can write and that the driver and all executors can reach."
         ) from error
 
 
-def _difference(there: Any, here: dict[str, Any]) -> str:
-    """What is not the same, Param by Param."""
-    there = there if isinstance(there, dict) else {}
-    names = [name for name in (here | there) if there.get(name) != here.get(name)]
-    return "; ".join(f"{name} is {_short(there.get(name))} there and {_short(here.get(name))} here" for name in names)
+def _difference(stored: Any, fit: dict[str, Any]) -> str:
+    """The Params that differ, with both values."""
+    stored = stored if isinstance(stored, dict) else {}
+    names = [name for name in (fit | stored) if stored.get(name) != fit.get(name)]
+    return "; ".join(f"{name} was {_short(stored.get(name))} and is {_short(fit.get(name))} now" for name in names)
 
 
 def _short(value: Any) -> str:
@@ -124,65 +127,64 @@ def _short(value: Any) -> str:
 
 
 class CheckpointStore:
-    """The states of one training on its rows.
+    """The checkpoints of one training on its rows.
 
     Args:
-        folder: where they are.
-        rows: a digest of the rows: states on other rows are not this training's.
+        config: the folder and the run.
+        rows: a digest of the rows; checkpoints of other rows are ignored.
 
     Attributes:
-        notes: what a person should know of the states that were found.
+        notes: messages to the user about the checkpoints that were found.
     """
 
-    def __init__(self, folder: CheckpointConfig, rows: Sequence[Any]) -> None:
-        self.folder = folder
-        self.filesystem, root = _open(folder.url)
-        digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
-        self.root, self.path = root, f"{root}/rows-{digest}"
+    def __init__(self, config: CheckpointConfig, rows: Sequence[Any]) -> None:
+        self.config = config
+        self.filesystem, self.root = _open(config.url)
+        self.path = f"{self.root}/rows-{hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]}"
         self.notes: list[str] = []
+        self._prefix = f"checkpoint-{config.run}-"
         self._damaged: set[str] = set()
 
     def newest(self) -> Checkpoint | None:
-        """The newest state that is whole; None where there is none."""
+        """The newest undamaged checkpoint; None where there is none."""
         self.filesystem.makedirs(self.path, exist_ok=True)
         names = self._names()
-        if self.folder.run != ANY_RUN:
-            for name in names:
-                if _run(name) != self.folder.run:
-                    self.filesystem.rm_file(f"{self.path}/{name}")
-            names = [name for name in names if _run(name) == self.folder.run]
+        if self.config.run != ANY_RUN:
+            for name in [name for name in names if not name.startswith(self._prefix)]:
+                self.filesystem.rm_file(f"{self.path}/{name}")
+                names.remove(name)
         for name in reversed(names):
             try:
                 return Checkpoint.load(self.filesystem.cat_file(f"{self.path}/{name}"))
             except ValueError as error:
-                self.notes.append(f"The checkpoint {name} is damaged ({error}): the one before it is used.")
+                self.notes.append(f"The checkpoint {name} is damaged ({error}). The one before it is used, if any.")
                 self._damaged.add(name)
-        others = [one for one in self.filesystem.glob(f"{self.root}/rows-*") if not one.endswith(self.path)]
-        if not names and others and self.folder.run == ANY_RUN:
+        others = [path for path in self.filesystem.glob(f"{self.root}/rows-*") if not path.endswith(self.path)]
+        if not names and others and self.config.run == ANY_RUN:
             self.notes.append(
-                f"The states under {self.folder.url} are of other rows: this fit starts from its first epoch. Rows "
-                "that differ each time they are read can't be gone on with: cache or store them first."
+                f"The checkpoints in {self.config.url} belong to other rows: this fit starts from its first epoch. "
+                "Where rows differ each time Spark computes them, cache or store them first."
             )
         return None
 
-    def write(self, state: Checkpoint) -> None:
-        """Store one more state, and drop all but the last two that are whole."""
-        name = f"state-{self.folder.run}-{state.epoch:06d}-{state.step:09d}"
-        _write_whole(self.filesystem, f"{self.path}/{name}", state.dump())
+    def write(self, checkpoint: Checkpoint) -> None:
+        """Store one more checkpoint, and delete all but the last two that are undamaged."""
+        name = f"{self._prefix}{checkpoint.epoch:06d}-{checkpoint.step:09d}"
+        _write_atomically(self.filesystem, f"{self.path}/{name}", checkpoint.dump())
         self._damaged.discard(name)
         names = self._names()
-        kept = [one for one in names if one not in self._damaged][-KEPT:]
+        kept = [name for name in names if name not in self._damaged][-KEPT:]
         for old in set(names) - set(kept):
             self.filesystem.rm_file(f"{self.path}/{old}")
 
     def _names(self) -> list[str]:
-        """Of all states, the newest last; what a killed writer left is removed."""
+        """The names of all checkpoints, the newest last; files that a killed writer left unfinished are deleted."""
         self.filesystem.invalidate_cache()
         try:
-            found = self.filesystem.ls(self.path, detail=False)
-        except FileNotFoundError:  # object storage has no folders but those of its files
-            found = []
-        names = [path.rstrip("/").rsplit("/", 1)[-1] for path in found]
+            paths = self.filesystem.ls(self.path, detail=False)
+        except FileNotFoundError:  # object storage has no empty folders
+            paths = []
+        names = [path.rstrip("/").rsplit("/", 1)[-1] for path in paths]
         for name in names:
             if name.startswith("."):
                 with contextlib.suppress(FileNotFoundError):
@@ -191,12 +193,8 @@ class CheckpointStore:
 
 
 def _age(name: str) -> tuple[int, int]:
-    _, epoch, step = NAME.fullmatch(name).groups()  # type: ignore[union-attr]
+    *_, epoch, step = name.split("-")
     return int(epoch), int(step)
-
-
-def _run(name: str) -> str:
-    return NAME.fullmatch(name)[1]  # type: ignore[index]
 
 
 def _open(url: str) -> tuple[Any, str]:
@@ -206,14 +204,14 @@ def _open(url: str) -> tuple[Any, str]:
     return filesystem, root.rstrip("/")
 
 
-def _write_whole(filesystem: Any, path: str, pieces: Sequence[Any]) -> None:
-    """Write a file that nobody sees a part of."""
+def _write_atomically(filesystem: Any, path: str, pieces: Sequence[Any]) -> None:
+    """Write a file that readers see whole or not at all."""
     folder, _, name = path.rpartition("/")
     unfinished = f"{folder}/.{name}-{uuid.uuid4().hex[:8]}"
     with filesystem.open(unfinished, "wb") as file:
         for piece in pieces:
             file.write(piece)
         file.flush()
-        with contextlib.suppress(AttributeError, OSError):  # storage that is no disk has no fileno
+        with contextlib.suppress(AttributeError, OSError):  # only files on a disk have a fileno
             os.fsync(file.fileno())
     filesystem.mv(unfinished, path)

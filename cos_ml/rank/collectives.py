@@ -1,6 +1,6 @@
-"""What Keras 3 needs of Horovod, and Horovod's own Keras layer can't do (rank side).
+"""The collectives that Keras 3 needs, on Horovod, whose own Keras layer supports Keras 2 only (rank side).
 
-With one rank every function here returns what it was given, and Horovod is not imported.
+With one rank every method returns its argument, and Horovod is not imported.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ __all__ = ["Communicator"]
 
 
 class Communicator:
-    """The ranks of one training, connected.
+    """Connects the ranks of one training.
 
     Args:
-        size: how many there are; Horovod's environment variables say where.
+        size: the number of ranks; Horovod's environment variables describe them.
 
     Attributes:
-        threads: Horovod's own, which look a thousand times a second for what other ranks have ready.
+        threads: identifiers of Horovod's threads, which poll a thousand times a second for other ranks' tensors.
     """
 
     def __init__(self, size: int) -> None:
@@ -39,60 +39,64 @@ class Communicator:
             self.sum(np.zeros(1))  # returns when every rank is connected to every other
 
     def average_gradients(self, gradients: Sequence[Any], compression: str = "none") -> list[Any]:
-        """Tensors averaged over the ranks, inside a training step; None, for a variable without part in it, stays.
+        """Average tensors over the ranks, inside a training step.
 
         Args:
-            gradients: float tensors. The last one travels as it is: it is the loss.
-            compression: "fp16" lets the others travel with half the bytes, and three digits; "none".
+            gradients: float tensors, or None for variables that the step does not use. The last one is the loss, which
+                is never compressed.
+            compression: "fp16" sends gradients in half the bytes, with three digits; or "none".
+
+        Returns:
+            list[Any]: the averages in the same order; None stays None.
         """
         if self.size == 1:
             return list(gradients)
         import tensorflow as tf
 
-        there = [index for index, gradient in enumerate(gradients) if gradient is not None]
-        dense = [tf.convert_to_tensor(gradients[index]) for index in there]  # embeddings: from rows to the whole
+        used = [index for index, gradient in enumerate(gradients) if gradient is not None]
+        dense = [tf.convert_to_tensor(gradients[index]) for index in used]  # an embedding's is a set of rows
         if compression == "fp16":
             half = self._hvd.grouped_allreduce(dense[:-1], op=self._hvd.Average, compression=self._hvd.Compression.fp16)
             means = [*half, self._hvd.allreduce(dense[-1], op=self._hvd.Average)]
         else:
             means = self._hvd.grouped_allreduce(dense, op=self._hvd.Average)
-        averaged = dict(zip(there, means, strict=True))
+        averaged = dict(zip(used, means, strict=True))
         return [averaged.get(index) for index in range(len(gradients))]
 
     def sum(self, values: np.ndarray) -> np.ndarray:
-        """The sum of an array over the ranks, element by element."""
+        """The elementwise sum of an array over the ranks."""
         return values if self.size == 1 else self._hvd.allreduce(values, op=self._hvd.Sum).numpy()
 
     def sum_variables(self, variables: Sequence[Any]) -> None:
-        """Replace each of these Keras variables by its sum over the ranks."""
+        """Assign to each of these Keras variables its sum over the ranks."""
         if self.size > 1 and variables:
             sums = self._hvd.grouped_allreduce([variable.value for variable in variables], op=self._hvd.Sum)
             for variable, total in zip(variables, sums, strict=True):
                 variable.assign(total)
 
     def broadcast_variables(self, variables: Sequence[Any]) -> None:
-        """Give every rank the values that rank 0 has in these Keras variables."""
+        """Assign to these Keras variables, on every rank, the values that they have on rank 0."""
         if self.size > 1 and variables:
             self._hvd.broadcast_variables([variable.value for variable in variables], root_rank=0)
 
-    def broadcast(self, arrays: Mapping[str, np.ndarray] | None, root: int) -> dict[str, np.ndarray]:
-        """Give every rank the named arrays that rank ``root`` has; the others' are not looked at.
+    def broadcast(self, items: Mapping[str, Any] | None, root: int) -> dict[str, Any]:
+        """The named bytes and arrays of rank ``root``, on every rank; those of other ranks are ignored.
 
-        Horovod's own broadcast of objects unpickles what comes from the network.
+        Horovod's own broadcast of objects unpickles what it receives.
         """
         if self.size == 1:
-            return dict(arrays or {})
-        data = np.frombuffer(b"".join(blobs.dump(arrays or {})), np.uint8)
+            return dict(items or {})
+        data = np.frombuffer(b"".join(blobs.dump(items or {})), np.uint8)
         length = self._hvd.broadcast(np.array([len(data)], np.int64), root_rank=root, name="length").numpy()[0]
-        sent = np.resize(data, length)  # of the root's own it is all; the others' is overwritten
-        return blobs.load(self._hvd.broadcast(sent, root_rank=root, name="arrays").numpy().tobytes())
+        sent = np.resize(data, length)  # the root's keeps its length; the others' is overwritten
+        return blobs.load(self._hvd.broadcast(sent, root_rank=root, name="items").numpy().tobytes())
 
     def close(self) -> None:
-        """Part from the others, when all have come this far."""
+        """Disconnect from the other ranks, once all have called this."""
         if self.size > 1:
             self._hvd.shutdown()
 
 
 def _threads() -> frozenset[int]:
-    """Of this process."""
+    """The identifiers of this process's threads."""
     return frozenset(thread.id for thread in psutil.Process().threads())

@@ -1,4 +1,4 @@
-"""What a rank knows of itself and of the other ranks (rank side)."""
+"""What a rank knows about itself and the other ranks (rank side)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class RankContext:
     """This rank and its connections.
 
     Attributes:
-        communicator: connects it to the other ranks.
-        rank: its number.
-        tasks: rank -> what its barrier task sent when all met.
+        communicator: connects this rank to the others.
+        rank: the number of this rank.
+        tasks: rank -> what its barrier task sent to the others.
         timer: measures the seconds of each phase.
         heartbeat: sends events to this rank's task.
-        candidate: which candidate of a grid it trains, and how many there are.
+        candidate: the number of the candidate being trained, and the number of candidates.
     """
 
     communicator: Communicator
@@ -34,27 +34,27 @@ class RankContext:
 
     @property
     def partition(self) -> int:
-        """The partition whose rows it has; unlike the rank, it does not depend on which hosts Spark finds free."""
+        """The partition whose rows this rank has; unlike the rank, it does not depend on where Spark runs tasks."""
         return self.tasks[self.rank]["partition"]
 
     @property
     def digest(self) -> list[Any]:
-        """The digests of all ranks' rows."""
+        """The digests of all ranks' rows, by partition."""
         return [task["digest"] for task in sorted(self.tasks, key=lambda task: task["partition"])]
 
     def report(self, **event: Any) -> None:
-        """Show an event at the driver; rank 0 reports for all."""
+        """Send an event to the driver; only rank 0 does, for all ranks."""
         if self.rank == 0:
             self.heartbeat.send(**event, **self.candidate)
 
 
 @dataclass
 class TrainingLog:
-    """The course of a training so far.
+    """The epochs of a training so far.
 
     Attributes:
-        history: metric -> its value by epoch.
-        seconds: of each epoch.
+        history: metric -> its value after each epoch.
+        seconds: the duration of each epoch.
     """
 
     history: dict[str, list[float]] = field(default_factory=dict, init=False)

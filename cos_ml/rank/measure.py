@@ -1,4 +1,4 @@
-"""What a rank finds on its host, and how fast an allreduce is, for ``cos-ml check`` (rank side)."""
+"""Measures a rank's host and the speed of an allreduce, for ``cos-ml check`` (rank side)."""
 
 from __future__ import annotations
 
@@ -20,65 +20,68 @@ from cos_ml.versions import shared_versions
 
 __all__ = ["measure"]
 
-SIZE = "COS_ML_CHECK_BYTES"  # the rank's environment variable
-SMALL = 4  # bytes: what is left is the way there and back
-TURNS = 10  # the median counts
+SIZE = "COS_ML_CHECK_BYTES"  # environment variable of the rank: bytes of the large allreduce
+SMALL = 4  # bytes of the small one, which measures latency
+REPEATS = 10  # of which the median is reported
 
 
 def measure(
     start: dict[str, Any], wait_for_peers: Callable[[], dict[str, Any]], heartbeat: Heartbeat
 ) -> dict[str, bytes]:
-    """Add up an array with the other ranks, and tell of this one: "measured" as JSON."""
+    """Sum arrays over all ranks; returns "measured": the times, and facts about this rank's host, as JSON."""
     import tensorflow as tf
 
     spec = TrainSpec.loads(start["specs"][0])
     gpus.use(spec.use_gpu, tf)
-    seen = tf.config.list_physical_devices("GPU")
+    gpu = next(iter(tf.config.list_physical_devices("GPU")), None)
     several = start["rank_info"]["size"] > 1
     if several:
-        import horovod.tensorflow as hvd  # where it does not load, the others are told before they wait for it
+        import horovod.tensorflow as hvd  # where the import fails, no other rank waits for this one
     wait_for_peers()
     interfaces = local_addresses()
-    told: dict[str, Any] = {
+    report: dict[str, Any] = {
         "host": start["rank_info"]["host"], "versions": shared_versions(), "interfaces": interfaces,
         "speeds": {name: _speed(name) for name in interfaces.values()}, "interface": os.environ.get(INTERFACE),
-        "device": tf.config.experimental.get_device_details(seen[0])["device_name"] if seen else "CPU", "built": "",
+        "device": tf.config.experimental.get_device_details(gpu)["device_name"] if gpu else "CPU", "built": "",
     }  # fmt: skip
     if several:
         hvd.init()
         nccl = f"NCCL {hvd.nccl_built()}" if hvd.nccl_built() else "without NCCL"
-        told |= {
+        report |= {
             "built": f"built with {'Gloo' if hvd.gloo_built() else 'no Gloo'}, {nccl}",
-            "by": "NCCL" if seen and hvd.nccl_built() else "Gloo",
-            "seconds": {
-                name: _time(hvd, tf, name, size)
-                for name, size in (("small", SMALL), ("large", int(os.environ[SIZE])))
-            },
+            "by": "NCCL" if gpu and hvd.nccl_built() else "Gloo",
+            "seconds": {"small": _time(hvd, tf, SMALL), "large": _time(hvd, tf, int(os.environ[SIZE]))},
         }  # fmt: skip
         hvd.shutdown()
-    return {"measured": json.dumps(told).encode()}
+    return {"measured": json.dumps(report).encode()}
 
 
-def _time(hvd: Any, tf: Any, name: str, size: int) -> float:
-    """Seconds of one allreduce of ``size`` bytes; the sum is compared."""
-    mine = tf.fill([size // 4], float(hvd.rank() + 1))
+def _time(hvd: Any, tf: Any, size: int) -> float:
+    """The seconds that an allreduce of ``size`` bytes takes.
+
+    Raises:
+        ArithmeticError: a sum is wrong.
+    """
+    values = tf.fill([size // 4], float(hvd.rank() + 1))
     seconds = []
-    for _ in range(TURNS + 1):
+    for _ in range(REPEATS + 1):
         begin = time.perf_counter()
-        sums = hvd.allreduce(mine, op=hvd.Sum, name=name)
-        sums[-1:].numpy()  # a GPU says that it has begun; this waits for the end, and copies one number
+        sums = hvd.allreduce(values, op=hvd.Sum, name=f"bytes_{size}")
+        sums[-1:].numpy()  # a GPU computes asynchronously: wait, and copy one number
         seconds.append(time.perf_counter() - begin)
         total = sums.numpy()
         expected = hvd.size() * (hvd.size() + 1) / 2
         if not np.array_equal(total, np.full(size // 4, expected, np.float32)):
-            raise ArithmeticError(f"An allreduce of {size} bytes: expected {expected}, received {total[:8]}...")
-    return statistics.median(seconds[1:])  # the first one warms up
+            raise ArithmeticError(
+                f"Wrong sum in an allreduce of {size} bytes: expected {expected}, received {total[:8]}..."
+            )
+    return statistics.median(seconds[1:])  # the first is a warm-up
 
 
 def _speed(interface: str) -> int | None:
-    """Of a network interface, in 10^6 bits/s, as Linux knows it; None for those without one, as the loopback."""
+    """The speed of a network interface in 10^6 bits/s; None where Linux knows none, as for the loopback."""
     try:
-        found = int(Path("/sys/class/net", interface, "speed").read_text())
+        speed = int(Path("/sys/class/net", interface, "speed").read_text())
     except (OSError, ValueError):
         return None
-    return found if found > 0 else None
+    return speed if speed > 0 else None

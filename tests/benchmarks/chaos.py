@@ -117,12 +117,12 @@ class Chaos:
             return
         ranks = [rank for rank in self._ranks or processes("cos_ml.rank") if alive(rank)]
         if ranks:
-            self.had = max([0, *(int(name.split("-")[2]) for name in self._names() if name.startswith("state-"))])
+            self.had = max([0, *(int(name.split("-")[2]) for name in self._names() if name.startswith("checkpoint-"))])
             self._strike(ranks[-1])
 
     def _names(self) -> list[str]:
         """Of the files of states, whole and unfinished ones."""
-        return [name for _, _, files in os.walk(self.states) for name in files if "state-" in name]
+        return [name for _, _, files in os.walk(self.states) for name in files if "checkpoint-" in name]
 
     def _come(self) -> bool:
         """Whether the fit is in the phase."""
@@ -134,9 +134,11 @@ class Chaos:
             self._ranks = processes("cos_ml.rank")
         names = self._names()
         if self.phase == "checkpoint":  # one that is not the first is being written
-            return any(name.startswith(".state") for name in names) and any(name.startswith("state") for name in names)
+            return any(name.startswith(".checkpoint") for name in names) and any(
+                name.startswith("checkpoint") for name in names
+            )
         wanted = 1 if self.phase == "train" else EPOCHS
-        return any(name.startswith("state-auto-") and int(name.split("-")[2]) >= wanted for name in names)
+        return any(name.startswith("checkpoint-auto-") and int(name.split("-")[2]) >= wanted for name in names)
 
     def _strike(self, rank: psutil.Process) -> None:
         try:
@@ -221,7 +223,7 @@ def left_behind(folder: Path, states: Path, ports: set[Any]) -> str:
         *(f"process {process.pid}" for process in processes("cos_ml.rank")),
         *(f"port {address.port}" for address in listening() - ports),
         *(f"folder {name}" for _, names, _ in os.walk(folder) for name in names if name.startswith("cos_ml-")),
-        *(f"file {name}" for _, _, names in os.walk(states) for name in names if name.startswith(".state")),
+        *(f"file {name}" for _, _, names in os.walk(states) for name in names if name.startswith(".checkpoint")),
     ]
     deadline = time.monotonic() + 10
     while waits() and time.monotonic() < deadline:

@@ -103,7 +103,7 @@ def test_a_finished_fit_is_not_trained_again_and_another_one_is_refused(data, tm
     assert lines == ["Resuming from the checkpoint after epoch 2."]
     assert_same_weights(first.toKeras(), again.toKeras(), 0)
     assert again.summary.history == first.summary.history
-    with pytest.raises(InvalidInputError, match=r"another fit: epochs is 2 there and 3 here\. .*resume=\"never\""):
+    with pytest.raises(InvalidInputError, match=r"another fit: epochs was 2 and is 3 now\. .*resume=\"never\""):
         estimator(reference.network(), **options | {"epochs": 3}).fit(data)
     afresh = estimator(reference.network(), **options | {"epochs": 1}, resume="never").fit(data)
     assert afresh.summary.resumedAt == (0, 0)
@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_serves(data, tmp_pat
     """Also where nobody watches."""
     options = {"checkpointDir": str(tmp_path), "epochs": 2}
     first = estimator(reference.network(), **options).fit(data)
-    (newest,) = tmp_path.rglob("state-auto-000002-*")
+    (newest,) = tmp_path.rglob("checkpoint-auto-000002-*")
     newest.write_bytes(newest.read_bytes()[:-9])
     again = estimator(reference.network(), **options).fit(data)
     assert again.summary.resumedAt == (1, 0)
@@ -136,8 +136,8 @@ def test_folds_and_candidates_do_not_meet_in_one_folder(data, tmp_path):
     tuning = {"estimatorParamMaps": grid, "evaluator": MulticlassClassificationEvaluator(), "numFolds": 2, "seed": 1}
     worse, better = CrossValidator(estimator=one, **tuning).fit(data).avgMetrics
     assert worse < better
-    assert len(list(tmp_path.glob("candidate-*/rows-*/state-*"))) == 4  # two candidates, on two folds
-    assert len(list(tmp_path.glob("rows-*/state-*"))) == 1  # the best one, on all rows
+    assert len(list(tmp_path.glob("candidate-*/rows-*/checkpoint-*"))) == 4  # two candidates, on two folds
+    assert len(list(tmp_path.glob("rows-*/checkpoint-*"))) == 1  # the best one, on all rows
 
 
 DRIVER = """

@@ -1,5 +1,6 @@
+"""Training in one process: what Keras's own fit computes, on every kind of rows."""
+
 import io
-import json
 
 import numpy as np
 import pytest
@@ -7,51 +8,23 @@ import tensorflow as tf
 
 from cos_ml.data.columns import Column
 from cos_ml.network.keras_import import import_keras
-from cos_ml.rank import train
-from cos_ml.rank.collectives import Communicator
-from cos_ml.rank.context import PhaseTimer, RankContext
-from cos_ml.rank.feed import Feed, stored_rows
-from cos_ml.rank.heartbeat import Heartbeat
-from cos_ml.rank.train import fit
-from cos_ml.rank.trainer import make_trainer, network_of
+from cos_ml.network.keras_internals import all_layers
+from cos_ml.rank import callbacks
+from cos_ml.rank.train import training_settings
 from cos_ml.spec import TrainSpec
-from tests.support.spools import inherited
+from tests.support.training import LOSS, data_of, events_of, spec_of, train_alone
 
 keras = import_keras()
-
-X, DIGIT = Column("features", "x0", (4,)), Column("label", "y0", classes=3)
-LOSS = "sparse_categorical_crossentropy"
-
-
-def spec_of(**changes):
-    return TrainSpec(
-        **{"inputs": (X,), "labels": (DIGIT,), "compile": {"optimizer": "sgd", "loss": LOSS, "metrics": ["accuracy"]},
-           "learning_rate": 0.5, "batch_size": 8, "epochs": 2, "shuffle": False, "steps_per_execution": 3} | changes
-    )  # fmt: skip
-
-
-def data_of(count, seed=0):
-    random = np.random.default_rng(seed)
-    rows = random.uniform(-1, 1, (count, 4)).astype(np.float32)
-    return {"x0": rows, "y0": (rows @ random.uniform(-1, 1, (4, 3))).argmax(axis=1).astype(np.float32)}
 
 
 @pytest.fixture
 def trained(spool):
-    """A function that trains in this process, as the one rank there is; returns network, history and events."""
+    """A function that trains in this process, as the only rank; returns network, summary and events."""
 
     def train(model, spec, data):
-        spooled = spool(spec, data, size=7)
-        task = {"rows": spooled.rows, "shapes": spooled.shapes, "dtypes": spooled.dtypes, "digest": spooled.digest}
-        tasks, events = [task | {"partition": 0}], io.StringIO()
-        here = RankContext(Communicator(1), 0, tasks, PhaseTimer(), Heartbeat(events))
-        rows = {part: stored_rows(part, tasks, 0, inherited(spooled, part)) for part in ("train", "validation")}
-        feeds = {part: Feed(part, spec, here, rows[part]) for part in rows}
-        trainer = make_trainer(model, spec, here.ranks)
-        history = fit(trainer, spec, here, feeds)
-        here.heartbeat.close()
-        told = [json.loads(line) for line in events.getvalue().splitlines()]
-        return network_of(trainer), history, [event for event in told if event["event"] in ("step", "epoch", "note")]
+        written = io.StringIO()
+        network, summary = train_alone(model, spec, spool(spec, data, size=7), written)
+        return network, summary, [event for event in events_of(written) if event["event"] in ("step", "epoch", "note")]
 
     return train
 
@@ -74,19 +47,19 @@ def keras_fit(model, data, epochs=2, optimizer=None, **more):
 
 
 @pytest.mark.parametrize("count", [32, 29, 8, 3])  # 29 rows: the last step has 5; 3: the only one has 3
-def test_training_is_kerass_own(trained, classifier, twin, count):
+def test_training_computes_what_keras_does(trained, classifier, twin, count):
     data = data_of(count)
     before = classifier.get_weights()
-    network, told, _ = trained(classifier, spec_of(), data)
+    network, summary, _ = trained(classifier, spec_of(), data)
     expected = keras_fit(twin, data)
     assert same_weights(network, twin)
     assert not all(np.allclose(a, b, atol=1e-3) for a, b in zip(network.get_weights(), before, strict=True))
-    assert list(told["history"]) == list(expected)
+    assert list(summary["history"]) == list(expected)
     for name, values in expected.items():
-        assert np.allclose(told["history"][name], values, atol=1e-6), name
-    assert told["rows"] == count
-    assert told["steps"] == -(-count // 8)
-    assert len(told["epoch_seconds"]) == 2
+        assert np.allclose(summary["history"][name], values, atol=1e-6), name
+    assert summary["rows"] == count
+    assert summary["steps"] == -(-count // 8)
+    assert len(summary["epoch_seconds"]) == 2
 
 
 def test_an_optimizer_with_state(trained, classifier, twin):
@@ -100,33 +73,33 @@ def test_an_optimizer_with_state(trained, classifier, twin):
 @pytest.mark.parametrize("steps", [1, 16])
 def test_steps_in_one_call_do_not_change_the_result(trained, classifier, twin, steps):
     data = data_of(29)
-    network, told, _ = trained(classifier, spec_of(steps_per_execution=steps), data)
-    assert np.allclose(told["history"]["loss"], keras_fit(twin, data)["loss"], atol=1e-6)
+    network, summary, _ = trained(classifier, spec_of(steps_per_execution=steps), data)
+    assert np.allclose(summary["history"]["loss"], keras_fit(twin, data)["loss"], atol=1e-6)
     assert same_weights(network, twin)
 
 
 def test_the_history_is_exact(trained, classifier, twin):
-    """With a learning rate of nothing, the means over all rows are what evaluate computes."""
+    """With a learning rate near 0, the means over all rows are what evaluate computes."""
     data = data_of(29)
-    _, told, _ = trained(classifier, spec_of(learning_rate=1e-30, epochs=1), data)
+    _, summary, _ = trained(classifier, spec_of(learning_rate=1e-30, epochs=1), data)
     probability = twin(data["x0"]).numpy()
     labels = data["y0"].astype(int)
-    assert np.isclose(told["history"]["loss"][0], -np.log(probability[np.arange(29), labels]).mean(), atol=1e-6)
-    assert np.isclose(told["history"]["accuracy"][0], (probability.argmax(axis=1) == labels).mean(), atol=1e-7)
+    assert np.isclose(summary["history"]["loss"][0], -np.log(probability[np.arange(29), labels]).mean(), atol=1e-6)
+    assert np.isclose(summary["history"]["accuracy"][0], (probability.argmax(axis=1) == labels).mean(), atol=1e-7)
 
 
 def test_validation_is_exact(trained, classifier, twin):
     data = data_of(30)
     marked = np.arange(30) % 3 == 0
     spec = spec_of(validation=Column("held", "v", dtype="bool"))
-    network, told, _ = trained(classifier, spec, data | {"v": marked})
+    network, summary, _ = trained(classifier, spec, data | {"v": marked})
     training, held = ({k: v[rows] for k, v in data.items()} for rows in (~marked, marked))
     expected = keras_fit(twin, training, validation_data=(held["x0"], held["y0"]), validation_batch_size=8)
     assert same_weights(network, twin)
-    assert list(told["history"]) == list(expected) == ["accuracy", "loss", "val_accuracy", "val_loss"]
+    assert list(summary["history"]) == list(expected) == ["accuracy", "loss", "val_accuracy", "val_loss"]
     for name, values in expected.items():
-        assert np.allclose(told["history"][name], values, atol=1e-6), name
-    assert (told["rows"], told["validation_rows"], told["steps"]) == (20, 10, 3)
+        assert np.allclose(summary["history"][name], values, atol=1e-6), name
+    assert (summary["rows"], summary["validation_rows"], summary["steps"]) == (20, 10, 3)
 
 
 def by_hand(model, data, weights, epochs, rate, size):
@@ -157,21 +130,21 @@ def test_row_weights(trained, classifier, twin, idle):
     weights[[2, 17]] = 0
     if idle:
         weights[8:16] = 0  # a step of no weight at all
-    network, told, _ = trained(classifier, spec_of(weight=Column("weight", "w", low=0.0)), data | {"w": weights})
+    network, summary, _ = trained(classifier, spec_of(weight=Column("weight", "w", low=0.0)), data | {"w": weights})
     expected = by_hand(twin, data, weights, 2, 0.5, 8)
     assert same_weights(network, twin)
-    assert np.allclose(told["history"]["loss"], expected, atol=1e-6)
+    assert np.allclose(summary["history"]["loss"], expected, atol=1e-6)
 
 
 def test_equal_weights_change_nothing(trained, classifier, twin):
     data = data_of(29)
     spec = spec_of(weight=Column("weight", "w", low=0.0))
-    network, told, _ = trained(classifier, spec, data | {"w": np.full(29, 7, np.float32)})
-    assert np.allclose(told["history"]["loss"], keras_fit(twin, data)["loss"], atol=1e-6)
+    network, summary, _ = trained(classifier, spec, data | {"w": np.full(29, 7, np.float32)})
+    assert np.allclose(summary["history"]["loss"], keras_fit(twin, data)["loss"], atol=1e-6)
     assert same_weights(network, twin)
 
 
-def test_rows_of_weight_zero_are_as_good_as_none(trained, classifier, twin):
+def test_rows_of_weight_zero_have_no_effect(trained, classifier, twin):
     data = data_of(32)
     weights = np.tile(np.float32([1, 0]), 16)
     network, _, _ = trained(classifier, spec_of(weight=Column("weight", "w", low=0.0)), data | {"w": weights})
@@ -184,9 +157,9 @@ def test_weighted_metrics_are_weighted_and_others_not(trained, classifier, twin)
     weights = np.random.default_rng(1).uniform(0, 3, 29).astype(np.float32)
     arguments = {"optimizer": "sgd", "loss": LOSS, "metrics": ["accuracy"], "weighted_metrics": ["accuracy"]}
     spec = spec_of(compile=arguments, learning_rate=1e-30, epochs=1, weight=Column("weight", "w", low=0.0))
-    _, told, _ = trained(classifier, spec, data | {"w": weights})
+    _, summary, _ = trained(classifier, spec, data | {"w": weights})
     right = twin(data["x0"]).numpy().argmax(axis=1) == data["y0"]
-    history = told["history"]
+    history = summary["history"]
     assert np.isclose(history["accuracy"][0], right.mean(), atol=1e-6)
     assert np.isclose(history["weighted_accuracy"][0], np.average(right, weights=weights), atol=1e-6)
 
@@ -223,8 +196,8 @@ def test_regularisation_counts(trained):
         return model
 
     data, twin = data_of(29), make()
-    network, told, _ = trained(make(), spec_of(), data)
-    assert np.allclose(told["history"]["loss"], keras_fit(twin, data)["loss"], atol=1e-6)
+    network, summary, _ = trained(make(), spec_of(), data)
+    assert np.allclose(summary["history"]["loss"], keras_fit(twin, data)["loss"], atol=1e-6)
     assert same_weights(network, twin)
 
 
@@ -245,7 +218,7 @@ def test_several_inputs_and_outputs(trained):
         compile={"optimizer": "sgd", "loss": ["mse", "mae"], "metrics": [["mae"], ["mse"]], "loss_weights": [1.0, 0.5]},
         learning_rate=0.1,
     )  # fmt: skip
-    network, told, _ = trained(make(), spec, data)
+    network, summary, _ = trained(make(), spec, data)
     twin = make()
     twin.compile(keras.optimizers.SGD(0.1), ["mse", "mae"], metrics=[["mae"], ["mse"]], loss_weights=[1.0, 0.5])
     expected = twin.fit(
@@ -253,30 +226,30 @@ def test_several_inputs_and_outputs(trained):
     ).history
     assert same_weights(network, twin)
     for name in ("loss", "a_mae", "b_mse"):
-        assert np.allclose(told["history"][name], expected[name], atol=1e-6), name
-    assert set(told["history"]) == set(expected)
+        assert np.allclose(summary["history"][name], expected[name], atol=1e-6), name
+    assert set(summary["history"]) == set(expected)
     # Keras's own means of these weigh every step alike, the last one of 5 rows too; here they are exact.
-    assert np.allclose(np.add(told["history"]["a_loss"], np.multiply(0.5, told["history"]["b_loss"])),
-                       told["history"]["loss"], atol=1e-6)  # fmt: skip
+    assert np.allclose(np.add(summary["history"]["a_loss"], np.multiply(0.5, summary["history"]["b_loss"])),
+                       summary["history"]["loss"], atol=1e-6)  # fmt: skip
 
 
 def test_every_epoch_is_reported(trained, classifier):
-    _, told, events = trained(classifier, spec_of(), data_of(29))
+    _, summary, events = trained(classifier, spec_of(), data_of(29))
     epochs = [event for event in events if event["event"] == "epoch"]
     assert [(event["epoch"], event["epochs"], event["step"], event["rows"]) for event in epochs] == [
         (1, 2, 4, 29),
         (2, 2, 4, 29),
     ]
-    assert [event["logs"]["loss"] for event in epochs] == told["history"]["loss"]
+    assert [event["logs"]["loss"] for event in epochs] == summary["history"]["loss"]
     assert all(event["rows_per_second"] > 0 for event in epochs)
 
 
-def test_steps_are_reported_now_and_then(trained, classifier, monkeypatch):
-    monkeypatch.setattr(train, "EVENT_INTERVAL", -1.0)
+def test_steps_are_reported_at_intervals(trained, classifier, monkeypatch):
+    monkeypatch.setattr(callbacks, "EVENT_INTERVAL", -1.0)
     _, _, events = trained(classifier, spec_of(steps_per_execution=1), data_of(29))
     steps = [(event["epoch"], event["step"]) for event in events if event["event"] == "step"]
     assert steps == [(epoch, step) for epoch in (1, 2) for step in (1, 2, 3, 4)]
-    monkeypatch.setattr(train, "EVENT_INTERVAL", 1e9)
+    monkeypatch.setattr(callbacks, "EVENT_INTERVAL", 1e9)
     _, _, events = trained(classifier, spec_of(steps_per_execution=1), data_of(29))
     assert [event["event"] for event in events if event["event"] == "step"] == []
 
@@ -289,17 +262,16 @@ def test_the_network_comes_out_as_it_went_in(trained, classifier):
 
 def test_a_spec_survives_json():
     spec = spec_of(weight=Column("weight", "w", low=0.0), validation=Column("held", "v", dtype="bool"))
-    assert TrainSpec.from_json(spec.to_json()) == spec
-    assert TrainSpec.from_json(spec_of().to_json()) == spec_of()
+    assert TrainSpec.loads(spec.dumps()) == spec
+    assert TrainSpec.loads(spec_of().dumps()) == spec_of()
 
 
-def test_a_policy_reaches_layers_within_layers_and_leaves_them():
+def test_a_policy_applies_to_layers_within_layers_and_is_restored():
     rows = keras.Input((4, 3))
     inner = keras.layers.LSTM(5)(rows), keras.layers.MultiHeadAttention(2, 3)(rows, rows)
     network = keras.Model(rows, [*inner, keras.layers.TimeDistributed(keras.layers.Dense(2, dtype="float64"))(rows)])
-    before = [layer.dtype_policy.name for layer in network._flatten_layers()]
-    restore = train.set_policy(network, "mixed_float16")
-    assert {layer.dtype_policy.name for layer in network._flatten_layers()} == {"mixed_float16"}
-    assert "lstm_cell" in " ".join(layer.name for layer in network._flatten_layers())
-    restore()
-    assert [layer.dtype_policy.name for layer in network._flatten_layers()] == before
+    before = [layer.dtype_policy.name for layer in all_layers(network)]
+    with training_settings(network, "mixed_float16", ()):
+        assert {layer.dtype_policy.name for layer in all_layers(network)} == {"mixed_float16"}
+        assert "lstm_cell" in " ".join(layer.name for layer in all_layers(network))
+    assert [layer.dtype_policy.name for layer in all_layers(network)] == before

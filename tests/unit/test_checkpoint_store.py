@@ -1,0 +1,217 @@
+"""Checkpoints on storage, without Spark: the last two, written whole, and only those of one training."""
+
+import hashlib
+from typing import ClassVar
+
+import fsspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cos_ml.errors import InvalidInputError
+from cos_ml.rank.checkpoint_store import Checkpoint, CheckpointStore, acquire
+from cos_ml.spec import CheckpointConfig
+
+ROWS = [{"train": 1, "validation": 2}]
+
+
+@pytest.fixture(params=["local", "memory"])
+def url(request, tmp_path):
+    """A folder that does not exist yet, on each kind of storage."""
+    if request.param == "local":
+        yield str(tmp_path / "checkpoints")
+    else:
+        yield f"memory://{tmp_path}"
+        fsspec.filesystem("memory").rm(str(tmp_path), recursive=True)
+
+
+def checkpoint_of(epoch, step=0, seed=0):
+    random = np.random.default_rng(seed)
+    arrays = {"weights/0": random.normal(size=(3, 4)).astype(np.float32), "weights/1": np.array(7, np.int64)}
+    return Checkpoint(epoch, step, {"history": {"loss": [0.5] * epoch}}, arrays)
+
+
+def assert_same(one, other):
+    assert (one.epoch, one.step, one.plain, list(one.arrays)) == (
+        other.epoch,
+        other.step,
+        other.plain,
+        list(other.arrays),
+    )
+    for name, array in other.arrays.items():
+        assert (one.arrays[name].dtype, one.arrays[name].shape) == (array.dtype, array.shape)
+        np.testing.assert_array_equal(one.arrays[name], array)
+
+
+def files(url):
+    filesystem, root = fsspec.core.url_to_fs(url)
+    return sorted(path.rsplit("/", 1)[-1] for path in filesystem.find(root))
+
+
+def damage(store, epoch):
+    """Remove the last byte of a checkpoint."""
+    path = f"{store.path}/checkpoint-auto-{epoch:06}-000000000"
+    store.filesystem.pipe_file(path, store.filesystem.cat_file(path)[:-1])
+
+
+def test_the_newest_of_the_last_two(url):
+    config = CheckpointConfig(url, fit={"epochs": 3})
+    acquire(config)
+    store = CheckpointStore(config, ROWS)
+    assert store.newest() is None
+    for epoch, step in ((1, 0), (1, 32), (2, 0)):
+        store.write(checkpoint_of(epoch, step))
+        assert_same(CheckpointStore(config, ROWS).newest(), checkpoint_of(epoch, step))
+    assert files(url) == ["checkpoint-auto-000001-000000032", "checkpoint-auto-000002-000000000", "fit.json"]
+
+
+def test_damaged_checkpoints_do_not_count_as_the_two_that_are_kept(url):
+    config = CheckpointConfig(url)
+    acquire(config)
+    store = CheckpointStore(config, ROWS)
+    store.newest()
+    for epoch in (5, 6):
+        store.write(checkpoint_of(epoch))
+        damage(store, epoch)
+    store = CheckpointStore(config, ROWS)
+    assert store.newest() is None
+    assert [note.split()[2] for note in store.notes] == [
+        "checkpoint-auto-000006-000000000",
+        "checkpoint-auto-000005-000000000",
+    ]
+    store.write(checkpoint_of(1))
+    assert files(url) == ["checkpoint-auto-000001-000000000", "fit.json"]
+    store.write(checkpoint_of(5))
+    store.write(checkpoint_of(6))
+    assert files(url)[:-1] == ["checkpoint-auto-000005-000000000", "checkpoint-auto-000006-000000000"]
+
+
+class ObjectStorage(fsspec.get_filesystem_class("memory")):
+    """Storage without folders, such as S3: none can be made, nor listed before it has a file."""
+
+    protocol = "objects"
+    store: ClassVar = {}
+    pseudo_dirs: ClassVar = [""]
+
+    def makedirs(self, path, exist_ok=False):
+        pass
+
+    def _open(self, path, mode="rb", **options):
+        if "w" in mode:
+            super().makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        return super()._open(path, mode, **options)
+
+
+def test_storage_without_folders():
+    fsspec.register_implementation("objects", ObjectStorage, clobber=True)
+    config = CheckpointConfig("objects://bucket/checkpoints", fit={"epochs": 3})
+    acquire(config)
+    store = CheckpointStore(config, ROWS)
+    with pytest.raises(FileNotFoundError):
+        store.filesystem.ls(store.path)
+    assert store.newest() is None
+    store.write(checkpoint_of(1))
+    assert_same(CheckpointStore(config, ROWS).newest(), checkpoint_of(1))
+
+
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(url):
+    config = CheckpointConfig(url)
+    acquire(config)
+    store = CheckpointStore(config, ROWS)
+    store.newest()
+    for epoch in (1, 2):
+        store.write(checkpoint_of(epoch))
+    damage(store, 2)
+    assert_same(store.newest(), checkpoint_of(1))
+    assert "checkpoint-auto-000002-000000000 is damaged" in store.notes[0]
+    store.filesystem.pipe_file(f"{store.path}/checkpoint-auto-000001-000000000", b"")
+    assert CheckpointStore(config, ROWS).newest() is None
+
+
+@given(st.data())
+def test_all_damage_is_detected(data):
+    whole = b"".join(bytes(piece) for piece in checkpoint_of(2).dump())
+    assert_same(Checkpoint.load(whole), checkpoint_of(2))
+    damage = data.draw(st.sampled_from(["flip", "cut", "more"]))
+    at = data.draw(st.integers(0, len(whole) - 1))
+    changed = {
+        "flip": whole[:at] + bytes([whole[at] ^ data.draw(st.integers(1, 255))]) + whole[at + 1 :],
+        "cut": whole[:at],
+        "more": whole + bytes(at + 1),
+    }[damage]
+    with pytest.raises(ValueError, match="its hash does not match"):
+        Checkpoint.load(changed)
+
+
+def test_a_checkpoint_of_another_version_is_reported_as_damaged(url):
+    config = CheckpointConfig(url)
+    acquire(config)
+    store = CheckpointStore(config, ROWS)
+    store.newest()
+    for epoch, content in enumerate((b'{"epoch": 1, "step": 0, "plain": {}, "arrays": []}\n', b"[]\n"), 1):
+        path = f"{store.path}/state-auto-{epoch:06}-000000000"
+        store.filesystem.pipe_file(path, content + hashlib.blake2b(content).digest())
+    assert store.newest() is None
+    assert [note.split()[2] for note in store.notes] == ["state-auto-000002-000000000", "state-auto-000001-000000000"]
+
+
+def test_a_writer_that_is_killed_leaves_the_old_checkpoint(url, monkeypatch):
+    config = CheckpointConfig(url)
+    acquire(config)
+    store = CheckpointStore(config, ROWS)
+    store.newest()
+    store.write(checkpoint_of(1))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(store.filesystem), "mv", killed)  # after writing, before renaming
+    with pytest.raises(KeyboardInterrupt):
+        store.write(checkpoint_of(2))
+    monkeypatch.undo()
+    assert_same(CheckpointStore(config, ROWS).newest(), checkpoint_of(1))
+    assert files(url) == ["checkpoint-auto-000001-000000000", "fit.json"]  # the unfinished file is gone
+
+
+def test_the_error_for_another_fit_names_the_differences(url):
+    acquire(CheckpointConfig(url, fit={"epochs": 3, "seed": 1, "loss": "mse"}))
+    acquire(CheckpointConfig(url, fit={"epochs": 3, "seed": 1, "loss": "mse"}))
+    with pytest.raises(InvalidInputError, match=r"another fit: epochs was 3 and is 10 now; clip was null"):
+        acquire(CheckpointConfig(url, fit={"epochs": 10, "seed": 1, "loss": "mse", "clip": 1.0}))
+
+
+def test_resume_never_deletes_earlier_checkpoints(url):
+    one = CheckpointConfig(url, fit={"epochs": 3})
+    acquire(one)
+    store = CheckpointStore(one, ROWS)
+    store.newest()
+    store.write(checkpoint_of(2))
+    for fit in ({"epochs": 3}, {"epochs": 4}):
+        afresh = CheckpointConfig(url, fit=fit, run="f00")
+        acquire(afresh)
+        assert CheckpointStore(afresh, ROWS).newest() is None
+        assert files(url) == ["fit.json"]
+    store = CheckpointStore(afresh, ROWS)
+    store.write(checkpoint_of(1))
+    assert_same(CheckpointStore(afresh, ROWS).newest(), checkpoint_of(1))  # Spark's retry of the same run resumes
+    assert_same(CheckpointStore(CheckpointConfig(url, fit={"epochs": 4}), ROWS).newest(), checkpoint_of(1))
+
+
+def test_checkpoints_of_other_rows_are_left_alone(url):
+    config = CheckpointConfig(url)
+    acquire(config)
+    store = CheckpointStore(config, ROWS)
+    store.newest()
+    store.write(checkpoint_of(2))
+    others = CheckpointStore(config, [{"train": 3, "validation": 2}])
+    assert others.newest() is None
+    assert "belong to other rows" in others.notes[0]
+    assert_same(CheckpointStore(config, ROWS).newest(), checkpoint_of(2))
+
+
+def test_a_folder_that_can_not_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    for url in (f"{tmp_path}/file/checkpoints", "nosuchprotocol://somewhere"):
+        with pytest.raises(InvalidInputError, match=r"Param checkpointDir: .* can't be used"):
+            acquire(CheckpointConfig(url))
