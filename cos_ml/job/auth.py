@@ -1,4 +1,4 @@
-"""What the servers of a fit share: a secret per fit, a limit on connections, an orderly end (both sides).
+"""What the servers of a fit share: proof of a secret, a limit on connections, an orderly end (both sides).
 
 docs/security.md says what is protected, and against whom.
 """
@@ -8,28 +8,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
-import secrets
 import socket
 import socketserver
 import threading
 from typing import Any
 
-__all__ = ["BoundedServer", "hmac_response", "new_secret", "redact"]
-
-
-def new_secret() -> str:
-    """128 random bits for one fit, as 32 hexadecimal digits."""
-    return secrets.token_hex(16)
+__all__ = ["BoundedServer", "hmac_response"]
 
 
 def hmac_response(secret: str, challenge: bytes) -> bytes:
     """The response that proves knowledge of ``secret`` without sending it: an HMAC (RFC 2104) of the challenge."""
     return hmac.new(secret.encode(), challenge, hashlib.sha256).hexdigest().encode()
-
-
-def redact(text: bytes, secret: str) -> bytes:
-    """``text`` without the secret, for logs."""
-    return text.replace(secret.encode(), b"***") if secret else text
 
 
 class BoundedServer(socketserver.ThreadingMixIn, socketserver.TCPServer):

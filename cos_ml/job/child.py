@@ -21,7 +21,6 @@ from cos_ml import gpus
 from cos_ml.data import blobs
 from cos_ml.data.spool import Spool, local_folder
 from cos_ml.errors import RankError
-from cos_ml.job.auth import redact
 from cos_ml.job.messages import Job, with_log_tail
 from cos_ml.job.peers import PeerInfo
 from cos_ml.job.placement import RankInfo
@@ -33,19 +32,13 @@ from cos_ml.spec import TrainSpec
 
 __all__ = ["ChildProcess"]
 
-LOG_BYTES = 64 << 10  # of the end of a rank's output, that are kept
+LOG_BYTES = 64 << 10  # of the end of a rank's output, which are returned
 STACK_SIGNAL = signal.SIGUSR1  # on which a rank writes the stacks of its threads to its log
-STACK_TIME = 1.0  # seconds for that
+STACK_TIME = 1.0  # seconds that it may take for them
 
 
 class ChildProcess:
-    """The rank of one barrier task, from its start until ``close`` kills it.
-
-    Args:
-        job: what it is given.
-        rank_info: its rank.
-        spool: its rows; closed with it.
-    """
+    """The rank of one barrier task, from its start until ``close`` kills it; its ``spool`` is closed with it."""
 
     def __init__(self, job: Job, rank_info: RankInfo, spool: Spool) -> None:
         self.rank_info, self.spool, self.stall_timeout = rank_info, spool, job.specs[0].stall_timeout
@@ -71,7 +64,7 @@ class ChildProcess:
         self._send(start)
 
     def ready(self) -> bool:
-        """Wait until the rank can meet the others; False where it has failed and its result says how.
+        """Wait until the rank can join the others; returns False if it has failed with a result.
 
         Raises:
             RankError: it died without a result, or makes no progress.
@@ -83,14 +76,14 @@ class ChildProcess:
         return False
 
     def train(self, peers: PeerInfo, reporter: Reporter, notes: list[str]) -> dict[str, bytes]:
-        """Let the rank begin, pass on the events that it sends, and return its result.
+        """Let the rank begin, report its events, and return its result.
 
         Raises:
             RankError: it died without a result, or makes no progress; Spark then retries the whole stage.
         """
         self.secret = peers.secret
         self._send({"tasks": peers.tasks, "environment": peers.environment})
-        self.watchdog = Watchdog(self.stall_timeout, self._is_stopped)  # until now it has waited for the others
+        self.watchdog = Watchdog(self.stall_timeout, self._is_stopped)  # its wait for the others does not count
         for event in self.events:
             if event["event"] == "note":
                 notes = [*notes, event["text"]]
@@ -101,7 +94,7 @@ class ChildProcess:
         return self.result(notes)
 
     def result(self, notes: list[str]) -> dict[str, bytes]:
-        """What the rank has returned when it ends, its log, and all notes.
+        """Wait for the rank's end; returns its result, its log, and all notes.
 
         Raises:
             RankError: it died without a result.
@@ -116,24 +109,20 @@ class ChildProcess:
         return result | {"log": log, "notes": json.dumps(notes).encode()}
 
     def close(self) -> None:
-        """Kill the rank, if it still runs, and whatever it has forked; remove what it leaves."""
+        """Kill the rank and all that it has forked, and remove its files."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.temp_dir.close()
         self.process.wait()
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # of what it did not live to read
+        with contextlib.suppress(BrokenPipeError):  # it ended before it had read everything
             self.process.stdin.close()
         for file in (self.pipe, self.results, self.networks, self.log):
             file.close()
         self.spool.close()
 
     def _read_events(self) -> Iterator[dict[str, Any]]:
-        """The events that the rank sends, heartbeats aside, until it ends.
-
-        Raises:
-            RankError: it makes no progress.
-        """
+        """Yield the rank's events except heartbeats until it ends; raises RankError if it makes no progress."""
         unfinished, poll = b"", select.poll()
         poll.register(self.pipe, select.POLLIN)
         while True:
@@ -146,7 +135,7 @@ class ChildProcess:
                     self.watchdog.record(event)
                     if event["event"] != "alive":
                         yield event
-            elif self.process.poll() is not None and not poll.poll(0):  # a process that it forked keeps the pipe open
+            elif self.process.poll() is not None and not poll.poll(0):  # a process that it forked has the pipe open
                 return
             if self.watchdog.stalled:
                 raise self._stalled()
@@ -155,13 +144,13 @@ class ChildProcess:
         return psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED
 
     def _stalled(self) -> RankError:
-        """The error that tells what this rank hangs in, with the stacks of its threads."""
+        """The error of a rank that makes no progress, with the stacks of its threads."""
         before = self._log_size()
         stopped = self._is_stopped()
         if not stopped:
             self.process.send_signal(STACK_SIGNAL)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(STACK_TIME)  # it does not end; its log gets the stacks
+                self.process.wait(STACK_TIME)  # until its log has the stacks
         stacks = self._read_log(self._log_size() - before).decode(errors="replace")
         state = "The process is stopped (SIGSTOP)." if stopped else f"Its stacks:\n{stacks}"
         return RankError(
@@ -171,7 +160,7 @@ class ChildProcess:
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it is dead already, and its exit status tells how
+        with contextlib.suppress(BrokenPipeError):  # it has died; its exit status says how
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
             self.process.stdin.flush()
 
@@ -179,9 +168,10 @@ class ChildProcess:
         return os.fstat(self.log.fileno()).st_size
 
     def _read_log(self, tail: int = LOG_BYTES) -> bytes:
-        """The last bytes that the rank printed; the file's offset is the rank's and stays."""
+        """The end of the rank's output; the file's offset is shared with the rank, and stays."""
         size = self._log_size()
-        return redact(os.pread(self.log.fileno(), tail, max(0, size - tail)), self.secret)
+        text = os.pread(self.log.fileno(), tail, max(0, size - tail))
+        return text.replace(self.secret.encode(), b"***") if self.secret else text
 
 
 def start_process(environment: dict[str, str], descriptors: Sequence[int], log: Any) -> subprocess.Popen[bytes]:
@@ -194,7 +184,7 @@ def start_process(environment: dict[str, str], descriptors: Sequence[int], log: 
 
 
 def _environment(spec: TrainSpec, rank_info: RankInfo) -> dict[str, str]:
-    """This worker's environment with its import path, the fit's variables, and the one GPU of the task."""
+    """This worker's environment with its import path, the fit's variables, and the task's GPU."""
     environment = os.environ | spec.variables | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     environment.pop("OMP_NUM_THREADS", None)  # Spark sets it to spark.task.cpus for the Python worker

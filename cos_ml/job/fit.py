@@ -35,12 +35,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Candidate:
-    """One training of a fit.
-
-    Attributes:
-        spec: what its ranks do.
-        network: what they start from.
-    """
+    """One training of a fit: what its ranks do, and the network that they start from."""
 
     spec: TrainSpec
     network: Network
@@ -48,13 +43,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How the rows of a fit reach its ranks.
+    """How rows reach the ranks.
 
     Attributes:
-        ranks: the number of ranks.
+        ranks: number of ranks.
         feed: "arrow" or "petastorm".
-        cache_dir: where the petastorm feed writes.
-        keep_cache: whether that stays there.
+        cache_dir: the folder to which the petastorm feed writes rows.
+        keep_cache: whether the rows stay there after the fit.
         progress: whether progress is shown.
     """
 
@@ -67,7 +62,7 @@ class FitOptions:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a candidate has become: the archive of the trained network, and how the training went."""
+    """The archive of a trained network, and the summary of its training."""
 
     archive: bytes
     summary: TrainingSummary
@@ -79,10 +74,10 @@ def fit(
     """Train candidates that read the same rows in the same way, in one barrier job.
 
     Args:
-        dataset: the rows; with ``url``, only their types are looked at.
+        dataset: the rows; with ``url``, only its schema is used.
         candidates: what to train, one after the other.
         options: how the rows reach the ranks.
-        url: of a Parquet dataset to train on.
+        url: the Parquet dataset to train on; None for the rows of ``dataset``.
 
     Returns:
         list[Trained]: by candidate.
@@ -149,7 +144,7 @@ def _completed(candidate: Candidate, types: str, archives: tuple[bytes, ...]) ->
 def _sharded(
     rows: DataFrame, specs: Sequence[TrainSpec], options: FitOptions, url: str | None
 ) -> Iterator[tuple[parquet.Shards | None, str | None]]:
-    """What ranks read by themselves, and the URL of a cache that was written for it; None and None for Arrow's feed."""
+    """The files that ranks read, and the URL of the cache that was written for them; None and None for feed="arrow"."""
     spec = specs[0]
     if url is not None:
         names = {column.field: column.name for column in spec.stored}
@@ -172,7 +167,7 @@ def _sharded(
 
 @contextlib.contextmanager
 def _progress_server(spark: SparkSession, wanted: bool) -> Iterator[Address | None]:
-    """Where ranks report progress; None where it is off, or nobody could call here."""
+    """Where ranks report progress; None where it is off, or the driver's address is unknown."""
     host = spark.conf.get("spark.driver.host", None)
     if not wanted or not host:
         yield None
@@ -188,25 +183,18 @@ def _progress_server(spark: SparkSession, wanted: bool) -> Iterator[Address | No
 
 
 def _trained(outcome: Outcome, index: int, cache: str | None) -> Trained:
-    """What the ranks returned for a candidate."""
+    """The results of the ranks for one candidate."""
     reports: list[dict[str, Any]] = [json.loads(result[f"{index}/summary"]) for result in outcome.results]
     first = reports[0]
     summary = TrainingSummary(
-        history=first["history"],
-        rows=first["rows"],
-        validationRows=first["validation_rows"],
-        steps=first["steps"],
-        ranks=[report["rank_info"] for report in reports],
-        seconds=[report["seconds"] for report in reports],
-        epochSeconds=first["epoch_seconds"],
+        history=first["history"], rows=first["rows"], validationRows=first["validation_rows"], steps=first["steps"],
+        ranks=[report["rank_info"] for report in reports], seconds=[report["seconds"] for report in reports],
+        epochSeconds=first["epoch_seconds"], resumedAt=tuple(first["resumed"]),
         logs=[result["log"].decode(errors="replace") for result in outcome.results],
-        resumedAt=tuple(first["resumed"]),
-        failures=outcome.failures,
-        notes=outcome.notes,
-        cacheUrl=cache,
-    )
+        failures=outcome.failures, notes=outcome.notes, cacheUrl=cache,
+    )  # fmt: skip
     hosts = {rank["host"] for rank in summary.ranks}
-    logger.info("Trained on %s ranks on %s hosts: %s", len(summary.ranks), len(hosts), ", ".join(sorted(hosts)))
+    logger.info("Trained on %s ranks; hosts: %s", len(summary.ranks), ", ".join(sorted(hosts)))
     if first["checkpoint"]:
         epoch, step = summary.resumedAt
         found = f"resumed after epoch {epoch}, step {step}" if epoch or step else "none found"

@@ -22,7 +22,7 @@ __all__ = [
     "with_log_tail",
 ]
 
-LOG_LINES = 30  # of a rank's output, in an exception
+LOG_LINES = 30  # lines of a rank's output in an exception
 CANCELLED = "Horovod has been shut down"  # in the errors of all ranks but the one that failed
 PARTIAL_RETRY = "Spark repeated only some of the tasks."
 PEERS_LOST = "Ranks lost their connections; none reported an error of its own."
@@ -37,9 +37,9 @@ class Job:
             for the other ranks, and a Heartbeat, and returns named bytes.
         specs: what to train, one after the other on the same rows.
         networks: the archives to start from; specs refer to them by index.
-        shards: what the ranks read by themselves. None: they get the rows of the DataFrame.
+        shards: files that the ranks read; None if they get the rows of the DataFrame.
         progress: where the driver listens; None for nowhere.
-        versions: the driver's, which the executors must share; empty where Spark Connect hides the driver.
+        versions: the driver's versions, which the executors must share; empty if unknown, as with Spark Connect.
     """
 
     function: str
@@ -52,19 +52,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a barrier job returned.
-
-    Attributes:
-        results: rank -> what its function returned.
-        failures: why earlier attempts failed, as far as Spark reports it.
-    """
+    """What each rank's function returned, and the causes of failed attempts, as far as Spark reports them."""
 
     results: list[dict[str, bytes]]
     failures: list[str]
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know although the job succeeded, from all ranks."""
+        """The warnings of all ranks."""
         return [note for result in self.results for note in json.loads(result.get("notes", b"[]"))]
 
 
@@ -77,13 +72,7 @@ def peers_lost(results: Sequence[dict[str, bytes]]) -> bool:
 
 
 def raise_reported(results: Sequence[dict[str, bytes]]) -> None:
-    """Raise what tasks or ranks report, if anything: the cause rather than its consequences on other ranks.
-
-    Raises:
-        ClusterError: the executors have other versions than the driver.
-        InvalidInputError: a row can't be used.
-        RankError: a rank failed.
-    """
+    """Raise the error that tasks or ranks report, if any: the cause rather than its consequences on other ranks."""
     for kind, error in REPORTED.items():
         for result in results:
             if kind in result:
@@ -96,6 +85,6 @@ def raise_reported(results: Sequence[dict[str, bytes]]) -> None:
 
 
 def with_log_tail(message: str, log: bytes) -> str:
-    """A message with the last lines that a rank printed."""
+    """A message with the last lines of a rank's output."""
     lines = log.decode(errors="replace").splitlines()[-LOG_LINES:]
     return "\n".join([message, "Last output:", *lines]) if lines else message

@@ -25,7 +25,7 @@ __all__ = ["PeerInfo", "wait_for_peers"]
 
 @dataclass
 class PeerInfo:
-    """What a task knows of all tasks once they have met.
+    """What a task knows of all tasks after the handshake.
 
     Attributes:
         tasks: rank -> what its task sent.
@@ -41,10 +41,9 @@ class PeerInfo:
 
     def all_ready(self, rank: int, ready: bool) -> bool:
         """Report whether this task's rank can join, and wait for all reports; returns whether all can."""
-        if len(self.tasks) == 1:
-            return ready
-        server = self.tasks[0]  # the task of partition 0, which always is rank 0
-        return all_ready(server["address"], server["port"], self.secret, rank, ready)
+        first = self.tasks[0]  # the task of partition 0, which always is rank 0
+        several = len(self.tasks) > 1
+        return all_ready(first["address"], first["port"], self.secret, rank, ready) if several else ready
 
     def close(self) -> None:
         """Stop the rendezvous server, if it still runs in this task."""
@@ -62,15 +61,8 @@ def wait_for_peers(
 ) -> PeerInfo:
     """Exchange what each task has: one allGather, which also is the barrier.
 
-    Spark checks once a second whether all tasks are there. Meanwhile the rank imports TensorFlow.
-
-    Args:
-        context: the context of this task.
-        spec: what the ranks will do.
-        hosts: the host of each task, by partition.
-        ranks: the rank of each task, by partition.
-        spool: the rows of this task.
-        invalid: whether its rows can't be used.
+    Spark checks once a second whether all tasks are there. Meanwhile the rank imports TensorFlow. Hosts and ranks are
+    those of all tasks, by partition; ``invalid`` says whether the rows of this task can't be used.
     """
     several, task = len(hosts) > 1, context.partitionId()
     address = own_address(hosts, task, spec.variables.get(INTERFACE)) if several else ""
@@ -92,9 +84,9 @@ def wait_for_peers(
         if rendezvous is not None:
             rendezvous.serve(ranks, [address for other in messages for address in other["addresses"]])
         on_failure.pop_all()
-    secret = messages[0]["secret"]
-    environment = {}
+    first = messages[0]
+    secret, environment = first["secret"], {}
     if several:
-        environment = rank_environment(ranks[task], address, messages[0]["address"], messages[0]["port"], secret)
+        environment = rank_environment(ranks[task], address, first["address"], first["port"], secret)
     tasks = [{name: value for name, value in other.items() if name != "secret"} for other in messages]
     return PeerInfo(sorted(tasks, key=lambda other: other["rank"]), environment, rendezvous, secret)

@@ -37,12 +37,7 @@ def assign_ranks(hosts: Sequence[str]) -> list[RankInfo]:
 
     Ranks of one host are consecutive, whatever the order of the partition ids: hosts come in the order in which they
     first appear, and tasks of a host in the order of their partition ids. Several executors on a host count as one.
-
-    Args:
-        hosts: the host of each task, by partition id.
-
-    Returns:
-        list[RankInfo]: by partition id.
+    Both ``hosts`` and what is returned are by partition id.
     """
     by_host: dict[str, list[int]] = {}
     for task, host in enumerate(hosts):
@@ -61,10 +56,7 @@ def assign_ranks(hosts: Sequence[str]) -> list[RankInfo]:
 def own_address(hosts: Sequence[str], task: int, interface: str | None = None) -> str:
     """The address at which other ranks reach that of ``task``; a loopback address where all run on one host.
 
-    Args:
-        hosts: the host of each task, by partition id.
-        task: the partition id of this task.
-        interface: the network interface to use; None for the one that Spark's name of the host resolves to.
+    It is that of ``interface``, or else the one to which Spark's name of the host resolves.
 
     Raises:
         RankError: this host has no such interface, or all names of hosts resolve to loopback addresses.

@@ -11,10 +11,8 @@ import math
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import pyarrow as pa
@@ -37,10 +35,9 @@ BATCHES = 8  # of rows that wait or are being made
 SAMPLE = 1000  # rows that are checked
 REMEDIES = {
     "memory": "Use fewer ranks per host (spark.executor.cores, numTrainWorkers), a smaller batchSize, or raise "
-    "spark.executor.memoryOverhead, which ranks take their memory from.",
+    "spark.executor.memoryOverhead, which includes the memory of ranks.",
     "disk": 'Give spark.local.dir a larger disk, use more hosts, or feed="petastorm", which keeps rows in cacheDir.',
 }
-T = TypeVar("T")
 
 
 # ── versions ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -84,13 +81,9 @@ def count_hosts(facts: Sequence[dict[str, Any]]) -> str:
 def executor_facts() -> dict[str, Any]:
     """This executor, as plain values: its host, its versions, its local folder, and free bytes of disk and memory."""
     folder = spool.local_folder()
-    return {
-        "host": socket.gethostname(),
-        "versions": shared_versions(),
-        "folder": folder,
-        "disk": shutil.disk_usage(folder).free,
-        "memory": _free_memory(),
-    }
+    disk = shutil.disk_usage(folder).free
+    facts = {"host": socket.gethostname(), "versions": shared_versions()}
+    return facts | {"folder": folder, "disk": disk, "memory": _free_memory()}
 
 
 def _free_memory() -> float:
@@ -110,7 +103,7 @@ def _free_memory() -> float:
 def estimate(
     spec: TrainSpec, weights: float, activations: float = 0.0, rows: int | None = None, ranks: int = 1
 ) -> dict[str, float]:
-    """Estimate what one rank needs: bytes of "memory" at least, and of "disk" for its rows where they are counted.
+    """Estimate what one rank needs: bytes of "memory" at least, and of "disk" for its rows if their number is known.
 
     Args:
         spec: what it trains.
@@ -153,56 +146,38 @@ def _format_bytes(size: float) -> str:
 # ── explain ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass
-class _Report:
-    """The lines of ``explain`` so far."""
-
-    lines: list[str] = field(default_factory=list)
-    problems: int = 0
-
-    def check(self, name: str, find: Callable[[], tuple[str, T]]) -> T | None:
-        """Add the text that ``find`` returns and return its value; or add the error that it raises, and return None."""
-        try:
-            text, value = find()
-            self.lines.append(f"{'ok':<9}{name:<10}{text}")
-            return value
-        except CosMLError as error:
-            self.problems += 1
-            self.lines.append(f"{'PROBLEM':<9}{name:<10}{error}")
-            return None
-
-    def text(self) -> str:
-        """All lines, and one that sums them up."""
-        problems = f"{self.problems} problem{'s' if self.problems > 1 else ''} to fix before fitting."
-        return "\n".join([*self.lines, problems if self.problems else "Ready to fit."])
-
-
 def explain(dataset: DataFrame, spec: TrainSpec, network: Network, ranks: int) -> str:
     """A line for each check of ``DeepNetEstimator.explain``: "ok" with what was found, or "PROBLEM" with the remedy."""
-    spark, report = dataset.sparkSession, _Report()
-    report.check("columns", lambda: (_describe_columns(spec), None))
-    rows = report.check("rows", lambda: _count_rows(dataset, spec))
-    report.check("GPUs", lambda: (gpus.check(spark.conf, spec.use_gpu), None))
-    if report.check("slots", lambda: _check_slots(spark, spec, ranks)):
-        executors = report.check("versions", lambda: _check_versions(spark, ranks))
-        if executors:
-            need = estimate(spec, *_network_bytes(network), rows, ranks)
-            for kind in ("disk", "memory"):
-                report.check(kind, partial(_check_resource, kind, need.get(kind), executors))
-    return report.text()
+    spark, lines = dataset.sparkSession, []
+    found: dict[str, Any] = {}
+
+    def check(name: str, find: Callable[..., tuple[str, Any]], *arguments: Any) -> bool:
+        try:
+            text, found[name] = find(*arguments)
+        except CosMLError as error:
+            lines.append(f"{'PROBLEM':<9}{name:<10}{error}")
+            return False
+        lines.append(f"{'ok':<9}{name:<10}{text}")
+        return True
+
+    check("columns", _describe_columns, spec)
+    check("rows", _count_rows, dataset, spec)
+    check("GPUs", lambda: (gpus.check(spark.conf, spec.use_gpu), None))
+    if check("slots", _check_slots, spark, spec, ranks) and check("versions", _check_versions, spark, ranks):
+        need = estimate(spec, *_network_bytes(network), found.get("rows"), ranks)
+        for kind in ("disk", "memory"):
+            check(kind, _check_resource, kind, need.get(kind), found["versions"])
+    problems = sum(line.startswith("PROBLEM") for line in lines)
+    end = f"{problems} problem{'s' if problems > 1 else ''} to fix before fitting." if problems else "Ready to fit."
+    return "\n".join([*lines, end])
 
 
-def _describe_columns(spec: TrainSpec) -> str:
+def _describe_columns(spec: TrainSpec) -> tuple[str, None]:
     """The columns that the network reads; they were checked when the spec was made."""
-    inputs = ", ".join(
-        f"{column.name!r} ({'any number of' if column.size is None else f'{column.size:,}'} {column.dtype})"
-        for column in spec.inputs
-    )
-    labels = ", ".join(
-        f"{column.name!r}" + (f" (classes 0 to {column.classes - 1})" if column.classes else "")
-        for column in spec.labels
-    )
-    return f"inputs {inputs}; labels {labels}"
+    sizes = ["any number of" if column.size is None else f"{column.size:,}" for column in spec.inputs]
+    inputs = [f"{one.name!r} ({size} {one.dtype})" for one, size in zip(spec.inputs, sizes, strict=True)]
+    labels = [f"{one.name!r}" + (f" (classes 0 to {one.classes - 1})" if one.classes else "") for one in spec.labels]
+    return f"inputs {', '.join(inputs)}; labels {', '.join(labels)}", None
 
 
 def _count_rows(dataset: DataFrame, spec: TrainSpec) -> tuple[str, int]:
@@ -214,9 +189,9 @@ def _count_rows(dataset: DataFrame, spec: TrainSpec) -> tuple[str, int]:
     return f"{rows:,}; checked the first {table.num_rows:,}{bad}; a fit checks all", rows
 
 
-def _check_slots(spark: SparkSession, spec: TrainSpec, ranks: int) -> tuple[str, bool]:
+def _check_slots(spark: SparkSession, spec: TrainSpec, ranks: int) -> tuple[str, None]:
     slots.check_cluster(spark, ranks, gpus.profile(spark.conf, spec.use_gpu))
-    return f"{ranks} for numTrainWorkers={ranks}", True
+    return f"{ranks} for numTrainWorkers={ranks}", None
 
 
 def _check_versions(spark: SparkSession, ranks: int) -> tuple[str, list[dict[str, Any]]]:

@@ -18,13 +18,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cos_ml.job.auth import BoundedServer, hmac_response, new_secret
+from cos_ml.job.auth import BoundedServer, hmac_response
 
 __all__ = ["Address", "Display", "ProgressServer", "Reporter", "epoch_line"]
 
-MAX_LINE = 64 << 10  # bytes
+MAX_LINE, CHALLENGE = 64 << 10, 32  # bytes
 CONNECT_TIMEOUT = 5.0  # seconds
-CHALLENGE = 32  # characters
 MAX_CONNECTIONS = 16  # the task of a retry may connect before the one of the attempt before is gone
 MAX_CHARACTERS = 500  # of any text that is shown
 MAX_METRICS = 100  # of an event
@@ -43,7 +42,7 @@ class ProgressServer:
     """Receives the events of one fit, each a dict of plain values, and passes them to ``show`` (driver side)."""
 
     def __init__(self, host: str, show: Callable[[dict[str, Any]], None]) -> None:
-        secret = new_secret()
+        secret = secrets.token_hex(16)  # 128 bits
 
         class Handler(socketserver.StreamRequestHandler):
             timeout = 10  # seconds for the response to the challenge

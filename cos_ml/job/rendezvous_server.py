@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import itertools
+import secrets
 import threading
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from cos_ml.errors import SetupError
-from cos_ml.job.auth import BoundedServer, new_secret
+from cos_ml.job.auth import BoundedServer
 from cos_ml.job.placement import RankInfo
 from cos_ml.job.rendezvous import READY_SCOPE, secret_path
 
@@ -109,7 +110,7 @@ class Rendezvous(BoundedServer, RendezvousHTTPServer):  # type: ignore[misc]
         self.changed = threading.Condition()
         super().__init__((address, 0), Handler, 0)
         self.port: int = self.server_address[1]
-        self.secret = new_secret()
+        self.secret = secrets.token_hex(16)  # 128 bits
         self.path_prefix = f"/{secret_path(self.secret, self.port)}/".encode()
 
     def serve(self, ranks: Iterable[RankInfo], addresses: Iterable[str]) -> None:

@@ -31,13 +31,8 @@ logger = logging.getLogger(__name__)
 def check_cluster(spark: SparkSession, ranks: int, profile: Any = None) -> None:
     """Check that the cluster can run ``ranks`` tasks at once; Spark would wait, or fail after a long time.
 
-    Args:
-        spark: the session that trains.
-        ranks: number of tasks.
-        profile: the ResourceProfile of the tasks; None for Spark's default.
-
     Raises:
-        ClusterError: it can't.
+        ClusterError: it can't run so many with this ResourceProfile (None: Spark's default).
     """
     if spark.conf.get("spark.dynamicAllocation.enabled", "false") == "true":
         raise ClusterError(
@@ -46,7 +41,8 @@ def check_cluster(spark: SparkSession, ranks: int, profile: Any = None) -> None:
             "application that trains."
         )
     slots = _count_slots(spark, profile)
-    deadline = time.monotonic() + _patience(spark)
+    fixed = spark_internals.is_connect(spark) or (spark.conf.get("spark.master", "") or "").startswith("local[")
+    deadline = time.monotonic() + (0.0 if fixed else EXECUTORS_TIME)
     while slots is not None and slots < ranks and time.monotonic() < deadline:
         time.sleep(POLL)
         slots = _count_slots(spark, profile)
@@ -64,12 +60,6 @@ def check_cluster(spark: SparkSession, ranks: int, profile: Any = None) -> None:
         f"'local[{ranks}]', or more executors or cores (spark.executor.instances, spark.executor.cores; each task "
         "uses spark.task.cpus of them)."
     )
-
-
-def _patience(spark: SparkSession) -> float:
-    """Seconds to wait for executors to register; a local master never gets more than it has."""
-    local = (spark.conf.get("spark.master", "") or "").startswith("local[")
-    return 0.0 if local or spark_internals.is_connect(spark) else EXECUTORS_TIME
 
 
 def _count_slots(spark: SparkSession, profile: Any = None) -> int | None:
