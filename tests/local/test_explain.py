@@ -41,7 +41,7 @@ def test_all_is_well(data):
 
 def test_every_problem_is_reported_and_not_only_the_first(data):
     text = estimator(numTrainWorkers=3, useGpu=True).explain(data.selectExpr("features", "label + 2 label"))
-    assert re.search(r"PROBLEM +rows +column 'label', row \d+: is [34], ", text)
+    assert re.search(r"PROBLEM +rows +column 'label', row \d+: is [34]; ", text)
     assert re.search(r"PROBLEM +slots +numTrainWorkers=3 needs 3 tasks", text)
     assert re.search(r"ok +GPUs +useGpu=True on a local master", text)
     assert text.endswith("2 problems to fix before fitting.")
