@@ -18,14 +18,9 @@ from pyspark.sql.types import ArrayType, DoubleType
 from cos_ml.errors import ClusterError, InvalidInputError
 
 __all__ = [
-    "check_message_size",
-    "fits_barrier",
-    "is_connect",
-    "leaves_as_it_is",
-    "max_concurrent_tasks",
-    "remove_saved",
+    "check_message_size", "fits_barrier", "is_connect", "leaves_as_it_is", "max_concurrent_tasks", "remove_saved",
     "stage_failures",
-]
+]  # fmt: skip
 
 CHANGED = (AttributeError, TypeError, Py4JError)  # raised by calls that Spark no longer has
 MESSAGE_BYTES = 128 << 20  # limit of PySpark's Connect client, which has no setting for it

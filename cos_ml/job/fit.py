@@ -101,7 +101,7 @@ def fit(
             logger.info("Feed: arrow; rows %s", "are repartitioned to the ranks" if moves else "stay where they are")
         else:
             logger.info("Feed: petastorm; ranks read %s row groups, no rows move", shards.groups)
-            rows = spark.range(options.ranks, numPartitions=options.ranks)  # ranks read by themselves
+            rows = spark.range(options.ranks, numPartitions=options.ranks)  # ranks read files instead
         address = stack.enter_context(_progress_server(spark, options.progress))
         logger.info("Ranks: %s, each a new process (cold start)", options.ranks)
         outcome = barrier.run(rows, Job(FUNCTION, specs, archives, shards, address, versions), options.ranks)

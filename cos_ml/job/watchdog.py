@@ -1,8 +1,8 @@
 """Detects ranks that make no progress (barrier task side).
 
 A step ends when all ranks have finished it, so one rank that hangs stops all. Ranks that train and use no processor may
-only be waiting for it: they are given a little longer, so that the one that is stopped, loops or hangs elsewhere is
-named. Where all ranks wait, any of them may be.
+only be waiting for it: they get a little longer, so that the rank that is stopped, loops or hangs elsewhere is named in
+the error. Where all ranks wait, any of them may be.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Watchdog:
 
     Args:
         timeout: seconds that one piece of work may take.
-        is_stopped: tells whether the process is stopped, as by SIGSTOP.
-        clock: returns seconds; tests bring their own.
+        is_stopped: returns whether the process is stopped, as by SIGSTOP.
+        clock: returns seconds; tests replace it.
 
     Attributes:
-        phase: the rank's phase, as its last heartbeat named it.
+        phase: the rank's phase in its last heartbeat.
     """
 
     def __init__(
