@@ -195,6 +195,35 @@ def test_a_log_file_gets_lines_alone(monkeypatch):
     assert file.getvalue() == epoch_line(EVENT) + "\n"
 
 
+BEGIN = {"event": "begin", "candidate": 1, "epoch": 0, "step": 0, "kept": False}
+
+
+@pytest.mark.parametrize(
+    ("events", "line"),
+    [
+        ([BEGIN], None),
+        ([BEGIN, BEGIN | {"candidate": 2}], None),
+        ([BEGIN | {"epoch": 2}], "Resuming from the checkpoint after epoch 2."),
+        ([BEGIN | {"epoch": 2, "step": 5}], "Resuming from the checkpoint after epoch 2, step 5."),
+        (
+            [BEGIN, BEGIN],
+            "The ranks were lost; training restarts from the first epoch: Param checkpointDir is not set.",
+        ),
+        (
+            [BEGIN, BEGIN | {"kept": True}],
+            "The ranks were lost; training restarts from the first epoch: no checkpoint was written yet.",
+        ),
+    ],
+)
+def test_where_training_begins_is_shown_unless_it_is_the_usual_place(monkeypatch, events, line):
+    monkeypatch.setattr(sys, "stderr", file := io.StringIO())
+    display = Display()
+    for event in events:
+        display.show(event)
+    display.close()
+    assert file.getvalue().splitlines() == ([line] if line else [])
+
+
 def test_a_terminal_gets_a_bar_and_lines(monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     display = Display()
