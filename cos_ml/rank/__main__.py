@@ -1,7 +1,7 @@
 """A rank: ``python -m cos_ml.rank``, the child process of a barrier task (rank side).
 
 The task (``cos_ml/job/child.py``) talks to it over inherited file descriptors and two lines of JSON on its standard
-input: the first when it starts, the second when all ranks have met. It dies with the task, whatever happens.
+input: the first when it starts, the second when all ranks are ready. It dies with the task, whatever happens.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _result(start: dict[str, Any]) -> dict[str, bytes]:
-    """What the function returns, or the error that ended it."""
+    """The result of the function, or the error that ended it."""
     try:
         heartbeat = Heartbeat(os.fdopen(start["events"], "w"))  # before the imports, which can take long
         return _function(start["function"])(start, partial(_wait_for_peers, heartbeat), heartbeat)
@@ -67,7 +67,7 @@ def _function(name: str) -> Callable[..., dict[str, bytes]]:
 
 
 def _wait_for_peers(heartbeat: Heartbeat) -> dict[str, Any]:
-    """Wait until all ranks have met; returns what their tasks sent, and sets this rank's environment."""
+    """Wait until all ranks are ready; returns what their tasks sent, and sets this rank's environment."""
     heartbeat.send(event="ready")
     line = sys.stdin.buffer.readline()
     if not line:

@@ -16,15 +16,9 @@ from cos_ml.rank.feed import Feed
 from cos_ml.rank.heartbeat import Heartbeat
 
 __all__ = [
-    "AverageMovingStats",
-    "HeartbeatCallback",
-    "ProgressCallback",
-    "ReseedCallback",
-    "SkippingCallbackList",
-    "StopAtNonFinite",
-    "SyncStopTraining",
-    "seed_generators",
-]
+    "AverageMovingStats", "HeartbeatCallback", "ProgressCallback", "ReseedCallback", "SkippingCallbackList",
+    "StopAtNonFinite", "SyncStopTraining", "seed_generators",
+]  # fmt: skip
 
 EVENT_INTERVAL = 0.25  # seconds between two "step" events
 

@@ -189,12 +189,7 @@ class CheckpointStore:
             if name.startswith("."):
                 with contextlib.suppress(FileNotFoundError):
                     self.filesystem.rm_file(f"{self.path}/{name}")
-        return sorted(filter(NAME.fullmatch, names), key=_age)
-
-
-def _age(name: str) -> tuple[int, int]:
-    *_, epoch, step = name.split("-")
-    return int(epoch), int(step)
+        return sorted(filter(NAME.fullmatch, names), key=lambda name: [int(number) for number in name.split("-")[2:]])
 
 
 def _open(url: str) -> tuple[Any, str]:

@@ -114,7 +114,6 @@ class CheckpointCallback(keras.callbacks.Callback):
         state: the state of the training.
         config: where checkpoints are kept, and how often they are written.
         context: this rank.
-        steps: the number of steps in an epoch.
         average: gives non-trainable weights the same values on all ranks.
         finite: whether to write no checkpoint whose weights are NaN or infinite, as nobody could resume from it.
 
@@ -126,12 +125,11 @@ class CheckpointCallback(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, state: TrainerState, config: CheckpointConfig, context: RankContext, steps: int,
+        self, state: TrainerState, config: CheckpointConfig, context: RankContext,
         average: Callable[[], None], finite: bool,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.state, self.config, self.context, self.steps = state, config, context, steps
-        self.average, self.finite = average, finite
+        self.state, self.config, self.context, self.average, self.finite = state, config, context, average, finite
         self.store: CheckpointStore | None = None
         if context.rank == 0:
             acquire(config)
@@ -171,7 +169,7 @@ class CheckpointCallback(keras.callbacks.Callback):
                 variable.assign_add(total)
             self.pending = []
         step = batch + 1
-        if self.config.steps is not None and step - self.last_step >= self.config.steps and step < self.steps:
+        if self.config.steps is not None and step - self.last_step >= self.config.steps and step < self.params["steps"]:
             self.last_step = step
             self.average()
             metrics = self.state.metrics()

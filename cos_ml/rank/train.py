@@ -167,7 +167,7 @@ def fit(trainer: Any, spec: TrainSpec, context: RankContext, feeds: dict[str, Fe
         context.heartbeat.enter("looking for a checkpoint")
         state = TrainerState(trainer, user_callbacks | {"log": log})
         finite = spec.stop_at_non_finite
-        writer = CheckpointCallback(state, spec.checkpoint, context, training.steps, statistics.average, finite)
+        writer = CheckpointCallback(state, spec.checkpoint, context, statistics.average, finite)
         checkpoint = writer.checkpoint
     epoch, step = (checkpoint.epoch, checkpoint.step) if checkpoint else (0, 0)
     context.report(event="begin", epoch=epoch, step=step, kept=writer is not None)

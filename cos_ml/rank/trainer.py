@@ -15,7 +15,7 @@ __all__ = ["DistributedTrainer", "make_trainer", "network_of"]
 
 
 def make_trainer(network: Any, spec: TrainSpec, communicator: Communicator) -> Any:
-    """Compile ``network`` for ``fit``, with every variable as rank 0 has it."""
+    """Compile ``network`` for ``fit``, and give its variables the values that they have on rank 0."""
     compile_network(network, DistributedTrainer, spec, steps_per_execution=spec.steps_per_execution)
     network.communicator, network.finite, network.compression = communicator, NonFiniteTracker(), spec.compression
     network.compiled_gradients = tf.function(network.gradients, jit_compile=True) if spec.jit_compile else None
@@ -38,12 +38,12 @@ class NonFiniteTracker:
         self._steps, self._failed = tf.Variable(0, dtype=tf.int64), tf.Variable(0, dtype=tf.int64)
 
     def begin(self, passed: int) -> None:
-        """An epoch begins, behind ``passed`` steps."""
+        """Begin an epoch of which ``passed`` steps are done."""
         self._steps.assign(passed)
         self._failed.assign(0)
 
     def count(self, loss: Any) -> None:
-        """One more step, with this loss over all ranks."""
+        """Count one step with this loss over all ranks."""
         step = self._steps.assign_add(1)
         fails = tf.logical_and(tf.equal(self._failed, 0), tf.logical_not(tf.math.is_finite(loss)))
         self._failed.assign(tf.where(fails, step, self._failed))
@@ -58,10 +58,10 @@ class DistributedTrainer(ExactStep):
 
     Attributes:
         communicator: connects this rank to the others.
-        finite: tells the first step whose loss is not finite.
-        compression: "fp16" halves the bytes of gradients between ranks; "none".
-        compiled_gradients: ``gradients``, compiled by XLA; None for as it is.
-        skipped: steps that a resumed epoch has still to skip before it computes again.
+        finite: finds the first step whose loss is not finite.
+        compression: "fp16" halves the bytes of gradients between ranks; or "none".
+        compiled_gradients: ``gradients`` compiled by XLA, or None to run it as it is.
+        skipped: the number of steps that a resumed epoch has still to skip.
     """
 
     communicator: Communicator
@@ -73,7 +73,7 @@ class DistributedTrainer(ExactStep):
 
     @property
     def stop_training(self) -> bool:
-        """Whether Keras's loop ends, agreed by all ranks: one that ended alone would leave the others waiting."""
+        """Whether Keras's loop ends, as all ranks agreed: a rank that ended alone would leave the others waiting."""
         return self.agreed_stop
 
     @stop_training.setter
@@ -82,7 +82,7 @@ class DistributedTrainer(ExactStep):
         self.agreed_stop &= self.wants_stop
 
     def make_train_function(self, force: bool = False) -> None:
-        """Keras's own, which takes steps out of the feed without computing them where a resumed epoch has done them."""
+        """Make Keras's own train function skip, not compute, the completed steps of a resumed epoch."""
         super().make_train_function(force)
         compute: Callable[[Any], dict[str, Any]] = vars(self)["train_function"]
 
@@ -105,14 +105,14 @@ class DistributedTrainer(ExactStep):
         return self.compute_step_metrics(data, outputs)
 
     def gradients(self, data: Any) -> tuple[list[Any], Any, Any]:
-        """Of this rank's rows: the gradients of all trainable variables, the loss, and the outputs."""
+        """The gradients of all trainable variables, the loss and the outputs for this rank's rows."""
         with tf.GradientTape() as tape:
             loss, outputs = self.compute_step_loss(data, training=True)
             scaled = self.optimizer.scale_loss(loss)
         return tape.gradient(scaled, self.trainable_variables), loss, outputs
 
     def get_metrics_result(self) -> dict[str, Any]:
-        """Keras asks for this eagerly once, when an epoch or a validation is over: then over all ranks."""
+        """The metrics; over all ranks when called eagerly, as Keras does at the end of an epoch or a validation."""
         if tf.executing_eagerly():
             self.communicator.sum_variables([variable for metric in self.metrics for variable in metric.variables])
         return super().get_metrics_result()
