@@ -23,11 +23,7 @@ RESERVED = re.compile(r"HOROVOD_((LOCAL_|CROSS_)?(RANK|SIZE)|HOSTNAME|CONTROLLER
 
 
 def converted(value: Any) -> dict[str, Any]:
-    """Converter of the Param.
-
-    Raises:
-        InvalidInputError: the value is not a dict of known settings, or a setting has the wrong type.
-    """
+    """Converter of the Param; raises InvalidInputError for unknown settings and for settings of the wrong type."""
     if not isinstance(value, dict):
         raise InvalidInputError(f"Param horovodOptions: expected a dict, received {value!r}.")
     for name, setting in value.items():
@@ -65,12 +61,7 @@ def _text(setting: Any) -> str:
 def rank_environment(rank_info: RankInfo, own: str, server: str, port: int, secret: str) -> dict[str, str]:
     """The variables with which ``hvd.init()`` finds the other ranks.
 
-    Args:
-        rank_info: the rank.
-        own: its address, whose network interface it uses.
-        server: the address of the rendezvous server, which task 0 runs.
-        port: the port of the rendezvous server.
-        secret: the secret of the rendezvous server.
+    The rank uses the network interface of its ``own`` address; server, port and secret are the rendezvous server's.
     """
     found = {f"HOROVOD_{name.upper()}": str(value) for name, value in asdict(rank_info).items()}
     found["HOROVOD_HOSTNAME"] = found.pop("HOROVOD_HOST")

@@ -52,12 +52,7 @@ class PeerInfo:
 
 
 def wait_for_peers(
-    context: BarrierTaskContext,
-    spec: TrainSpec,
-    hosts: list[str],
-    ranks: list[RankInfo],
-    spool: Spool,
-    invalid: bool,
+    context: BarrierTaskContext, spec: TrainSpec, hosts: list[str], ranks: list[RankInfo], spool: Spool, invalid: bool
 ) -> PeerInfo:
     """Exchange what each task has: one allGather, which also is the barrier.
 

@@ -105,12 +105,7 @@ def estimate(
 ) -> dict[str, float]:
     """Estimate what one rank needs: bytes of "memory" at least, and of "disk" for its rows if their number is known.
 
-    Args:
-        spec: what it trains.
-        weights: bytes of the network's weights.
-        activations: bytes of all layers' outputs for one row.
-        rows: number of rows of all ranks; None for unknown.
-        ranks: number of ranks.
+    ``weights`` are bytes, ``activations`` bytes of all layers' outputs for one row, ``rows`` those of all ranks.
     """
     widths = {"bool": 1, "int64": 8}
     row = sum(8 if column.size is None else column.size * widths.get(column.dtype, 4) for column in spec.columns)

@@ -19,17 +19,10 @@ def secret_path(secret: str, port: int) -> str:
 
 
 def all_ready(server: str, port: int, secret: str, rank: int, ready: bool) -> bool:
-    """Report whether this task's rank can join the others, and wait until all tasks have reported.
-
-    Args:
-        server: the address of the rendezvous server, which task 0 runs.
-        port: the port of the rendezvous server.
-        secret: the secret of the rendezvous server.
-        rank: the rank of this task.
-        ready: whether it can join.
+    """Report to the rendezvous server whether this task's rank is ready to join, and wait for all tasks' reports.
 
     Returns:
-        bool: whether all ranks can join.
+        bool: whether all ranks are ready.
 
     Raises:
         RankError: the server can't be reached.

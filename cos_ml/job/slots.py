@@ -83,11 +83,9 @@ class SlotPool:
 
     @contextlib.contextmanager
     def acquire(self, wanted: int, count: Callable[[], int | None]) -> Iterator[None]:
-        """Wait for slots, and hold them for the length of a ``with`` block.
+        """Wait for ``wanted`` slots, and hold them for the length of a ``with`` block.
 
-        Args:
-            wanted: how many.
-            count: returns how many the cluster has now; None for unknown, when one thread at a time holds them all.
+        ``count`` returns how many the cluster has now; None for unknown, when one thread at a time holds them all.
 
         Raises:
             ClusterError: the cluster has fewer, and gets no more.

@@ -1,4 +1,4 @@
-"""One barrier task: spools its rows, meets the other tasks, and watches its rank (barrier task side)."""
+"""One barrier task: spools its rows, waits for the other tasks, and watches its rank (barrier task side)."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ __all__ = ["run_task"]
 
 
 def run_task(job: Job, ranks: int, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Spool the partition, meet the other tasks, watch the rank, and pass on what it returns."""
+    """Spool the partition, wait for the other tasks, watch the rank, and return its result as rows."""
     context = BarrierTaskContext.get()
     hosts = [info.address.rsplit(":", 1)[0] for info in context.getTaskInfos()]
     if len(hosts) < ranks:
-        # Spark takes a task for finished that ended just after another one failed. Training without it would be wrong.
+        # Spark counts a task as finished that ended just after another one failed. Training without it would be wrong.
         raise RankError(PARTIAL_RETRY)
     rank_infos = assign_ranks(hosts)
     own = rank_infos[context.partitionId()]
     spool = ShardSpool(job.shards, context.partitionId()) if job.shards else Spool(job.specs[0])
     with contextlib.closing(ChildProcess(job, own, spool)) as process:  # imports TensorFlow while rows arrive
-        problem = _fill(spool, batches)
-        peers = wait_for_peers(context, job.specs[0], hosts, rank_infos, spool, bool(problem))
+        input_error = _fill(spool, batches)
+        peers = wait_for_peers(context, job.specs[0], hosts, rank_infos, spool, bool(input_error))
         with contextlib.closing(peers):
             if mismatch := preflight.version_mismatch(job.versions, peers.tasks):
                 result = {"cluster_error": mismatch.encode()} if own.rank == 0 else {}
             elif any(task["invalid"] for task in peers.tasks):
-                result = {"input_error": problem.encode()} if problem else {}
+                result = {"input_error": input_error.encode()} if input_error else {}
             elif unusable := _no_rows(peers.tasks) or _inconsistent_shapes(peers.tasks, job.specs[0]):
                 result = {"input_error": unusable.encode()} if own.rank == 0 else {}
             else:
@@ -52,7 +52,7 @@ def run_task(job: Job, ranks: int, batches: Iterable[pa.RecordBatch]) -> Iterato
 
 
 def _fill(spool: Spool, batches: Iterable[pa.RecordBatch]) -> str:
-    """Spool the partition; returns what is wrong with it that no retry would fix, or ""."""
+    """Spool the partition; returns the error that no retry would fix, or ""."""
     try:
         spool.fill(batches)
     except InvalidInputError as error:
@@ -89,7 +89,7 @@ def _train(job: Job, process: ChildProcess, peers: PeerInfo) -> dict[str, bytes]
     ready = False
     try:
         ready = process.ready()
-    finally:  # also where it has failed or died: the others must not wait for it
+    finally:  # even if it has failed or died: the others must not wait for it
         all_ready = peers.all_ready(process.rank_info.rank, ready)
     if not all_ready:
         return {"traceback": f"{CANCELLED} before training began.".encode()} if ready else process.result([])

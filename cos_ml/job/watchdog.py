@@ -34,9 +34,7 @@ class Watchdog:
         phase: the rank's phase in its last heartbeat.
     """
 
-    def __init__(
-        self, timeout: float, is_stopped: Callable[[], bool], clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, timeout: float, is_stopped: Callable[[], bool], clock: Callable[[], float] = time.monotonic):
         self._timeout, self._is_stopped, self._clock = timeout, is_stopped, clock
         self._heard = self._progressed = clock()
         self._done = -1
