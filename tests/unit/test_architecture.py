@@ -209,6 +209,13 @@ def test_only_spark_internals_calls_the_jvm(module):
 
 
 @every_module
+def test_context_managers_are_not_written_by_hand(module):
+    """A ``close()`` and contextlib.closing serve, or @contextmanager."""
+    names = {node.name for node in ast.walk(tree(module)) if isinstance(node, ast.FunctionDef)}
+    assert not names & {"__enter__", "__exit__"}
+
+
+@every_module
 def test_every_module_says_on_which_side_it_runs(module):
     first = (ast.get_docstring(tree(module)) or "").split("\n\n")[0]
     assert re.search(r"\([^()]*\b(sides?|drivers?|tasks?|ranks?)\b[^()]*\)", first), first
