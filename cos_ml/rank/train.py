@@ -166,8 +166,7 @@ def fit(trainer: Any, spec: TrainSpec, context: RankContext, feeds: dict[str, Fe
     if spec.checkpoint:
         context.heartbeat.enter("looking for a checkpoint")
         state = TrainerState(trainer, user_callbacks | {"log": log})
-        finite = spec.stop_at_non_finite
-        writer = CheckpointCallback(state, spec.checkpoint, context, statistics.average, finite)
+        writer = CheckpointCallback(state, spec.checkpoint, context, statistics.average, spec.stop_at_non_finite)
         checkpoint = writer.checkpoint
     epoch, step = (checkpoint.epoch, checkpoint.step) if checkpoint else (0, 0)
     context.report(event="begin", epoch=epoch, step=step, kept=writer is not None)
@@ -186,11 +185,14 @@ def fit(trainer: Any, spec: TrainSpec, context: RankContext, feeds: dict[str, Fe
     if writer is not None:
         ordered += [HeartbeatCallback(context.heartbeat, "checkpoint"), writer]
         ordered.append(HeartbeatCallback(context.heartbeat, TRAINING))
+    callback_list = SkippingCallbackList(
+        ordered, add_history=True, model=trainer, epochs=spec.epochs, steps=training.steps
+    )
     stopped = checkpoint is not None and checkpoint.plain["stopped"] and not step
     trainer.fit(
         training.dataset(), epochs=spec.epochs, initial_epoch=spec.epochs if stopped else epoch,
         validation_data=validation.dataset() if validation.steps else None,
-        callbacks=SkippingCallbackList(ordered, True, model=trainer, epochs=spec.epochs, steps=training.steps),
+        callbacks=callback_list,
         shuffle=False, verbose=0,  # the feed shuffles
     )  # fmt: skip
     return {
