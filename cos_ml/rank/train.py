@@ -197,7 +197,7 @@ def fit(trainer: Any, spec: TrainSpec, context: RankContext, feeds: dict[str, Fe
     )  # fmt: skip
     return {
         "history": log.history, "rows": training.total_rows, "validation_rows": validation.total_rows,
-        "steps": training.steps, "epoch_seconds": log.seconds, "resumed": [epoch, step], "checkpoint": writer is not None,
+        "steps": training.steps, "epoch_seconds": log.seconds, "resumed": [epoch, step], "checkpoint": bool(writer),
     }  # fmt: skip
 
 
