@@ -11,6 +11,7 @@ from cos_ml.job import cluster_check
 from tests.support.processes import assert_nothing_left
 
 
+@pytest.mark.processes
 def test_two_ranks(spark):
     lines = cluster_check.report(spark, 2, megabytes=1).splitlines()
     assert [line[:11].strip() for line in lines] == [

@@ -40,6 +40,7 @@ def data(spark):
     return frame(spark, [rows[:64], rows[64:]])
 
 
+@pytest.mark.processes
 def test_a_failing_rank_is_named_with_its_traceback_and_output(spark, data):
     with pytest.raises(RankError) as caught:
         estimator(network("raise")).fit(data)
@@ -51,6 +52,7 @@ def test_a_failing_rank_is_named_with_its_traceback_and_output(spark, data):
     assert_nothing_left(spark)
 
 
+@pytest.mark.processes
 def test_a_rank_that_dies_every_time_is_named_with_its_signal(spark, data):
     with pytest.raises(RankError) as caught:
         estimator(network("die")).fit(data)
@@ -95,6 +97,7 @@ def test_ranks_that_lose_each_other_try_again(spark, data, tmp_path):
     assert_nothing_left(spark)
 
 
+@pytest.mark.processes
 def test_cancelling_the_job_ends_every_rank(spark, data, tmp_path):
     marker = tmp_path / "hangs"
     failure: list[BaseException] = []
@@ -135,6 +138,7 @@ def test_several_ranks_without_horovod_are_an_error_before_the_job(spark, data, 
         estimator(reference.network()).fit(data)
 
 
+@pytest.mark.processes
 def test_one_rank_needs_no_horovod(spark, data, tmp_path, monkeypatch):
     blocked = tmp_path / "horovod"
     blocked.mkdir()
@@ -167,6 +171,7 @@ def test_a_rank_that_fails_before_the_others_join_is_named_at_once(spark):
     assert_nothing_left(spark)
 
 
+@pytest.mark.processes
 def test_a_rank_that_dies_before_the_others_join_is_named_by_each_attempt(spark):
     """And not by whoever finds nobody to meet, because the task with the rendezvous server has ended."""
     with pytest.raises(RankError) as caught:
@@ -177,6 +182,7 @@ def test_a_rank_that_dies_before_the_others_join_is_named_by_each_attempt(spark)
     assert_nothing_left(spark)
 
 
+@pytest.mark.processes
 def test_tasks_that_spark_repeats_without_the_others_are_no_attempt(spark, data, tmp_path, monkeypatch):
     """It does so when a task ends in the moment in which another one's failure is dealt with."""
     options = {"epochs": 1, "shuffle": False}
@@ -189,6 +195,7 @@ def test_tasks_that_spark_repeats_without_the_others_are_no_attempt(spark, data,
         assert one == pytest.approx(other, abs=1e-6)
 
 
+@pytest.mark.processes
 def test_what_a_rank_forks_ends_with_it(spark):
     processes = [int(result["process"]) for result in run(spark, "leave_a_process")]
     assert not any(running(process) for process in processes)

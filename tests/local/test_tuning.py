@@ -19,8 +19,9 @@ from pyspark.ml.tuning import (
 )
 from pyspark.sql import functions as F
 
-from cos_ml import DeepNetEstimator, DeepNetModel, estimator
+from cos_ml import DeepNetEstimator, DeepNetModel
 from cos_ml.errors import InvalidInputError, RankError
+from cos_ml.job import barrier
 from tests.support import reference
 from tests.support.layers import Misbehaving
 from tests.support.reference import assert_same_weights
@@ -70,13 +71,13 @@ def df(spark):
 @pytest.fixture
 def jobs(monkeypatch):
     """How many candidates each barrier job had, in the order of the jobs."""
-    counts, run = [], estimator.ranks.run
+    counts, run = [], barrier.run
 
     def counted(df: Any, job: Any, ranks: int) -> Any:
         counts.append(len(job.specs))
         return run(df, job, ranks)
 
-    monkeypatch.setattr(estimator.ranks, "run", counted)
+    monkeypatch.setattr(barrier, "run", counted)
     return counts
 
 
@@ -195,7 +196,7 @@ def test_cross_validator_over_a_pipeline_with_folds_of_the_users(spark, df, accu
     with caplog.at_level(logging.INFO, logger="cos_ml"):
         model = validator.fit(numbers)
     assert jobs == [1] * 5
-    assert "needs 2 slots and waits" in caplog.text
+    assert "Waiting for 2 slots" in caplog.text
     assert model.avgMetrics[1] > max(0.7, model.avgMetrics[0])
     assert accuracy.evaluate(model.transform(numbers)) > 0.7
 

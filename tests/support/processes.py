@@ -10,12 +10,15 @@ import psutil
 
 
 def rank_processes(driver: int | None = None) -> list[psutil.Process]:
+    """The ranks below a driver, this process or another one: new processes, and forks of the tests' workers."""
     found = []
     for process in psutil.Process(driver).children(recursive=True):
         try:
-            if "cos_ml.rank" in process.cmdline():
+            command = process.cmdline()
+            forked = "tests.support.warm_daemon" in command and os.getsid(process.pid) == process.pid
+            if forked or "cos_ml.rank" in command:
                 found.append(process)
-        except psutil.Error:
+        except (psutil.Error, ProcessLookupError):
             pass
     return found
 
