@@ -30,14 +30,14 @@ def callback(kind: Any, /, *, ranks: str | None = None, **arguments: Any) -> dic
         ranks: the ranks that run it, "all" or "first". If unset, "first" for Keras's callbacks that write or send
             something (TensorBoard, CSVLogger, ModelCheckpoint and so on), and "all" for any other. A callback that
             changes the training must run on all ranks.
-        **arguments: arguments of the class: numbers, strings, booleans, None, lists and dicts of these, or serialisable
+        **arguments: arguments of the class: numbers, strings, booleans, None, lists and dicts of these, or serializable
             Keras objects.
 
     Returns:
         dict[str, Any]: plain data, with the keys "class", "ranks" and "arguments".
 
     Raises:
-        InvalidInputError: the class does not exist or does not take these arguments, an argument is not serialisable,
+        InvalidInputError: the class does not exist or does not take these arguments, an argument is not serializable,
             or the class is BackupAndRestore.
 
     Examples:

@@ -40,7 +40,7 @@ class NetworkStage(Params, DefaultParamsReadable[Any], DefaultParamsWritable):
     """A stage that is saved as its Params, its network and, if it was trained, its compile arguments.
 
     Attributes:
-        compiled: arguments of ``keras.Model.compile`` from training, in Keras's serialised form; None if untrained.
+        compiled: arguments of ``keras.Model.compile`` from training, in Keras's serialized form; None if untrained.
     """
 
     compiled: dict[str, Any] | None = None

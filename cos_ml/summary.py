@@ -25,7 +25,7 @@ class TrainingSummary:
         steps: number of steps per epoch, the same on all ranks.
         ranks: where each rank ran: host, local rank and so on.
         seconds: for each rank, seconds per phase: "start" (load the network), "read" (until all rows are on local disk
-            and all ranks are ready), "join" (initialise Horovod), "compile" (until the first steps, which TensorFlow
+            and all ranks are ready), "join" (initialize Horovod), "compile" (until the first steps, which TensorFlow
             traces, are done) and "train". All candidates of a grid share the first three.
         epochSeconds: seconds per epoch, measured by rank 0.
         logs: the tail of each rank's output.
