@@ -5,16 +5,21 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(STACK)
 
-.PHONY: help setup demo test test-latest params lint benchmark clean
+.PHONY: help setup demo test unit local test-latest test-cluster test-newest params lint format benchmark clean
 
 help:
-	@echo "make demo         train, save, reload and score a Pipeline on real data (sets everything up)"
-	@echo "make test         lint, types and the whole test suite (sets everything up)"
-	@echo "make test-latest  the test suite, Spark Connect too, on the newest versions (sets .venv-latest up)"
-	@echo "make setup        the set-up alone: $(VENV), pinned dependencies, the Horovod build"
-	@echo "make params       write what follows from the Params: README's table and the stubs of getters and setters"
-	@echo "make benchmark    the figures of tests/benchmarks, beside the peers'"
-	@echo "make clean        remove $(VENV) and .venv-latest"
+	@echo "make demo          train, save, reload and score a Pipeline on real data (sets everything up)"
+	@echo "make test          lint, types, and the tests that need no cluster (sets everything up)"
+	@echo "make test-latest   the same tests and those of Spark Connect, on the newest versions that are pinned"
+	@echo "make test-cluster  the tests on executor processes and on a standalone cluster; VENV=... names the environment"
+	@echo "make test-newest   the tests on the newest releases that exist, to see whether bounds in setup.cfg can be raised"
+	@echo "make unit, local   a part of make test, without lint"
+	@echo "make lint          ruff and mypy"
+	@echo "make format        ruff format, and ruff's automatic fixes"
+	@echo "make setup         the set-up alone: $(VENV), pinned dependencies, the Horovod build"
+	@echo "make params        write what follows from the Params: README's table and the stubs of getters and setters"
+	@echo "make benchmark     the figures of tests/benchmarks, beside the peers'"
+	@echo "make clean         remove $(VENV), .venv-latest and .venv-newest"
 
 setup: $(READY)
 
@@ -26,19 +31,38 @@ demo: setup
 	$(BIN)/python examples/features_to_logistic_regression/train.py
 	$(BIN)/python examples/features_to_logistic_regression/score.py
 
-test: lint
-	$(BIN)/python -m pytest
+# The cheapest first: what fails there needs no session to be seen.
+test: lint unit local
 
-# A process has sessions of Spark Connect or others, never both: so it is two runs.
+unit: setup
+	$(BIN)/python -m pytest tests/unit
+
+local: setup
+	$(BIN)/python -m pytest tests/local
+
+test-cluster: setup
+	$(BIN)/python -m pytest tests/cluster tests/standalone
+
+# A process has sessions of Spark Connect or others, never both: so it is a run of its own.
 test-latest:
-	$(MAKE) setup STACK=latest VENV=.venv-latest
-	.venv-latest/bin/python -m pytest --ignore tests/connect
+	$(MAKE) unit local STACK=latest VENV=.venv-latest
 	.venv-latest/bin/python -m pytest tests/connect
+
+# No constraints and no bounds: installed anew each time.
+test-newest:
+	PYTHON=$(PYTHON) tools/set-up.sh .venv-newest newest
+	.venv-newest/bin/python -m pytest tests/unit tests/local
+	.venv-newest/bin/python -m pytest tests/connect
+	.venv-newest/bin/python -m pytest tests/cluster
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 params: setup
 	PYTHONPATH=. $(BIN)/python tools/generate_params.py
@@ -47,4 +71,4 @@ benchmark: setup
 	$(BIN)/python -m tests.benchmarks
 
 clean:
-	rm -rf $(VENV) .venv-latest
+	rm -rf $(VENV) .venv-latest .venv-newest
