@@ -1,4 +1,4 @@
-"""Formats for ``spark.read`` and ``df.write`` (driver side)."""
+"""Data formats for ``spark.read`` and ``df.write`` (driver side)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["register"]
 
 
 def register(spark: SparkSession) -> None:
-    """Make the format "lmdb" known to ``spark``: ``spark.read.format("lmdb").load(path)``.
+    """Register the format "lmdb" with ``spark``: ``spark.read.format("lmdb").load(path)``.
 
-    Where the driver's Python has cos_ml when Spark first looks for a format, it finds this one by itself
-    (``pyspark_cos_ml``), and there is nothing to do. It looks once.
+    Spark finds the format without this call (through ``pyspark_cos_ml``) if the driver's Python has cos_ml when Spark
+    first searches for a format. It searches only once.
 
     Args:
-        spark: the session; executors and driver run a Python in which cos_ml is installed.
+        spark: the session. cos_ml must be installed in the Python of the driver and of the executors.
     """
     from pyspark.errors import AnalysisException
 
@@ -26,5 +26,5 @@ def register(spark: SparkSession) -> None:
     try:
         spark.dataSource.register(LmdbDataSource)
     except AnalysisException as error:
-        if error.getCondition() != "DATA_SOURCE_ALREADY_EXISTS":  # Spark has found it by itself
+        if error.getCondition() != "DATA_SOURCE_ALREADY_EXISTS":  # Spark has found it already
             raise

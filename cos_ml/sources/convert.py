@@ -1,8 +1,8 @@
-"""``cos-ml convert``: files of one kind into files of another, on one machine, without a cluster (driver side).
+"""``cos-ml convert``: converts datasets between formats on one machine, without a cluster (driver side).
 
-A conversion goes part by part, in a folder ``.NAME.converting`` beside its target. Each part that is done leaves a mark
-there, and the whole is renamed to the target at the end. So the target is whole whenever it is there, and the same
-command goes on where one was stopped.
+A conversion works part by part, in a folder ``.NAME.converting`` next to its target. A mark records each finished part,
+and at the end the folder's output is renamed to the target. Therefore the target is complete whenever it exists, and
+the same command resumes an interrupted conversion.
 """
 
 from __future__ import annotations
@@ -39,31 +39,29 @@ READERS = 8  # threads that read image files
 IMAGES = pa.schema([("id", pa.string()), ("label", pa.int32()), ("encoded", pa.bool_()), ("data", pa.binary())])
 
 Item = TypeVar("Item")
-# Writes one part: its number, and what to call with the number of rows that were written since the last call.
+# Writes the part of a number, and calls a function with the number of rows written since the last call.
 WritePart = Callable[[int, Callable[[int], Any]], None]
 
 
 def images_to_parquet(source: str, target: str, *, labels: str) -> None:
-    """Image files, as they are, with their labels.
+    """Store image files, not decoded, with their labels.
 
     Args:
         source: a folder of images.
-        target: becomes a folder of Parquet files, with columns ``id`` (the image's path, as ``labels`` has it),
+        target: the folder of Parquet files to create, with columns ``id`` (the image's path as in ``labels``),
             ``label``, ``encoded`` (true) and ``data``.
-        labels: a text file with a line for each image, as Caffe's tools take it: the path below ``source``, white
-            space, and a whole number.
+        labels: a text file in the format of Caffe's tools, with a line for each image: the path relative to ``source``,
+            white space, and an integer.
 
     Raises:
-        InvalidInputError: ``target`` is there already, a line is something else, or an image is missing or listed
-            twice.
+        InvalidInputError: ``target`` already exists, a line is malformed, or an image is missing or listed twice.
     """
     listed = _listed(labels)
     files = [Path(source, name) for name, _ in listed]
     missing = [name for (name, _), file in zip(listed, files, strict=True) if not file.is_file()]
     if missing:
         raise InvalidInputError(
-            f"Of {len(listed)} images that {labels} lists, {len(missing)} are not in {source}. The first one is "
-            f"{missing[0]!r}."
+            f"{len(missing)} of the {len(listed)} images in {labels} are not in {source}, for example {missing[0]!r}."
         )
     stamps = _stamps(files)
     sizes = [size for _, size, _ in stamps]
@@ -77,58 +75,60 @@ def images_to_parquet(source: str, target: str, *, labels: str) -> None:
                 columns = [pa.array(names), pa.array(classes, pa.int32()), pa.array([True] * len(some)), pa.array(data)]
                 yield pa.RecordBatch.from_arrays(columns, schema=IMAGES)
 
-    with _conversion(target, ["images-to-parquet", listed, stamps]) as work:
-        _in_parts(work, len(parts), len(listed), lambda *part: _write_parquet(work, IMAGES, read, *part))
+    with working_folder(target, ["images-to-parquet", listed, stamps]) as work:
+        _in_parts(work, len(parts), len(listed), lambda *part: write_parquet_part(work, IMAGES, read, *part))
 
 
 def lmdb_to_parquet(source: str, target: str, *, raw: bool = False) -> None:
-    """The records of an LMDB database.
+    """Store the records of an LMDB database as Parquet files.
 
     Args:
         source: the database, as ``spark.read.format("lmdb")`` takes it.
-        target: becomes a folder of Parquet files, with the columns of the format "lmdb".
-        raw: keys and values as they are, instead of Caffe's Datums.
+        target: the folder of Parquet files to create, with the columns of the format "lmdb".
+        raw: store keys and values instead of decoding Caffe's Datums.
 
     Raises:
-        InvalidInputError: ``target`` is there already; ``source`` is no database, or a value is no Datum.
+        InvalidInputError: ``target`` already exists, ``source`` is not a database, or a value is not a Datum.
         SetupError: the package lmdb is missing.
     """
-    from cos_ml.sources.lmdb import DATUMS, RECORDS, LmdbReader
+    from cos_ml.sources.lmdb import LmdbReader
+    from cos_ml.sources.records import DATUMS, RECORDS
 
     schema = RECORDS if raw else DATUMS
     reader = LmdbReader(source, raw, None, schema.names)
     ranges = reader.partitions()
 
     def write(number: int, advance: Callable[[int], Any]) -> None:
-        _write_parquet(work, schema, lambda part: reader.read(ranges[part]), number, advance)
+        write_parquet_part(work, schema, lambda part: reader.read(ranges[part]), number, advance)
 
-    with _conversion(target, ["lmdb-to-parquet", _stamps([reader.file]), str(ranges), raw]) as work:
+    with working_folder(target, ["lmdb-to-parquet", _stamps([reader.file]), str(ranges), raw]) as work:
         _in_parts(work, len(ranges), reader.count_rows(), write)
 
 
 def lmdb_to_sequence_file(source: str, target: str) -> None:
-    """The records of an LMDB database, as they are; of keys, bytes that are not UTF-8 are written as ``\\xNN``.
+    """Store the records of an LMDB database, not decoded; bytes of keys that are not UTF-8 become ``\\xNN``.
 
-    ``read_sequence_file(spark, target, values="datum")`` reads them as the format "lmdb" does. The files are written
-    by Spark, on this machine.
+    Spark writes the files, on this machine. ``read_sequence_file(spark, target, values="datum")`` decodes them as the
+    format "lmdb" does.
 
     Args:
         source: the database, as ``spark.read.format("lmdb")`` takes it.
-        target: becomes a folder of SequenceFiles: keys of Text, values of BytesWritable.
+        target: the folder of SequenceFiles to create, with keys of Text and values of BytesWritable.
 
     Raises:
-        InvalidInputError: ``target`` is there already, or ``source`` is no database.
+        InvalidInputError: ``target`` already exists, or ``source`` is not a database.
         SetupError: the package lmdb is missing.
     """
     from cos_ml.sources.images import write_sequence_file
-    from cos_ml.sources.lmdb import RECORDS, LmdbReader, text
+    from cos_ml.sources.lmdb import LmdbReader
+    from cos_ml.sources.records import RECORDS, keys_as_strings
 
     reader = LmdbReader(source, True, None, RECORDS.names)
     ranges = reader.partitions()
 
     def write(number: int, advance: Callable[[int], Any]) -> None:
         batches = reader.read(ranges[number])
-        tables = [pa.table([text(keys.to_pylist()), values], ["id", "data"]) for keys, values in batches]
+        tables = [pa.table([keys_as_strings(keys.to_pylist()), values], ["id", "data"]) for keys, values in batches]
         if not tables:
             return
         table = pa.concat_tables(tables)
@@ -138,28 +138,29 @@ def lmdb_to_sequence_file(source: str, target: str) -> None:
         advance(len(table))
 
     with (
-        _conversion(target, ["lmdb-to-sequencefile", _stamps([reader.file]), str(ranges)]) as work,
+        working_folder(target, ["lmdb-to-sequencefile", _stamps([reader.file]), str(ranges)]) as work,
         _spark() as spark,
     ):
         _in_parts(work, len(ranges), reader.count_rows(), write)
 
 
 def parquet_to_lmdb(source: str, target: str, *, id_column: str = "id", raw: bool = False) -> None:
-    """Rows of Parquet files, as the records of a database.
+    """Store the rows of Parquet files as the records of an LMDB database.
 
     Args:
-        source: a Parquet file, or a folder of them, with columns of the format "lmdb". Other columns are left out, and
-            numbers may be of other types.
-        target: becomes the folder of a database.
+        source: a Parquet file, or a folder of them, with columns of the format "lmdb". Other columns are ignored, and
+            numbers may have other types.
+        target: the folder of the database to create.
         id_column: the column of the keys.
-        raw: ``source`` has columns ``key`` and ``value``, which are written as they are.
+        raw: store the columns ``key`` and ``value`` of ``source`` without encoding Datums.
 
     Raises:
-        InvalidInputError: ``target`` is there already; ``source`` is no Parquet, or lacks a column; a value is null or
-            of another type, or a key is there twice.
+        InvalidInputError: ``target`` already exists; ``source`` is not Parquet or lacks a column; a value is null or
+            has another type; or a key occurs twice.
         SetupError: the package lmdb is missing.
     """
-    from cos_ml.sources.lmdb import opened_to_write, put_records, to_records
+    from cos_ml.sources.lmdb import opened_to_write, put_records
+    from cos_ml.sources.records import to_records
 
     dataset = _parquet(source)
     schema = _to_write(dataset.schema.names, id_column, raw)
@@ -170,87 +171,89 @@ def parquet_to_lmdb(source: str, target: str, *, id_column: str = "id", raw: boo
     def write(number: int, advance: Callable[[int], Any]) -> None:
         for batch in files[number].to_batches(schema=dataset.schema, columns=columns, batch_size=BATCH_ROWS):
             records = to_records(_cast(batch, schema, source))
-            put_records(environment, records, again=True)  # a part that was stopped half-way left some of them
+            put_records(environment, records, again=True)  # an interrupted part may have written some of them
             advance(len(batch))
 
-    with _conversion(target, ["parquet-to-lmdb", _stamps(dataset.files), id_column, raw]) as work:
+    with working_folder(target, ["parquet-to-lmdb", _stamps(dataset.files), id_column, raw]) as work:
         with opened_to_write(str(work / "out"), sum(map(os.path.getsize, dataset.files))) as environment:
             _in_parts(work, len(files), rows, write)
             found = environment.stat()["entries"]
         if found < rows:
             raise InvalidInputError(
-                f"{source} has {rows} rows and {found} different keys, and a database has every key once."
+                f"{source} has {rows} rows, but only {found} different keys: keys of a database are unique."
             )
 
 
-# ── the folder of a conversion ────────────────────────────────────────────────────────────────────────────────────────
+# ── working folder ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager
-def _conversion(target: str, what: Sequence[Any]) -> Iterator[Path]:
-    """The folder to work in, with a folder ``out`` that becomes ``target`` at the end.
+def working_folder(target: str, inputs: Sequence[Any]) -> Iterator[Path]:
+    """The working folder; its folder ``out`` becomes ``target`` at the end.
 
-    ``what`` the result is made of: another conversion's beginning is not gone on with.
+    Args:
+        target: the path of the result.
+        inputs: plain values that determine the result; an interrupted conversion of other inputs is started over.
     """
     final = Path(target).absolute()
     if os.path.lexists(final):
-        raise InvalidInputError(f"{target} is there already: remove it first, or choose another name.")
+        raise InvalidInputError(f"{target} already exists: remove it, or choose another path.")
     work = final.parent / f".{final.name}.converting"
     work.mkdir(parents=True, exist_ok=True)
     with open(work / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InvalidInputError(f"Another process is making {target} just now.") from None
-        plan = hashlib.sha256(json.dumps([cos_ml.__version__, *what]).encode()).hexdigest()
-        if _text_of(work / "plan") != plan or not (work / "out").is_dir():
+            raise InvalidInputError(f"Another process is creating {target}.") from None
+        plan = hashlib.sha256(json.dumps([cos_ml.__version__, *inputs]).encode()).hexdigest()
+        if _read_text(work / "plan") != plan or not (work / "out").is_dir():
             for left in work.iterdir():
                 if left.is_dir():
                     shutil.rmtree(left)
                 elif left.name != "lock":
                     left.unlink()
             (work / "out").mkdir()
-            _put(work / "plan", plan)
+            write_text(work / "plan", plan)
         try:
             yield work
             os.rename(work / "out", final)
-        except InvalidInputError:  # there is nothing to go on with
+        except InvalidInputError:  # another attempt could not succeed
             shutil.rmtree(work)
             raise
         shutil.rmtree(work)
 
 
 def _in_parts(work: Path, parts: int, rows: int, write: WritePart) -> None:
-    """Write the parts that are not done yet, under a bar that counts rows."""
+    """Write the unfinished parts, with a progress bar that counts rows."""
     from tqdm import tqdm
 
     marks = [work / f"{number:05d}.done" for number in range(parts)]
-    done = {mark: int(_text_of(mark) or 0) for mark in marks if mark.exists()}
+    done = {mark: int(_read_text(mark) or 0) for mark in marks if mark.exists()}
     before = sum(done.values())
     if done:
-        print(f"{before} of {rows} rows are done already", file=sys.stderr)
+        print(f"Resuming: {before} of {rows} rows are already converted", file=sys.stderr)
     with tqdm(total=rows, initial=before, unit=" rows", unit_scale=True, dynamic_ncols=True) as bar:
         for number, mark in enumerate(marks):
             if mark not in done:
                 start = bar.n
                 write(number, bar.update)
-                _put(mark, str(bar.n - start))
+                write_text(mark, str(bar.n - start))
 
 
-def _put(file: Path, text: str) -> None:
+def write_text(file: Path, text: str) -> None:
     made = file.with_suffix(".new")
     made.write_text(text)
     os.replace(made, file)
 
 
-def _text_of(file: Path) -> str | None:
+def _read_text(file: Path) -> str | None:
     return file.read_text() if file.exists() else None
 
 
-# ── what the conversions have in common ───────────────────────────────────────────────────────────────────────────────
+# ── shared by the conversions ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _write_parquet(
+def write_parquet_part(
     work: Path,
     schema: pa.Schema,
     read: Callable[[int], Iterable[pa.RecordBatch]],
@@ -268,7 +271,7 @@ def _write_parquet(
 def _groups(
     items: Iterable[Item], size: Callable[[Item], int], most: int, count: int = sys.maxsize
 ) -> Iterator[list[Item]]:
-    """Items in their order, in groups of about ``most`` bytes and at most ``count`` items."""
+    """Group items, in order, into about ``most`` bytes and at most ``count`` items."""
     group: list[Item] = []
     total = 0
     for item in items:
@@ -282,30 +285,30 @@ def _groups(
 
 
 def _stamps(files: Iterable[str | Path]) -> list[tuple[str, int, int]]:
-    """What changes when one of the files does."""
+    """The path, size and modification time of each file."""
     return [(os.path.abspath(file), (found := os.stat(file)).st_size, found.st_mtime_ns) for file in files]
 
 
 def _listed(labels: str) -> list[tuple[str, int]]:
-    """Paths and labels, as the lines of a text file have them."""
+    """The paths and labels in the lines of a text file."""
     if not os.path.isfile(labels):
-        raise InvalidInputError(f"There is no file {labels}: expected lines of an image's path and a whole number.")
+        raise InvalidInputError(f"There is no file {labels}: expected lines with an image's path and an integer.")
     listed: dict[str, int] = {}
     try:
         lines = Path(labels).read_text("utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise InvalidInputError(f"{labels} is no text in UTF-8: {error}.") from error
+        raise InvalidInputError(f"{labels} is not UTF-8 text: {error}.") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        found = re.fullmatch(r"\s*(.*?)\s+(-?\d{1,9})\s*", line)  # a path may have spaces in it
+        found = re.fullmatch(r"\s*(.*?)\s+(-?\d{1,9})\s*", line)  # a path may contain spaces
         if found is None:
             raise InvalidInputError(
-                f"{labels}, line {number}: expected an image's path, white space and a whole number, received {line!r}."
+                f"{labels}, line {number}: expected an image's path, white space and an integer, received {line!r}."
             )
         name = found[1]
         if name in listed:
-            raise InvalidInputError(f"{labels}, line {number}: {name!r} is there a second time.")
+            raise InvalidInputError(f"{labels}, line {number}: {name!r} is listed twice.")
         listed[name] = int(found[2])
     return list(listed.items())
 
@@ -322,27 +325,27 @@ def _parquet(source: str) -> ds.Dataset:
 
 
 def _to_write(names: Sequence[str], id_column: str, raw: bool) -> pa.Schema:
-    """The columns of a database that can be made of columns of these names."""
-    from cos_ml.sources.lmdb import DATUMS, RECORDS
+    """The columns of a database for which there are columns in ``names``."""
+    from cos_ml.sources.records import DATUMS, RECORDS
 
     known = RECORDS if raw else DATUMS
-    there = {field.name for field in known if (id_column if field.name == "id" else field.name) in names}
-    if not ({"key", "value"} <= there if raw else "id" in there and {"data", "float_data"} & there):
+    found = {field.name for field in known if (id_column if field.name == "id" else field.name) in names}
+    if not ({"key", "value"} <= found if raw else "id" in found and {"data", "float_data"} & found):
         wanted = "key and value" if raw else f"{id_column}, and data or float_data"
-        raise InvalidInputError(f"Expected columns {wanted}, found {list(names)}.")
-    return pa.schema([field for field in known if field.name in there])
+        raise InvalidInputError(f"Expected columns {wanted}, received {list(names)}.")
+    return pa.schema([field for field in known if field.name in found])
 
 
 def _cast(batch: pa.RecordBatch, schema: pa.Schema, source: str) -> dict[str, pa.Array]:
     try:
         return {field.name: column.cast(field.type) for column, field in zip(batch.columns, schema, strict=True)}
     except pa.ArrowException as error:
-        raise InvalidInputError(f"Columns of {source} can't become {schema.names} of a database: {error}") from error
+        raise InvalidInputError(f"Columns of {source} can't be converted to {schema.names}: {error}") from error
 
 
 @contextmanager
 def _spark() -> Iterator[SparkSession]:
-    """The session there is, or one on this machine for the time being."""
+    """The active session, or a temporary one on this machine."""
     from pyspark.sql import SparkSession
 
     if session := SparkSession.getActiveSession():

@@ -1,8 +1,8 @@
-"""Caffe's Datum, a protobuf message, from and to bytes: a whole batch of them at a time (executor side).
+"""Encodes Caffe's Datum, a protobuf message, and decodes whole batches of them (executor side).
 
-Neither Caffe nor the protobuf package is needed. A field of all records is read at once, as arrays: record by record
-takes several times as long as the database itself needs to hand the records out. Records that begin alike, as images of
-one size do up to their last pixel, are cut in one place, and only what follows is looked at.
+Neither Caffe nor the protobuf package is needed. Each field is decoded for all records at once, as arrays: decoding
+record by record takes several times as long as reading the records from the database. If all records have the
+same layout up to the end of their image, as images of one size have, only what follows the image is decoded.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ MOST_BYTES = 10  # of one varint
 
 
 class BadDatum(ValueError):
-    """A record is no Datum.
+    """A record is not a Datum.
 
     Attributes:
-        row: which one of the batch.
-        what: what is wrong with it.
+        row: the index of the record in the batch.
+        what: what is wrong with the record.
     """
 
     def __init__(self, row: int, what: str) -> None:
@@ -39,7 +39,7 @@ class BadDatum(ValueError):
 
 
 class Piece(NamedTuple):
-    """Floats of one record."""
+    """Some floats of one record."""
 
     row: int
     values: np.ndarray
@@ -47,13 +47,13 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Datums:
-    """The fields of n records; a number that a record leaves out is 0, as in Caffe.
+    """The fields of n records; missing numbers are 0, as in Caffe.
 
     Attributes:
-        channels, height, width, label: int32, of shape (n,).
-        encoded: bool, of shape (n,).
-        data: binary, n of them; null where a record has none.
-        floats: pieces of ``float_data``; those of one record are in their order.
+        channels, height, width, label: int32 [n].
+        encoded: bool [n].
+        data: n binary values, null for records without ``data``.
+        floats: pieces of ``float_data``; the pieces of a record are in order.
     """
 
     channels: np.ndarray
@@ -66,10 +66,10 @@ class Datums:
 
 
 def decode(records: Sequence[bytes]) -> Datums:
-    """Read serialised Datums, raw or encoded; fields that Caffe does not know are passed over.
+    """Decode serialized Datums, with raw or encoded images. Unknown fields are skipped.
 
     Raises:
-        BadDatum: one of them is cut short, or is something else.
+        BadDatum: a record is truncated, or is not a Datum.
     """
     values = pa.array(records, pa.binary())
     head = _common_head(records, values)
@@ -84,11 +84,11 @@ def decode(records: Sequence[bytes]) -> Datums:
 
 
 class _Head(NamedTuple):
-    """What records begin with.
+    """The common start of records.
 
     Attributes:
-        numbers: fields and their values.
-        start, stop: where ``data`` is.
+        numbers: the values of number fields, by field.
+        start, stop: the position of ``data``.
     """
 
     numbers: dict[int, int]
@@ -97,7 +97,7 @@ class _Head(NamedTuple):
 
 
 def _common_head(records: Sequence[bytes], values: pa.Array) -> _Head | None:
-    """What all records begin with, up to the end of their ``data``, where it is the same; else None."""
+    """The bytes before ``data`` and its size, if they are the same in all records; else None."""
     if not records:
         return None
     first = records[0]
@@ -110,7 +110,7 @@ def _common_head(records: Sequence[bytes], values: pa.Array) -> _Head | None:
             field = first[at] >> 3
             numbers[field], at = _read_varint(first, at + 1)
         size, start = _read_varint(first, at + 1)
-    except IndexError:  # it is cut short
+    except IndexError:  # it is truncated
         return None
     if (
         not 0 <= size <= min(map(len, records)) - start
@@ -121,7 +121,7 @@ def _common_head(records: Sequence[bytes], values: pa.Array) -> _Head | None:
 
 
 def _read_varint(record: bytes, at: int) -> tuple[int, int]:
-    """The number at ``at``, as a signed one of 64 bits, and where the next field is."""
+    """The signed 64-bit number at ``at``, and the position after it."""
     value = 0
     for shift in range(0, 7 * MOST_BYTES, 7):
         value |= (record[at] & 127) << shift
@@ -134,7 +134,7 @@ def _read_varint(record: bytes, at: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Fields:
-    """The fields of n records: numbers and floats as in Datums, and where in ``flat`` each one's ``data`` is."""
+    """The fields of n records: numbers and floats as in Datums, and the position of each ``data`` in ``flat``."""
 
     numbers: dict[int, np.ndarray]
     flat: np.ndarray
@@ -149,16 +149,16 @@ def _datums(fields: _Fields, data: pa.Array) -> Datums:
 
 
 def _fields(records: pa.Array, before: dict[int, int]) -> _Fields:
-    """Read all fields of records, or of what follows behind numbers that all have.
+    """Decode all fields of records; ``before`` has the numbers that precede them, the same for all records.
 
     Raises:
-        BadDatum: one of them is cut short, or is something else.
+        BadDatum: a record is truncated, or is not a Datum.
     """
     cursor = _Cursor(records)
     numbers = {field: np.full(len(records), before.get(field, 0), np.int64) for field in NUMBERS}
     start, size = np.zeros(len(records), np.int64), np.full(len(records), -1, np.int64)
     floats: list[Piece] = []
-    while len(rows := cursor.unread()):  # in each turn the next field of every record that has one
+    while len(rows := cursor.unread()):  # each iteration reads one field of every record that has one left
         tags = cursor.varints(rows)
         for tag in _distinct(tags):
             mine = rows[tags == tag]
@@ -190,7 +190,7 @@ def encode(
     float_data: np.ndarray | None,
     encoded: bool,
 ) -> bytes:
-    """One Datum, serialised as Caffe's own library does it: fields in order, ``float_data`` not packed."""
+    """Serialize one Datum as Caffe does: fields in order, ``float_data`` not packed."""
     sizes = ((CHANNELS, channels), (HEIGHT, height), (WIDTH, width))
     parts = [bytes([field << 3]) + _varint(value) for field, value in sizes]
     if data is not None:
@@ -214,12 +214,12 @@ def _varint(value: int) -> bytes:
 
 
 def _distinct(tags: np.ndarray) -> list[int]:
-    """The values in ``tags``; almost always it is one."""
+    """The distinct values in ``tags``; almost always only one."""
     return [int(tags[0])] if (tags == tags[0]).all() else np.unique(tags).tolist()
 
 
 class _Cursor:
-    """A position in each of n records, which lie end to end in ``flat``."""
+    """A position in each of n records, which are stored end to end in ``flat``."""
 
     def __init__(self, records: pa.Array) -> None:
         _, offsets, flat = records.buffers()
@@ -229,11 +229,11 @@ class _Cursor:
         self.at = bounds[:-1].copy()
 
     def unread(self) -> np.ndarray:
-        """The records that have bytes left."""
+        """The indices of the records that have bytes left."""
         return np.flatnonzero(self.at < self.ends)
 
     def varints(self, rows: np.ndarray) -> np.ndarray:
-        """Read a varint in each of ``rows``: int64, of shape (len(rows),)."""
+        """int64 [len(rows)]: read a varint in each of ``rows``."""
         values = np.zeros(len(rows), np.int64)
         where: slice | np.ndarray = slice(None)
         for shift in range(0, 7 * MOST_BYTES, 7):
@@ -245,17 +245,17 @@ class _Cursor:
             if not len(more):
                 return values
             rows, where = rows[more], more if isinstance(where, slice) else where[more]
-        raise BadDatum(int(rows[0]), "holds a number that does not end")
+        raise BadDatum(int(rows[0]), "contains a number that does not end")
 
     def lengths(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Pass over a field of bytes in each of ``rows``: where it starts, and its size."""
+        """Skip a field of bytes in each of ``rows``; returns their starts and sizes."""
         sizes = self.varints(rows)
         start = self.at[rows]
         self._move(rows, sizes)
         return start, sizes
 
     def skip(self, rows: np.ndarray, field: int, wire: int) -> None:
-        """Pass over a field that a Datum does not have."""
+        """Skip a field that a Datum does not have."""
         if field == 0 or wire not in (VARINT, FIXED64, BYTES, FIXED32):
             raise BadDatum(int(rows[0]), f"has field {field} with protobuf's wire type {wire}, unlike a Datum")
         if wire == VARINT:
@@ -266,7 +266,7 @@ class _Cursor:
             self._move(rows, 8 if wire == FIXED64 else 4)
 
     def float_run(self, row: int) -> np.ndarray:
-        """All floats that follow in ``row``, each with a tag of its own; the first one's tag is read already."""
+        """All floats that follow in ``row``, each after a tag; the first tag has been read."""
         first, end = int(self.at[row]) - 1, int(self.ends[row])
         others = np.flatnonzero(self.flat[first:end:5] != FLOAT_TAG)
         count = int(others[0]) if len(others) else -((first - end) // 5)
@@ -274,14 +274,14 @@ class _Cursor:
         return self.flat[first : first + 5 * count].reshape(count, 5)[:, 1:].copy().view("<f4").reshape(-1)
 
     def packed(self, row: int, start: int, size: int) -> Piece:
-        """Floats without tags."""
+        """Packed floats, without tags."""
         if size % 4:
-            raise BadDatum(row, f"has {size} bytes of float_data, and a float has 4")
+            raise BadDatum(row, f"has {size} bytes of float_data, expected a multiple of 4")
         return Piece(row, self.flat[start : start + size].view("<f4"))
 
     def _move(self, rows: np.ndarray, by: int | np.ndarray) -> None:
         at = self.at[rows] + by
         beyond = np.flatnonzero((at > self.ends[rows]) | (at < self.at[rows]))
         if len(beyond):
-            raise BadDatum(int(rows[beyond[0]]), "is cut short, or is no Datum")
+            raise BadDatum(int(rows[beyond[0]]), "is truncated or not a Datum")
         self.at[rows] = at

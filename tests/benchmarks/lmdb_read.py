@@ -26,7 +26,8 @@ from pyspark.sql.datasource import DataSource, DataSourceReader, InputPartition
 from pyspark.sql.types import StructType
 
 from cos_ml.sources import datum, register
-from cos_ml.sources.lmdb import BATCH_BYTES, BATCH_ROWS, DATUM_SCHEMA, DATUMS, KeyRange, LmdbReader
+from cos_ml.sources.lmdb import BATCH_BYTES, BATCH_ROWS, KeyRange, LmdbReader
+from cos_ml.sources.records import DATUM_SCHEMA, DATUMS
 from tests.benchmarks import data
 
 ROUNDS = 5

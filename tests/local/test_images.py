@@ -157,7 +157,7 @@ def test_their_keys_may_be_numbers(spark, tmp_path):
 def test_sequence_files_of_other_records(spark, tmp_path):
     path = str(tmp_path / "rows.seq")
     spark.sparkContext.parallelize([("a", "text")]).saveAsSequenceFile(path)
-    with pytest.raises((Py4JJavaError, PythonException), match="values as str: expected Text"):
+    with pytest.raises((Py4JJavaError, PythonException), match="the values as str: expected Text"):
         read_sequence_file(spark, path).collect()
 
 

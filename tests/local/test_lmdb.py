@@ -197,14 +197,14 @@ def test_there_is_no_database(read, tmp_path):
 def test_a_foreign_file(read, tmp_path):
     for content in (b"", b"x" * 10, b"x" * 20_000):
         (tmp_path / "data.mdb").write_bytes(content)
-        with fails("is no LMDB database that can be read"):
+        with fails("is not a readable LMDB database"):
             read(tmp_path).count()
 
 
 def test_a_truncated_file(read, many, tmp_path):
     with open(os.path.join(many, "data.mdb"), "rb") as whole:
         (tmp_path / "data.mdb").write_bytes(whole.read(1_000_000))
-    with fails("data.mdb is cut short: it has 1,000,000 bytes, and its database"):
+    with fails("data.mdb is truncated: it has 1,000,000 of"):
         read(tmp_path).count()
 
 
@@ -217,11 +217,11 @@ def test_a_value_that_is_no_datum(read, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"path": "x", "numPartitions": "0"}, "Option numPartitions: expected a whole number from 1 on, received '0'"),
+        ({"path": "x", "numPartitions": "0"}, "Option numPartitions: expected an integer >= 1, received '0'"),
         ({"path": "x", "numPartitions": "two"}, "received 'two'"),
         ({"path": "x", "values": "caffe"}, "Option values: expected one of datum, raw, received 'caffe'"),
-        ({}, "Expected the path of one LMDB database"),
-        ({"path": "hdfs://host/x"}, "in a file system of this machine, received 'hdfs://host/x'"),
+        ({}, "Expected the path of an LMDB database"),
+        ({"path": "hdfs://host/x"}, "on a file system of this machine, received 'hdfs://host/x'"),
     ],
 )
 def test_options_that_can_not_be(options, message):
@@ -281,13 +281,13 @@ def test_overwrite_replaces_even_what_is_being_read(read, lmdb_spark, tmp_path):
 
 def test_append_refuses_a_database_that_is_there(read, tmp_path):
     path = make(tmp_path / "db", {b"a": RAW})
-    with fails('is there already, and a database can\'t be appended to: mode\\("overwrite"\\)'):
+    with fails('already exists, and rows can\'t be appended to a database. Use mode\\("overwrite"\\)'):
         write(read(path), path, "append")
 
 
 def test_overwrite_refuses_what_is_no_database(read, lmdb_spark, many, tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
-    with fails("something else than the folder of an LMDB database"):
+    with fails("is not the folder of an LMDB database"):
         write(read(many), tmp_path)
     assert os.listdir(tmp_path) == ["precious.txt"]
 
@@ -297,7 +297,7 @@ def test_overwrite_refuses_what_is_no_database(read, lmdb_spark, many, tmp_path)
     [
         ([("a", b"1"), ("a", b"2")], "id string, data binary", "Two rows have the key b'a'"),
         ([("", b"1")], "id string, data binary", "keys of 1 to 511 bytes"),
-        ([("k" * 600, b"1")], "id string, data binary", "keys of 1 to 511 bytes, and one has 600"),
+        ([("k" * 600, b"1")], "id string, data binary", "keys of 1 to 511 bytes, received one of 600"),
         ([(None, b"1")], "id string, data binary", "A row's id is null"),
         ([("a", None)], "id string, data binary", "The row of id 'a' has neither data nor float_data"),
         ([("a", 1)], "id string, label int", "Expected columns id, and data or float_data"),
@@ -324,7 +324,7 @@ def test_it_grows_as_needed(tmp_path, monkeypatch):
 def test_a_folder_that_executors_do_not_see(tmp_path):
     writer = LmdbWriter(str(tmp_path / "db"), True, ["key", "value"], False)
     writer.abort([])
-    with pytest.raises(InvalidInputError, match="has to be in a file system that the driver and all executors share"):
+    with pytest.raises(InvalidInputError, match="must be on a file system that the driver and all executors share"):
         writer.write(iter([]))
     assert os.listdir(tmp_path) == []
 

@@ -14,6 +14,7 @@ from cos_ml import cli
 from cos_ml.errors import InvalidInputError
 from cos_ml.sources import convert
 from cos_ml.sources import lmdb as lmdb_source
+from cos_ml.sources.records import DATUMS
 from tests.support.datums import JPEG, RAW, blob, number, one_float
 
 FLOATS = number(1, 2) + number(2, 1) + number(3, 1) + one_float(0.5) + one_float(-2)
@@ -80,7 +81,7 @@ def test_datums_to_parquet_and_back(database, tmp_path):
     assert rows[2]["float_data"] == [0.5, -2.0]
     convert.parquet_to_lmdb(str(tmp_path / "parquet"), str(tmp_path / "back"))
     # The same as what another library reads, though a Datum has several ways to be written.
-    again, before = (lmdb_source.LmdbReader(path, False, None, lmdb_source.DATUMS.names) for path in (
+    again, before = (lmdb_source.LmdbReader(path, False, None, DATUMS.names) for path in (
         str(tmp_path / "back"), source))  # fmt: skip
     tables = [pa.Table.from_batches(b for part in one.partitions() for b in one.read(part)) for one in (again, before)]
     assert tables[0] == tables[1]
@@ -96,7 +97,7 @@ def test_plain_keys_and_values(database, tmp_path):
 
 def test_an_empty_database(database, tmp_path):
     convert.lmdb_to_parquet(database({}), str(tmp_path / "parquet"))
-    assert ds.dataset(tmp_path / "parquet").to_table().schema == lmdb_source.DATUMS
+    assert ds.dataset(tmp_path / "parquet").to_table().schema == DATUMS
 
 
 def test_many_parts(many, small_parts, tmp_path):
@@ -120,11 +121,11 @@ def test_images_with_their_labels(photos, small_parts):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("class 0/0.jpg 1\nclass 1/1.jpg cat\n", "line 2: expected an image's path, white space and a whole number"),
+        ("class 0/0.jpg 1\nclass 1/1.jpg cat\n", "line 2: expected an image's path, white space and an integer"),
         ("class 0/0.jpg\n", "line 1: expected an image's path"),
         ("class 0/0.jpg 12345678901\n", "line 1: expected an image's path"),
-        ("class 0/0.jpg 1\n\nclass 0/0.jpg 2\n", "line 3: 'class 0/0.jpg' is there a second time"),
-        ("class 0/0.jpg 1\nclass 0/x.jpg 1\nclass 0/y.jpg 1\n", "Of 3 images .* 2 are not .* 'class 0/x.jpg'"),
+        ("class 0/0.jpg 1\n\nclass 0/0.jpg 2\n", "line 3: 'class 0/0.jpg' is listed twice"),
+        ("class 0/0.jpg 1\nclass 0/x.jpg 1\nclass 0/y.jpg 1\n", "2 of the 3 images .* are not .* 'class 0/x.jpg'"),
     ],
 )
 def test_label_files_that_are_wrong(photos, lines, message):
@@ -155,11 +156,11 @@ def test_labels_in_the_names_of_folders(tmp_path):
     ("columns", "message"),
     [
         ({"id": ["a", "b", "a"], "data": [b"x", b"y", b"z"]}, "Two rows have the key b'a'"),
-        ({"id": ["a", "b", "a"], "data": [b"x", b"y", b"x"]}, "has 3 rows and 2 different keys"),
+        ({"id": ["a", "b", "a"], "data": [b"x", b"y", b"x"]}, "has 3 rows, but only 2 different keys"),
         ({"id": ["a", None], "data": [b"x", b"y"]}, "id is null"),
         ({"id": ["a"], "data": pa.array([None], pa.binary())}, "neither data nor float_data"),
-        ({"id": ["a"], "data": [b"x"], "label": ["cat"]}, "can't become .*cat"),
-        ({"id": ["a"], "data": [b"x"], "label": [2**40]}, "can't become"),
+        ({"id": ["a"], "data": [b"x"], "label": ["cat"]}, "can't be converted .*cat"),
+        ({"id": ["a"], "data": [b"x"], "label": [2**40]}, "can't be converted"),
         ({"id": ["a"], "label": [1]}, "Expected columns id, and data or float_data"),
         ({"data": [b"x"]}, "Expected columns id, and data or float_data"),
         ({"id": ["a" * 600], "data": [b"x"]}, "keys of 1 to 511 bytes"),
@@ -186,7 +187,7 @@ def test_what_is_no_parquet(tmp_path):
 
 def test_a_target_that_is_there_stays(database, tmp_path):
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(InvalidInputError, match="is there already"):
+    with pytest.raises(InvalidInputError, match="already exists"):
         convert.lmdb_to_parquet(database({b"a": RAW}), str(tmp_path / "out"))
     assert (tmp_path / "out").read_text() == "mine"
 
@@ -194,10 +195,10 @@ def test_a_target_that_is_there_stays(database, tmp_path):
 # A process that ends by SIGKILL at the n-th call of a function.
 KILLED = """
 import os, signal, sys
-from cos_ml import cli, converting
-from cos_ml.sources import lmdb
+from cos_ml import cli
+from cos_ml.sources import convert, lmdb
 convert.PART_BYTES, lmdb.PARTITION_BYTES, convert.BATCH_ROWS = 2000, 50_000, 20
-homes = {"lmdb": lmdb, "converting": converting, "converting.shutil": convert.shutil}
+homes = {"lmdb": lmdb, "convert": convert, "convert.shutil": convert.shutil}
 home, name, calls = homes[sys.argv[1]], sys.argv[2], int(sys.argv[3])
 function = getattr(home, name)
 def counted(*arguments, **named):
@@ -216,20 +217,22 @@ def killed(home, name, calls, *arguments):
     assert done.returncode == -9
 
 
-@pytest.mark.parametrize("at", ["_put", "_write_parquet"])
-def test_a_killed_conversion_goes_on_where_it_was(many, small_parts, tmp_path, monkeypatch, capsys, at):
+@pytest.mark.parametrize("at", ["write_text", "write_parquet_part"])
+def test_a_killed_conversion_resumes(many, small_parts, tmp_path, monkeypatch, capsys, at):
     convert.lmdb_to_parquet(many, str(tmp_path / "whole"))
-    killed("converting", at, 3, "convert", "lmdb-to-parquet", many, tmp_path / "out")
+    killed("convert", at, 3, "convert", "lmdb-to-parquet", many, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     written = []
-    write = convert._write_parquet
-    monkeypatch.setattr(convert, "_write_parquet", lambda *part: written.append(part[3]) or write(*part))
+    write = convert.write_parquet_part
+    monkeypatch.setattr(convert, "write_parquet_part", lambda *part: written.append(part[3]) or write(*part))
     assert cli.main(["convert", "lmdb-to-parquet", many, str(tmp_path / "out")]) == 0
     parts = len(os.listdir(tmp_path / "whole"))
-    assert written == list(range({"_put": 2, "_write_parquet": 3}[at], parts))  # the first _put is the plan's
+    assert written == list(
+        range({"write_text": 2, "write_parquet_part": 3}[at], parts)
+    )  # the first write_text is the plan's
     assert folder(tmp_path / "out") == folder(tmp_path / "whole")
     assert not (tmp_path / ".out.converting").exists()
-    assert "rows are done already" in capsys.readouterr().err
+    assert "rows are already converted" in capsys.readouterr().err
 
 
 def test_a_database_that_was_killed_within_a_part(many, small_parts, tmp_path):
@@ -243,7 +246,7 @@ def test_a_database_that_was_killed_within_a_part(many, small_parts, tmp_path):
 
 def test_another_source_starts_afresh(photos, small_parts):
     arguments = ["convert", "images-to-parquet", photos / "photos", photos / "out", "--labels", photos / "labels.txt"]
-    killed("converting", "_put", 3, *arguments)
+    killed("convert", "write_text", 3, *arguments)
     (photos / "photos/class 0/0.jpg").write_bytes(b"new")
     assert cli.main([str(argument) for argument in arguments]) == 0
     assert ds.dataset(photos / "out").to_table()["data"][0].as_py() == b"new"
@@ -251,7 +254,7 @@ def test_another_source_starts_afresh(photos, small_parts):
 
 def test_a_source_of_the_same_size_and_another_content_starts_afresh(photos, small_parts):
     arguments = ["convert", "images-to-parquet", photos / "photos", photos / "out", "--labels", photos / "labels.txt"]
-    killed("converting", "_put", 3, *arguments)
+    killed("convert", "write_text", 3, *arguments)
     first = photos / "photos/class 0/0.jpg"
     again = bytes(first.stat().st_size)
     first.write_bytes(again)
@@ -263,14 +266,14 @@ def test_labels_that_are_no_text(photos, capsys):
     (photos / "labels.txt").write_bytes("Käse 1\n".encode("latin-1"))
     arguments = ["convert", "images-to-parquet", photos / "photos", photos / "out", "--labels", photos / "labels.txt"]
     assert cli.main([str(argument) for argument in arguments]) == 1
-    assert "is no text in UTF-8" in capsys.readouterr().err
+    assert "is not UTF-8 text" in capsys.readouterr().err
 
 
 def test_what_was_left_after_the_target_was_in_place(many, tmp_path):
     """Killed between its last two steps; later the target was removed."""
     target = tmp_path / "out"
     for _ in range(2):
-        killed("converting.shutil", "rmtree", 0, "convert", "lmdb-to-parquet", many, target)
+        killed("convert.shutil", "rmtree", 0, "convert", "lmdb-to-parquet", many, target)
         assert len(ds.dataset(target).to_table()) == ROWS
         for file in target.iterdir():
             file.unlink()
@@ -279,7 +282,7 @@ def test_what_was_left_after_the_target_was_in_place(many, tmp_path):
 
 def test_two_at_once(many, tmp_path):
     target = str(tmp_path / "out")
-    with convert._conversion(target, []), pytest.raises(InvalidInputError, match="Another process"):
+    with convert.working_folder(target, []), pytest.raises(InvalidInputError, match="Another process"):
         convert.lmdb_to_parquet(many, target)
 
 
@@ -293,6 +296,6 @@ def test_ctrl_c(many, tmp_path, monkeypatch, capsys):
     def stopped(*part):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert, "_write_parquet", stopped)
+    monkeypatch.setattr(convert, "write_parquet_part", stopped)
     assert cli.main(["convert", "lmdb-to-parquet", many, str(tmp_path / "out")]) == 130
-    assert capsys.readouterr().err.endswith("cos-ml: stopped\n")
+    assert capsys.readouterr().err.endswith("cos-ml: interrupted\n")

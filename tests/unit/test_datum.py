@@ -78,7 +78,7 @@ def test_no_records_at_all():
 
 @pytest.mark.parametrize("length", [length for length in range(1, len(RAW)) if length not in (2, 4, 6, 14, 16)])
 def test_a_record_that_is_cut_short(length):
-    with pytest.raises(datum.BadDatum, match="record 1 is cut short, or is no Datum"):
+    with pytest.raises(datum.BadDatum, match="record 1 is truncated or not a Datum"):
         datum.decode([RAW, RAW[:length], RAW])
 
 
@@ -91,9 +91,9 @@ def test_a_record_that_is_cut_short(length):
         (varint(20 * 8 + 3), "field 20 with protobuf's wire type 3"),
         (blob(6, b"12345"), "5 bytes of float_data"),
         (b"\x28" + b"\xff" * 10 + b"\x01", "a number that does not end"),
-        (varint(4 * 8 + 2) + varint(2**63 + 5), "cut short"),
-        (one_float(1)[:-1], "cut short"),
-        (one_float(1) + one_float(1)[:-1], "cut short"),
+        (varint(4 * 8 + 2) + varint(2**63 + 5), "truncated"),
+        (one_float(1)[:-1], "truncated"),
+        (one_float(1) + one_float(1)[:-1], "truncated"),
     ],
 )
 def test_what_is_no_datum(value, message):
