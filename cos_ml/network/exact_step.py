@@ -1,8 +1,8 @@
 """The loss and metrics of a step, exact over any split of its rows (rank and scoring side).
 
-Keras divides the loss of a batch by the batch's own rows. Here a step's rows may be spread over n ranks: each row's
-weight w becomes w·B·n/W, for B rows of this rank and W the step's weight on all ranks, so that the mean of the ranks'
-losses is the weighted mean over all rows. Metrics are sums and counts, which add up.
+Keras divides the loss of a batch by the batch's own rows. Here a step's rows may be split among n ranks: each row's
+weight w becomes w·B·n/W, where B is the number of rows of this rank and W the total weight of the step on all ranks, so
+that the mean of the ranks' losses is the weighted mean over all rows. Metrics are sums and counts, which add up.
 """
 
 from __future__ import annotations
@@ -21,12 +21,9 @@ __all__ = ["ExactStep", "GlobalMean", "batch_data", "compile_network"]
 
 
 class GlobalMean(keras.metrics.Mean):
-    """A mean over steps, each weighted by its rows on all ranks.
+    """A mean over steps, each weighted by its rows on all ranks; Keras would count those of this rank alone."""
 
-    Keras would weight it by the rows of its own batch, which says nothing about the other ranks.
-    """
-
-    weight: Any = 1.0  # a tensor of the step being traced
+    weight: Any = 1.0  # set to a tensor while a step is traced
 
     def update_state(self, values: Any, sample_weight: Any = None) -> None:
         """Add the value of one step."""
@@ -36,8 +33,8 @@ class GlobalMean(keras.metrics.Mean):
 class ExactStep(keras.Model if TYPE_CHECKING else object):  # type: ignore[misc]
     """Mixin for a ``keras.Model``: steps on data ``(inputs, labels, weights, scale, weight, num_valid)``.
 
-    ``weights`` are row weights [B], ``scale`` is the factor B·n/W that applies to them, ``weight`` is W, and
-    ``num_valid`` tells how many of the rows count: all, or none.
+    ``weights`` are row weights [B], ``scale`` is the factor B·n/W by which they are multiplied, ``weight`` is W, and
+    ``num_valid`` is the number of rows that count: all, or none.
     """
 
     def test_step(self, data: Any) -> dict[str, Any]:
@@ -51,14 +48,14 @@ class ExactStep(keras.Model if TYPE_CHECKING else object):  # type: ignore[misc]
         outputs = self(pack_inputs(self, inputs), training=training)
         labels = tf.nest.pack_sequence_as(outputs, tf.nest.flatten(labels))
         tracker = keras_internals.loss_tracker(self)
-        for one in (tracker, *keras_internals.output_loss_trackers(self, labels, outputs, GlobalMean)):
-            one.weight = weight
+        for metric in (tracker, *keras_internals.output_loss_trackers(self, labels, outputs, GlobalMean)):
+            metric.weight = weight
         loss = self.compute_loss(inputs, labels, outputs, weights * scale, training=training)
         tracker.update_state(loss)
         return loss, outputs
 
     def compute_step_metrics(self, data: Any, outputs: Any) -> dict[str, Any]:
-        """Add the valid rows to the metrics; returns their results so far."""
+        """Add the valid rows to the metrics; return their results so far."""
         inputs, labels, weights, _, _, num_valid = data
         labels = tf.nest.pack_sequence_as(outputs, tf.nest.flatten(labels))
         inputs, labels, outputs, weights = tf.nest.map_structure(
@@ -68,9 +65,9 @@ class ExactStep(keras.Model if TYPE_CHECKING else object):  # type: ignore[misc]
 
 
 def compile_network(network: Any, mixin: type, spec: TrainSpec, **options: Any) -> None:
-    """Compile ``network`` as ``spec`` says, with the steps of ``mixin``.
+    """Compile ``network`` with the arguments of ``spec`` and the steps of ``mixin``.
 
-    The mixin comes first in a subclass that is made here, so that Keras finds its steps whatever kind of model this is.
+    The mixin comes first in a new subclass, so that Keras finds its steps whatever the model's own class is.
     """
     arguments = {name: keras.saving.deserialize_keras_object(value) for name, value in spec.compile.items()}
     optimizer = keras.optimizers.get(arguments.pop("optimizer"))
@@ -86,14 +83,14 @@ def compile_network(network: Any, mixin: type, spec: TrainSpec, **options: Any) 
 def batch_data(
     spec: TrainSpec, arrays: dict[str, np.ndarray], num_valid: int, size: int = 1, total: float | None = None
 ) -> Any:
-    """One step's rows in the form that ``ExactStep`` takes.
+    """One step's rows in the form that ``ExactStep`` expects.
 
     Args:
         spec: the columns.
         arrays: field -> array of B rows.
-        num_valid: how many of the rows count: B or 0.
+        num_valid: the number of rows that count: B or 0.
         size: the number of ranks.
-        total: the weight of the step's rows on all ranks; None for that of these rows.
+        total: the weight of the step's rows on all ranks; None if there is only this rank.
     """
     count = len(next(iter(arrays.values())))
     weights = arrays.get("w", np.ones(count, np.float32)) if num_valid else np.zeros(count, np.float32)
@@ -101,8 +98,5 @@ def batch_data(
     scale = count * size / total if num_valid and total else 0.0
     inputs = tuple(arrays[column.field] for column in spec.inputs)
     labels = tuple(arrays[column.field] for column in spec.labels)
-    return (
-        inputs,
-        labels if len(labels) > 1 else labels[0],
-        weights, np.float32(scale), np.float32(total), np.int32(num_valid),
-    )  # fmt: skip
+    structure = labels if len(labels) > 1 else labels[0]
+    return inputs, structure, weights, np.float32(scale), np.float32(total), np.int32(num_valid)

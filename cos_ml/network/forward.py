@@ -1,56 +1,59 @@
-"""A network's forward pass as a TensorFlow graph, with taps at layers (driver, rank and scoring side)."""
+"""A network's forward pass as a TensorFlow graph, with outputs of chosen layers (driver, rank and scoring side)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cos_ml.network.archive import layers_by_name
 from cos_ml.network.keras_import import import_tensorflow
-from cos_ml.network.keras_internals import input_structure
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["forward_pass", "pack_inputs", "traced"]
 
 
 def pack_inputs(model: Any, inputs: Sequence[Any]) -> Any:
-    """Input tensors, in the network's order, in the form that it was built with: one, a list or a dict."""
-    structure = input_structure(model)
+    """Input tensors, in the network's order, in the structure that it was built with: one tensor, a list or a dict."""
+    structure = getattr(model, "input", None)  # a Sequential model that was not called yet has none
     if isinstance(structure, dict):
-        tf = import_tensorflow()
-
-        return tf.nest.pack_sequence_as(structure, list(inputs))
+        return import_tensorflow().nest.pack_sequence_as(structure, list(inputs))
     return list(inputs) if len(inputs) > 1 else inputs[0]
 
 
 def forward_pass(network: Any, layers: tuple[str, ...]) -> Callable[..., list[Any]]:
     """One pass through ``network``: a function of its input arrays that returns its outputs, then those of ``layers``.
 
-    A layer is tapped where it is called, so those of nested models are reached as well as any other.
+    Layers record their outputs where they are called, so layers of nested models are reached as well.
     """
     tf = import_tensorflow()
-
-    taps: dict[str, Any] = {}
+    recorded: dict[str, Any] = {}
     found = layers_by_name(network)
     for name in layers:
-        found[name].call = tap(found[name].call, taps, name)
+        found[name].call = _recording(found[name].call, recorded, name)
 
     def forward(*inputs: Any) -> list[Any]:
         outputs = network(pack_inputs(network, inputs), training=False)
-        return [*tf.nest.flatten(outputs), *(taps[name] for name in layers)]
+        return [*tf.nest.flatten(outputs), *(recorded[name] for name in layers)]
 
     return traced(forward)
+
+
+def _recording(call: Callable[..., Any], recorded: dict[str, Any], name: str) -> Callable[..., Any]:
+    """``call``, which also stores its result in ``recorded[name]``."""
+
+    def record(*args: Any, **kwargs: Any) -> Any:
+        recorded[name] = call(*args, **kwargs)
+        return recorded[name]
+
+    return record
 
 
 def traced(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function`` as a TensorFlow graph, traced once for any number of rows.
 
-    tf.function would trace it for the first and the second number of rows, and warn of it where many networks are used.
+    tf.function would trace it for the first and for the second number of rows, and warn about retracing if there are
+    many networks.
     """
     tf = import_tensorflow()
-
     graph = tf.function(function, autograph=False)
     known: dict[Any, Any] = {}
 
@@ -65,11 +68,3 @@ def traced(function: Callable[..., Any]) -> Callable[..., Any]:
         return known[key](*tensors)
 
     return call
-
-
-def tap(call: Callable[..., Any], taps: dict[str, Any], name: str) -> Callable[..., Any]:
-    def tapped(*args: Any, **kwargs: Any) -> Any:
-        taps[name] = call(*args, **kwargs)
-        return taps[name]
-
-    return tapped

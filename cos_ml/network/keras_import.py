@@ -1,6 +1,7 @@
-"""Import Keras and TensorFlow in half the time, without the lines that TensorFlow's C++ code prints then (every side).
+"""Import Keras and TensorFlow in half the time, without the lines that TensorFlow's C++ code prints (every side).
 
-They come before any setting for logs takes effect, and say nothing that a user could act on. A failing import says all.
+Those lines come before any setting for logs takes effect, and a user can't act on them. If the import fails, they are
+shown.
 """
 
 from __future__ import annotations
@@ -21,38 +22,37 @@ def import_keras(without: tuple[str, ...] = ()) -> ModuleType:
     """The ``keras`` module, on TensorFlow.
 
     Args:
-        without: modules that Keras imports where they are installed, and shall take for missing.
+        without: modules that Keras imports if they are installed, and that it shall treat as missing.
 
     Raises:
-        ImportError: one of them is not installed, or Keras is set to another backend.
+        ImportError: Keras or TensorFlow is not installed, or Keras is configured for another backend.
     """
-    # TensorFlow would take all memory of a GPU at once, also in a driver or a scoring task, and leave ranks there none.
+    # Otherwise TensorFlow in a driver or a scoring task would reserve all memory of a GPU, and leave ranks none.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     if "tensorflow" in sys.modules:
         import keras
     else:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        with _silent(), _hidden(without), _uncollected():
+        with _silent(), _hidden(without), _no_garbage_collection():
             import keras
             import tensorflow  # noqa: F401
     if keras.backend.backend() != "tensorflow":
         raise ImportError(
-            f"cos_ml needs Keras on TensorFlow, and it is on {keras.backend.backend()}: set KERAS_BACKEND=tensorflow."
+            f"cos_ml requires Keras's TensorFlow backend, but the backend is {keras.backend.backend()}. Set "
+            "KERAS_BACKEND=tensorflow."
         )
     return keras
 
 
 def import_tensorflow() -> Any:
-    """The ``tensorflow`` module, imported as ``import_keras`` does."""
+    """The ``tensorflow`` module, imported as by ``import_keras``."""
     import_keras()
-    import tensorflow
-
-    return tensorflow
+    return sys.modules["tensorflow"]
 
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keep what is written to file descriptor 2, by C++ too, and show it only if the block fails."""
+    """Hold back what is written to file descriptor 2, by C++ code too, and show it only if the block fails."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as kept, contextlib.ExitStack() as restore:
         terminal = os.dup(2)
@@ -80,12 +80,12 @@ def _hidden(names: tuple[str, ...]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Look for no garbage: an import makes none, and the search through its objects takes a quarter of the time."""
-    on = gc.isenabled()
+def _no_garbage_collection() -> Iterator[None]:
+    """Pause garbage collection: an import leaves no garbage, and the search for it takes a quarter of the time."""
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if on:
+        if enabled:
             gc.enable()

@@ -1,9 +1,10 @@
-"""What kind of prediction a network makes, and its columns as Spark ML writes them (driver and scoring task)."""
+"""The kind of prediction that an output of a network is, and its columns in Spark ML (driver and scoring task side)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -11,22 +12,48 @@ import numpy as np
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.archive import Tensor
 
-__all__ = ["check_loss", "class_count", "label_classes", "losses_by_output", "output_kind", "predictions"]
+__all__ = [
+    "OutputKind",
+    "check_loss",
+    "is_classifier",
+    "label_classes",
+    "loss_family",
+    "losses_by_output",
+    "output_kind",
+    "predictions",
+]
 
-CLASS_LOSSES = {
+# Losses that compare with classes -> what their labels are: class indices, one-hot rows, or 0 and 1.
+LOSS_FAMILIES = {
     "sparsecategoricalcrossentropy": "sparse",
     "categoricalcrossentropy": "categorical",
     "binarycrossentropy": "binary",
     "categoricalfocalcrossentropy": "categorical",
     "binaryfocalcrossentropy": "binary",
-}  # fmt: skip
+}
+# Family -> the activation that it expects, and the loss that does without it.
+EXPECTED = {
+    "sparse": ("softmax", "SparseCategoricalCrossentropy"),
+    "categorical": ("softmax", "CategoricalCrossentropy"),
+    "binary": ("sigmoid", "BinaryCrossentropy"),
+}
 TINY = np.finfo(np.float32).tiny
 
 
-def loss_name(loss: Any) -> str:
-    """A loss by one spelling: "sparse_categorical_crossentropy" and SparseCategoricalCrossentropy alike."""
-    name = loss.get("class_name", "") if isinstance(loss, dict) else str(loss or "")
-    return name.replace("_", "").lower()
+class OutputKind(StrEnum):
+    """What the numbers of an output mean."""
+
+    CLASS_PROBABILITIES = "classes"  # a probability per class
+    CLASS_LOGITS = "class_logits"  # a logit per class
+    PROBABILITY = "probability"  # one unit: the probability of class 1
+    LOGIT = "logit"  # one unit: the logit of class 1
+    NUMBER = "number"  # one unit that is no class
+    VECTOR = "vector"  # anything else
+
+
+def loss_family(loss: Any) -> str | None:
+    """A classification loss's family: "sparse", "categorical" or "binary"; None for any other loss."""
+    return LOSS_FAMILIES.get(_loss_name(loss).replace("_", "").lower())
 
 
 def losses_by_output(loss: Any, outputs: Sequence[Tensor]) -> list[Any]:
@@ -38,43 +65,31 @@ def losses_by_output(loss: Any, outputs: Sequence[Tensor]) -> list[Any]:
     return [loss] * len(outputs)
 
 
-def from_logits(loss: Any) -> bool:
-    """Whether a serialised loss takes logits."""
-    return bool(isinstance(loss, dict) and loss.get("config", {}).get("from_logits"))
-
-
-def output_kind(output: Tensor, loss: Any = None) -> str:
-    """The kind of prediction of an output.
-
-    Returns:
-        str: "classes" (a probability a class), "class_logits" (a logit a class), "chance" (one unit: the probability of
-        class 1), "chance_logit" (one unit: its logit), "number" (one linear unit), or "vector" (anything else).
-    """
-    family, units = CLASS_LOSSES.get(loss_name(loss)), output.units
+def output_kind(output: Tensor, loss: Any = None) -> OutputKind:
+    """The kind of prediction of an output, from its shape, its activation and its loss."""
+    family, units = loss_family(loss), output.units
     if len(output.shape) > 1:
-        return "vector"
-    if family and from_logits(loss):
-        return "chance_logit" if units == 1 else "vector" if family == "binary" else "class_logits"
+        return OutputKind.VECTOR
+    if family and _from_logits(loss):
+        if units == 1:
+            return OutputKind.LOGIT
+        return OutputKind.VECTOR if family == "binary" else OutputKind.CLASS_LOGITS
     if units == 1:
-        return "chance" if output.activation == "sigmoid" or family == "binary" else "number"
+        is_probability = output.activation == "sigmoid" or family == "binary"
+        return OutputKind.PROBABILITY if is_probability else OutputKind.NUMBER
     if output.activation == "softmax" or family in ("sparse", "categorical"):
-        return "classes"
-    return "vector"
+        return OutputKind.CLASS_PROBABILITIES
+    return OutputKind.VECTOR
 
 
-def is_classifier(head: str) -> bool:
-    """Whether a head has the columns probability and rawPrediction."""
-    return head in ("classes", "class_logits", "chance", "chance_logit")
-
-
-def class_count(output: Tensor) -> int:
-    """How many classes a classifying output tells apart."""
-    return max(output.units or 1, 2)
+def is_classifier(kind: str) -> bool:
+    """Whether an output of this kind has the columns probability and rawPrediction."""
+    return kind not in (OutputKind.NUMBER, OutputKind.VECTOR)
 
 
 def label_classes(output: Tensor, loss: Any) -> int | None:
-    """The number of classes that label values index, or None where labels are no class indices."""
-    family = CLASS_LOSSES.get(loss_name(loss))
+    """The number of classes that label values index, or None where labels are not class indices."""
+    family = loss_family(loss)
     if family == "sparse":
         return output.units
     return 2 if family == "binary" and output.units == 1 else None
@@ -82,72 +97,71 @@ def label_classes(output: Tensor, loss: Any) -> int | None:
 
 def check_loss(output: Tensor, loss: Any) -> None:
     """Raises InvalidInputError for a loss that can't train ``output``."""
-    family, units = CLASS_LOSSES.get(loss_name(loss)), output.units
-    what = f"output {output.name!r} with {units} unit{'s' if units != 1 else ''}"
-    if family in ("sparse", "categorical") and units == 1:
-        raise InvalidInputError(
-            f"Param loss: {_shown(loss)} expects one unit per class, received {what}. Give the last layer as many "
-            "units as there are "
-            "classes, or use binary_crossentropy."
-        )
-    if not family or from_logits(loss):
+    family, units, activation = loss_family(loss), output.units, output.activation
+    if family is None:
         return
-    if output.activation in ("linear", "relu", "tanh"):
-        wanted = "softmax" if family != "binary" else "sigmoid"
-        name = (
-            next(
-                prefix
-                for prefix in ("SparseCategorical", "Categorical", "Binary")
-                if prefix.lower() == family + ("categorical" if family == "sparse" else "")
-            )
-            + "Crossentropy"
-        )
+    name = _loss_name(loss)
+    received = f"received output {output.name!r} with {units} unit{'s' if units != 1 else ''}"
+    if family != "binary" and units == 1:
         raise InvalidInputError(
-            f"Param loss: {_shown(loss)} expects probabilities, received {what} and activation "
-            f"{output.activation!r}. End the "
-            f"network with activation={wanted!r}, or use keras.losses.{name}(from_logits=True)."
+            f"Param loss: {name} expects one unit per class, {received}. Give the last layer as many units as there "
+            "are classes, or use binary_crossentropy."
         )
-    if family == "sparse" and output.activation == "sigmoid":
+    if _from_logits(loss):
+        return
+    if activation in ("linear", "relu", "tanh"):
+        expected, instead = EXPECTED[family]
         raise InvalidInputError(
-            f"Param loss: {_shown(loss)} expects probabilities that sum to 1, received {what} and activation "
-            "'sigmoid': use softmax."
+            f"Param loss: {name} expects probabilities, {received} and activation {activation!r}. End the network "
+            f"with activation={expected!r}, or use keras.losses.{instead}(from_logits=True)."
+        )
+    if family == "sparse" and activation == "sigmoid":
+        raise InvalidInputError(
+            f"Param loss: {name} expects probabilities that sum to 1, {received} and activation 'sigmoid'. Use softmax."
         )
 
 
-def _shown(loss: Any) -> str:
-    return str(loss.get("class_name")) if isinstance(loss, dict) else str(loss)
+def _loss_name(loss: Any) -> str:
+    """The name of a loss, given by name or as a serialized object."""
+    return str(loss.get("class_name", "")) if isinstance(loss, dict) else str(loss or "")
 
 
-def predictions(head: str, output: np.ndarray) -> dict[str, np.ndarray]:
+def _from_logits(loss: Any) -> bool:
+    """Whether a serialized loss takes logits."""
+    return bool(isinstance(loss, dict) and loss.get("config", {}).get("from_logits"))
+
+
+def predictions(kind: str, output: np.ndarray) -> dict[str, np.ndarray]:
     """An output's values as the columns of Spark ML (scoring task side).
 
     Args:
-        head: the kind of prediction, from ``output_kind``.
-        output: [rows, ...], what the network computes.
+        kind: the kind of prediction, from ``output_kind``.
+        output: [rows, ...], the values that the network computed.
 
     Returns:
-        dict[str, np.ndarray]: "prediction", float64 [rows] (for "vector": [rows, size]), and of a classifier
+        dict[str, np.ndarray]: "prediction", float64 [rows] (for a vector: [rows, size]). For a classifier also
         "probability" and "rawPrediction", [rows, classes]: logits, or log-probabilities where the network computes
-        probabilities; of one unit, as Spark's LogisticRegression has them, [-logit, logit].
+        probabilities; for one unit [-logit, logit], as from Spark's LogisticRegression. NaN gives NaN.
     """
-    with np.errstate(invalid="ignore", over="ignore"):  # NaN in, NaN out
-        return _predictions(head, output)
-
-
-def _predictions(head: str, output: np.ndarray) -> dict[str, np.ndarray]:
     flat = output.reshape(len(output), math.prod(output.shape[1:])).astype(np.float64)
-    if head == "vector":
+    if kind == OutputKind.VECTOR:
         return {"prediction": flat}
-    if head == "number":
+    if kind == OutputKind.NUMBER:
         return {"prediction": flat[:, 0]}
-    if head == "classes":
-        probability, raw = flat, np.log(np.maximum(flat, TINY))
-    elif head == "class_logits":
-        exponents = np.exp(flat - flat.max(axis=1, keepdims=True))
-        probability, raw = exponents / exponents.sum(axis=1, keepdims=True), flat
-    else:
-        logit = flat if head == "chance_logit" else np.log(np.maximum(flat, TINY)) - np.log(np.maximum(1 - flat, TINY))
-        chance = flat if head == "chance" else np.exp(-np.logaddexp(0, -flat))
-        probability, raw = np.hstack([1 - chance, chance]), np.hstack([-logit, logit])
-    prediction = np.where(np.isnan(flat).any(axis=1), np.nan, probability.argmax(axis=1))
+    with np.errstate(invalid="ignore", over="ignore"):  # of NaN and large logits
+        if kind == OutputKind.CLASS_PROBABILITIES:
+            probability, raw = flat, _log(flat)
+        elif kind == OutputKind.CLASS_LOGITS:
+            exponents = np.exp(flat - flat.max(axis=1, keepdims=True))
+            probability, raw = exponents / exponents.sum(axis=1, keepdims=True), flat
+        else:
+            given = kind == OutputKind.LOGIT
+            logit = flat if given else _log(flat) - _log(1 - flat)
+            positive = np.exp(-np.logaddexp(0, -flat)) if given else flat
+            probability, raw = np.hstack([1 - positive, positive]), np.hstack([-logit, logit])
+        prediction = np.where(np.isnan(flat).any(axis=1), np.nan, probability.argmax(axis=1))
     return {"prediction": prediction, "probability": probability, "rawPrediction": raw}
+
+
+def _log(values: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(values, TINY))

@@ -7,29 +7,23 @@ from typing import Any
 from cos_ml.data.columns import Column, spark_dtype
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.archive import Network, Tensor
-from cos_ml.network.outputs import CLASS_LOSSES, label_classes, loss_name, losses_by_output
+from cos_ml.network.outputs import label_classes, loss_family, losses_by_output
 
 __all__ = ["input_columns", "label_columns"]
 
 
 def input_columns(network: Network, names: list[str]) -> tuple[Column, ...]:
-    """The columns of the network's inputs, in its order: by the inputs' names where they match, else by order.
+    """The columns of the network's inputs, in its order: matched by the inputs' names if all match, else by position.
 
     Raises:
-        InvalidInputError: there are more or fewer columns than inputs.
+        InvalidInputError: the number of columns is not the number of inputs.
     """
-    inputs = network.inputs
-    if len(names) != len(inputs):
-        raise InvalidInputError(
-            f"The network has {len(inputs)} inputs, {[tensor.name for tensor in inputs]}, and there are {len(names)} "
-            f"input columns, {names}: "
-            "expected one each. Set inputCols."
-        )
-    if set(names) == {tensor.name for tensor in inputs}:
-        names = [tensor.name for tensor in inputs]
+    inputs = [tensor.name for tensor in network.inputs]
+    _check_count("input", inputs, names)
+    ordered = inputs if set(names) == set(inputs) else names
     return tuple(
         Column(name, f"x{index}", tensor.shape, spark_dtype(tensor.dtype))
-        for index, (name, tensor) in enumerate(zip(names, inputs, strict=True))
+        for index, (name, tensor) in enumerate(zip(ordered, network.inputs, strict=True))
     )
 
 
@@ -37,20 +31,27 @@ def label_columns(network: Network, names: list[str], loss: Any) -> tuple[Column
     """The columns of the labels, one per output, in the network's order.
 
     Raises:
-        InvalidInputError: there are more or fewer columns than outputs.
+        InvalidInputError: the number of columns is not the number of outputs.
     """
     outputs = network.outputs
-    if len(names) != len(outputs):
-        raise InvalidInputError(
-            f"The network has {len(outputs)} outputs, {[output.name for output in outputs]}, and there are "
-            f"{len(names)} label columns, {names}: expected one each. Set labelCols."
-        )
+    _check_count("output", [output.name for output in outputs], names)
     losses = losses_by_output(loss, outputs)
     return tuple(_label(name, f"y{index}", outputs[index], losses[index]) for index, name in enumerate(names))
 
 
+def _check_count(what: str, tensors: list[str], names: list[str]) -> None:
+    if len(names) != len(tensors):
+        kind = "input" if what == "input" else "label"
+        raise InvalidInputError(
+            f"The network has {len(tensors)} {what}s, {tensors}: expected one {kind} column for each, received "
+            f"{len(names)}, {names}. Set {kind}Cols."
+        )
+
+
 def _label(name: str, field: str, output: Tensor, loss: Any) -> Column:
-    sparse = CLASS_LOSSES.get(loss_name(loss)) == "sparse"
-    scalar = (output.units == 1 and len(output.shape) <= 1) or sparse
-    shape = () if scalar and len(output.shape) <= 1 else output.shape[:-1] if sparse else output.shape
+    sparse, one_axis = loss_family(loss) == "sparse", len(output.shape) <= 1
+    if one_axis and (sparse or output.units == 1):
+        shape: tuple[int | None, ...] = ()
+    else:
+        shape = output.shape[:-1] if sparse else output.shape
     return Column(name, field, shape, classes=label_classes(output, loss))

@@ -1,6 +1,6 @@
 """Loss and metrics over all rows of a DataFrame, on the cluster (driver and scoring task side).
 
-Metrics keep sums and counts. Each partition sums up its own; the driver adds those, and computes the results.
+Keras's metrics keep sums and counts. Each partition computes its own; the driver adds them up and computes the results.
 """
 
 from __future__ import annotations
@@ -29,57 +29,57 @@ def evaluate(dataset: DataFrame, network: Network, spec: TrainSpec) -> dict[str,
     """The loss and the metrics of ``spec.compile`` over all rows.
 
     Args:
-        dataset: with the user's columns.
-        network: what to evaluate.
-        spec: columns, what to compile with, batch size, and what to do with bad rows.
+        dataset: a DataFrame with the columns of ``spec``.
+        network: the network to evaluate.
+        spec: the columns, the arguments of ``compile``, the batch size, and how to handle invalid rows.
 
     Returns:
-        dict[str, float]: by name; NaN where there are no rows.
+        dict[str, float]: the values by name; only a loss of NaN if there are no rows.
 
     Raises:
-        InvalidInputError: there is no such column, or it is of no use. A bad row ends the Spark job instead.
+        InvalidInputError: a column is missing or has an unusable type. An invalid row makes the Spark job fail instead.
     """
     spark_internals.check_message_size(dataset.sparkSession, [network.archive])
     selected = frames.select_columns(dataset, spec)
-    summed = selected.mapInArrow(partial(_sum_up, network.archive, spec.dumps()), "state string")
-    states = [json.loads(row["state"]) for row in summed.collect()]
-    if not states:
+    rows = selected.mapInArrow(partial(_sum_up, network.archive, spec.dumps()), "sums string").collect()
+    parts = [json.loads(row["sums"]) for row in rows]
+    if not parts:
         return {"loss": float("nan")}
     evaluator = _Evaluator(network.archive, spec.dumps())
-    evaluator.build(states[0]["like"])
-    sums = [np.sum(values, axis=0) for values in zip(*(state["values"] for state in states), strict=True)]
+    evaluator.build(parts[0]["columns"])
+    sums = [np.sum(values, axis=0) for values in zip(*(part["values"] for part in parts), strict=True)]
     for variable, value in zip(evaluator.variables, sums, strict=True):
         variable.assign(value)
     return {name: float(value) for name, value in evaluator.network.get_metrics_result().items()}
 
 
 def _sum_up(archive: bytes, spec: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """One partition: the metrics' sums and counts over its rows, as one row of JSON; none for no rows."""
+    """The metrics' sums and counts over the rows of one partition, as one row of JSON; no row if it has no rows."""
     predict.limit_devices()
     evaluator = _evaluator(archive, spec)
-    evaluator.reset()
-    seen = 0
-    like = None
+    evaluator.network.reset_metrics()
+    first_row = 0
+    columns = None
     for batch in batches:
-        arrays, kept, _ = spool.usable_rows(batch, evaluator.spec, seen)
-        seen += batch.num_rows
+        arrays, kept, _ = spool.usable_rows(batch, evaluator.spec, first_row)
+        first_row += batch.num_rows
         if not kept.any():
             continue
         arrays = {field: rows[kept] for field, rows in arrays.items()}
-        like = like or {field: [rows.shape[1:], rows.dtype.str] for field, rows in arrays.items()}
+        columns = columns or {field: [rows.shape[1:], rows.dtype.str] for field, rows in arrays.items()}
         evaluator.add(arrays)
-    if like is not None:
-        state = json.dumps({"like": like, "values": [variable.numpy().tolist() for variable in evaluator.variables]})
-        yield pa.RecordBatch.from_arrays([pa.array([state])], ["state"])
+    if columns is not None:
+        values = [variable.numpy().tolist() for variable in evaluator.variables]
+        yield pa.RecordBatch.from_pydict({"sums": [json.dumps({"columns": columns, "values": values})]})
 
 
 @functools.lru_cache(maxsize=2)
 def _evaluator(archive: bytes, spec: str) -> _Evaluator:
-    return _Evaluator(archive, spec)  # once per Python worker
+    return _Evaluator(archive, spec)  # kept by the Python worker for its next partition
 
 
 class _Evaluator:
-    """A compiled network whose test step adds up rows."""
+    """A compiled network whose test step adds rows to its metrics."""
 
     def __init__(self, archive: bytes, spec: str) -> None:
         from cos_ml.network.exact_step import ExactStep, batch_data, compile_network  # imports TensorFlow
@@ -90,23 +90,19 @@ class _Evaluator:
         self.step = forward.traced(self.network.test_step)
 
     def add(self, arrays: dict[str, np.ndarray]) -> None:
-        """Count these rows."""
+        """Add these rows to the metrics."""
         size = self.spec.batch_size
         for start in range(0, len(next(iter(arrays.values()))), size):
             batch = {field: rows[start : start + size] for field, rows in arrays.items()}
             self.step(self.batch_data(self.spec, batch, len(next(iter(batch.values())))))
 
-    def build(self, like: dict[str, Any]) -> None:
-        """Create the metrics' variables, without any row."""
+    def build(self, columns: dict[str, Any]) -> None:
+        """Create the metrics' variables without counting a row; ``columns`` is field -> [shape of a row, dtype]."""
         arrays = {
             field: np.full((1, *shape), b"", object) if dtype == "|O" else np.zeros((1, *shape), dtype)
-            for field, (shape, dtype) in like.items()
+            for field, (shape, dtype) in columns.items()
         }
         self.step(self.batch_data(self.spec, arrays, 0))
-
-    def reset(self) -> None:
-        """Forget all rows."""
-        self.network.reset_metrics()
 
     @property
     def variables(self) -> list[Any]:

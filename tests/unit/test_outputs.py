@@ -9,10 +9,9 @@ from cos_ml.network.archive import Tensor
 from cos_ml.network.keras_import import import_keras
 from cos_ml.network.outputs import (
     check_loss,
-    class_count,
     is_classifier,
     label_classes,
-    loss_name,
+    loss_family,
     output_kind,
     predictions,
 )
@@ -20,7 +19,7 @@ from cos_ml.network.outputs import (
 losses = import_keras().losses
 
 
-def serialised(loss):
+def serialized(loss):
     return import_keras().saving.serialize_keras_object(loss)
 
 
@@ -28,18 +27,18 @@ def output(units, activation="linear", name="out"):
     return Tensor(name, (units,), "float32", activation)
 
 
-SPARSE_LOGITS = serialised(losses.SparseCategoricalCrossentropy(from_logits=True))
-LOGITS = serialised(losses.CategoricalCrossentropy(from_logits=True))
-BINARY_LOGITS = serialised(losses.BinaryCrossentropy(from_logits=True))
-BINARY = serialised(losses.BinaryCrossentropy())
-SPARSE = serialised(losses.SparseCategoricalCrossentropy())
+SPARSE_LOGITS = serialized(losses.SparseCategoricalCrossentropy(from_logits=True))
+LOGITS = serialized(losses.CategoricalCrossentropy(from_logits=True))
+BINARY_LOGITS = serialized(losses.BinaryCrossentropy(from_logits=True))
+BINARY = serialized(losses.BinaryCrossentropy())
+SPARSE = serialized(losses.SparseCategoricalCrossentropy())
 
 
 # ── the kind of prediction ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
-    ("tensor", "loss", "head"),
+    ("tensor", "loss", "kind"),
     [
         (output(10, "softmax"), None, "classes"),
         (output(10, "softmax"), "sparse_categorical_crossentropy", "classes"),
@@ -47,13 +46,13 @@ SPARSE = serialised(losses.SparseCategoricalCrossentropy())
         (output(10, None), "categorical_crossentropy", "classes"),
         (output(10), SPARSE_LOGITS, "class_logits"),
         (output(10), LOGITS, "class_logits"),
-        (output(1, "sigmoid"), None, "chance"),
-        (output(1, "sigmoid"), "binary_crossentropy", "chance"),
-        (output(1, None), BINARY, "chance"),
-        (output(1), BINARY_LOGITS, "chance_logit"),
+        (output(1, "sigmoid"), None, "probability"),
+        (output(1, "sigmoid"), "binary_crossentropy", "probability"),
+        (output(1, None), BINARY, "probability"),
+        (output(1), BINARY_LOGITS, "logit"),
         (output(1), None, "number"),
         (output(1), "mse", "number"),
-        (output(1, "relu"), serialised(losses.Huber()), "number"),
+        (output(1, "relu"), serialized(losses.Huber()), "number"),
         (Tensor("out", (), "float32", "linear"), "mse", "number"),
         (output(4), "mse", "vector"),
         (output(4), None, "vector"),
@@ -62,24 +61,22 @@ SPARSE = serialised(losses.SparseCategoricalCrossentropy())
         (Tensor("out", (8, 3), "float32", "softmax"), "sparse_categorical_crossentropy", "vector"),
     ],
 )
-def test_head_of(tensor, loss, head):
-    assert output_kind(tensor, loss) == head
+def test_output_kind(tensor, loss, kind):
+    assert output_kind(tensor, loss) == kind
 
 
 def test_is_classifier():
-    assert [head for head in ("classes", "class_logits", "chance", "chance_logit") if not is_classifier(head)] == []
+    assert [kind for kind in ("classes", "class_logits", "probability", "logit") if not is_classifier(kind)] == []
     assert not is_classifier("number")
     assert not is_classifier("vector")
 
 
-def test_loss_name():
-    assert loss_name("sparse_categorical_crossentropy") == loss_name(SPARSE) == "sparsecategoricalcrossentropy"
-    assert loss_name(None) == ""
+def test_loss_family():
+    assert loss_family("sparse_categorical_crossentropy") == loss_family(SPARSE) == "sparse"
+    assert loss_family("mse") is loss_family(None) is None
 
 
-def test_counts():
-    assert class_count(output(10)) == 10
-    assert class_count(output(1)) == 2
+def test_label_classes():
     assert label_classes(output(10, "softmax"), SPARSE) == 10
     assert label_classes(output(1, "sigmoid"), "binary_crossentropy") == 2
     assert label_classes(output(10, "softmax"), "categorical_crossentropy") is None
@@ -169,22 +166,22 @@ def test_large_logits():
 
 
 @given(arrays(np.float32, (3, 1), elements=NUMBERS))
-def test_chance_logit(logits):
-    found = predictions("chance_logit", logits)
+def test_logit(logits):
+    found = predictions("logit", logits)
     assert (found["rawPrediction"] == np.hstack([-logits, logits])).all()
     assert np.allclose(found["probability"].sum(axis=1), 1)
     assert np.allclose(found["probability"][:, 1], 1 / (1 + np.exp(-logits[:, 0].astype(float))))
     assert (found["prediction"] == found["probability"].argmax(axis=1)).all()
 
 
-def test_large_chance_logits():
-    found = predictions("chance_logit", np.array([[1000.0], [-1000.0]], np.float32))
+def test_large_logits_of_one_unit():
+    found = predictions("logit", np.array([[1000.0], [-1000.0]], np.float32))
     assert found["probability"].tolist() == [[0, 1], [1, 0]]
     assert found["prediction"].tolist() == [1, 0]
 
 
-def test_chance():
-    found = predictions("chance", np.array([[0.75], [0.25], [1.0], [0.0]], np.float32))
+def test_probability():
+    found = predictions("probability", np.array([[0.75], [0.25], [1.0], [0.0]], np.float32))
     assert found["prediction"].tolist() == [1, 0, 1, 0]
     assert found["probability"].tolist() == [[0.25, 0.75], [0.75, 0.25], [0, 1], [1, 0]]
     assert np.allclose(found["rawPrediction"][:2], [[-np.log(3), np.log(3)], [np.log(3), -np.log(3)]])
@@ -192,11 +189,11 @@ def test_chance():
     assert (found["rawPrediction"][:, 0] == -found["rawPrediction"][:, 1]).all()
 
 
-@pytest.mark.parametrize(("head", "units"), [("classes", 3), ("class_logits", 3), ("chance", 1), ("chance_logit", 1)])
-def test_nan_gives_nan(head, units):
+@pytest.mark.parametrize(("kind", "units"), [("classes", 3), ("class_logits", 3), ("probability", 1), ("logit", 1)])
+def test_nan_gives_nan(kind, units):
     values = np.full((2, units), 0.5, np.float32)
     values[0, -1] = np.nan
-    found = predictions(head, values)
+    found = predictions(kind, values)
     assert np.isnan(found["prediction"]).tolist() == [True, False]
     assert np.isnan(found["probability"][0]).any()
     assert np.isnan(found["rawPrediction"][0]).any()
@@ -211,8 +208,8 @@ def test_number_and_vector():
 
 
 @pytest.mark.parametrize(
-    ("head", "shape"), [("classes", (0, 3)), ("class_logits", (0, 3)), ("chance", (0, 1)), ("chance_logit", (0, 1)),
+    ("kind", "shape"), [("classes", (0, 3)), ("class_logits", (0, 3)), ("probability", (0, 1)), ("logit", (0, 1)),
                         ("number", (0, 1)), ("vector", (0, 3))]
 )  # fmt: skip
-def test_no_rows(head, shape):
-    assert {len(values) for values in predictions(head, np.empty(shape, np.float32)).values()} == {0}
+def test_no_rows(kind, shape):
+    assert {len(values) for values in predictions(kind, np.empty(shape, np.float32)).values()} == {0}

@@ -7,9 +7,10 @@ import pytest
 
 from cos_ml.data.columns import Column
 from cos_ml.errors import InvalidInputError
-from cos_ml.network.archive import Network
+from cos_ml.network.archive import Network, load_model
 from cos_ml.network.forward import forward_pass
 from cos_ml.network.keras_import import import_keras
+from cos_ml.network.outputs import OutputKind
 from cos_ml.scoring import predict
 from cos_ml.scoring.predict import Scorer, score
 
@@ -22,17 +23,18 @@ ALL = ("prediction", "probability", "rawPrediction")
 @pytest.fixture(autouse=True)
 def fresh_worker(monkeypatch):
     """No test sees a network that another has loaded."""
-    monkeypatch.setattr(predict, "_networks", OrderedDict())
+    monkeypatch.setattr(predict, "networks", OrderedDict())
 
 
-def scorer_of(model, taps=(), head="classes", wanted=ALL, batch_size=1000, handle_invalid="error"):
+def scorer_of(model, taps=(), kind="classes", wanted=ALL, batch_size=1000, handle_invalid="error"):
     network = Network.of(model)
     inputs = tuple(
         Column(tensor.name, f"x{index}", tensor.shape, tensor.dtype) for index, tensor in enumerate(network.inputs)
     )
     return Scorer(
-        archive=network.archive, digest=network.digest, modules=(), inputs=inputs, layers=tuple(taps), heads=(head,),
-        wanted=tuple((0, what) for what in wanted), batch_size=batch_size, handle_invalid=handle_invalid,
+        archive=network.archive, digest=network.digest, modules=(), inputs=inputs, layers=tuple(taps),
+        kinds=(OutputKind(kind),), wanted=tuple((0, what) for what in wanted), batch_size=batch_size,
+        handle_invalid=handle_invalid,
     )  # fmt: skip
 
 
@@ -104,17 +106,16 @@ def test_taps_alone(nested, numbers):
     assert matrix(frame.f0).shape == matrix(frame.f1).shape == (2, 12)
 
 
-def test_one_pass_a_batch(nested, numbers):
+def test_one_pass_a_batch(nested, numbers, monkeypatch):
     """Taps and predictions come from the same pass, and a batch of Spark's is cut into passes of the batch size."""
     passes = []
-    model = forward_pass(nested, ("flat", "block/relu"))
 
-    def counted(*inputs):
-        passes.append(len(inputs[0]))
-        return model(*inputs)
+    def counted(network, layers):
+        forward = forward_pass(network, layers)
+        return lambda *inputs: passes.append(len(inputs[0])) or forward(*inputs)
 
+    monkeypatch.setattr(predict, "forward_pass", counted)
     scorer = scorer_of(nested, taps=["flat", "block/relu"], batch_size=4)
-    predict._networks[scorer.digest, scorer.layers] = counted
     scored(scorer, series(numbers(10, 4)), series(numbers(3, 4)))
     assert passes == [4, 4, 2, 3]
 
@@ -136,7 +137,7 @@ def test_a_pass_calls_every_layer_once(nested, numbers):
 def test_dropout_rests(numbers):
     model = keras.Sequential([keras.Input((4,)), layers.Dropout(0.5, name="drop"), layers.Dense(1)])
     rows = numbers(6, 4)
-    (frame,) = scored(scorer_of(model, taps=["drop"], head="number", wanted=["prediction"]), series(rows))
+    (frame,) = scored(scorer_of(model, taps=["drop"], kind="number", wanted=["prediction"]), series(rows))
     assert np.allclose(matrix(frame.f0), rows)
     assert frame.prediction.shape == (6,)
 
@@ -146,7 +147,7 @@ def test_several_inputs(numbers):
     wide = layers.Reshape((1,))(right)
     model = keras.Model([left, right], layers.Concatenate(name="both")([left, wide]))
     rows = numbers(3, 2)
-    scorer = scorer_of(model, head="vector", wanted=["prediction"])
+    scorer = scorer_of(model, kind="vector", wanted=["prediction"])
     (frame,) = scored(scorer, (series(rows), pd.Series(np.array([1, 2, 3], np.float32))))
     assert np.allclose(matrix(frame.prediction), np.hstack([rows, [[1], [2], [3]]]))
 
@@ -157,13 +158,13 @@ def test_inputs_as_the_network_was_built_with(numbers, kind):
     size = keras.Input((2,), name="size")
     model = keras.Model([size] if kind == "list of one" else {"size": size}, layers.Rescaling(2.0)(size))
     rows = numbers(3, 2)
-    (frame,) = scored(scorer_of(model, head="vector", wanted=["prediction"]), series(rows))
+    (frame,) = scored(scorer_of(model, kind="vector", wanted=["prediction"]), series(rows))
     assert np.allclose(matrix(frame.prediction), rows * 2)
 
 
 def test_bytes():
     model = keras.Sequential([keras.Input((2,)), layers.Rescaling(0.5)])
-    scorer = scorer_of(model, head="vector", wanted=["prediction"])
+    scorer = scorer_of(model, kind="vector", wanted=["prediction"])
     (frame,) = scored(scorer, pd.Series([b"\x02\x04", b"\xff\x00"]))
     assert matrix(frame.prediction).tolist() == [[1, 2], [127.5, 0]]
     (frame,) = scored(scorer, pd.Series([bytearray(b"\x02\x04")]))
@@ -220,7 +221,7 @@ def test_keep_gives_nan(classifier, bad, whole):
 @pytest.mark.parametrize("handle_invalid", ["skip", "keep"])
 def test_numbers_that_are_null(handle_invalid):
     model = keras.Sequential([keras.Input((1,), name="size"), layers.Rescaling(2.0)])
-    scorer = scorer_of(model, head="number", wanted=["prediction"], handle_invalid=handle_invalid)
+    scorer = scorer_of(model, kind="number", wanted=["prediction"], handle_invalid=handle_invalid)
     (frame,) = scored(scorer, pd.Series([1.5, np.nan, 2.5], dtype=np.float32))
     empty = frame.prediction.isna() if handle_invalid == "skip" else np.isnan(frame.prediction)
     assert empty.tolist() == [False, True, False]
@@ -256,13 +257,8 @@ def test_rows_are_counted_over_batches(classifier):
 @pytest.fixture
 def loads(monkeypatch):
     """A list that grows with every network that is loaded."""
-    seen, load = [], predict._load
-
-    def counted(scorer):
-        seen.append(scorer.digest)
-        return load(scorer)
-
-    monkeypatch.setattr(predict, "_load", counted)
+    seen = []
+    monkeypatch.setattr(predict, "load_model", lambda *args: seen.append(args) or load_model(*args))
     return seen
 
 
@@ -284,10 +280,9 @@ def test_other_weights_are_another_network(classifier, numbers, loads):
     assert not np.allclose(matrix(before.probability), matrix(after.probability))
 
 
-def test_few_networks_are_kept(monkeypatch, classifier):
-    monkeypatch.setattr(predict, "_load", lambda scorer: lambda *inputs: None)
-    for index in range(predict.KEPT + 2):
-        scorer = scorer_of(classifier)
-        object.__setattr__(scorer, "digest", str(index))
-        predict._loaded(scorer)
-    assert [digest for digest, _ in predict._networks] == ["2", "3", "4", "5"]
+def test_few_networks_are_kept(monkeypatch, classifier, numbers):
+    monkeypatch.setattr(predict, "MAX_NETWORKS", 2)
+    scorer, rows = scorer_of(classifier), series(numbers(2, 4))
+    for digest in "0", "1", "0", "2":
+        scored(dataclasses.replace(scorer, digest=digest), rows)
+    assert [digest for digest, _ in predict.networks] == ["0", "2"]  # the one used longest ago was dropped
