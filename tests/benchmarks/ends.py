@@ -19,10 +19,9 @@ from typing import Any
 
 import psutil
 
-from cos_ml.job import retries
-from tests.local.test_resuming import INTERRUPTED, estimator, network
 from tests.support import reference
-from tests.support.processes import rank_processes
+from tests.support.disturbed import INTERRUPTED, estimator, network
+from tests.support.processes import kill_task, rank_processes
 from tests.support.sessions import ROOT, frame, rows_of, session
 
 LONGEST = 60.0  # seconds
@@ -34,7 +33,9 @@ def main(turns: int = 3) -> None:
         spark = next(session("local[2]", folder / "spark"))
         ways: dict[str, Callable[[Path], float]] = {
             "cancelJobGroup": lambda marker: ended(spark, marker, lambda: spark.sparkContext.cancelJobGroup("fit")),
-            "a task killed": lambda marker: ended(spark, marker, lambda: kill_task(spark)),
+            "a task killed": lambda marker: ended(
+                spark, marker, lambda: kill_task(spark, 1, "killed by the benchmark")
+            ),
             "Ctrl-C": lambda marker: interrupted(marker.parent),
         }
         for way, end in ways.items():
@@ -66,14 +67,6 @@ def ended(spark: Any, marker: Path, end: Callable[[], Any]) -> float:
     seconds = until_gone(rank_processes(), end)
     thread.join(LONGEST)
     return seconds
-
-
-def kill_task(spark: Any) -> None:
-    """As the button in Spark's user interface does."""
-    context = spark.sparkContext._jsc.sc()
-    (stage,) = spark.sparkContext.statusTracker().getActiveStageIds()
-    task = next(one for one in retries._all(context.statusStore().taskList(stage, 0, 10)) if one.index() == 1)
-    context.killTaskAttempt(task.taskId(), True, "killed by the benchmark")
 
 
 def interrupted(folder: Path) -> float:

@@ -14,7 +14,9 @@ from pyspark.sql import types as T
 
 from cos_ml import DeepNetEstimator
 from cos_ml.data import frames
+from cos_ml.data.columns import Column
 from cos_ml.errors import InvalidInputError
+from cos_ml.spec import TrainSpec
 from tests.support import reference
 from tests.support.reference import assert_same_weights, estimator, split
 from tests.support.sessions import frame, rows_of
@@ -120,13 +122,14 @@ def test_numbers_of_any_type(spark):
         "array<bigint>": lambda x: [x, -x],
         "array<boolean>": lambda x: [bool(x % 2), not x % 2],
     }
+    spec = TrainSpec((Column("features", "x0", (2,)),), (Column("label", "y0"),), Column("weight", "w", low=0.0))
     for kind, make in kinds.items():
         rows = [(make(x), Decimal(x), x > 3) for x in range(8)]
         df = spark.createDataFrame(rows, f"features {kind}, label decimal(4,1), weight boolean").coalesce(1)
-        est = regressor(one_layer(2), weightCol="weight", numTrainWorkers=1)
-        selected = frames.select_columns(df, est._spec(df, est._network())).collect()
+        selected = frames.select_columns(df, spec).collect()
         assert [row.x0 for row in selected] == [[float(one) for one in make(x)] for x in range(8)]
         assert [(row.y0, row.w) for row in selected] == [(float(x), float(x > 3)) for x in range(8)]
+    est = regressor(one_layer(2), weightCol="weight", numTrainWorkers=1)
     assert est.fit(df).summary.rows == 8
 
 

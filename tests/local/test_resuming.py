@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import Any
 
 import keras
 import psutil
@@ -15,37 +14,12 @@ import pytest
 from pyspark.ml.evaluation import MulticlassClassificationEvaluator
 from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
 
-from cos_ml import DeepNetEstimator
 from cos_ml.errors import InvalidInputError, RankError
-from cos_ml.job import retries
 from tests.support import reference
-from tests.support.layers import Misbehaving
-from tests.support.processes import assert_nothing_left, rank_processes
+from tests.support.disturbed import EPOCHS, INTERRUPTED, estimator, network
+from tests.support.processes import assert_nothing_left, kill_task, rank_processes
 from tests.support.reference import assert_same_weights
 from tests.support.sessions import ROOT, frame, rows_of
-
-EPOCHS = 4
-
-
-def network(what: str, **options: Any) -> Any:
-    keras.utils.set_random_seed(0)
-    return keras.Sequential(
-        [
-            keras.Input((12,)),
-            keras.layers.Dropout(0.2),
-            keras.layers.BatchNormalization(),
-            Misbehaving(what, **options),
-            keras.layers.Dense(3, activation="softmax"),
-        ]
-    )
-
-
-def estimator(model: Any, **params: Any) -> DeepNetEstimator:
-    defaults = {
-        "loss": "sparse_categorical_crossentropy", "numTrainWorkers": 2, "progress": False, "epochs": EPOCHS,
-        "batchSize": 16, "seed": 3,
-    }  # fmt: skip
-    return DeepNetEstimator(model=model, **defaults | params)
 
 
 @pytest.fixture(scope="module")
@@ -144,16 +118,17 @@ def test_folds_and_candidates_do_not_meet_in_one_folder(data, tmp_path):
 
 DRIVER = """
 import sys
-from tests.local import test_resuming as t
-from tests.support.sessions import frame, rows_of, session
 from pathlib import Path
+from tests.support import reference
+from tests.support.disturbed import estimator, network
+from tests.support.sessions import frame, rows_of, session
 
 folder = Path(sys.argv[1])
 spark = next(session("local[2]", folder / "spark"))
-rows = rows_of(*t.reference.data(300))
+rows = rows_of(*reference.data(300))
 data = frame(spark, [rows[at::5] for at in range(5)])
-model = t.estimator(
-    t.network("kill driver", marker=str(folder / "done"), call=25), checkpointDir=str(folder / "states")
+model = estimator(
+    network("kill driver", marker=str(folder / "done"), call=25), checkpointDir=str(folder / "states")
 ).fit(data)
 model.toKeras().save_weights(folder / "trained.weights.h5")
 print(model.summary.resumedAt)
@@ -170,23 +145,6 @@ def test_a_killed_driver_is_started_again(undisturbed, tmp_path):
     model = network("die", rank="none")
     model.load_weights(tmp_path / "trained.weights.h5")
     assert_same_weights(model, undisturbed, 1e-6)
-
-
-INTERRUPTED = """
-import sys
-from pathlib import Path
-from tests.local import test_resuming as t
-from tests.support.sessions import frame, rows_of, session
-
-folder = Path(sys.argv[1])
-spark = next(session("local[2]", folder / "spark"))
-data = frame(spark, [rows_of(*t.reference.data(100))] * 2)
-try:
-    t.estimator(t.network("hang", marker=str(folder / "hangs"), call=5)).fit(data)
-except KeyboardInterrupt:
-    print("interrupted", flush=True)
-    sys.stdin.read()  # the ranks end without the end of this program
-"""
 
 
 def test_ctrl_c_ends_every_rank(tmp_path):
@@ -214,12 +172,7 @@ def test_spark_kills_a_task_and_the_fit_goes_on(spark, data, undisturbed, tmp_pa
         while not marker.exists() and not over.wait(0.05):
             pass
         ranks = rank_processes()
-        store = spark.sparkContext._jsc.sc().statusStore()
-        stage = spark.sparkContext.statusTracker().getActiveStageIds()[0]
-        task = next(
-            one for one in retries._all(store.taskList(stage, 0, 10)) if one.index() == 1
-        )  # its rank is stopped
-        spark.sparkContext._jsc.sc().killTaskAttempt(task.taskId(), True, "killed by the test")
+        kill_task(spark, 1, "killed by the test")  # its rank is stopped
         found.extend([len(ranks), psutil.wait_procs(ranks, timeout=30)[1]])
 
     killer = threading.Thread(target=kill, daemon=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from typing import Any
 
 import keras
@@ -36,6 +38,14 @@ def df(spark, part) -> Any:
     return frame(spark, [rows[:300], rows[300:300], rows[300:]]).withColumn("name with.dot", F.lit("kept")).cache()
 
 
+def plan_of(df: Any, name: str) -> str:
+    """One of the plans that ``explain`` prints."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        df.explain("extended")
+    return printed.getvalue().partition(f"== {name} ==")[2].partition("\n==")[0]
+
+
 def values(df: Any, column: str) -> np.ndarray:
     return np.array([row[0].toArray() if hasattr(row[0], "toArray") else row[0] for row in df.select(column).collect()])
 
@@ -57,10 +67,10 @@ def test_every_row_in_order_with_all_other_columns(df, part):
 
 def test_one_python_udf_and_none_for_columns_that_nobody_reads(df):
     out = DeepNetModel(model=reference.network(), featureLayers=["hidden"]).transform(df)
-    plan = out._jdf.queryExecution().executedPlan().toString()
+    plan = plan_of(out, "Physical Plan")
     assert plan.count("ArrowEvalPython") == 1
     assert plan.count("pythonUDF") == plan.count("pythonUDF0")
-    assert "Python" not in out.select("label")._jdf.queryExecution().executedPlan().toString()
+    assert "Python" not in plan_of(out.select("label"), "Physical Plan")
 
 
 def test_layers_of_nested_models_are_tapped_by_name(df, part):
@@ -158,7 +168,7 @@ def test_invalid_rows_are_named_skipped_or_kept(spark):
 
 def test_a_filter_on_another_column_comes_before_the_network(df):
     out = DeepNetModel(model=reference.network()).transform(df).filter("label = 1")
-    plan = out._jdf.queryExecution().optimizedPlan().toString()
+    plan = plan_of(out, "Optimized Logical Plan")
     assert plan.index("ArrowEvalPython") < plan.index("Filter")
 
 

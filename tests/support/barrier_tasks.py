@@ -1,4 +1,4 @@
-"""What stands in for ``cos_ml.job.barrier._task`` where Spark has to behave as it seldom does."""
+"""What stands in for ``cos_ml.job.task.run_task`` where Spark has to behave as it seldom does."""
 
 from __future__ import annotations
 

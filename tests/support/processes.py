@@ -48,3 +48,12 @@ def left_files(spark: Any) -> list[str]:
         found += [f"{folder}/{name}" for name in folders if name.startswith("cos_ml-rank-")]
         found += [f"{folder}/{name}" for name in files if not any(one in f"{folder}/{name}" for one in sparks)]
     return found
+
+
+def kill_task(spark: Any, index: int, reason: str) -> None:
+    """Kill a task of the one stage that runs, as the button in Spark's user interface does."""
+    context = spark.sparkContext._jsc.sc()  # there is no public call
+    (stage,) = spark.sparkContext.statusTracker().getActiveStageIds()
+    tasks = context.statusStore().taskList(stage, 0, 10)
+    found = next(task for task in map(tasks.apply, range(tasks.size())) if task.index() == index)
+    context.killTaskAttempt(found.taskId(), True, reason)
