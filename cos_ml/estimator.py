@@ -242,13 +242,10 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
         compiled = network.compiled or {}
         arguments = {"optimizer": self.getOptimizer()}
         arguments |= {name: compiled[name] for name in ("optimizer", *COMPILED) if compiled.get(name)}
-        own = {
-            "optimizer": self.optimizer,
-            "loss": self.loss,
-            "metrics": self.metrics,
-            "loss_weights": self.lossWeights,
-        }
-        arguments |= {name: self.getOrDefault(param) for name, param in own.items() if self.isSet(param)}
+        names = ("optimizer", "loss", "metrics", "loss_weights")
+        params = (self.optimizer, self.loss, self.metrics, self.lossWeights)
+        chosen = [(name, param) for name, param in zip(names, params, strict=True) if self.isSet(param)]
+        arguments |= {name: self.getOrDefault(param) for name, param in chosen}
         if not arguments.get("loss"):
             raise InvalidInputError(
                 'Param loss is not set, and the model is not compiled with one: set it, for example to "mse".'
