@@ -95,7 +95,12 @@ def expression(schema: T.StructType, column: Column) -> SparkColumn:
     given = schema[column.name].dataType
     source = F.col("`" + column.name.replace("`", "``") + "`")
     if column.dtype == "string":
-        return _string_expression(given, column, source)
+        if T.StringType in (type(given), type(getattr(given, "elementType", None))):
+            return source
+        raise InvalidInputError(
+            f"Column {column.name!r} is of type {given.simpleString()}: expected a string or an array of strings, "
+            "because the network's input takes strings."
+        )
     targets = {"float32": T.FloatType(), "int32": T.IntegerType(), "int64": T.LongType(), "bool": T.BooleanType()}
     target = targets[column.dtype]
     if isinstance(given, VectorUDT):
@@ -131,18 +136,6 @@ def _cast_or_null(source: SparkColumn, given: T.DataType, target: T.DataType, ne
 
         source = F.transform(source, known) if nested else known(source)
     return source.try_cast(T.ArrayType(target) if nested else target)
-
-
-def _string_expression(given: T.DataType, column: Column, source: SparkColumn) -> SparkColumn:
-    from pyspark.sql import types as T
-
-    element = given.elementType if isinstance(given, T.ArrayType) else given
-    if isinstance(element, T.StringType):
-        return source
-    raise InvalidInputError(
-        f"Column {column.name!r} is of type {given.simpleString()}: expected a string or an array of strings, because "
-        "the network's input takes strings."
-    )
 
 
 def spark_dtype(tensor_dtype: str) -> str:

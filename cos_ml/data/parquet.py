@@ -26,11 +26,9 @@ from cos_ml.data.spool import PARTS, Spool, raise_on_invalid
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.spec import TrainSpec
 
-__all__ = [
-    "ShardSpool", "Shards", "check_petastorm", "decode_stored", "plan", "raise_on_invalid_in_group",
-    "validation_mask",
-]  # fmt: skip
+__all__ = ["IN_ROW_GROUP", "ShardSpool", "Shards", "check_petastorm", "decode_stored", "plan", "validation_mask"]
 
+IN_ROW_GROUP = " (Rows are counted from 0 within a row group.)"  # at the end of messages
 PREVIEW_ROWS = 16  # rows that decide the length of an unknown dimension
 READABLE = {pa.bool_(), pa.int8(), pa.uint8(), pa.int16(), pa.int32(), pa.int64(), pa.float32(), pa.float64(),
             pa.string(), pa.binary()}  # by petastorm, besides decimals  # fmt: skip
@@ -167,7 +165,7 @@ def _row_layout(file: Any, index: int, spec: TrainSpec, names: dict[str, str]) -
     for column in spec.columns:
         array, row_errors = decode_stored(preview.column(names[column.field]), column)
         if row_errors:
-            raise_on_invalid_in_group(row_errors, spec.handle_invalid)
+            raise_on_invalid(row_errors, spec.handle_invalid, IN_ROW_GROUP)
         shapes[column.field], dtypes[column.field] = array.shape[1:], array.dtype.str
     return shapes, dtypes
 
@@ -230,19 +228,11 @@ def decode_stored(values: pa.Array | pa.ChunkedArray, column: Column) -> tuple[n
     """``decode`` for the types that files have: converts to the network's number type first."""
     nested = pa.types.is_list(values.type)
     kind = values.type.value_type if nested else values.type
-    if column.dtype == "float32" and not pa.types.is_binary(kind):
-        values = values.cast(pa.list_(pa.float32()) if nested else pa.float32(), safe=False)
-    elif pa.types.is_decimal(kind):
-        values = values.cast(pa.list_(pa.float64()) if nested else pa.float64(), safe=False)
+    is_float = column.dtype == "float32" and not pa.types.is_binary(kind)
+    if is_float or pa.types.is_decimal(kind):
+        number = pa.float32() if is_float else pa.float64()
+        values = values.cast(pa.list_(number) if nested else number, safe=False)
     return decode(values, column)
-
-
-def raise_on_invalid_in_group(row_errors: list[RowError], handle_invalid: str) -> None:
-    """``raise_on_invalid`` for rows that were counted within a row group."""
-    try:
-        raise_on_invalid(row_errors, handle_invalid)
-    except InvalidInputError as error:
-        raise InvalidInputError(f"{error} (Rows are counted from 0 within a row group.)") from None
 
 
 # ── barrier task ──────────────────────────────────────────────────────────────────────────────────────────────────────

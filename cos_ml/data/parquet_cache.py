@@ -94,7 +94,7 @@ def usable_batches(spec: TrainSpec, batches: Iterable[pa.RecordBatch]) -> Iterat
     seen = 0
     shapes: dict[str, tuple[int, ...]] = {}
     for batch in batches:
-        arrays, kept, _ = usable_rows(batch, spec, seen)
+        arrays, kept = usable_rows(batch, spec, seen)
         seen += batch.num_rows
         for column in spec.columns if kept.any() else ():
             shape = arrays[column.field].shape[1:]

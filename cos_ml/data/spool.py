@@ -68,24 +68,21 @@ class Spool:
         """
         seen = 0
         for batch in batches:
-            self._write(batch, seen)
+            arrays, kept = usable_rows(batch, self.spec, seen)
             seen += batch.num_rows
-
-    def _write(self, batch: pa.RecordBatch, first_row: int) -> None:
-        arrays, kept, skipped = usable_rows(batch, self.spec, first_row)
-        self.skipped += skipped
-        marked = np.zeros(batch.num_rows, bool)
-        if self.spec.validation:
-            marked = batch.column(self.spec.validation.field).fill_null(False).to_numpy(zero_copy_only=False)
-        keys = row_keys(arrays)
-        for part, rows in (("train", kept & ~marked), ("validation", kept & marked)):
-            if not rows.any():
-                continue
-            self.rows[part] += int(rows.sum())
-            self.digest[part] = (self.digest[part] + int(keys[rows].sum())) % 2**64
-            self._put(part, KEYS, keys[rows])
-            for field, array in arrays.items():
-                self._append(part, field, array if rows.all() else array[rows])
+            self.skipped += int((~kept).sum())
+            marked = np.zeros(batch.num_rows, bool)
+            if self.spec.validation:
+                marked = batch.column(self.spec.validation.field).fill_null(False).to_numpy(zero_copy_only=False)
+            keys = row_keys(arrays)
+            for part, rows in (("train", kept & ~marked), ("validation", kept & marked)):
+                if not rows.any():
+                    continue
+                for field, array in arrays.items():
+                    self._append(part, field, array if rows.all() else array[rows])
+                self._put(part, KEYS, keys[rows])
+                self.rows[part] += int(rows.sum())
+                self.digest[part] = (self.digest[part] + int(keys[rows].sum())) % 2**64
 
     def _append(self, part: str, field: str, array: np.ndarray) -> None:
         shape = self.shapes.setdefault(field, array.shape[1:])
@@ -94,11 +91,9 @@ class Spool:
             column = next(column for column in self.spec.columns if column.field == field)
             raise inconsistent_shapes(column, array.shape[1:], shape)
         if array.dtype == object:
-            strings = array.reshape(-1)
-            start = self.files[part][field].tell()
-            offsets = start + np.cumsum([0, *map(len, strings)], dtype=np.int64)
-            is_first = self.files[part][field + OFFSETS].tell() == 0
-            self._put(part, field + OFFSETS, offsets if is_first else offsets[1:])
+            strings, files = array.reshape(-1), self.files[part]
+            offsets = files[field].tell() + np.cumsum([0, *map(len, strings)], dtype=np.int64)
+            self._put(part, field + OFFSETS, offsets[1:] if files[field + OFFSETS].tell() else offsets)
             array, dtype = np.frombuffer(b"".join(strings), np.uint8), "|u1"
         self._put(part, field, np.ascontiguousarray(array, dtype))
 
@@ -123,10 +118,8 @@ def inconsistent_shapes(column: Column, shape: tuple[int, ...], expected: tuple[
     return InvalidInputError(f"Column {column.name!r} has inconsistent row shapes: {shape} after {expected}.")
 
 
-def usable_rows(
-    batch: pa.RecordBatch, spec: TrainSpec, first_row: int
-) -> tuple[dict[str, np.ndarray], np.ndarray, int]:
-    """A batch's columns as arrays by field, a boolean array of the rows to use, and the number of skipped rows.
+def usable_rows(batch: pa.RecordBatch, spec: TrainSpec, first_row: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """A batch's columns as arrays by field, and a boolean array of the rows to use.
 
     Raises:
         InvalidInputError: a row is bad and may not be skipped; the message counts rows from ``first_row``.
@@ -140,7 +133,7 @@ def usable_rows(
         raise_on_invalid(row_errors, spec.handle_invalid)
         if spec.handle_invalid == "skip":
             kept[[error.row - first_row for error in row_errors]] = False
-    return arrays, kept, int((~kept).sum())
+    return arrays, kept
 
 
 def row_keys(arrays: dict[str, np.ndarray]) -> np.ndarray:
@@ -172,13 +165,14 @@ def _scrambled(keys: np.ndarray) -> np.ndarray:
     return keys ^ (keys >> np.uint64(31))
 
 
-def raise_on_invalid(row_errors: list[RowError], handle_invalid: str) -> None:
+def raise_on_invalid(row_errors: list[RowError], handle_invalid: str, note: str = "") -> None:
     """Raises InvalidInputError for the first bad row, unless ``handle_invalid`` allows it."""
     fatal = [error for error in row_errors if error.fatal]
     if fatal:
-        raise InvalidInputError(str(fatal[0]))
+        raise InvalidInputError(f"{fatal[0]}{note}")
     if handle_invalid == "error":
-        raise InvalidInputError(f'{row_errors[0]}. handleInvalid="skip" skips such rows, "keep" fills them with NaN.')
+        message = f'{row_errors[0]}. handleInvalid="skip" skips such rows, "keep" fills them with NaN.'
+        raise InvalidInputError(message + note)
 
 
 def local_folder() -> str:

@@ -178,7 +178,7 @@ def _describe_columns(spec: TrainSpec) -> tuple[str, None]:
 def _count_rows(dataset: DataFrame, spec: TrainSpec) -> tuple[str, int]:
     """Check the first rows as a fit checks all, and count the rows."""
     table = frames.select_columns(dataset, spec).limit(SAMPLE).toArrow().combine_chunks()
-    skipped = sum(spool.usable_rows(batch, spec, 0)[2] for batch in table.to_batches())
+    skipped = sum(int((~spool.usable_rows(batch, spec, 0)[1]).sum()) for batch in table.to_batches())
     rows = dataset.count()
     bad = f", {skipped} of them will be skipped" if skipped else ""
     return f"{rows:,}; checked the first {table.num_rows:,}{bad}; a fit checks all", rows

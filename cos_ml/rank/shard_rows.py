@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from cos_ml.data.columns import Column
-from cos_ml.data.parquet import Shards, decode_stored, raise_on_invalid_in_group, validation_mask
-from cos_ml.data.spool import Batch, inconsistent_shapes
+from cos_ml.data.parquet import IN_ROW_GROUP, Shards, decode_stored, validation_mask
+from cos_ml.data.spool import Batch, inconsistent_shapes, raise_on_invalid
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.spec import TrainSpec
 
@@ -105,7 +105,7 @@ class ShardRows:
         if row_errors:
             # Skipped rows were not stored, so the bad rows that remain differ in length from the first row of the file.
             handle_invalid = "error" if self.spec.handle_invalid == "skip" else self.spec.handle_invalid
-            raise_on_invalid_in_group(row_errors, handle_invalid)
+            raise_on_invalid(row_errors, handle_invalid, IN_ROW_GROUP)
         return array
 
 
