@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import io
 import json
 import tempfile
 import warnings
@@ -89,17 +88,18 @@ class Network:
                 f"Param model: {model.name!r} does not know its input shape yet. Begin it with keras.Input(shape), or "
                 "make it a functional model."
             )
-        config = _config(model)
+        archive = _saved(model)
+        config = untrusted.config_of(archive)
         _refuse_lambdas(config)
-        archive, modules = dump_model(model), custom_modules(config)
+        modules = custom_modules(config)
         try:
             load_model(archive)
         except SavedModelError as error:  # better here than in the ranks
             raise InvalidInputError(f"Param model: Keras's safe mode refuses the saved model. {error}") from error
         return cls(
             archive=archive,
-            inputs=tuple(_input(tensor) for tensor in model.inputs),
-            outputs=tuple(_output(tensor) for tensor in model.outputs),
+            inputs=tuple(_tensor(tensor) for tensor in model.inputs),
+            outputs=tuple(_tensor(tensor, producer(tensor)) for tensor in model.outputs),
             layers=tuple(layers_by_name(model)),
             modules=modules,
             compiled=model.get_compile_config() if getattr(model, "compiled", False) else None,
@@ -113,8 +113,7 @@ class Network:
     @cached_property
     def architecture(self) -> str:
         """SHA-256 of the layers and their settings, without their weights and names, which differ from run to run."""
-        with zipfile.ZipFile(io.BytesIO(self.archive)) as file:
-            config = json.loads(file.read("config.json"))
+        config = untrusted.config_of(self.archive)
         names = {name: f"#{index}" for index, name in enumerate(dict.fromkeys(_names(config)))}
         return hashlib.sha256(json.dumps(_renamed(config, names), sort_keys=True).encode()).hexdigest()
 
@@ -277,23 +276,19 @@ def _refuse_lambdas(config: Any) -> None:
             )
 
 
-def _config(model: Any) -> Any:
-    """A model in Keras's serialized form; without Keras's warning about lambdas, which are refused anyway."""
-    with uncompiled(model), warnings.catch_warnings():
+def _saved(model: Any) -> bytes:
+    """``dump_model``, without Keras's warning about lambdas, which are refused anyway."""
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*lambda", category=UserWarning)
         try:
-            return import_keras().saving.serialize_keras_object(model)
+            return dump_model(model)
         except (NotImplementedError, OSError, TypeError, ValueError) as error:
             raise InvalidInputError(f"Param model: Keras can't save {model.name!r}: {error}") from error
 
 
-def _input(tensor: Any) -> Tensor:
-    return Tensor(tensor.name, tuple(tensor.shape[1:]), tensor.dtype)
-
-
-def _output(tensor: Any) -> Tensor:
-    layer = producer(tensor)
-    name = layer.name if layer is not None else tensor.name
+def _tensor(tensor: Any, layer: Any = None) -> Tensor:
+    """The facts of a symbolic tensor that is an input, or that ``layer`` computes."""
+    name = tensor.name if layer is None else layer.name
     return Tensor(name, tuple(tensor.shape[1:]), tensor.dtype, _activation(layer))
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from cos_ml.errors import SavedModelError
 
-__all__ = ["check_archive", "check_config", "check_zip", "modules_of", "serialized_objects"]
+__all__ = ["check_archive", "check_config", "check_zip", "config_of", "modules_of", "serialized_objects"]
 
 MEMBER = re.compile(r"(metadata\.json|config\.json|model(_\d+)?\.weights\.(h5|json)|assets/.+)")
 MAX_RATIO = 100  # of unpacked bytes to packed ones; Keras itself does not compress
@@ -34,13 +34,13 @@ def check_archive(archive: bytes) -> None:
     Keras checks the weights itself when it loads them.
     """
     check_zip(archive, "network", MEMBER)
-    check_config(_config(archive))
+    check_config(config_of(archive))
 
 
 def modules_of(archive: bytes) -> set[str]:
     """The modules of the custom classes that an archive names."""
-    found = serialized_objects(_config(archive))
-    return {str(one["module"]) for one in found if ">" in str(one.get("registered_name"))}
+    objects = serialized_objects(config_of(archive))
+    return {str(one["module"]) for one in objects if ">" in str(one.get("registered_name"))}
 
 
 def check_zip(data: bytes, what: str, member: re.Pattern[str] = re.compile(r"\w+\.npy")) -> None:
@@ -59,7 +59,8 @@ def check_zip(data: bytes, what: str, member: re.Pattern[str] = re.compile(r"\w+
         raise SavedModelError(f"Refusing to load the {what}: {len(data):,} bytes would unpack to {unpacked:,}.")
 
 
-def _config(archive: bytes) -> Any:
+def config_of(archive: bytes) -> Any:
+    """The serialized model in a ``.keras`` archive. Raises SavedModelError if it is damaged or very large."""
     with zipfile.ZipFile(io.BytesIO(archive)) as file:
         try:
             if file.getinfo("config.json").file_size > MAX_CONFIG_BYTES:

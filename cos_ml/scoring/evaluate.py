@@ -5,10 +5,9 @@ Keras's metrics keep sums and counts. Each partition computes its own; the drive
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Iterable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -56,12 +55,12 @@ def evaluate(dataset: DataFrame, network: Network, spec: TrainSpec) -> dict[str,
 def _sum_up(archive: bytes, spec: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """The metrics' sums and counts over the rows of one partition, as one row of JSON; no row if it has no rows."""
     predict.limit_devices()
-    evaluator = _evaluator(archive, spec)
+    evaluator = _cached_evaluator(archive, spec)
     evaluator.network.reset_metrics()
     first_row = 0
     columns = None
     for batch in batches:
-        arrays, kept, _ = spool.usable_rows(batch, evaluator.spec, first_row)
+        arrays, kept = spool.usable_rows(batch, evaluator.spec, first_row)
         first_row += batch.num_rows
         if not kept.any():
             continue
@@ -71,11 +70,6 @@ def _sum_up(archive: bytes, spec: str, batches: Iterable[pa.RecordBatch]) -> Ite
     if columns is not None:
         values = [variable.numpy().tolist() for variable in evaluator.variables]
         yield pa.RecordBatch.from_pydict({"sums": [json.dumps({"columns": columns, "values": values})]})
-
-
-@functools.lru_cache(maxsize=2)
-def _evaluator(archive: bytes, spec: str) -> _Evaluator:
-    return _Evaluator(archive, spec)  # kept by the Python worker for its next partition
 
 
 class _Evaluator:
@@ -108,3 +102,6 @@ class _Evaluator:
     def variables(self) -> list[Any]:
         """The metrics' sums and counts."""
         return [variable for metric in self.network.metrics for variable in metric.variables]
+
+
+_cached_evaluator = lru_cache(maxsize=2)(_Evaluator)  # kept by a Python worker for its next partition
