@@ -13,7 +13,7 @@ import json
 import keyword
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -47,7 +47,7 @@ VERSIONS = (
 
 @dataclass(frozen=True)
 class Shards:
-    """A Parquet dataset and the part of it that each rank reads, as plain values.
+    """A Parquet dataset and the part of it that each rank reads, as plain values that survive JSON.
 
     Attributes:
         files: the URLs of the files, in the order in which row groups are counted.
@@ -61,20 +61,15 @@ class Shards:
         digest: a hash of the rows, or of the files.
     """
 
-    files: tuple[str, ...]
+    files: Sequence[str]
     groups: int
-    filled: tuple[int, ...]
+    filled: Sequence[int]
     names: dict[str, str]
-    rows: tuple[dict[str, int], ...]
+    rows: Sequence[dict[str, int]]
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
     string_bytes: int
     digest: str
-
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> Shards:
-        """The inverse of ``dataclasses.asdict``, also after a round trip through JSON."""
-        return cls(**plain | {name: tuple(plain[name]) for name in ("files", "filled", "rows")})
 
 
 # ── driver ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -90,7 +90,7 @@ def open_rows(
     """This rank's rows of one part: from its task's spool, or from a shard of Parquet files."""
     if start["shards"] is None:
         return spooled_rows(part, tasks, start["rank_info"]["rank"], start["spool"][part])
-    return ShardRows(part, spec, Shards.from_plain(start["shards"]), start["partition"])
+    return ShardRows(part, spec, Shards(**start["shards"]), start["partition"])
 
 
 def spooled_rows(part: str, tasks: list[dict[str, Any]], rank: int, descriptors: dict[str, int]) -> SpooledRows:

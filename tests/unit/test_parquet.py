@@ -52,7 +52,7 @@ def write(folder, groups, *, files=1, held=None):
 
 def shard(url, spec, ranks, rank, part="train"):
     shards = plan(url, spec, NAMES, ranks)
-    return ShardRows(part, spec, Shards.from_plain(json.loads(json.dumps(asdict(shards)))), rank)
+    return ShardRows(part, spec, Shards(**json.loads(json.dumps(asdict(shards)))), rank)
 
 
 def seen(rows, shuffle=True, seed=(3, 0, 0), size=4, more=0):
