@@ -183,7 +183,8 @@ def test_rows_of_different_sizes_for_an_unknown_dimension(spark):
     )
     schema = "features array<double>, label double"
     rows = spark.sparkContext.parallelize([([1.0] * size, 1.0) for size in [10] * 4 + [12] * 4], 2)
-    with pytest.raises(InvalidInputError, match=r"'features' has rows of shape \(10, 1\) in one partition and of"):
+    inconsistent = r"Column 'features': inconsistent row shapes across partitions: \(10, 1\) and \(12, 1\)"
+    with pytest.raises(InvalidInputError, match=inconsistent):
         estimator(model=network, numTrainWorkers=2).fit(spark.createDataFrame(rows, schema))
     assert_nothing_left(spark)
 

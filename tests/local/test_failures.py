@@ -57,7 +57,7 @@ def test_a_rank_that_dies_every_time_is_named_with_its_signal(spark, data):
     with pytest.raises(RankError) as caught:
         estimator(network("die")).fit(data)
     message = str(caught.value)
-    assert message.startswith("The fit failed 2 times, which is spark.stage.maxConsecutiveAttempts.")
+    assert message.startswith("The fit failed after 2 attempts (spark.stage.maxConsecutiveAttempts). ")
     assert "Attempt 1: Rank 1 on " in message
     assert "Attempt 2: Rank 1 on " in message
     assert message.count("SIGKILL") == 2
