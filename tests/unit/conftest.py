@@ -6,6 +6,7 @@ from hypothesis import settings
 
 from cos_ml.data.spool import Spool
 from cos_ml.network.keras_import import import_keras
+from tests.support.ranks import RankServer
 from tests.support.spools import record_batch
 
 keras = import_keras()
@@ -55,3 +56,11 @@ def numbers():
         return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def ranks():
+    """Ranks without Spark: ``ranks.fit`` trains on them."""
+    server = RankServer()
+    yield server
+    server.close()
