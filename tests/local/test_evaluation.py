@@ -30,7 +30,7 @@ def data():
 @pytest.fixture(scope="module")
 def df(spark, data):
     rows = rows_of(*data)
-    return frame(spark, [rows[:40], [], rows[40:]])
+    return frame(spark, [rows[:40], [], rows[40:]]).cache()
 
 
 def compiled():
@@ -64,10 +64,13 @@ def test_evaluate_needs_a_loss(df):
         DeepNetModel(model=reference.network()).evaluate(df)
 
 
-def same_metrics(evaluator, names, one, other):
+def same_metrics(evaluator, names, *scored):
+    one, other = (df.cache() for df in scored)
     for name in names:
         evaluator = evaluator.setMetricName(name)
         assert evaluator.evaluate(one) == pytest.approx(evaluator.evaluate(other), abs=1e-5), name
+    for df in scored:
+        df.unpersist()
 
 
 def test_multiclass(df):

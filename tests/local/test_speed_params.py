@@ -1,4 +1,4 @@
-"""Params for speed do what they say, and no more."""
+"""Params for speed reach the ranks; what they compute there is in ``tests/unit/test_speed.py``."""
 
 from __future__ import annotations
 
@@ -48,50 +48,6 @@ def test_compressed_gradients_have_three_digits(data, exact):
     assert 0 < differences(model.toKeras(), exact) < 1e-3
 
 
-def test_accumulated_gradients_are_those_of_larger_batches(spark, data):
-    one = data.coalesce(1)
-    accumulated = estimator(batchSize=16, gradientAccumulationSteps=4).fit(one).toKeras()
-    large = estimator(batchSize=64).fit(one).toKeras()
-    assert_same_weights(accumulated, large, 1e-5)
-    assert differences(estimator(batchSize=16).fit(one).toKeras(), large) > 1e-3
-
-
-def test_accumulated_gradients_of_two_ranks(data):
-    """In half precision too, where the loss is scaled."""
-    for policy, bound in ((None, 1e-5), ("mixed_float16", 2e-2)):
-        accumulated = estimator(
-            numTrainWorkers=2, batchSize=16, gradientAccumulationSteps=2, dtypePolicy=policy
-        ).fit(data).toKeras()  # fmt: skip
-        large = estimator(numTrainWorkers=2, batchSize=32).fit(data).toKeras()
-        assert_same_weights(accumulated, large, bound)
-
-
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_half_precision_while_training_and_full_precision_after_it(data, exact, policy):
-    model = estimator(numTrainWorkers=2, dtypePolicy=policy).fit(data).toKeras()
-    assert 1e-7 < differences(model, exact) < 2e-2
-    assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
-    assert {weight.dtype for weight in model.weights} == {"float32"}
-
-
-def test_a_gradient_too_large_for_half_precision_on_one_rank_lets_all_skip_the_step(spark):
-    """The one step there is: the weights stay as they were. Without that rank's row, they change."""
-    keras.utils.set_random_seed(0)
-    network = keras.Sequential([keras.Input((12,)), keras.layers.Dense(1)])
-    options = {"model": network, "loss": "mse", "numTrainWorkers": 2, "dtypePolicy": "mixed_float16", "epochs": 1}
-    features, labels, _ = reference.data(32)
-    rows = rows_of(features / 100, labels / 100)
-    changed = estimator(**options).fit(frame(spark, [rows[:16], rows[16:]])).toKeras()
-    skipped = estimator(**options).fit(frame(spark, [rows[:16], rows_of(1000 * features[:1], labels[:1])])).toKeras()
-    assert differences(changed, network) > 0
-    assert differences(skipped, network) == 0
-
-
-def test_xla_computes_the_same(data, exact):
-    model = estimator(numTrainWorkers=2, jitCompile=True).fit(data)
-    assert_same_weights(model.toKeras(), exact, 1e-5)
-
-
 def test_xla_compiles_the_layers(data):
     """A layer that only Python can run is something that XLA refuses."""
     keras.utils.set_random_seed(0)
@@ -101,11 +57,14 @@ def test_xla_compiles_the_layers(data):
         estimator(model=network, jitCompile=True).fit(data.coalesce(1))
 
 
-@pytest.mark.parametrize(("steps", "calls"), [(None, 1), (1, 8), (4, 2)])
-def test_steps_per_call_of_tensorflow(data, tmp_path, steps, calls):
-    counts = callback("tests.support.layers:CountCalls", file=str(tmp_path / "calls"))
-    estimator(stepsPerExecution=steps, epochs=1, callbacks=[counts]).fit(data.coalesce(1))
-    assert len((tmp_path / "calls").read_text().splitlines()) == calls
+def test_steps_per_call_of_tensorflow(data, tmp_path):
+    est = estimator(epochs=1)
+    cases = {None: 1, 1: 8, 4: 2}
+    files = {steps: str(tmp_path / f"calls-{steps}") for steps in cases}
+    counts = {steps: callback("tests.support.layers:CountCalls", file=file) for steps, file in files.items()}
+    maps = [{est.callbacks: [counts[steps]]} | ({est.stepsPerExecution: steps} if steps else {}) for steps in cases]
+    est.fit(data.coalesce(1), maps)
+    assert {steps: len(open(file).readlines()) for steps, file in files.items()} == cases
 
 
 def test_a_timeline_of_horovods(data, tmp_path):

@@ -69,10 +69,12 @@ def test_early_stopping(spark, parts):
     held = [[i % 3 == 0 for i in range(100)]] * 2
     df = marked(spark, [parts[:100], parts[100:]], held)
     params = {"validationIndicatorCol": "held", "epochs": 30, "learningRate": 3.0, "optimizer": "sgd"}
-    stopped = make(**params, patience=2).fit(df).summary.history["val_loss"]
+    est = make(**params, patience=2)
+    last, best = est.fit(df, [{est.restoreBestWeights: False}, {est.restoreBestWeights: True}])
+    stopped = last.summary.history["val_loss"]
+    assert best.summary.history["val_loss"] == stopped
     assert len(stopped) < 30
     assert int(np.argmin(stopped)) == len(stopped) - 3
-    best = make(**params, patience=2, restoreBestWeights=True).fit(df)
     told = best.setWeightCol(None).evaluate(df.filter("held"))
     assert told["loss"] == pytest.approx(min(stopped), abs=1e-5)
     alone = make(**params | {"epochs": int(np.argmin(stopped)) + 1}).fit(df)

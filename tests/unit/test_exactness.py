@@ -35,7 +35,6 @@ def columns_of(part, weighted=False):
         pytest.param((333, 211), False, id="no batch divides"),
         pytest.param((5, 3), False, id="fewer rows than a batch"),
         pytest.param((320, 320), True, id="weighted"),
-        pytest.param((700, 300), True, id="weighted and uneven"),
     ],
 )
 def test_two_ranks_are_the_loop_by_hand(ranks, sizes, weighted):
