@@ -27,6 +27,8 @@ SETTINGS = {
     "spark.driver.memory": "2g",
     "spark.python.daemon.module": "tests.support.warm_daemon",
 }
+# For sessions of minutes: the JVM's second compiler would use more processor time than it saves.
+SHORT_LIVED = {"spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
 SCHEMA = T.StructType(
     [
         T.StructField("features", VectorUDT()),
