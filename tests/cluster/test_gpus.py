@@ -15,8 +15,10 @@ from tests.support.sessions import ROOT
 PROGRAM = """
 import json, sys
 from pathlib import Path
-from cos_ml import columns, ranks, slots, spec
+from cos_ml import spec
+from cos_ml.data import columns
 from cos_ml.errors import ClusterError
+from cos_ml.job import barrier, slots
 from tests.support.sessions import session
 
 folder, task_amount = Path(sys.argv[1]), sys.argv[2]
@@ -28,9 +30,10 @@ if task_amount:
     settings["spark.task.resource.gpu.amount"] = task_amount
 spark = next(session("local-cluster[2,2,1024]", folder / "spark", **settings))
 names = columns.Column("id", "x0", dtype="int64"), columns.Column("id", "y0", dtype="int64")
-job = ranks.Job("tests.support.rank_functions:environment", (spec.TrainSpec(names[:1], names[1:], use_gpu=True),), (b"",))
+one = spec.TrainSpec(names[:1], names[1:], use_gpu=True)
+job = barrier.Job("tests.support.rank_functions:environment", (one,), (b"",))
 df = spark.range(40).selectExpr("id x0", "id y0")
-outcome = ranks.run(df, job, 4)
+outcome = barrier.run(df, job, 4)
 print(json.dumps([json.loads(result["environment"]) for result in outcome.results]))
 def held(_):
     from pyspark import TaskContext
@@ -40,7 +43,7 @@ def held(_):
 print(sum(spark.sparkContext.parallelize(range(8), 8).map(held).collect()))  # GPUs of tasks that are no training's
 slots.EXECUTORS_TIME = 0.0
 try:
-    ranks.run(df, job, 5)
+    barrier.run(df, job, 5)
 except ClusterError as error:
     print(error)
 """

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from tests.support.sessions import ROOT, SETTINGS
+from tests.support.sessions import ROOT, SETTINGS, SHORT_LIVED
+from tests.support.warm_daemon import RANKS
 
 HERE = Path(__file__).parent
 
@@ -41,10 +42,11 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """One session of Spark Connect, with a server of two threads that it starts, for all tests of this folder."""
     os.environ["PYSPARK_PYTHON"] = sys.executable
     os.environ["PYTHONPATH"] = str(ROOT)
+    os.environ[RANKS] = "forked"  # of workers that are used once, so that none of them has started TensorFlow before
     builder = SparkSession.builder.remote("local[2]").appName("cos_ml tests")
     folder = tmp_path_factory.mktemp("connect")
     folders = {"spark.local.dir": str(folder / "local"), "spark.sql.warehouse.dir": str(folder / "warehouse")}
-    for name, value in (SETTINGS | folders).items():
+    for name, value in (SETTINGS | SHORT_LIVED | folders | {"spark.python.worker.reuse": "false"}).items():
         builder = builder.config(name, value)
     with warnings.catch_warnings():
         warnings.filterwarnings(

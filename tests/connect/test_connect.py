@@ -156,7 +156,7 @@ def test_too_few_slots_is_an_error_at_once(df):
     ],
 )
 def test_a_network_that_no_query_can_carry_is_refused(df, use, monkeypatch):
-    monkeypatch.setattr(spark_internals, "LONGEST_MESSAGE", 1 << 10)
+    monkeypatch.setattr(spark_internals, "MESSAGE_BYTES", 1 << 10)
     with pytest.raises(InvalidInputError, match=r"Spark Connect sends .* without\s+Spark Connect"):
         use(df)
 

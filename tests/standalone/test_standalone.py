@@ -138,7 +138,7 @@ def test_executors_use_the_environment_that_comes_as_an_archive(cluster, tmp_pat
     assert found["loss"] > 0
 
 
-def test_check_tells_of_both_hosts(cluster, spark):
+def test_check_reports_both_hosts(cluster, spark):
     text = cluster_check.report(spark, 4, megabytes=1)
     assert "the sum is correct" in text
     if cluster.apart:
