@@ -150,6 +150,8 @@ class StageReader(DefaultParamsReader[Stage]):
         stage.compiled = metadata["compiled"]
         if stage.getHandleMismatch() != "ignore" and "golden" in items:
             check_golden(network, items["golden"], metadata["versions"], stage.getHandleMismatch() == "error")
+        else:
+            load_model(network.archive, network.modules)  # what Keras refuses is refused here, not by the executors
         return stage
 
 

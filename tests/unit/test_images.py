@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from cos_ml import images
 from cos_ml.errors import InvalidInputError, SetupError
-from cos_ml.images import ImageAssembler, ImageSpec, decode_batches, decode_image, preprocessing_layers
+from cos_ml.images import ImageAssembler, preprocessing_layers
 from cos_ml.network.keras_import import import_keras
+from cos_ml.sources import pixels
+from cos_ml.sources.pixels import ImageSpec, decode_batches, decode_image
 
 keras = import_keras()
 
@@ -127,7 +128,7 @@ def test_float_values_are_the_same_numbers():
 
 
 def test_large_batches_come_out_in_small_ones(monkeypatch):
-    monkeypatch.setattr(images, "BATCH_BYTES", 2 * PIXELS.nbytes + 1)
+    monkeypatch.setattr(pixels, "BATCH_BYTES", 2 * PIXELS.nbytes + 1)
     data = file_of(PIXELS)
     assert [len(series) for series in assemble([[data] * 5, [], [data]])] == [2, 2, 1, 1]
 
@@ -150,7 +151,7 @@ def test_bad_rows_are_null_and_the_rest_is_there(monkeypatch, output_type):
     [(None, "is null"), (b"no image", "UnidentifiedImageError"), (file_of(PIXELS)[:60], "can't be decoded")],
 )
 def test_an_error_names_column_and_row(monkeypatch, bad, message):
-    monkeypatch.setattr(images, "BATCH_BYTES", 2 * PIXELS.nbytes)
+    monkeypatch.setattr(pixels, "BATCH_BYTES", 2 * PIXELS.nbytes)
     good = file_of(PIXELS)
     with pytest.raises(InvalidInputError, match=rf"column 'data', row 4: .*{message}.*handleInvalid=\"skip\""):
         assemble([[good], [good, good, good, bad]])
