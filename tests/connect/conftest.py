@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from tests.support.sessions import ROOT, SETTINGS, SHORT_LIVED
+from tests.support.sessions import ROOT, SETTINGS
 from tests.support.warm_daemon import RANKS
 
 HERE = Path(__file__).parent
@@ -46,7 +46,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     builder = SparkSession.builder.remote("local[2]").appName("cos_ml tests")
     folder = tmp_path_factory.mktemp("connect")
     folders = {"spark.local.dir": str(folder / "local"), "spark.sql.warehouse.dir": str(folder / "warehouse")}
-    for name, value in (SETTINGS | SHORT_LIVED | folders | {"spark.python.worker.reuse": "false"}).items():
+    for name, value in (SETTINGS | folders | {"spark.python.worker.reuse": "false"}).items():
         builder = builder.config(name, value)
     with warnings.catch_warnings():
         warnings.filterwarnings(

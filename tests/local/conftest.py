@@ -4,13 +4,13 @@ import pytest
 from pyspark.sql import SparkSession
 
 from cos_ml.job import barrier
-from tests.support.sessions import SHORT_LIVED, forked_ranks, session
+from tests.support.sessions import forked_ranks, session
 
 
 @pytest.fixture(scope="package")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """One session of two threads for all tests of this folder, whose ranks are forks."""
-    for spark in session("local[2]", tmp_path_factory.mktemp("local"), **SHORT_LIVED):
+    for spark in session("local[2]", tmp_path_factory.mktemp("local")):
         with forked_ranks(spark):
             yield spark
 

@@ -96,9 +96,7 @@ def test_a_loss_that_does_not_fit_the_output(good, no_job, network, loss, messag
 
 @pytest.mark.parametrize("workers", [0, -1, 1.5, "2", True])
 def test_num_train_workers_is_a_whole_number_of_one_or_more(workers):
-    with pytest.raises(
-        InvalidInputError, match=f"numTrainWorkers: expected an integer >= 1, received {workers!r}"
-    ):
+    with pytest.raises(InvalidInputError, match=f"numTrainWorkers: expected an integer >= 1, received {workers!r}"):
         estimator(numTrainWorkers=workers)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
 
-from tests.support.sessions import ROOT
+from tests.support.sessions import FORKED, ROOT
 
 
 def run(script: str, *arguments: str) -> str:
@@ -21,7 +21,12 @@ def run(script: str, *arguments: str) -> str:
     command = [sys.executable, str(ROOT / "examples" / script), *arguments]
     environment = {name: value for name, value in os.environ.items() if name != "PYSPARK_PYTHON"}
     done = subprocess.run(
-        command, capture_output=True, text=True, env=environment | {"PYTHONPATH": str(ROOT)}, check=False, timeout=600
+        command,
+        capture_output=True,
+        text=True,
+        env=environment | FORKED | {"PYTHONPATH": str(ROOT)},
+        check=False,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Traceback" not in done.stderr

@@ -63,4 +63,5 @@ def test_other_versions_on_the_executors(spark, data, monkeypatch):
 
 def test_a_rank_that_will_not_fit_into_memory_is_reported(data, monkeypatch):
     monkeypatch.setattr(preflight, "PROCESS", 1e15)
-    assert re.search(r"PROBLEM +memory .* the ranks there \(2\) need about 2000000\.\d GB\. Use fewer", estimator().explain(data))
+    text = estimator().explain(data)
+    assert re.search(r"PROBLEM +memory .* the ranks there \(2\) need about 2000000\.\d GB\. Use fewer", text)

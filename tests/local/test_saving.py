@@ -23,26 +23,31 @@ from cos_ml.network.archive import Network, load_model
 from tests.support import reference
 from tests.support.archives import layer, rebuilt
 from tests.support.layers import Counting
-from tests.support.sessions import ROOT, frame, rows_of
+from tests.support.sessions import FORKED, ROOT, frame, rows_of
 
 FRESH = """
 import json, sys
 from pyspark.sql import SparkSession
-model, pipeline, data = sys.argv[1:]
+folder, data = sys.argv[1:]
 spark = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
-from pyspark.ml import PipelineModel
-from cos_ml import DeepNetModel
-for loaded in (DeepNetModel.load(model), PipelineModel.load(pipeline)):
-    out = loaded.transform(spark.read.parquet(data)).orderBy("id")
+import numpy as np
+from pyspark.ml import Pipeline, PipelineModel
+from cos_ml import DeepNetEstimator, DeepNetModel
+df = spark.read.parquet(data)
+for loaded in (DeepNetModel.load(f"{folder}/model"), PipelineModel.load(f"{folder}/pipeline model")):
+    out = loaded.transform(df).orderBy("id")
     print(json.dumps([[*row.probability, *row.hidden, row.prediction] for row in out.collect()]))
+models = DeepNetEstimator.load(f"{folder}/estimator").fit(df), Pipeline.load(f"{folder}/pipeline").fit(df).stages[0]
+for index, model in enumerate(models):
+    np.savez(f"{folder}/{index}.npz", *model.toKeras().get_weights())
 """
 
 
-def run_fresh(program: str, *arguments: Any, first: Any = ROOT) -> str:
-    """Run a program in a process of its own, its import path beginning with ``first``; returns what it prints."""
+def run_fresh(program: str, *arguments: Any, **environment: str) -> str:
+    """Run a program in a process of its own; returns what it prints."""
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": f"{first}{os.pathsep}{ROOT}"}, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "oneDNN" not in done.stderr  # nor the other things that TensorFlow says when it starts
@@ -65,22 +70,54 @@ def df(spark, tmp_path_factory):
     return spark.read.parquet(path)
 
 
-def test_models_and_pipelines_give_the_same_outputs_in_a_fresh_process(df, tmp_path):
-    estimator = DeepNetEstimator(
+@pytest.fixture(scope="module")
+def fresh(df, tmp_path_factory):
+    """Stages of each kind, and the folder that has what a fresh process made of them when they had been saved."""
+    folder = tmp_path_factory.mktemp("fresh")
+    fitted = DeepNetEstimator(
         model=reference.network(), loss="sparse_categorical_crossentropy", featureLayers=["hidden"], progress=False
-    )
-    model = estimator.fit(df)
-    model.write().overwrite().save(str(tmp_path / "model"))
+    ).fit(df)
     network = DeepNetModel(model=reference.network(), featureLayers=["hidden"])
     regression = LogisticRegression(
         featuresCol="hidden", predictionCol="p", probabilityCol="pp", rawPredictionCol="rp", maxIter=3
     )
-    pipeline = Pipeline(stages=[network, regression]).fit(df)
-    pipeline.write().overwrite().save(str(tmp_path / "pipeline"))
-    pipeline.write().overwrite().save(str(tmp_path / "pipeline"))  # over itself
-    lines = run_fresh(FRESH, tmp_path / "model", tmp_path / "pipeline", folder_of(df)).splitlines()
-    for line, here in zip(lines, (model, pipeline), strict=True):
-        np.testing.assert_allclose(np.array(json.loads(line)), outputs(here.transform(df)), atol=1e-6)
+    estimator = DeepNetEstimator(
+        model=reference.network(),
+        loss=keras.losses.SparseCategoricalCrossentropy(),
+        optimizer=keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)),
+        metrics=["accuracy"],
+        callbacks=[callback("TerminateOnNaN")],
+        epochs=2,
+        seed=5,
+        progress=False,
+    )
+    stages = {
+        "model": fitted,
+        "pipeline model": Pipeline(stages=[network, regression]).fit(df),
+        "estimator": estimator,
+        "pipeline": Pipeline(stages=[estimator]),
+    }
+    for name, stage in stages.items():
+        stage.write().overwrite().save(str(folder / name))
+    stages["pipeline model"].write().overwrite().save(str(folder / "pipeline model"))  # over itself
+    (folder / "printed").write_text(run_fresh(FRESH, folder, folder_of(df), **FORKED))
+    return stages, folder
+
+
+def test_models_and_pipelines_give_the_same_outputs_in_a_fresh_process(df, fresh):
+    stages, folder = fresh
+    lines = (folder / "printed").read_text().splitlines()
+    for line, name in zip(lines, ("model", "pipeline model"), strict=True):
+        np.testing.assert_allclose(np.array(json.loads(line)), outputs(stages[name].transform(df)), atol=1e-6)
+
+
+def test_estimators_and_pipelines_fit_to_the_same_weights_in_a_fresh_process(df, fresh):
+    stages, folder = fresh
+    expected = stages["estimator"].fit(df).toKeras().get_weights()
+    for index in range(2):
+        with np.load(folder / f"{index}.npz") as found:
+            for name, array in zip(found.files, expected, strict=True):
+                np.testing.assert_array_equal(found[name], array)
 
 
 def test_params_come_back(spark, tmp_path):
@@ -142,41 +179,6 @@ def test_a_loaded_pipeline_model_is_one(df, tmp_path):
 
 # ── stages that are not fitted, and scoring by itself ─────────────────────────────────────────────────────────────────
 
-ESTIMATORS = """
-import sys
-from pyspark.sql import SparkSession
-estimator, pipeline, data, weights = sys.argv[1:]
-spark = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
-import numpy as np
-from pyspark.ml import Pipeline
-from cos_ml import DeepNetEstimator
-df = spark.read.parquet(data)
-models = DeepNetEstimator.load(estimator).fit(df), Pipeline.load(pipeline).fit(df).stages[0]
-for index, model in enumerate(models):
-    np.savez(f"{weights}/{index}.npz", *model.toKeras().get_weights())
-"""
-
-
-def test_estimators_and_pipelines_fit_to_the_same_weights_in_a_fresh_process(df, tmp_path):
-    estimator = DeepNetEstimator(
-        model=reference.network(),
-        loss=keras.losses.SparseCategoricalCrossentropy(),
-        optimizer=keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)),
-        metrics=["accuracy"],
-        callbacks=[callback("TerminateOnNaN")],
-        epochs=2,
-        seed=5,
-        progress=False,
-    )
-    estimator.write().overwrite().save(str(tmp_path / "estimator"))
-    Pipeline(stages=[estimator]).write().overwrite().save(str(tmp_path / "pipeline"))
-    run_fresh(ESTIMATORS, tmp_path / "estimator", tmp_path / "pipeline", folder_of(df), tmp_path)
-    expected = estimator.fit(df).toKeras().get_weights()
-    for index in range(2):
-        with np.load(tmp_path / f"{index}.npz") as found:
-            for name, array in zip(found.files, expected, strict=True):
-                np.testing.assert_array_equal(found[name], array)
-
 
 def test_an_estimator_without_a_network_comes_back(spark, tmp_path):
     DeepNetEstimator(epochs=7, metrics=["mae"]).save(str(tmp_path / "estimator"))
@@ -215,7 +217,8 @@ def test_scoring_without_the_training_stack(spark, df, tmp_path):
     (tmp_path / "blocked").mkdir()
     (tmp_path / "blocked" / "sitecustomize.py").write_text(WITHOUT_TRAINING_STACK)
     out = tmp_path / "out"
-    run_fresh(SCORE_ALONE, tmp_path / "pipeline", folder_of(df), out, first=tmp_path / "blocked")
+    blocked = f"{tmp_path / 'blocked'}{os.pathsep}{ROOT}"
+    run_fresh(SCORE_ALONE, tmp_path / "pipeline", folder_of(df), out, PYTHONPATH=blocked)
     np.testing.assert_allclose(outputs(spark.read.parquet(str(out))), outputs(model.transform(df)), atol=1e-6)
 
 
@@ -278,7 +281,10 @@ def other_weights(network: Network) -> Any:
     ("change", "message"),
     [
         (lambda metadata: metadata.update(format=99), r"format 99"),
-        (lambda metadata: metadata.update({"class": "cos_ml.estimator.DeepNetEstimator"}), r"contains cos_ml.estimator"),
+        (
+            lambda metadata: metadata.update({"class": "cos_ml.estimator.DeepNetEstimator"}),
+            r"contains cos_ml.estimator",
+        ),
         (lambda metadata: metadata.pop("network"), r"damaged: KeyError: 'network'"),
         (lambda metadata: metadata["network"].update(sha256="0"), r"SHA-256"),
         (lambda metadata: metadata["network"].pop("inputs"), r"damaged: KeyError: 'inputs'"),

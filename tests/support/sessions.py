@@ -19,16 +19,17 @@ from cos_ml.job import barrier
 from tests.support.warm_daemon import RANKS
 
 ROOT = Path(__file__).parents[2]
+DAEMON = "spark.python.daemon.module"
 SETTINGS = {
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
     "spark.sql.shuffle.partitions": "2",
     "spark.stage.maxConsecutiveAttempts": "2",
     "spark.driver.memory": "2g",
-    "spark.python.daemon.module": "tests.support.warm_daemon",
+    DAEMON: "tests.support.warm_daemon",
 }
-# For sessions of minutes: the JVM's second compiler would use more processor time than it saves.
-SHORT_LIVED = {"spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
+# For a program that knows nothing of these tests: its ranks are forks, and its scoring tasks find TensorFlow imported.
+FORKED = {"PYSPARK_SUBMIT_ARGS": f"--conf {DAEMON}={SETTINGS[DAEMON]} pyspark-shell", RANKS: "forked"}
 SCHEMA = T.StructType(
     [
         T.StructField("features", VectorUDT()),
