@@ -135,7 +135,7 @@ def _completed(candidate: Candidate, types: str, archives: tuple[bytes, ...]) ->
         identity = config.fit | {"columns": [[column.name, column.field] for column in spec.stored], "types": types}
         config = replace(config, fit=identity)
         if spec.name:
-            digest = hashlib.sha256(json.dumps([identity, index]).encode()).hexdigest()[:16]
+            digest = hashlib.sha256(json.dumps([identity, index], sort_keys=True).encode()).hexdigest()[:16]
             config = replace(config, url=f"{config.url}/candidate-{digest}")
     return replace(spec, network=index, checkpoint=config)
 
