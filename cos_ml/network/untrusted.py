@@ -1,9 +1,9 @@
 """Checks of files that come from elsewhere, before Keras opens them (driver side).
 
-A saved model is data. Keras's safe mode refuses code in it (Lambda layers), files named in it (vocabularies, HDF5 links
-and external data sets) and tensors that claim to be huge. What Keras lets through is refused here: unexpected archive
-members, archives that unpack to far more than their size, and functions and modules that a network calls by name.
-``docs/security.md`` lists both.
+A saved model is data. When Keras loads the weights, it refuses HDF5 links, data sets in other files, and tensors that
+claim to be huge. What Keras lets through is refused here: unexpected archive members, archives that unpack to far more
+than their size, and functions and modules that a network calls by name. So is what Keras refuses only in its safe mode,
+which a program can turn off for all of Keras: code, and vocabularies in files. ``docs/security.md`` lists both.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ MEMBER = re.compile(r"(metadata\.json|config\.json|model(_\d+)?\.weights\.(h5|js
 MAX_RATIO = 100  # of unpacked bytes to packed ones; Keras itself does not compress
 HARMLESS_BYTES = 64 << 20  # accepted whatever the ratio
 MAX_CONFIG_BYTES = 64 << 20
+CODE = ("Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper")
 SYMLINK = 0o12  # file type in the upper bits of a zip member's attributes
 OWN_MODULES = re.compile(r"builtins|keras(?!\.(src\.)?(utils|applications|datasets)|\.src\.saving|\.config)(\.\w+)*")
 
@@ -76,7 +77,17 @@ def check_config(config: Any) -> None:
     Keras would import modules of ``keras_hub`` and its like by name, and call functions such as ``keras.utils``'s.
     """
     for one in serialized_objects(config):
-        module, registered = one.get("module"), str(one.get("registered_name"))
+        module, registered, inner = one.get("module"), str(one.get("registered_name")), one.get("config")
+        if one["class_name"] in CODE:
+            raise SavedModelError(
+                f"Refusing to load: the network contains a {one['class_name']}, code that would run here. Build the "
+                "network with a registered layer instead, and save it again."
+            )
+        if isinstance(inner, dict) and isinstance(inner.get("vocabulary"), str):
+            raise SavedModelError(
+                f"Refusing to load: a {one['class_name']} reads its vocabulary from {inner['vocabulary']!r:.80}. Build "
+                "it with a list of words, and save it again."
+            )
         if not isinstance(module, str) or OWN_MODULES.fullmatch(module):
             continue
         # For a module that is not imported yet, persistence raises a clearer error that asks to import it.
