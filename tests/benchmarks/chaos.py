@@ -4,7 +4,7 @@ A fit on two executor processes, with a checkpoint after each epoch, is disturbe
 executor's JVM is killed, or a rank is stopped; while ranks start, read, train, write a checkpoint, or finish. It has to
 end with the weights of the undisturbed fit, to repeat no more than the epoch in which it was disturbed, and to leave no
 process, open port or file behind. "lost" is how many attempts that took; none where the fit was as good as over, "had"
-how many epochs were in a state.
+how many epochs were in a checkpoint.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main(kills: int = 50) -> None:
         undisturbed = estimator(folder / "undisturbed").fit(data).toKeras().get_weights()
         ports = listening()
         print(
-            f"{'victim':<10}{'phase':<12}{'after':>6}{'fit':>7}{'lost':>6}{'had':>5}  {'went on from':<16}"
+            f"{'victim':<10}{'phase':<12}{'after':>6}{'fit':>7}{'lost':>6}{'had':>5}  {'resumed from':<16}"
             f"{'weights':>9}  left behind",
             flush=True,
         )
@@ -58,10 +58,10 @@ def main(kills: int = 50) -> None:
         for number, (victim, phase) in enumerate(rounds):
             hit, tries = False, 0
             while not hit and tries < TRIES:  # the fit may be over before the moment has come
-                states = folder / f"states-{number}-{uuid.uuid4().hex[:8]}"
-                chaos = Chaos(victim, phase, states, chance.uniform(0, LATEST[phase]))
+                checkpoints = folder / f"checkpoints-{number}-{uuid.uuid4().hex[:8]}"
+                chaos = Chaos(victim, phase, checkpoints, chance.uniform(0, LATEST[phase]))
                 tries += 1
-                line, good, lost = survives(chaos, data, states, undisturbed, folder, ports)
+                line, good, lost = survives(chaos, data, checkpoints, undisturbed, folder, ports)
                 hit = chaos.struck and (lost > 0 or phase == "finish")
             survived += good and hit
             print(line if hit else f"{line}  (the moment never came)", flush=True)
@@ -70,20 +70,20 @@ def main(kills: int = 50) -> None:
 
 
 def survives(
-    chaos: Chaos, data: Any, states: Path, undisturbed: list[np.ndarray], folder: Path, ports: set[Any]
+    chaos: Chaos, data: Any, checkpoints: Path, undisturbed: list[np.ndarray], folder: Path, ports: set[Any]
 ) -> tuple[str, bool, int]:
     """One disturbed fit, as a line of the table; whether it came out as the undisturbed one; and attempts lost."""
     start = time.monotonic()
     what = f"{chaos.victim:<10}{chaos.phase:<12}{chaos.delay:>5.1f}s"
     with chaos:
         try:
-            model = estimator(states).fit(data)
+            model = estimator(checkpoints).fit(data)
         except Exception as error:
             return f"{what}{time.monotonic() - start:>6.0f}s  {type(error).__name__}: {str(error)[:300]}", False, 1
     seconds = time.monotonic() - start
     worst = max(float(np.abs(one - other).max())
                 for one, other in zip(model.toKeras().get_weights(), undisturbed, strict=True))  # fmt: skip
-    left = left_behind(folder / "spark", states, ports)
+    left = left_behind(folder / "spark", checkpoints, ports)
     (epoch, step), lost = model.summary.resumedAt, len(model.summary.failures)
     went_on = f"epoch {epoch}, step {step}"
     line = f"{what}{seconds:>6.0f}s{lost:>6}{chaos.had:>5}  {went_on:<16}{worst:>9.1e}  {left or 'nothing'}"
@@ -91,12 +91,12 @@ def survives(
 
 
 class Chaos:
-    """Strikes once, in the ``with`` block, when the fit that keeps its states in ``states`` has come to a phase."""
+    """Strikes once, in the ``with`` block, when the fit that writes to ``checkpoints`` has come to a phase."""
 
-    def __init__(self, victim: str, phase: str, states: Path, delay: float) -> None:
-        self.victim, self.phase, self.states, self.delay = victim, phase, states, delay
+    def __init__(self, victim: str, phase: str, checkpoints: Path, delay: float) -> None:
+        self.victim, self.phase, self.checkpoints, self.delay = victim, phase, checkpoints, delay
         self.struck = False
-        self.had = 0  # epochs in whole states when it struck
+        self.had = 0  # epochs in whole checkpoints when it struck
         self._ranks: list[psutil.Process] = []
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -121,8 +121,8 @@ class Chaos:
             self._strike(ranks[-1])
 
     def _names(self) -> list[str]:
-        """Of the files of states, whole and unfinished ones."""
-        return [name for _, _, files in os.walk(self.states) for name in files if "checkpoint-" in name]
+        """Of the files of checkpoints, whole and unfinished ones."""
+        return [name for _, _, files in os.walk(self.checkpoints) for name in files if "checkpoint-" in name]
 
     def _come(self) -> bool:
         """Whether the fit is in the phase."""
@@ -152,10 +152,10 @@ class Chaos:
                 next(parent for parent in rank.parents() if parent.name() == "java").kill()
             self.struck = True
         except (psutil.Error, AttributeError, StopIteration):
-            pass  # it has just ended by itself
+            pass  # it has just ended
 
 
-def estimator(states: Path) -> DeepNetEstimator:
+def estimator(checkpoints: Path) -> DeepNetEstimator:
     keras.utils.set_random_seed(0)
     network = keras.Sequential(
         [
@@ -169,7 +169,7 @@ def estimator(states: Path) -> DeepNetEstimator:
     )
     return DeepNetEstimator(
         model=network, loss="sparse_categorical_crossentropy", numTrainWorkers=2, epochs=EPOCHS, batchSize=512, seed=3,
-        progress=False, checkpointDir=str(states), stallTimeout=STALL,
+        progress=False, checkpointDir=str(checkpoints), stallTimeout=STALL,
     )  # fmt: skip
 
 
@@ -217,13 +217,13 @@ def listening() -> set[Any]:
     return found
 
 
-def left_behind(folder: Path, states: Path, ports: set[Any]) -> str:
+def left_behind(folder: Path, checkpoints: Path, ports: set[Any]) -> str:
     """What a fit left, after the moment that dying processes take; "" for nothing."""
     waits: Callable[[], list[str]] = lambda: [  # noqa: E731
         *(f"process {process.pid}" for process in processes("cos_ml.rank")),
         *(f"port {address.port}" for address in listening() - ports),
         *(f"folder {name}" for _, names, _ in os.walk(folder) for name in names if name.startswith("cos_ml-")),
-        *(f"file {name}" for _, _, names in os.walk(states) for name in names if name.startswith(".checkpoint")),
+        *(f"file {name}" for _, _, names in os.walk(checkpoints) for name in names if name.startswith(".checkpoint")),
     ]
     deadline = time.monotonic() + 10
     while waits() and time.monotonic() < deadline:

@@ -41,9 +41,9 @@ def main(turns: int = 3) -> None:
         for way, end in ways.items():
             seconds = []
             for turn in range(turns):
-                place = folder / f"{way}-{turn}"
-                place.mkdir()
-                seconds.append(end(place / "hangs"))
+                own = folder / f"{way}-{turn}"
+                own.mkdir()
+                seconds.append(end(own / "hangs"))
             shown = ", ".join(f"{one:.1f}" for one in seconds)
             print(f"{way:<16} {statistics.median(seconds):.1f} s until no rank is left ({shown})", flush=True)
         spark.stop()

@@ -1,6 +1,6 @@
 """What many fits and transforms leave in one session: ``python -m tests.benchmarks.hygiene [FITS TRANSFORMS]``.
 
-Prints memory, threads and open files of the driver, Spark's JVM and the Python workers, as they go on.
+Prints memory, threads and open files of the driver, Spark's JVM and the Python workers, as time passes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Run a command quietly, and show the end of what it said where it fails."""
+"""Run a command quietly, and show the end of its output if it fails."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ def run(command: Sequence[str], log: Path, **environment: str) -> None:
                 check=True,
             )
     except (subprocess.SubprocessError, OSError) as error:
-        said = log.read_text(errors="replace").splitlines()[-SHOWN:]
-        raise SystemExit("\n".join([*said, "", f"Failed: {error}"])) from None
+        lines = log.read_text(errors="replace").splitlines()[-SHOWN:]
+        raise SystemExit("\n".join([*lines, "", f"Failed: {error}"])) from None

@@ -79,12 +79,12 @@ def meet(spark: Any, ranks: int) -> None:
     rows = frames.select_columns(spark.range(ranks), spec)
     for _ in range(2):
         begin = time.time()
-        told = [json.loads(result["times"]) for result in run(rows, job, ranks).results]
+        reports = [json.loads(result["times"]) for result in run(rows, job, ranks).results]
         end = time.time()
-    there, agreed, joined = (max(one[name] for one in told) for name in ("there", "agreed", "joined"))
+    there, agreed, joined = (max(one[name] for one in reports) for name in ("there", "agreed", "joined"))
     laps = (there - begin, agreed - there, joined - agreed, end - joined)
     print(
-        f"{ranks:>8}" + "".join(f"{value:>8.2f}" for value in laps) + f"{sum(one['asked'] for one in told):>8}",
+        f"{ranks:>8}" + "".join(f"{value:>8.2f}" for value in laps) + f"{sum(one['asked'] for one in reports):>8}",
         flush=True,
     )
 
@@ -99,7 +99,7 @@ def join(start: dict[str, Any], wait: Callable[[], dict[str, Any]], heartbeat: A
     times: dict[str, float] = {"there": time.time()}
     wait()
     times["agreed"] = time.time()
-    place = start["place"]
+    info = start["rank_info"]
     address, _, secret = os.environ["HOROVOD_GLOO_RENDEZVOUS_ADDR"].partition("/")
     port = int(os.environ["HOROVOD_GLOO_RENDEZVOUS_PORT"])
     host, asked = address.split(":")[0], 0
@@ -113,9 +113,9 @@ def join(start: dict[str, Any], wait: Callable[[], dict[str, Any]], heartbeat: A
         return response.status
 
     contexts = {
-        "global": (place["rank"], place["size"]),
-        f"local{place['host']}": (place["local_rank"], place["local_size"]),
-        f"cross{place['local_rank']}": (place["cross_rank"], place["cross_size"]),
+        "global": (info["rank"], info["size"]),
+        f"local{info['host']}": (info["local_rank"], info["local_size"]),
+        f"cross{info['local_rank']}": (info["cross_rank"], info["cross_size"]),
     }
     for part in ("", "_set"):
         for scope, (rank, size) in contexts.items():
@@ -126,13 +126,13 @@ def join(start: dict[str, Any], wait: Callable[[], dict[str, Any]], heartbeat: A
                 ask("GET", scope + part, other)
                 asked += 2
     times["joined"] = time.time()
-    ask("PUT", "joined", place["rank"], b"x")
-    for other in range(place["size"]) if place["rank"] == 0 else ():
+    ask("PUT", "joined", info["rank"], b"x")
+    for other in range(info["size"]) if info["rank"] == 0 else ():
         while (
             ask("GET", "joined", other) != 200
-        ):  # as ranks add up a number, before the first one's task closes the door
+        ):  # as ranks add up a number, before the first one's task stops the server
             asked += 1
-    heartbeat.report(event="joined")
+    heartbeat.send(event="joined")
     return {"times": json.dumps(times | {"asked": asked}).encode()}
 
 

@@ -151,8 +151,8 @@ def measure(ranks: int, result: str, timeline: str) -> None:
         found = {"step": statistics.median(seconds) / STEPS, "timeline": bool(timeline), "large": 0.0, "small": 0.0}
         found["bytes"] = 4 * network.count_params()
         if ranks > 1:
-            told = cluster_check.results(spark, ranks, size=found["bytes"])
-            found |= {which: max(one["seconds"][which] for one in told) for which in ("small", "large")}
+            reports = cluster_check.results(spark, ranks, size=found["bytes"])
+            found |= {which: max(one["seconds"][which] for one in reports) for which in ("small", "large")}
         spark.stop()
     Path(result).write_text(json.dumps(found))
 

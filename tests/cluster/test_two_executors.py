@@ -22,8 +22,8 @@ def test_ranks_on_two_executors_are_the_loop_by_hand(spark):
     model = estimator(reference.network()).fit(frame(spark, [rows_of(*part) for part in parts]))
 
     assert_same_weights(model.toKeras(), expected)
-    assert [place["rank"] for place in model.summary.ranks] == [0, 1]
-    assert {place["local_size"] for place in model.summary.ranks} == {2}  # two executors, one host
+    assert [info["rank"] for info in model.summary.ranks] == [0, 1]
+    assert {info["local_size"] for info in model.summary.ranks} == {2}  # two executors, one host
 
 
 def test_a_pipeline_is_fitted_scored_saved_and_loaded(spark, tmp_path):

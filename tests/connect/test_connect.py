@@ -52,7 +52,7 @@ def test_two_ranks_are_the_loop_by_hand(model):
     history = reference.train(expected, [reference.data(ROWS)], ROWS, WHOLE["epochs"], optimizer)
     assert_same_weights(model.toKeras(), expected)
     assert model.summary.history["loss"] == pytest.approx(history, abs=1e-5)
-    assert [place["rank"] for place in model.summary.ranks] == [0, 1]
+    assert [info["rank"] for info in model.summary.ranks] == [0, 1]
     assert model.summary.rows == ROWS
 
 

@@ -175,7 +175,7 @@ def test_what_is_no_whole_number_is_a_bad_row_of_a_network_that_takes_them(spark
 
 
 def test_rows_of_different_sizes_for_an_unknown_dimension(spark):
-    """Each partition by itself has one size."""
+    """Each partition alone has rows of one size."""
     network = keras.Sequential(
         [keras.Input((None, 1)), keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(3, activation="softmax")]
     )

@@ -1,4 +1,4 @@
-"""``cos-ml check``: what ranks tell of themselves, and their allreduce."""
+"""``cos-ml check``: what ranks report of themselves, and their allreduce."""
 
 import os
 import subprocess

@@ -45,12 +45,12 @@ def test_evaluate_is_kerass_own(df, data, weighted):
     features, labels, weights = data
     network = compiled()
     model = DeepNetModel(model=network, weightCol="weight" if weighted else None, predictBatchSize=32)
-    told = model.evaluate(df)
+    found = model.evaluate(df)
     weights = weights if weighted else np.ones_like(weights)
     expected = network.evaluate(features, labels, batch_size=150, sample_weight=weights, verbose=0, return_dict=True)
     each = keras.losses.sparse_categorical_crossentropy(labels, network(features)).numpy()
     expected["loss"] = np.average(each, weights=weights) + float(sum(network.losses))
-    assert told == pytest.approx(expected, abs=1e-5)
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_fitted_model_evaluates_what_it_was_trained_with(df):

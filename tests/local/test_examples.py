@@ -17,7 +17,7 @@ from tests.support.sessions import FORKED, ROOT
 
 
 def run(script: str, *arguments: str) -> str:
-    """What an example prints; nothing else is to be said."""
+    """What an example prints on standard output."""
     command = [sys.executable, str(ROOT / "examples" / script), *arguments]
     environment = {name: value for name, value in os.environ.items() if name != "PYSPARK_PYTHON"}
     done = subprocess.run(

@@ -82,7 +82,7 @@ def test_a_rank_that_dies_once_is_tried_again_by_spark(spark, data, tmp_path, ca
 
 
 def test_ranks_that_lose_each_other_try_again(spark, data, tmp_path):
-    """No rank fails by itself, and no task: Spark would not try again."""
+    """No rank reports an error of its own, and no task fails: Spark would not retry."""
     options = {"epochs": 3, "batchSize": 16, "shuffle": False, "stepsPerExecution": 1}
     marker = {"marker": str(tmp_path / "done"), "call": 6}
     model = estimator(network("hang up", **marker), checkpointDir=str(tmp_path / "states"), **options).fit(data)
@@ -142,10 +142,10 @@ def test_several_ranks_without_horovod_are_an_error_before_the_job(spark, data, 
 def test_one_rank_needs_no_horovod(spark, data, tmp_path, monkeypatch):
     blocked = tmp_path / "horovod"
     blocked.mkdir()
-    (blocked / "__init__.py").write_text("raise ImportError('Horovod is blocked here')")
+    (blocked / "__init__.py").write_text("raise ImportError('Horovod is blocked by the test')")
     monkeypatch.setitem(spark.sparkContext.environment, "PYTHONPATH", f"{tmp_path}:{ROOT}")
     assert estimator(reference.network(), numTrainWorkers=1).fit(data).summary.rows == 128
-    with pytest.raises(Exception, match="Horovod is blocked here"):  # two do, and did not find it
+    with pytest.raises(Exception, match="Horovod is blocked by the test"):  # two do, and did not find it
         estimator(reference.network()).fit(data)
 
 

@@ -62,16 +62,16 @@ def test_several_inputs_and_outputs(pairs, named):
     rows = model.transform(data).collect()
     left = np.array([row[data.columns[1]] for row in rows])
     right = np.array([[row[data.columns[0]]] for row in rows])
-    numbers, chances = (out.numpy() for out in model.toKeras()({"left": left, "right": right}))
+    numbers, probabilities = (out.numpy() for out in model.toKeras()({"left": left, "right": right}))
     np.testing.assert_allclose([row.prediction for row in rows], numbers[:, 0], atol=1e-5)
-    np.testing.assert_allclose([row.probability_larger.toArray() for row in rows], chances, atol=1e-5)
-    assert [row.prediction_larger for row in rows] == chances.argmax(axis=1).tolist()
+    np.testing.assert_allclose([row.probability_larger.toArray() for row in rows], probabilities, atol=1e-5)
+    assert [row.prediction_larger for row in rows] == probabilities.argmax(axis=1).tolist()
     assert "probability" not in rows[0]
-    told = model.evaluate(data)
-    assert set(told) == set(history)
+    metrics = model.evaluate(data)
+    assert set(metrics) == set(history)
     weights = np.array([row.w for row in rows])
     errors = (numbers[:, 0] - [row.gap for row in rows]) ** 2
-    assert told["difference_loss"] == pytest.approx(np.average(errors, weights=weights), rel=1e-5)
+    assert metrics["difference_loss"] == pytest.approx(np.average(errors, weights=weights), rel=1e-5)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

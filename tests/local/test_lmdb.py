@@ -152,7 +152,7 @@ def test_without_numpartitions_it_is_a_range_for_each_core(many):
 
 @pytest.mark.parametrize("flag", [0x02, 0x08], ids=["reverse_key", "integerkey"])
 def test_keys_in_another_order_are_one_range(tmp_path, flag):
-    """The package makes no such database, others do: here it is only said to be one, in both pages that describe it."""
+    """The package makes no such database, others do: a flag in both of its meta pages declares it as one."""
     records = {b"%08d" % row: b"%d" % row for row in range(600)}
     path = make(tmp_path / "db", records)
     with open(os.path.join(path, "data.mdb"), "r+b") as file:

@@ -1,4 +1,4 @@
-"""Fits that are cut off on a cluster, and go on from their checkpoints."""
+"""Fits that are interrupted, and resume from their checkpoints."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def test_the_retry_goes_on_and_ends_with_the_same_weights(spark, data, undisturb
     assert model.summary.resumedAt == (2, 0)
     assert len(model.summary.history["loss"]) == EPOCHS
     (failure,) = model.summary.failures
-    said = {"die": "was killed by SIGKILL", "hang": "stopped (SIGSTOP)", "kill worker": "Python worker exited"}
+    expected = {"die": "was killed by SIGKILL", "hang": "stopped (SIGSTOP)", "kill worker": "Python worker exited"}
     assert failure.startswith("Rank 1 on ") == (what != "kill worker")
-    assert said[what] in failure
+    assert expected[what] in failure
     assert "Resuming from the checkpoint after epoch 2." in capsys.readouterr().err
     assert_same_weights(model.toKeras(), undisturbed, 1e-6)
     assert_nothing_left(spark)

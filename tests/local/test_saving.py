@@ -177,7 +177,7 @@ def test_a_loaded_pipeline_model_is_one(df, tmp_path):
     assert not stage.hasSummary
 
 
-# ── stages that are not fitted, and scoring by itself ─────────────────────────────────────────────────────────────────
+# ── stages that are not fitted, and scoring alone ─────────────────────────────────────────────────────────────────
 
 
 def test_an_estimator_without_a_network_comes_back(spark, tmp_path):

@@ -75,8 +75,8 @@ def test_early_stopping(spark, parts):
     assert best.summary.history["val_loss"] == stopped
     assert len(stopped) < 30
     assert int(np.argmin(stopped)) == len(stopped) - 3
-    told = best.setWeightCol(None).evaluate(df.filter("held"))
-    assert told["loss"] == pytest.approx(min(stopped), abs=1e-5)
+    found = best.setWeightCol(None).evaluate(df.filter("held"))
+    assert found["loss"] == pytest.approx(min(stopped), abs=1e-5)
     alone = make(**params | {"epochs": int(np.argmin(stopped)) + 1}).fit(df)
     assert_same_weights(best.toKeras(), alone.toKeras(), tolerance=1e-6)
 

@@ -59,13 +59,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A master, and two workers, each in a network namespace of its own where this process may make one."""
     folder = tmp_path_factory.mktemp("standalone")
     with contextlib.ExitStack() as stack:
-        here, places = stack.enter_context(hosts(2))
-        with socket.create_server((here, 0)) as free:
+        driver, workers = stack.enter_context(hosts(2))
+        with socket.create_server((driver, 0)) as free:
             port = str(free.getsockname()[1])
-        master = [*_daemon("master.Master"), "--host", here, "--port", port, "--webui-port", "0"]
+        master = [*_daemon("master.Master"), "--host", driver, "--port", port, "--webui-port", "0"]
         stack.enter_context(running(master, str(folder / "master.log"), "I have been elected leader"))
-        made = Cluster(f"spark://{here}:{port}", here, places, folder, stack)
-        for number in range(len(places)):
+        made = Cluster(f"spark://{driver}:{port}", driver, workers, folder, stack)
+        for number in range(len(workers)):
             made.start_worker(number)
         yield made
 

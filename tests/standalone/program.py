@@ -15,8 +15,8 @@ from tests.support.sessions import frame, rows_of
 spark = SparkSession.builder.getOrCreate()
 spec = TrainSpec(inputs=(Column("id", "x0"),), labels=())
 job = Job("tests.support.rank_functions:environment", (spec,), (b"",))
-told = run(frames.select_columns(spark.range(2), spec), job, 2).results
+results = run(frames.select_columns(spark.range(2), spec), job, 2).results
 parts = split(reference.data(64), 32, 32)
 model = estimator(reference.network(), epochs=1).fit(frame(spark, [rows_of(*part) for part in parts]))
-ranks = [json.loads(result["environment"]) for result in told]
+ranks = [json.loads(result["environment"]) for result in results]
 print(json.dumps({"ranks": ranks, "loss": model.summary.history["loss"][0]}))

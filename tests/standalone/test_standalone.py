@@ -38,12 +38,12 @@ def test_four_ranks_on_two_hosts_are_the_loop_by_hand(cluster, spark, tmp_path):
     model = estimator(reference.network(), numTrainWorkers=4, epochs=2).fit(df)
 
     assert_same_weights(model.toKeras(), expected)
-    places = model.summary.ranks
-    assert [place["rank"] for place in places] == [0, 1, 2, 3]
+    infos = model.summary.ranks
+    assert [info["rank"] for info in infos] == [0, 1, 2, 3]
     if cluster.apart:
-        assert [place["local_rank"] for place in places] == [0, 1, 0, 1]
-        assert [place["cross_rank"] for place in places] == [0, 0, 1, 1]
-        assert len({place["host"] for place in places}) == 2
+        assert [info["local_rank"] for info in infos] == [0, 1, 0, 1]
+        assert [info["cross_rank"] for info in infos] == [0, 0, 1, 1]
+        assert len({info["host"] for info in infos}) == 2
 
     model.write().overwrite().save(str(tmp_path / "model"))
     rows = DeepNetModel.load(str(tmp_path / "model")).transform(df).collect()

@@ -33,7 +33,7 @@ def estimator(model: Any, **params: Any) -> DeepNetEstimator:
     return DeepNetEstimator(model=model, **defaults | params)
 
 
-# A program that is interrupted while a rank is stopped; it goes on until its input ends.
+# A program that is interrupted while a rank is stopped; it runs on until its input ends.
 INTERRUPTED = """
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Functions that ranks run in place of a training."""
+"""Functions that ranks run instead of a training."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from collections.abc import Callable
 from typing import Any
 
 
-def environment(start: dict[str, Any], meet: Callable[[], dict[str, Any]], heartbeat: Any) -> dict[str, bytes]:
+def environment(start: dict[str, Any], wait: Callable[[], dict[str, Any]], heartbeat: Any) -> dict[str, bytes]:
     """What this rank's process sees before TensorFlow has looked for devices."""
-    meet()
+    wait()
     return {"environment": json.dumps(dict(os.environ) | {"executor": os.getcwd(), "prefix": sys.prefix}).encode()}
 
 
 def fail_before_the_others(
-    start: dict[str, Any], meet: Callable[[], dict[str, Any]], heartbeat: Any
+    start: dict[str, Any], wait: Callable[[], dict[str, Any]], heartbeat: Any
 ) -> dict[str, bytes]:
     """One rank fails while it loads, and the other would wait for it in Horovod's own start."""
     if start["partition"]:
         raise ValueError("this one can't load")
-    meet()
+    wait()
     import horovod.tensorflow as hvd
 
     hvd.init()
@@ -30,18 +30,18 @@ def fail_before_the_others(
 
 
 def die_before_the_others(
-    start: dict[str, Any], meet: Callable[[], dict[str, Any]], heartbeat: Any
+    start: dict[str, Any], wait: Callable[[], dict[str, Any]], heartbeat: Any
 ) -> dict[str, bytes]:
     """The rank of the task that runs the rendezvous server dies while it loads."""
     if not start["partition"]:
         os.kill(os.getpid(), signal.SIGKILL)
-    meet()
+    wait()
     return {}
 
 
-def leave_a_process(start: dict[str, Any], meet: Callable[[], dict[str, Any]], heartbeat: Any) -> dict[str, bytes]:
+def leave_a_process(start: dict[str, Any], wait: Callable[[], dict[str, Any]], heartbeat: Any) -> dict[str, bytes]:
     """This rank ends, and what it has forked, with all its files, does not."""
-    meet()
+    wait()
     process = os.fork()
     while not process:
         signal.pause()

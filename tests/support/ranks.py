@@ -173,7 +173,7 @@ def start_rank(
 
 
 def meet(tasks: list[dict[str, Any]], infos: list[Any], started: list[Any], stack: contextlib.ExitStack) -> None:
-    """Wait until all ranks are ready, and let them go on."""
+    """Wait until all ranks are ready, and let them join."""
     environments: list[dict[str, str]] = [{}]
     if len(infos) > 1:
         from cos_ml.job.horovod_env import rank_environment
