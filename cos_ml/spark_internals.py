@@ -79,11 +79,13 @@ def _has_exchange(plan: Any) -> bool:
 
 
 def _stage(rdd: Any) -> Iterator[Any]:
-    """An RDD and those before it, back to the last shuffle."""
-    yield rdd
-    for dependency in _elements(rdd.dependencies()):
-        if "Shuffle" not in dependency.getClass().getSimpleName():
-            yield from _stage(dependency.rdd())
+    """An RDD and those before it, back to the last shuffle; not recursive, as a lineage can be long."""
+    pending = [rdd]
+    while pending:
+        rdd = pending.pop()
+        yield rdd
+        dependencies = list(_elements(rdd.dependencies()))
+        pending += [one.rdd() for one in dependencies if "Shuffle" not in one.getClass().getSimpleName()]
 
 
 def leaves_as_it_is(column: Any) -> bool:

@@ -41,7 +41,12 @@ def main() -> None:
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the task asks for it when there is no progress
     start = json.loads(sys.stdin.buffer.readline())
     with os.fdopen(start["results"], "wb") as results:
-        blobs.write(results, _result(start))
+        try:
+            blobs.write(results, _result(start))
+        except OSError:  # no room for it on the disk; an error is shorter
+            results.seek(0)
+            results.truncate()
+            blobs.write(results, {"traceback": traceback.format_exc().encode()})
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # threads of TensorFlow and Horovod have nothing left to do
