@@ -20,6 +20,7 @@ from cos_ml.errors import SavedModelError
 
 __all__ = ["check_archive", "check_config", "check_zip", "config_of", "modules_of", "serialized_objects"]
 
+CONFIG = "config.json"
 MEMBER = re.compile(r"(metadata\.json|config\.json|model(_\d+)?\.weights\.(h5|json)|assets/.+)")
 MAX_RATIO = 100  # of unpacked bytes to packed ones; Keras itself does not compress
 HARMLESS_BYTES = 64 << 20  # accepted whatever the ratio
@@ -55,18 +56,18 @@ def check_zip(data: bytes, what: str, member: re.Pattern[str] = re.compile(r"\w+
         parts = info.filename.replace("\\", "/").split("/")
         if not member.fullmatch(info.filename) or ".." in parts or info.external_attr >> 28 == SYMLINK:
             raise SavedModelError(f"Refusing to load the {what}: unexpected archive member {info.filename!r:.80}.")
+        if info.filename == CONFIG and info.file_size > MAX_CONFIG_BYTES:
+            raise SavedModelError(f"Refusing to load the {what}: its {CONFIG} exceeds {MAX_CONFIG_BYTES:,} bytes.")
     unpacked = sum(info.file_size for info in members)
     if unpacked > MAX_RATIO * len(data) + HARMLESS_BYTES:
         raise SavedModelError(f"Refusing to load the {what}: {len(data):,} bytes would unpack to {unpacked:,}.")
 
 
 def config_of(archive: bytes) -> Any:
-    """The serialized model in a ``.keras`` archive. Raises SavedModelError if it is damaged or very large."""
+    """The serialized model in a ``.keras`` archive. Raises SavedModelError if it is damaged."""
     with zipfile.ZipFile(io.BytesIO(archive)) as file:
         try:
-            if file.getinfo("config.json").file_size > MAX_CONFIG_BYTES:
-                raise ValueError(f"config.json exceeds {MAX_CONFIG_BYTES:,} bytes")
-            return json.loads(file.read("config.json"))
+            return json.loads(file.read(CONFIG))
         except Exception as error:  # damaged bytes make zipfile and json raise various types
             raise SavedModelError(f"The network's archive is damaged: {error}.") from error
 

@@ -109,6 +109,7 @@ def test_compile_arguments_that_are_code(where):
         ({"assets/zeros": bytes(100 << 20)}, "would unpack to"),
         ({"config.json": b"{"}, "is damaged"),
         ({"config.json": b"\xff"}, "is damaged"),
+        ({"config.json": b" " * (1 + (64 << 20))}, "its config.json exceeds 67,108,864 bytes"),
     ],
 )
 def test_members_that_are_more_than_data(archive, members, message):
