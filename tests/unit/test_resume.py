@@ -93,11 +93,11 @@ def test_the_same_weights_and_history_as_without_interruption(trained, tmp_path,
 
 
 def test_a_finished_training_is_not_trained_again(trained, tmp_path):
-    weights, summary, _ = trained(spec(tmp_path), data_of(40))
-    again, summary, events = trained(spec(tmp_path), data_of(40))
+    weights, first, _ = trained(spec(tmp_path), data_of(40))
+    again, second, events = trained(spec(tmp_path), data_of(40))
     assert begin(events) == (6, 0)
     assert [event for event in events if event["event"] in ("step", "epoch")] == []
-    assert summary["history"] == summary["history"]
+    assert second["history"] == first["history"]
     assert all((one == other).all() for one, other in zip(weights, again, strict=True))
 
 
