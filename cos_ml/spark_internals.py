@@ -31,7 +31,7 @@ KILLED_WITH_STAGE = "Stage cancelled"  # the error of tasks that were killed bec
 
 def is_connect(spark: SparkSession) -> bool:
     """Whether ``spark`` reaches its driver over Spark Connect. Unknown: False."""
-    return type(spark).__module__.startswith("pyspark.sql.connect")
+    return any(kind.__module__.startswith("pyspark.sql.connect") for kind in type(spark).__mro__)
 
 
 def check_message_size(spark: SparkSession, archives: Iterable[bytes]) -> None:
