@@ -70,6 +70,7 @@ class ConnectSession(Session):
 
 def test_a_session_of_connect_is_known_by_its_module():
     assert spark_internals.is_connect(ConnectSession())
+    assert spark_internals.is_connect(type("Derived", (ConnectSession,), {"__module__": "elsewhere"})())
     assert not spark_internals.is_connect(Session())  # whatever is unknown is taken for classic Spark
 
 
@@ -102,6 +103,36 @@ def test_what_is_saved_is_removed_where_connect_s_writer_is_known(monkeypatch):
 def test_a_plan_that_can_not_be_read_is_repartitioned(change):
     assert not spark_internals.fits_barrier(types.SimpleNamespace(sparkSession=Session(), _jdf=change), 2)
     assert not spark_internals.fits_barrier(types.SimpleNamespace(sparkSession=Session()), 2)
+
+
+class Dataset:
+    """An RDD, or a dependency on it, of one partition; ``before`` is the one that it is made of."""
+
+    def __init__(self, before=None):
+        self.before = before
+
+    def getNumPartitions(self):
+        return 1
+
+    def dependencies(self):
+        return types.SimpleNamespace(size=lambda: 0 if self.before is None else 1, apply=lambda _: self)
+
+    def getClass(self):
+        return types.SimpleNamespace(getSimpleName=lambda: "OneToOneDependency")
+
+    def rdd(self):
+        return self.before
+
+
+def test_a_lineage_may_be_long():
+    dataset = None
+    for _ in range(2 * sys.getrecursionlimit()):
+        dataset = Dataset(dataset)
+    plan = types.SimpleNamespace(nodeName=lambda: "Scan", execute=lambda: dataset)
+    query = types.SimpleNamespace(executedPlan=lambda: plan)
+    df = types.SimpleNamespace(sparkSession=Session(), _jdf=types.SimpleNamespace(queryExecution=lambda: query))
+    assert spark_internals.fits_barrier(df, 1)
+    assert not spark_internals.fits_barrier(df, 2)
 
 
 def test_plans_of_connect_are_hidden():
