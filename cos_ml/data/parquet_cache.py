@@ -7,7 +7,7 @@ import errno
 import math
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,11 +21,13 @@ from cos_ml.errors import InvalidInputError, from_spark
 from cos_ml.spec import TrainSpec
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, Observation
+    from pyspark.sql import Column as SparkColumn
+    from pyspark.sql import DataFrame, SparkSession
 
 __all__ = ["parquet_cache", "to_stored", "usable_batches"]
 
 ROW_GROUP = 16 << 20  # bytes; a rank holds a few row groups
+ROW_HASH = "row_hash"  # the column that the digest is made of
 DISK_FULL = os.strerror(errno.ENOSPC)  # Java's messages contain the C library's, too
 
 
@@ -52,7 +54,8 @@ def parquet_cache(
 
     url = f"{folder.rstrip('/')}/cos_ml-{uuid.uuid4().hex}"
     usable = rows.mapInArrow(partial(usable_batches, spec), rows.schema)
-    usable, digest = _with_digest(usable, ordered) if ordered is not None else (usable, None)
+    if ordered is not None:
+        usable = usable.withColumn(ROW_HASH, _row_hash(usable.columns, ordered))
     try:
         try:
             writer = usable.write.option("parquet.block.size", ROW_GROUP).option("parquet.enable.dictionary", "false")
@@ -65,24 +68,30 @@ def parquet_cache(
                     "dense arrays: choose a larger file system."
                 ) from None
             raise from_spark(error) or error from None
-        yield url, None if digest is None else str(digest.get["digest"])
+        yield url, None if ordered is None else _digest(rows.sparkSession, url)
     finally:
         filesystem, path = fsspec.core.url_to_fs(url)
         if not keep and filesystem.exists(path):
             filesystem.rm(path, recursive=True)
 
 
-def _with_digest(rows: DataFrame, ordered: bool) -> tuple[DataFrame, Observation]:
-    """The same rows, and an observation that has their digest once they are written."""
-    from pyspark.sql import Observation
+def _row_hash(names: Sequence[str], ordered: bool) -> SparkColumn:
     from pyspark.sql import functions as F
 
-    digest = Observation()
     place = [F.monotonically_increasing_id()] if ordered else []  # the partition, and the row within it
-    keyed = rows.withColumn("key", F.xxhash64(*rows.columns, *place))
+    return F.xxhash64(*names, *place)
+
+
+def _digest(spark: SparkSession, url: str) -> str:
+    """A digest of the stored rows, from the column of their hashes.
+
+    An Observation would save this pass, but after one, Spark 4.0 can't serialize the summaries of its own models.
+    """
+    from pyspark.sql import functions as F
+
     # Equal rows cancel out in bit_xor but not in the sum, which overflows as a bigint.
-    digests = F.concat_ws(" ", F.bit_xor("key"), F.sum(F.col("key").cast("decimal(20)")), F.count("*"))
-    return keyed.observe(digest, digests.alias("digest")).drop("key"), digest
+    digest = F.concat_ws(" ", F.bit_xor(ROW_HASH), F.sum(F.col(ROW_HASH).cast("decimal(20)")), F.count("*"))
+    return str(spark.read.schema(f"{ROW_HASH} bigint").parquet(url).agg(digest).collect()[0][0])
 
 
 def usable_batches(spec: TrainSpec, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -43,8 +43,7 @@ def _check_count(what: str, tensors: list[str], names: list[str]) -> None:
     if len(names) != len(tensors):
         kind = "input" if what == "input" else "label"
         raise InvalidInputError(
-            f"The network has {len(tensors)} {what}s, {tensors}: expected one {kind} column for each, received "
-            f"{len(names)}, {names}. Set {kind}Cols."
+            f"Expected one {kind} column for each of the network's {what}s {tensors}, received {names}. Set {kind}Cols."
         )
 
 

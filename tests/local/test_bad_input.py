@@ -48,7 +48,7 @@ def no_job(spark, monkeypatch):
     [
         (
             {"featuresCol": "fetures"},
-            r"no column 'fetures'. The DataFrame has \['features', 'label', 'weight', 'text'\]",
+            r"no column 'fetures'. The DataFrame has columns \['features', 'label', 'weight', 'text'\]",
         ),
         ({"labelCol": "target"}, r"no column 'target'"),
         ({"weightCol": "w"}, r"no column 'w'"),
@@ -60,10 +60,16 @@ def no_job(spark, monkeypatch):
         ({"loss": None}, r"Param loss is not set"),
         ({"model": None}, r"Param model is not set"),
         ({"featureLayers": ["hiden"]}, r"no layer 'hiden'. It has \['hidden', 'out'\]"),
-        ({"featureLayers": ["hidden"], "outputCols": ["a", "b"]}, r"outputCols: expected a name for each"),
+        ({"featureLayers": ["hidden"], "outputCols": ["a", "b"]}, r"outputCols: expected one name for each"),
         ({"predictionCol": "label"}, r"Output column 'label' is in the DataFrame already"),
-        ({"inputCols": ["features", "label"]}, r"The network has 1 inputs.* 2 input columns"),
-        ({"labelCols": ["label", "weight"]}, r"The network has 1 outputs.* 2 label columns"),
+        (
+            {"inputCols": ["features", "label"]},
+            r"one input column for each of the network's inputs \['.*'\], received \['features', 'label'\]",
+        ),
+        (
+            {"labelCols": ["label", "weight"]},
+            r"one label column for each of the network's outputs \['out'\], received \['label', 'weight'\]",
+        ),
         ({"loss": "binary_crossentropy", "model": None}, r"Param model"),
     ],
 )
@@ -134,7 +140,7 @@ def test_a_streaming_frame_is_refused(spark, no_job):
         ((GOOD, None, 1.0, ""), r"column 'label', row 2: is null"),
         ((None, 1.0, 1.0, ""), r"column 'features', row 2: is null"),
         (([*GOOD[:5], NAN, *GOOD[6:]], 1.0, 1.0, ""), r"column 'features', row 2: has NaN at position 5"),
-        (([*GOOD[:5], None, *GOOD[6:]], 1.0, 1.0, ""), r"column 'features', row 2: has a null among"),
+        (([*GOOD[:5], None, *GOOD[6:]], 1.0, 1.0, ""), r"column 'features', row 2: contains an element that is null"),
         ((GOOD[:7], 1.0, 1.0, ""), r"column 'features', row 2: has 7 numbers; the network expects 12"),
         ((GOOD, 1.0, -2.0, ""), r"column 'weight', row 2: is -2; must be >= 0"),
     ],
