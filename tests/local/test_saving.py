@@ -363,7 +363,8 @@ def test_the_files_of_two_models_are_swapped(spark, tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda archive: rebuilt(archive, layer(class_name="Lambda", config={})), "does not load the network"),
+        (lambda archive: rebuilt(archive, layer(class_name="Lambda", config={})), "contains a Lambda"),
+        (lambda archive: rebuilt(archive, **{"model.weights.h5": b"no HDF5"}), "does not load the network"),
         (lambda archive: rebuilt(archive, layer(module="os", class_name="system")), r"names os\.system"),
         (lambda archive: rebuilt(archive, **{"../../job": b"x"}), r"unexpected archive member '\.\./\.\./job'"),
         (lambda archive: rebuilt(archive, **{"assets/zeros": bytes(200 << 20)}), "would unpack to"),
@@ -388,12 +389,21 @@ def test_golden_rows_that_somebody_made(spark, tmp_path):
             DeepNetModel.load(str(tmp_path / "model"))
 
 
-def test_a_saved_estimator_calls_nothing(spark, tmp_path):
-    """Whoever can write the file could name any function as a loss or a callback."""
+@pytest.mark.parametrize(
+    ("evil", "message"),
+    [
+        (
+            {"module": "os", "class_name": "system", "config": "echo", "registered_name": "function"},
+            r"names os\.system",
+        ),
+        ({"class_name": "__lambda__", "config": {"value": ["4wA=", None, None]}}, "contains a __lambda__"),
+    ],
+)
+def test_a_saved_estimator_calls_nothing(spark, tmp_path, evil, message):
+    """Whoever can write the file could name any function, or add one, as a loss or a callback."""
     DeepNetEstimator(model=reference.network(), loss="mse").save(str(tmp_path / "estimator"))
-    evil = {"module": "os", "class_name": "system", "config": "echo", "registered_name": "function"}
     rewrite(tmp_path / "estimator", lambda metadata: metadata["paramMap"].update(loss=evil))
-    with pytest.raises(SavedModelError, match=r"names os\.system"):
+    with pytest.raises(SavedModelError, match=message):
         DeepNetEstimator.load(str(tmp_path / "estimator"))
     with pytest.raises(InvalidInputError, match=r"expected a class of keras\.callbacks"):
         callbacks.make({"class": "subprocess:Popen", "ranks": "all", "arguments": {"args": ["true"]}})
