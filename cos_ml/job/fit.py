@@ -89,13 +89,17 @@ def fit(
     archives = tuple({candidate.network.archive: None for candidate in candidates})
     rows = frames.select_columns(dataset, spec)
     specs = tuple(_completed(one, rows.schema.simpleString(), archives) for one in candidates)
+    names = {column.field: column.name for column in spec.stored}
+    shards = None if url is None else parquet.plan(url, spec, names, options.ranks)  # may refuse the dataset
     if not spark_internals.is_connect(spark):  # whose client may not reach what the executors do
         for config in filter(None, (one.checkpoint for one in specs)):
             acquire(config)
     versions = shared_versions()
     logger.info("Versions: %s", preflight.format_versions(versions))
     with contextlib.ExitStack() as stack:
-        shards, cache = stack.enter_context(_sharded(rows, specs, options, url))
+        cache = None
+        if url is None and options.feed == "petastorm":
+            shards, cache = stack.enter_context(_cached(rows, specs, options))
         if shards is None:
             moves = not spark_internals.fits_barrier(rows, options.ranks)
             logger.info("Feed: arrow; rows %s", "are repartitioned to the ranks" if moves else "stay where they are")
@@ -141,28 +145,18 @@ def _completed(candidate: Candidate, types: str, archives: tuple[bytes, ...]) ->
 
 
 @contextlib.contextmanager
-def _sharded(
-    rows: DataFrame, specs: Sequence[TrainSpec], options: FitOptions, url: str | None
-) -> Iterator[tuple[parquet.Shards | None, str | None]]:
-    """The files that ranks read, and the URL of the cache that was written for them; None and None for feed="arrow"."""
-    spec = specs[0]
-    if url is not None:
-        names = {column.field: column.name for column in spec.stored}
-        yield parquet.plan(url, spec, names, options.ranks), None
-        return
-    if options.feed != "petastorm":
-        yield None, None
-        return
+def _cached(rows: DataFrame, specs: Sequence[TrainSpec], options: FitOptions) -> Iterator[tuple[parquet.Shards, str]]:
+    """The rows as a Parquet dataset under cacheDir, for the length of a ``with`` block: its shards, and its URL."""
     parquet.check_petastorm()
     if options.cache_dir is None:
         raise InvalidInputError('Param cacheDir is not set, but feed="petastorm" writes the rows there.')
-    configs = [one.checkpoint for one in specs if one.checkpoint]
+    spec, configs = specs[0], [one.checkpoint for one in specs if one.checkpoint]
     # Within an epoch a training resumes only with its rows in the same order.
     ordered = any(config.steps is not None for config in configs)
     names = {column.field: column.field for column in spec.stored}
     with parquet_cache(rows, spec, options.cache_dir, options.keep_cache, ordered if configs else None) as stored:
-        cache, digest = stored
-        yield parquet.plan(cache, spec, names, options.ranks, digest, ordered), cache
+        url, digest = stored
+        yield parquet.plan(url, spec, names, options.ranks, digest, ordered), url
 
 
 @contextlib.contextmanager

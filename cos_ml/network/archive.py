@@ -197,9 +197,8 @@ def load_model(archive: bytes, modules: Iterable[str] = ()) -> Any:
         try:
             return keras.saving.load_model(path, compile=False, safe_mode=True)
         except Exception as error:  # damage makes Keras, h5py, zipfile and layers raise various types
-            cause = " ".join(
-                str(error).rsplit("Exception encountered: ", 1)[-1].split()
-            )  # without whole configurations
+            # Keras quotes whole configurations before the cause.
+            cause = " ".join(str(error).rsplit("Exception encountered: ", 1)[-1].split())
             raise SavedModelError(
                 f"Keras {keras.version()} does not load the network: {type(error).__name__}: {cause:.500}"
             ) from error
