@@ -4,6 +4,8 @@ STACK ?= petastorm
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(STACK)
+# Two processes, each with the tests of a file at a time: a fit waits as long as it computes.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo test unit local test-latest test-cluster test-newest params lint format benchmark clean
 
@@ -35,10 +37,10 @@ demo: setup
 test: lint unit local
 
 unit: setup
-	$(BIN)/python -m pytest tests/unit
+	$(PYTEST) tests/unit
 
 local: setup
-	$(BIN)/python -m pytest tests/local
+	$(PYTEST) tests/local
 
 test-cluster: setup
 	$(BIN)/python -m pytest tests/cluster tests/standalone
@@ -51,7 +53,7 @@ test-latest:
 # No constraints and no bounds: installed anew each time.
 test-newest:
 	PYTHON=$(PYTHON) tools/set-up.sh .venv-newest newest
-	.venv-newest/bin/python -m pytest tests/unit tests/local
+	.venv-newest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/unit tests/local
 	.venv-newest/bin/python -m pytest tests/connect
 	.venv-newest/bin/python -m pytest tests/cluster
 
