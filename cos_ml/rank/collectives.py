@@ -78,8 +78,8 @@ class Communicator:
         """Assign to these Keras variables, on every rank, the values that they have on rank 0."""
         if self.size > 1 and variables:
             values = [variable.value for variable in variables]
-            # In place, because AutoGraph translates the other way, which takes 0.2 s. That operation lacks two types and
-            # distinguishes variables by their names, which need not be unique.
+            # In place, because AutoGraph translates the other way, which takes 0.2 s. That operation lacks two types,
+            # and distinguishes variables by their names, which need not be unique.
             unique = len({value.name for value in values}) == len(values)
             inplace = unique and not any(value.dtype.name in ("int16", "uint16") for value in values)
             self._hvd.broadcast_variables(values, root_rank=0, inplace=inplace)
