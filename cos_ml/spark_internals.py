@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import ArrayType, DoubleType
 
@@ -116,11 +117,12 @@ def max_concurrent_tasks(spark: SparkSession, profile: Any = None) -> int | None
             manager.addResourceProfile(converted)
         number = context.maxNumConcurrentTasks(converted)
         return number if isinstance(number, int) else None
-    except CHANGED as error:
+    except (*CHANGED, PySparkException) as error:  # PySpark makes its own of some of the JVM's exceptions
         exception = getattr(error, "java_exception", None)
-        if profile is None or exception is None:
+        if profile is None or not (exception or isinstance(error, PySparkException)):
             return None
-        reason = str(exception.getMessage()).split("\n")[0].rstrip(".")  # which Py4J's own message omits
+        reason = exception.getMessage() if exception else error  # Py4J's own message omits it
+        reason = str(reason).split("\n")[0].rstrip(".")
         raise ClusterError(
             f"useGpu=True for the training alone, but this cluster can't schedule a single stage on GPUs: {reason}. "
             "Give every task a GPU: --conf spark.task.resource.gpu.amount=1."

@@ -38,7 +38,7 @@ def undisturbed(data):
 @pytest.mark.parametrize("what", ["die", "hang", "kill worker"])
 def test_the_retry_goes_on_and_ends_with_the_same_weights(spark, data, undisturbed, tmp_path, capsys, what):
     """A rank dies, or is stopped, in the third of its epochs of ten steps."""
-    patience = {"stallTimeout": 8.0} if what == "hang" else {}
+    patience = {"stallTimeout": 12.0} if what == "hang" else {}
     model = estimator(
         network(what, marker=str(tmp_path / "done"), call=25), checkpointDir=str(tmp_path / "states"), progress=True,
         **patience,
@@ -58,11 +58,11 @@ def test_the_retry_goes_on_and_ends_with_the_same_weights(spark, data, undisturb
 @pytest.mark.processes
 def test_a_rank_that_loops_is_named_with_its_stack(spark, data, tmp_path):
     model = estimator(
-        network("loop", marker=str(tmp_path / "done"), call=5), stallTimeout=8.0, epochs=1
+        network("loop", marker=str(tmp_path / "done"), call=5), stallTimeout=12.0, epochs=1
     ).fit(data)  # fmt: skip
     (failure,) = model.summary.failures
     assert failure.startswith("Rank 1 on ")
-    assert "made no progress for 8 s (Param stallTimeout)" in failure
+    assert "made no progress for 12 s (Param stallTimeout)" in failure
     assert "training, epoch 1" in failure
     assert "tests/support/layers.py" in failure
     assert_nothing_left(spark)

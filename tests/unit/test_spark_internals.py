@@ -7,6 +7,7 @@ import types
 import pandas as pd
 import pytest
 from py4j.protocol import Py4JError
+from pyspark.errors import IllegalArgumentException
 from pyspark.sql import Row
 from pyspark.sql import types as T
 
@@ -174,14 +175,22 @@ def test_slots_are_counted_for_the_profile_of_the_tasks():
     assert spark_internals.max_concurrent_tasks(session, profile) == 2
 
 
-def test_a_cluster_that_can_not_schedule_a_single_stage_on_gpus():
-    class Py4JJavaError(Py4JError):
-        java_exception = types.SimpleNamespace(
-            getMessage=lambda: "TaskResourceProfiles are only supported for Yarn.\n at"
-        )
+class Py4JJavaError(Py4JError):
+    java_exception = types.SimpleNamespace(getMessage=lambda: "TaskResourceProfiles are only supported for Yarn.\n at")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Py4JJavaError("An error occurred while calling o1.addResourceProfile.\n..."),
+        IllegalArgumentException("TaskResourceProfiles are only supported for Yarn.\n at"),
+    ],
+)
+def test_a_cluster_that_can_not_schedule_a_single_stage_on_gpus(error):
+    """PySpark makes its own of some of the JVM's exceptions."""
 
     def reject(profile):
-        raise Py4JJavaError("An error occurred while calling o1.addResourceProfile.\n...")
+        raise error
 
     session = Session(context_with(types.SimpleNamespace(addResourceProfile=reject)))
     with pytest.raises(ClusterError, match=r"GPUs: TaskResourceProfiles .* for Yarn\. Give .*task\.resource\.gpu"):
