@@ -241,6 +241,7 @@ def _in_parts(work: Path, parts: int, rows: int, write: WritePart) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
+    """Write a file that is either there as a whole or not at all."""
     made = file.with_suffix(".new")
     made.write_text(text)
     os.replace(made, file)
@@ -260,6 +261,7 @@ def write_parquet_part(
     number: int,
     advance: Callable[[int], Any],
 ) -> None:
+    """Write one part as a Parquet file, which appears in the folder ``out`` when it is complete."""
     made = work / "part"
     with pq.ParquetWriter(made, schema) as writer:
         for batches in _groups(read(number), lambda batch: batch.nbytes, ROW_GROUP_BYTES):
