@@ -81,7 +81,6 @@ def test_a_rank_that_dies_once_is_tried_again_by_spark(spark, data, tmp_path, ca
         assert one == pytest.approx(other, abs=1e-6)
 
 
-@pytest.mark.processes
 def test_ranks_that_lose_each_other_try_again(spark, data, tmp_path):
     """No rank reports an error of its own, and no task fails: Spark would not retry."""
     options = {"epochs": 3, "batchSize": 16, "shuffle": False, "stepsPerExecution": 1}

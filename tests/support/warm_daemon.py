@@ -56,8 +56,9 @@ if __name__ == "__main__":
         from pyspark import BarrierTaskContext
 
         from cos_ml.data.spool import local_folder
-        from cos_ml.job import child
+        from cos_ml.job import child, horovod_env
 
+        horovod_env.JOIN_TIMEOUT = "20"  # Gloo's for all it does: a rank that has lost the others may wait that long
         child.start_process = forks.ForkedRank
         gather_by_files()
         os.dup2(port, 1)
