@@ -29,7 +29,11 @@ SETTINGS = {
     DAEMON: "tests.support.warm_daemon",
 }
 # For a program that knows nothing of these tests: its ranks are forks, and its scoring tasks find TensorFlow imported.
-FORKED = {"PYSPARK_SUBMIT_ARGS": f"--conf {DAEMON}={SETTINGS[DAEMON]} pyspark-shell", RANKS: "forked"}
+# Workers are used once, so that none forks a rank after it has scored, which starts TensorFlow's runtime.
+FORKED = {
+    "PYSPARK_SUBMIT_ARGS": f"--conf {DAEMON}={SETTINGS[DAEMON]} --conf spark.python.worker.reuse=false pyspark-shell",
+    RANKS: "forked",
+}
 SCHEMA = T.StructType(
     [
         T.StructField("features", VectorUDT()),
