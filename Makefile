@@ -10,19 +10,19 @@ PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 .PHONY: help setup demo test unit local test-latest test-cluster test-processes test-newest params lint format benchmark clean
 
 help:
-	@echo "make demo          train, save, reload and score a Pipeline on real data (sets everything up)"
-	@echo "make test          lint, types, and the tests that need no cluster (sets everything up)"
-	@echo "make test-latest   the same tests and those of Spark Connect, on the newest versions that are pinned"
+	@echo "make demo            train, save, reload and score a Pipeline on real data (sets everything up)"
+	@echo "make test            lint, types, and the tests that need no process or cluster of their own (sets everything up)"
+	@echo "make test-latest     the same tests and those of Spark Connect, on the newest versions that are pinned"
 	@echo "make test-processes  the tests of kills, hangs, fresh processes and the examples, with ranks started as a user's are"
-	@echo "make test-cluster  the tests on executor processes and on a standalone cluster; VENV=... names the environment"
-	@echo "make test-newest   the tests on the newest releases that exist, to see whether bounds in setup.cfg can be raised"
-	@echo "make unit, local   a part of make test, without lint"
-	@echo "make lint          ruff and mypy"
-	@echo "make format        ruff format, and ruff's automatic fixes"
-	@echo "make setup         the set-up alone: $(VENV), pinned dependencies, the Horovod build"
-	@echo "make params        write what follows from the Params: README's table and the stubs of getters and setters"
-	@echo "make benchmark     the figures of tests/benchmarks, beside the peers'"
-	@echo "make clean         remove $(VENV), .venv-latest and .venv-newest"
+	@echo "make test-cluster    the tests on executor processes and on a standalone cluster; VENV=... names the environment"
+	@echo "make test-newest     the tests on the newest releases that exist, to see whether bounds in setup.cfg can be raised"
+	@echo "make unit, local     a part of make test, without lint"
+	@echo "make lint            ruff and mypy"
+	@echo "make format          ruff format, and ruff's automatic fixes"
+	@echo "make setup           the set-up alone: $(VENV), pinned dependencies, the Horovod build"
+	@echo "make params          write what follows from the Params: README's table and the stubs of getters and setters"
+	@echo "make benchmark       the figures of tests/benchmarks, beside the peers'"
+	@echo "make clean           remove $(VENV), .venv-latest and .venv-newest"
 
 setup: $(READY)
 

@@ -41,6 +41,7 @@ def test_what_can_not_be(spark):
         cluster_check.report(spark, 1, useGpu=True)
 
 
+@pytest.mark.processes
 def test_the_command(tmp_path):
     run = [sys.executable, "-m", "cos_ml.cli", "check", "--ranks", "1", "--conf", f"spark.local.dir={tmp_path}"]
     done = subprocess.run(run, capture_output=True, text=True, env=os.environ, check=False)

@@ -11,9 +11,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from sklearn.datasets import load_digits
 
 from tests.support.sessions import FORKED, ROOT
+
+pytestmark = pytest.mark.processes
 
 
 def run(script: str, *arguments: str) -> str:

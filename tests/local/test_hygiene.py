@@ -3,12 +3,14 @@
 import gc
 
 import psutil
+import pytest
 
 from tests.support import reference
 from tests.support.reference import estimator
 from tests.support.sessions import frame, rows_of
 
 
+@pytest.mark.processes
 def test_threads_files_and_processes_do_not_grow(spark, tmp_path):
     df = frame(spark, [rows_of(*reference.data(64))] * 2)
 

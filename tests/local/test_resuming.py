@@ -135,6 +135,7 @@ print(model.summary.resumedAt)
 """
 
 
+@pytest.mark.processes
 def test_a_killed_driver_is_started_again(undisturbed, tmp_path):
     run = [sys.executable, "-c", DRIVER, str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -147,6 +148,7 @@ def test_a_killed_driver_is_started_again(undisturbed, tmp_path):
     assert_same_weights(model, undisturbed, 1e-6)
 
 
+@pytest.mark.processes
 def test_ctrl_c_ends_every_rank(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     run = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]

@@ -104,6 +104,7 @@ def fresh(df, tmp_path_factory):
     return stages, folder
 
 
+@pytest.mark.processes
 def test_models_and_pipelines_give_the_same_outputs_in_a_fresh_process(df, fresh):
     stages, folder = fresh
     lines = (folder / "printed").read_text().splitlines()
@@ -111,6 +112,7 @@ def test_models_and_pipelines_give_the_same_outputs_in_a_fresh_process(df, fresh
         np.testing.assert_allclose(np.array(json.loads(line)), outputs(stages[name].transform(df)), atol=1e-6)
 
 
+@pytest.mark.processes
 def test_estimators_and_pipelines_fit_to_the_same_weights_in_a_fresh_process(df, fresh):
     stages, folder = fresh
     expected = stages["estimator"].fit(df).toKeras().get_weights()
@@ -209,6 +211,7 @@ sys.meta_path.insert(0, Blocker())
 """
 
 
+@pytest.mark.processes
 def test_scoring_without_the_training_stack(spark, df, tmp_path):
     """Neither the driver nor a Python worker can import Horovod or petastorm."""
     network = DeepNetModel(model=reference.network(), featureLayers=["hidden"])
@@ -238,8 +241,16 @@ def rewrite(path: Any, change: Any) -> None:
     (file.parent / f".{file.name}.crc").unlink()
 
 
-def test_what_is_recorded(spark, tmp_path):
-    DeepNetModel(model=reference.network()).save(str(tmp_path / "model"))
+@pytest.fixture(scope="module")
+def saved(spark, tmp_path_factory):
+    """A saved model, of which tests damage copies."""
+    path = tmp_path_factory.mktemp("saved") / "model"
+    DeepNetModel(model=reference.network()).save(str(path))
+    return path
+
+
+def test_what_is_recorded(spark, saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "model")
     _, metadata = metadata_of(tmp_path / "model")
     assert metadata["format"] == 1
     assert metadata["versions"]["keras"] == keras.version()
@@ -294,8 +305,8 @@ def other_weights(network: Network) -> Any:
         (lambda metadata: metadata.pop("sparkVersion"), r"damaged: KeyError: 'sparkVersion'"),
     ],
 )
-def test_damaged_metadata(spark, tmp_path, change, message):
-    DeepNetModel(model=reference.network()).save(str(tmp_path / "model"))
+def test_damaged_metadata(spark, saved, tmp_path, change, message):
+    shutil.copytree(saved, tmp_path / "model")
     rewrite(tmp_path / "model", change)
     with pytest.raises((SavedModelError, InvalidInputError), match=message):
         DeepNetModel.load(str(tmp_path / "model"))
@@ -338,8 +349,8 @@ def no_json(path: Any) -> None:
         (no_json, "is damaged: JSONDecodeError"),
     ],
 )
-def test_damaged_files(spark, tmp_path, damage, message):
-    DeepNetModel(model=reference.network()).save(str(tmp_path / "model"))
+def test_damaged_files(spark, saved, tmp_path, damage, message):
+    shutil.copytree(saved, tmp_path / "model")
     damage(tmp_path / "model")
     with pytest.raises(SavedModelError, match=message) as caught:
         DeepNetModel.load(str(tmp_path / "model"))
@@ -372,15 +383,15 @@ def test_the_files_of_two_models_are_swapped(spark, tmp_path):
         (lambda archive: b"", "not a zip archive"),
     ],
 )
-def test_a_network_that_somebody_made(spark, tmp_path, make, message):
-    DeepNetModel(model=reference.network()).save(str(tmp_path / "model"))
+def test_a_network_that_somebody_made(spark, saved, tmp_path, make, message):
+    shutil.copytree(saved, tmp_path / "model")
     replaced(spark, tmp_path / "model", network=make(Network.of(reference.network()).archive))
     with pytest.raises(SavedModelError, match=message):
         DeepNetModel.load(str(tmp_path / "model"))
 
 
-def test_golden_rows_that_somebody_made(spark, tmp_path):
-    DeepNetModel(model=reference.network()).save(str(tmp_path / "model"))
+def test_golden_rows_that_somebody_made(spark, saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "model")
     pickled = io.BytesIO()
     np.savez(pickled, x0=np.array([print], dtype=object), allow_pickle=True)
     for golden in (b"no archive", pickled.getvalue()):
