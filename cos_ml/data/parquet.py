@@ -100,7 +100,7 @@ def plan(
         names: the name of the stored column for each of the spec's fields.
         ranks: the number of ranks.
         digest: a hash of the rows; None to hash the sizes and times of the files instead.
-        ordered: whether the digest shall depend on how the rows are divided into row groups.
+        ordered: whether the digest depends on how the rows are divided into row groups.
 
     Raises:
         InvalidInputError: there are no rows, or they do not fit the network.

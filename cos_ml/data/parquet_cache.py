@@ -42,7 +42,7 @@ def parquet_cache(
         spec: the columns.
         folder: where to store the dataset, under a unique name.
         keep: whether to keep the dataset.
-        ordered: whether the digest shall depend on the order of the rows; None for no digest.
+        ordered: whether the digest depends on the order of the rows; None for no digest.
 
     Yields:
         tuple[str, str | None]: the URL of the dataset, and a digest of its rows.

@@ -100,7 +100,7 @@ def _allreduce_lines(ranks: list[dict[str, Any]], size: int) -> list[tuple[str, 
     large, small = (max(one["seconds"][which] for one in ranks) for which in ("large", "small"))
     sent = 2 * (len(ranks) - 1) / len(ranks) * size / large
     one_host = hosts == "1 host"
-    nccl = first["by"] == "NCCL"  # which chooses the interface by itself, and logs it with NCCL_DEBUG=INFO
+    nccl = first["by"] == "NCCL"  # which chooses and logs the interface with NCCL_DEBUG=INFO
     speed = None if one_host or nccl else first["speeds"].get(first["interface"])
     share = f", {sent * 8 / (speed * MEGA):.0%} of the link" if speed else ""
     over = "" if nccl else f" over {first['interface'] or 'the default interface'}"

@@ -88,7 +88,7 @@ class SlotPool:
         ``count`` returns how many the cluster has now; None for unknown, when one thread at a time holds them all.
 
         Raises:
-            ClusterError: the cluster has fewer, and gets no more.
+            ClusterError: the cluster has fewer, and no executor is added in time.
         """
         ticket = object()
         with self._changed:

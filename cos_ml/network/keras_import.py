@@ -22,7 +22,7 @@ def import_keras(without: tuple[str, ...] = ()) -> ModuleType:
     """The ``keras`` module, on TensorFlow.
 
     Args:
-        without: modules that Keras imports if they are installed, and that it shall treat as missing.
+        without: modules that Keras imports if they are installed, and to treat as missing.
 
     Raises:
         ImportError: Keras or TensorFlow is not installed, or Keras is configured for another backend.
