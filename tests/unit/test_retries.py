@@ -68,9 +68,16 @@ def test_jobs_of_spark_connect_are_tagged_too():
     assert session.calls == ["addTag", "interruptTag", "removeTag"]
 
 
-def test_ctrl_c_cancels_the_jobs_whatever_py4j_raises_for_it():
+@pytest.fixture
+def default_handler():
+    """Python's handler of Ctrl-C, which a process that is started in the background does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_cancels_the_jobs_whatever_py4j_raises_for_it(default_handler):
     session = Session()
-    before = signal.getsignal(signal.SIGINT)
 
     def interrupted():
         try:
@@ -81,7 +88,7 @@ def test_ctrl_c_cancels_the_jobs_whatever_py4j_raises_for_it():
     with pytest.raises(KeyboardInterrupt), job_tag(session):
         interrupted()
     assert session.sparkContext.calls == ["addJobTag", "cancelJobsWithTag", "removeJobTag"]
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is default_handler
 
 
 def test_an_error_is_no_interrupt():
