@@ -38,7 +38,7 @@ if [ "$stack" = newest ]; then
     $pip install --upgrade setuptools wheel $("$venv/bin/python" tools/requirements.py "$extras")
     $pip install --no-build-isolation --no-deps -e .
     "$venv/bin/cos-ml" install-horovod || echo "Horovod does not build here: tests of several ranks will fail." >&2
-    $pip list
+    "$venv/bin/python" -m pip --disable-pip-version-check list
     exit
 fi
 $pip install -c "constraints/$stack.txt" setuptools wheel
