@@ -19,7 +19,7 @@ from pyspark.sql.types import ArrayType, DoubleType
 from cos_ml.errors import ClusterError, InvalidInputError
 
 __all__ = [
-    "check_message_size", "fits_barrier", "is_connect", "leaves_as_it_is", "max_concurrent_tasks", "remove_saved",
+    "check_message_size", "fits_barrier", "is_connect", "max_concurrent_tasks", "passes_unchanged", "remove_saved",
     "stage_failures",
 ]  # fmt: skip
 
@@ -44,7 +44,7 @@ def check_message_size(spark: SparkSession, archives: Iterable[bytes]) -> None:
     size = sum(map(len, archives))
     if is_connect(spark) and size >= MESSAGE_BYTES:
         raise InvalidInputError(
-            f"The network has {size / (1 << 20):,.0f} MiB, but Spark Connect sends at most {MESSAGE_BYTES >> 20} MiB "
+            f"The network takes {size / (1 << 20):,.0f} MiB, but Spark Connect sends at most {MESSAGE_BYTES >> 20} MiB "
             "per query, the network included. Use a smaller one, or a session without Spark Connect: "
             "SparkSession.builder.master(...) instead of remote(...)."
         )
@@ -89,8 +89,8 @@ def _stage(rdd: Any) -> Iterator[Any]:
         pending += [one.rdd() for one in dependencies if "Shuffle" not in one.getClass().getSimpleName()]
 
 
-def leaves_as_it_is(column: Any) -> bool:
-    """Whether Spark leaves ``column``, a pandas Series that a UDF returns as an array, as it is. Unknown: False."""
+def passes_unchanged(column: Any) -> bool:
+    """Whether Spark passes on ``column``, a pandas Series of arrays that a UDF returns, unchanged. Unknown: False."""
     try:
         from pyspark.sql.pandas.types import _create_converter_from_pandas as converter
 

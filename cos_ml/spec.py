@@ -94,7 +94,7 @@ class TrainSpec:
 
     @property
     def layout(self) -> tuple[Any, ...]:
-        """A key that candidates share which can train on the same spooled rows in the same processes."""
+        """The same for candidates that can train on the same spooled rows in the same processes."""
         flat = [replace(one, shape=(one.size,)) if one.shape and one.size is not None else one for one in self.columns]
         return (*flat, self.validation, self.handle_invalid, self.use_gpu, *sorted(self.variables.items()))
 

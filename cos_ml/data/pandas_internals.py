@@ -51,7 +51,7 @@ def takes_arrow() -> bool:
     try:
         frame = _arrow_types()({"a": pd.arrays.ArrowExtensionArray(array), "b": pd.arrays.ArrowExtensionArray(array)})
         column = frame[["b", "a"]]["a"]
-        kept = spark_internals.leaves_as_it_is(column)
+        kept = spark_internals.passes_unchanged(column)
         return kept and pa.Array.from_pandas(column, type=array.type).equals(array)
     except Exception:  # whatever has changed
         return False

@@ -101,7 +101,7 @@ def _datums(columns: Mapping[str, pa.Array]) -> pa.Array:
     values = []
     for row, (channels, height, width, data, label, floats, encoded) in enumerate(zip(*fields, strict=True)):
         if data is None and floats is None:
-            raise InvalidInputError(f"The row of id {columns['id'][row].as_py()!r} has neither data nor float_data")
+            raise InvalidInputError(f"The row with id {columns['id'][row].as_py()!r} has neither data nor float_data")
         sizes = (channels or 0, height or 0, width or 0)
         values.append(datum.encode(*sizes, data, label or 0, floats, bool(encoded)))
     return pa.array(values, pa.binary())

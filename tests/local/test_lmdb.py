@@ -299,7 +299,7 @@ def test_overwrite_refuses_what_is_no_database(read, lmdb_spark, many, tmp_path)
         ([("", b"1")], "id string, data binary", "keys of 1 to 511 bytes"),
         ([("k" * 600, b"1")], "id string, data binary", "keys of 1 to 511 bytes, received one of 600"),
         ([(None, b"1")], "id string, data binary", "A row's id is null"),
-        ([("a", None)], "id string, data binary", "The row of id 'a' has neither data nor float_data"),
+        ([("a", None)], "id string, data binary", "The row with id 'a' has neither data nor float_data"),
         ([("a", 1)], "id string, label int", "Expected columns id, and data or float_data"),
         ([("a", 1)], "id string, data int", "There is no column 'data' of type int"),
     ],

@@ -79,4 +79,4 @@ def test_where_spark_or_pandas_has_changed_rows_are_the_same(monkeypatch, change
 
 
 def test_unknown_is_no():
-    assert not spark_internals.leaves_as_it_is(object())
+    assert not spark_internals.passes_unchanged(object())

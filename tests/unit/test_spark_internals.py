@@ -80,7 +80,7 @@ def test_networks_that_are_too_large_for_a_query(monkeypatch):
     megabyte = bytes(1 << 20)
     spark_internals.check_message_size(ConnectSession(), [megabyte] * 2)
     spark_internals.check_message_size(Session(), [megabyte] * 4)
-    with pytest.raises(InvalidInputError, match="has 4 MiB, but Spark Connect sends at most 3 MiB per query"):
+    with pytest.raises(InvalidInputError, match="takes 4 MiB, but Spark Connect sends at most 3 MiB per query"):
         spark_internals.check_message_size(ConnectSession(), [megabyte] * 4)
 
 
@@ -149,7 +149,7 @@ def test_a_spark_that_converts_columns_of_arrays_is_known(monkeypatch, converter
         monkeypatch.delattr(module, "_create_converter_from_pandas")
     else:
         monkeypatch.setattr(module, "_create_converter_from_pandas", converter)
-    assert not spark_internals.leaves_as_it_is(pd.Series([[1.0]]))
+    assert not spark_internals.passes_unchanged(pd.Series([[1.0]]))
 
 
 @changed
