@@ -186,7 +186,7 @@ def local_folder() -> str:
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of one rank for one step: arrays by field. ``num_valid`` is their number, or 0 for padding."""
+    """The rows of one rank for one step, ``num_valid`` of them: arrays by field."""
 
     arrays: dict[str, np.ndarray]
     num_valid: int
@@ -225,9 +225,10 @@ class SpooledRows:
         other.arrays = {column.field: rows[column].reshape(self.count, *shapes[column]) for column in rows}
         return other
 
-    def first(self) -> dict[str, np.ndarray]:
-        """One row, by field."""
-        return {field: array[:1] for field, array in self.arrays.items()}
+    def weight_sum(self) -> float:
+        """The sum of the row weights, which does not depend on the order of the rows; their number without weights."""
+        weights = self.arrays.get("w")
+        return float(self.count) if weights is None else math.fsum(weights[:].tolist())
 
     def ordered(self, shuffle: bool, seed: tuple[int, ...]) -> Pass:
         """A pass over all rows, in a random order that depends only on ``seed``, or in the order of the spool."""
@@ -249,31 +250,23 @@ class Pass:
     arrays: dict[str, Any]
     order: np.ndarray
 
-    def weights(self) -> np.ndarray:
-        """float64 [count]: the row weights in the order of this pass, all 1 if there is no weight column."""
-        weights = self.arrays.get("w")
-        if weights is None:
-            return np.broadcast_to(1.0, len(self.order))  # takes no memory
-        return weights[:].astype(np.float64)[self.order]
+    def lengths(self, size: int, steps: int) -> dict[str, np.ndarray]:
+        """int64 [steps] for each field whose rows differ in length: the longest row of each step, 0 without rows."""
+        return {}
 
-    def batches(self, size: int, steps: int, padding: dict[str, np.ndarray]) -> Iterator[Batch]:
-        """``steps`` batches: all rows in order, ``size`` at a time, then padding.
+    def batches(self, size: int, steps: int, lengths: dict[str, np.ndarray]) -> Iterator[Batch]:
+        """``steps`` batches: all rows in order, ``size`` at a time, then batches of no rows.
 
-        Padding consists of this rank's own first rows, so that layers that keep statistics see data of the same kind;
-        a rank without rows uses ``padding``.
+        Rows that differ in length are padded to ``lengths``, as ``lengths()`` returns them for this rank.
         """
         for step in range(steps):
             chosen = self.order[step * size : (step + 1) * size]
-            num_valid = len(chosen)
-            if not len(self.order):
-                yield Batch(padding, 0)
-                continue
-            if not num_valid:
-                chosen = self.order[:size]
             rows: Any = chosen
-            if len(chosen) > 1 and (np.diff(chosen) == 1).all():
+            if not len(chosen):
+                rows = slice(0, 0)
+            elif len(chosen) > 1 and (np.diff(chosen) == 1).all():
                 rows = slice(int(chosen[0]), int(chosen[-1]) + 1)  # a view of adjacent rows instead of a copy
-            yield Batch({field: array[rows] for field, array in self.arrays.items()}, num_valid)
+            yield Batch({field: array[rows] for field, array in self.arrays.items()}, len(chosen))
 
 
 class Strings:

@@ -59,9 +59,22 @@ class ShardRows:
     def _row_shape(self, column: Column) -> tuple[int, ...]:
         return column.row_shape(math.prod(self.shards.shapes[column.field]))
 
-    def first(self) -> Arrays:
-        """One row, by field."""
-        return {field: array[:1] for field, array in next(self.windows(self.columns, 1, shuffle=False)).items()}
+    def weight_sum(self) -> float:
+        """The sum of the row weights, which does not depend on the order of the rows; their number without weights."""
+        weight = self.spec.weight
+        if weight is None or not self.count:
+            return float(self.count)
+        weights = np.concatenate([window["w"] for window in self.windows((weight,), 1, shuffle=False)])
+        if len(weights) != self.count:
+            raise self.changed(len(weights))
+        return math.fsum(weights.tolist())
+
+    def changed(self, seen: int) -> InvalidInputError:
+        """The error of files that had another number of rows when the fit began."""
+        rows = f"at least {seen} rows" if seen >= self.count else f"{seen} rows"
+        return InvalidInputError(
+            f"The Parquet files changed during the fit: this rank's shard had {self.count} rows, now {rows}."
+        )
 
     def ordered(self, shuffle: bool, seed: tuple[int, ...]) -> ShardPass:
         """A pass over all rows: row groups, and the rows of each window, in an order that depends only on ``seed``."""
@@ -117,40 +130,29 @@ class ShardPass:
     shuffle: bool
     seed: int
 
-    def weights(self) -> np.ndarray:
-        """float64 [count]: the row weights in the order of this pass, all 1 if there is no weight column."""
-        weight = self.rows.spec.weight
-        if weight is None or not self.rows.count:
-            return np.ones(self.rows.count)
-        weights = np.concatenate([window["w"] for window in self._windows((weight,))] or [np.empty(0)])
-        if len(weights) != self.rows.count:
-            raise self._changed(len(weights))
-        return weights.astype(np.float64)
+    def lengths(self, size: int, steps: int) -> dict[str, np.ndarray]:
+        """int64 [steps] for each field whose rows differ in length: the longest row of each step, 0 without rows."""
+        return {}
 
-    def batches(self, size: int, steps: int, padding: Arrays) -> Iterator[Batch]:
-        """``steps`` batches: all rows, ``size`` at a time, then padding: the first batch again, or ``padding``."""
+    def batches(self, size: int, steps: int, lengths: dict[str, np.ndarray]) -> Iterator[Batch]:
+        """``steps`` batches: all rows, ``size`` at a time, then batches of no rows.
+
+        Rows that differ in length are padded to ``lengths``, as ``lengths()`` returns them for this rank.
+        """
         done = seen = 0
-        first: Arrays = {}
         # Read one batch ahead, to yield the last one only when it is known to be: the caller may not ask for more.
         batches = itertools.chain(_batches(self._windows(self.rows.columns), size), [{}])
         for arrays, following in itertools.pairwise(batches):
-            first = first or arrays
             batch = Batch(arrays, _length(arrays))
             done += 1
             seen += batch.num_valid
             if bool(following) == (seen == self.rows.count):
-                raise self._changed(seen)
+                raise self.rows.changed(seen)
             yield batch
         if seen != self.rows.count:
-            raise self._changed(seen)
+            raise self.rows.changed(seen)
         for _ in range(done, steps):
-            yield Batch(first or padding, 0)
-
-    def _changed(self, seen: int) -> InvalidInputError:
-        rows = f"at least {seen} rows" if seen >= self.rows.count else f"{seen} rows"
-        return InvalidInputError(
-            f"The Parquet files changed during the fit: this rank's shard had {self.rows.count} rows, now {rows}."
-        )
+            yield Batch(self.rows.arrays, 0)
 
     def _windows(self, columns: tuple[Column, ...]) -> Iterator[Arrays]:
         return self.rows.windows(columns, self.seed, self.shuffle) if self.rows.count else iter(())
