@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -19,8 +18,8 @@ import tensorflow as tf
 from cos_ml import callbacks, gpus
 from cos_ml.data import blobs
 from cos_ml.data.spool import PARTS, SpooledRows
-from cos_ml.network.archive import dump_model, find_layer, layers_by_name, load_model
-from cos_ml.network.keras_internals import all_layers
+from cos_ml.network.archive import dump_model, load_model
+from cos_ml.network.policies import training_settings
 from cos_ml.rank.callbacks import (
     AverageMovingStats,
     HeartbeatCallback,
@@ -124,32 +123,6 @@ def train_one(
         context.timer.lap("train")
         network_of(trainer)
     return summary
-
-
-@contextmanager
-def training_settings(network: Any, policy: str | None, frozen: tuple[str, ...]) -> Iterator[None]:
-    """Within the block, layers compute under the dtype policy ``policy`` and the layers ``frozen`` are not trainable.
-
-    Args:
-        network: a Keras model.
-        policy: the name of a Keras dtype policy for all layers, also those within layers, such as an LSTM's cell or an
-            attention's projections; None leaves each layer its own.
-        frozen: names of layers.
-    """
-    policies = [(layer, layer.dtype_policy) for layer in all_layers(network)] if policy else []
-    layers = layers_by_name(network)
-    trainable = [(layer, layer.trainable) for layer in layers.values()] if frozen else []
-    for layer, _ in policies:
-        layer.dtype_policy = policy
-    for name in frozen:
-        layers[find_layer(layers, name, "frozenLayers")].trainable = False
-    try:
-        yield
-    finally:
-        for layer, before in trainable:  # a model comes before its layers, whose settings it changes too
-            layer.trainable = before
-        for layer, before in policies:
-            layer.dtype_policy = before
 
 
 def fit(trainer: Any, spec: TrainSpec, context: RankContext, feeds: dict[str, Feed]) -> dict[str, Any]:

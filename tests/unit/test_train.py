@@ -8,9 +8,7 @@ import tensorflow as tf
 
 from cos_ml.data.columns import Column
 from cos_ml.network.keras_import import import_keras
-from cos_ml.network.keras_internals import all_layers
 from cos_ml.rank import callbacks
-from cos_ml.rank.train import training_settings
 from cos_ml.spec import TrainSpec
 from tests.support.training import LOSS, data_of, events_of, spec_of, train_alone
 
@@ -264,14 +262,3 @@ def test_a_spec_survives_json():
     spec = spec_of(weight=Column("weight", "w", low=0.0), validation=Column("held", "v", dtype="bool"))
     assert TrainSpec.loads(spec.dumps()) == spec
     assert TrainSpec.loads(spec_of().dumps()) == spec_of()
-
-
-def test_a_policy_applies_to_layers_within_layers_and_is_restored():
-    rows = keras.Input((4, 3))
-    inner = keras.layers.LSTM(5)(rows), keras.layers.MultiHeadAttention(2, 3)(rows, rows)
-    network = keras.Model(rows, [*inner, keras.layers.TimeDistributed(keras.layers.Dense(2, dtype="float64"))(rows)])
-    before = [layer.dtype_policy.name for layer in all_layers(network)]
-    with training_settings(network, "mixed_float16", ()):
-        assert {layer.dtype_policy.name for layer in all_layers(network)} == {"mixed_float16"}
-        assert "lstm_cell" in " ".join(layer.name for layer in all_layers(network))
-    assert [layer.dtype_policy.name for layer in all_layers(network)] == before
