@@ -117,4 +117,5 @@ class TrainSpec:
 
 
 def _column(values: dict[str, Any]) -> Column:
-    return Column(**values | {"shape": tuple(values["shape"])})
+    alternatives = tuple(map(tuple, values["alternatives"]))
+    return Column(**values | {"shape": tuple(values["shape"]), "alternatives": alternatives})

@@ -27,10 +27,13 @@ class Column:
     Attributes:
         name: the user's name for the column, which messages quote.
         field: the column's fixed name in the selected DataFrame, in the spool and in the rank.
-        shape: the shape of one row; the first row decides how long an unknown dimension (None) is.
+        shape: the shape of one row; rows may differ in length in an unknown dimension (None).
         dtype: NumPy's name of the element type, or "string".
         classes: the number of classes, for a column of class labels.
         low: the smallest allowed value, for a column of numbers.
+        padding: the number at the end of rows that are shorter than the longest of their batch.
+        alternatives: other shapes that rows may have: the first row that is not empty decides for all of a partition.
+        ignored: a class that the loss ignores, allowed besides the others.
     """
 
     name: str
@@ -39,6 +42,9 @@ class Column:
     dtype: str = "float32"
     classes: int | None = None
     low: float | None = None
+    padding: float = 0.0
+    alternatives: tuple[tuple[int | None, ...], ...] = ()
+    ignored: float | None = None
 
     def __post_init__(self) -> None:
         if self.shape.count(None) > 1:
