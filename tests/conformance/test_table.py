@@ -1,0 +1,37 @@
+"""Whatever Keras trains, the product trains to the same weights and metrics, on one rank and on two."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tests.conformance.table import CASES
+
+MOVED = 1e-4  # training that changes the weights by less would prove nothing
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.name)
+def test_case(case, pair):
+    result = pair.run(case.name)
+    assert "error" not in result, result["error"]
+    if case.refused:
+        assert case.refused in result["refused"]
+        assert len(result["refused"].splitlines()) <= 8
+        return
+    assert result["moved"] > MOVED
+    for ranks in ("one", "two") if case.kind == "exact" else ("one",):
+        found = result[ranks]
+        assert found["names"], (ranks, result["histories"])
+        assert found["weights"] <= case.tolerance, (ranks, found)
+        assert found["metrics"] <= case.tolerance, (ranks, found, result["histories"])
+    assert result["apart"] == 0
+    two = result["histories"]["two"]
+    assert set(two) == set(result["histories"]["plain"])
+    assert all(math.isfinite(value) for values in two.values() for value in values) or case.kind == "exact"
+
+
+def test_size_of_the_table():
+    kinds = [case.kind for case in CASES.values() if not case.refused]
+    assert len(CASES) >= 150
+    assert kinds.count("exact") >= 0.95 * len(kinds)
