@@ -11,13 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cos_ml.data.ragged import Ragged, offsets_of
 from cos_ml.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from pyspark.sql import Column as SparkColumn
     from pyspark.sql import types as T
 
-__all__ = ["Column", "RowError", "as_list_array", "decode", "expression", "renumber", "spark_dtype"]
+__all__ = ["Column", "RowError", "as_list_array", "decode", "expression", "renumber", "settle", "spark_dtype"]
+
+INTEGRAL = ("int", "uint", "bool")  # how the names of the types begin that hold no fractions
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,11 @@ class Column:
         shape: the shape of one row; rows may differ in length in an unknown dimension (None).
         dtype: NumPy's name of the element type, or "string".
         classes: the number of classes, for a column of class labels.
-        low: the smallest allowed value, for a column of numbers.
+        low, high: the smallest and the largest allowed value, for a column of numbers.
         padding: the number at the end of rows that are shorter than the longest of their batch.
         alternatives: other shapes that rows may have: the first row that is not empty decides for all of a partition.
         ignored: a class that the loss ignores, allowed besides the others.
+        hint: what to do about rows of another size.
     """
 
     name: str
@@ -42,9 +46,11 @@ class Column:
     dtype: str = "float32"
     classes: int | None = None
     low: float | None = None
+    high: float | None = None
     padding: float = 0.0
     alternatives: tuple[tuple[int | None, ...], ...] = ()
     ignored: float | None = None
+    hint: str = ""
 
     def __post_init__(self) -> None:
         if self.shape.count(None) > 1:
@@ -63,9 +69,18 @@ class Column:
         """The product of the known dimensions."""
         return math.prod(side for side in self.shape if side is not None)
 
-    def row_shape(self, size: int) -> tuple[int, ...]:
-        """The shape of a row of ``size`` numbers."""
-        return tuple(size // self.known_size if side is None else side for side in self.shape)
+    @property
+    def may_vary(self) -> bool:
+        """Whether rows may differ in length."""
+        return any(None in shape for shape in (self.shape, *self.alternatives))
+
+    def shape_of(self, stored: Sequence[int | None]) -> tuple[int | None, ...]:
+        """The shape, among those that rows may have, of rows that are stored in the shape ``stored``."""
+        if None in stored:
+            return tuple(stored)
+        size = math.prod(side for side in stored if side is not None)
+        known = (shape for shape in (self.shape, *self.alternatives) if None not in shape)
+        return next(shape for shape in known if math.prod(shape) == size)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -84,7 +99,7 @@ class RowError:
 def expression(schema: T.StructType, column: Column) -> SparkColumn:
     """The Spark expression that brings ``column`` into the form that ``decode`` takes (driver side).
 
-    Dense and sparse Vectors and arrays become arrays of the network's own number type, which take half the bytes of a
+    Dense and sparse Vectors and arrays become arrays of the column's own number type, which may take half the bytes of a
     Vector; binary columns stay as they are.
 
     Raises:
@@ -101,33 +116,63 @@ def expression(schema: T.StructType, column: Column) -> SparkColumn:
     given = schema[column.name].dataType
     source = F.col("`" + column.name.replace("`", "``") + "`")
     if column.dtype == "string":
-        if T.StringType in (type(given), type(getattr(given, "elementType", None))):
-            return source
-        raise InvalidInputError(
-            f"Column {column.name!r} is of type {given.simpleString()}: expected a string or an array of strings, "
-            "because the network's input takes strings."
-        )
-    targets = {"float32": T.FloatType(), "int32": T.IntegerType(), "int64": T.LongType(), "bool": T.BooleanType()}
-    target = targets[column.dtype]
-    if isinstance(given, VectorUDT):
-        array = vector_to_array(source, "float32" if column.dtype == "float32" else "float64")
-        array = F.when(source.isNotNull(), array)  # vector_to_array fails on null
-        return array if column.dtype == "float32" else _cast_or_null(array, T.DoubleType(), target, nested=True)
-    if isinstance(given, T.ArrayType):
-        element: T.DataType = given.elementType
-        while isinstance(element, T.ArrayType):
-            source, element = F.flatten(source), element.elementType
-        if isinstance(element, (T.NumericType, T.BooleanType)):
-            return source if element == target else _cast_or_null(source, element, target, nested=True)
-    if isinstance(given, (T.NumericType, T.BooleanType)):
-        return _cast_or_null(source, given, target, nested=False)
-    is_input = column.field.startswith("x")
-    if isinstance(given, T.BinaryType) and is_input:
+        return _strings(source, given, column)
+    if isinstance(given, T.BinaryType) and column.field.startswith(("x", "y")):
         return source
+    single = "float32" if column.dtype == "float32" else "float64"
+    if isinstance(given, VectorUDT):
+        source = F.when(source.isNotNull(), vector_to_array(source, single))  # vector_to_array fails on null
+        given = T.ArrayType(T.FloatType() if single == "float32" else T.DoubleType())
+    element, nested = given, isinstance(given, T.ArrayType)
+    while isinstance(element, T.ArrayType):
+        element = element.elementType
+        if isinstance(element, T.ArrayType):
+            source = F.flatten(source)
+    if isinstance(element, (T.NumericType, T.BooleanType)):
+        target = _spark_type(column.dtype, element)
+        return source if nested and element == target else _cast_or_null(source, element, target, nested)
     raise InvalidInputError(
         f"Column {column.name!r} is of type {given.simpleString()}: expected a Vector, an array of numbers, a number"
-        f"{' or binary' if is_input else ''}. Convert it first, for example with VectorAssembler or StringIndexer."
+        f"{' or binary' if column.field.startswith('x') else ''}. {_conversion(element)}"
     )
+
+
+def _strings(source: SparkColumn, given: T.DataType, column: Column) -> SparkColumn:
+    """The expression of a column of strings, or of arrays of them."""
+    from pyspark.sql import types as T
+
+    if isinstance(given, T.StringType) or isinstance(getattr(given, "elementType", None), T.StringType):
+        return source
+    raise InvalidInputError(
+        f"Column {column.name!r} is of type {given.simpleString()}: expected a string or an array of strings, "
+        "because the network's input takes strings."
+    )
+
+
+def _conversion(given: T.DataType) -> str:
+    """How to make numbers of a column of this type."""
+    from pyspark.sql import types as T
+
+    if isinstance(given, (T.DateType, T.TimestampType, T.TimestampNTZType)):
+        return (
+            "Make numbers of it first, for example with unix_timestamp or datediff for the time that has passed, or "
+            "with month, dayofweek or hour for what repeats."
+        )
+    return "Convert it first, for example with VectorAssembler or StringIndexer."
+
+
+def _spark_type(dtype: str, given: T.DataType) -> T.DataType:
+    """The smallest of Spark's types that holds every number of a NumPy type; ``given`` is the type of the column."""
+    from pyspark.sql import types as T
+
+    if dtype == "uint64":  # Spark's integers are signed: only a decimal holds the upper half
+        wide = isinstance(given, T.DecimalType) and given.precision - given.scale > 18
+        return T.DecimalType(20, 0) if wide else T.LongType()
+    return {
+        "bool": T.BooleanType(), "float32": T.FloatType(), "float64": T.DoubleType(),
+        "int8": T.ByteType(), "int16": T.ShortType(), "int32": T.IntegerType(), "int64": T.LongType(),
+        "uint8": T.ShortType(), "uint16": T.IntegerType(), "uint32": T.LongType(),
+    }[dtype]  # fmt: skip
 
 
 def _cast_or_null(source: SparkColumn, given: T.DataType, target: T.DataType, nested: bool) -> SparkColumn:
@@ -135,25 +180,43 @@ def _cast_or_null(source: SparkColumn, given: T.DataType, target: T.DataType, ne
     from pyspark.sql import functions as F
     from pyspark.sql import types as T
 
+    def each(change: Callable[[SparkColumn], SparkColumn], values: SparkColumn) -> SparkColumn:
+        return F.transform(values, change) if nested else change(values)
+
     if isinstance(target, T.BooleanType) and isinstance(given, (T.FloatType, T.DoubleType)):  # Spark casts NaN to true
-
-        def known(number: SparkColumn) -> SparkColumn:
-            return F.when(~F.isnan(number), number)
-
-        source = F.transform(source, known) if nested else known(source)
-    return source.try_cast(T.ArrayType(target) if nested else target)
+        source = each(lambda number: F.when(~F.isnan(number), number), source)
+    cast = source.try_cast(T.ArrayType(target) if nested else target)
+    if isinstance(target, T.DecimalType):
+        cast = each(lambda number: F.when(number.between(0, 2**64 - 1), number), cast)
+    return cast
 
 
 def spark_dtype(tensor_dtype: str) -> str:
-    """The element type in which Spark hands over values for a tensor of ``tensor_dtype``."""
-    if tensor_dtype == "string":
-        return "string"
-    if tensor_dtype.startswith(("int", "uint")):
-        return "int64" if tensor_dtype.endswith("64") else "int32"
-    return "bool" if tensor_dtype == "bool" else "float32"
+    """The element type of the arrays that are made for a tensor of ``tensor_dtype``."""
+    return "float32" if tensor_dtype in ("float16", "bfloat16") else tensor_dtype
 
 
-def decode(values: pa.Array, column: Column) -> tuple[np.ndarray, list[RowError]]:
+def settle(values: pa.Array, column: Column) -> Column:
+    """``column`` with the one shape that its rows have: the first row that is not empty decides, if there is one."""
+    return _settled(column, _flatten(values)[1]) if column.alternatives else column
+
+
+def _settled(column: Column, sizes: np.ndarray) -> Column:
+    first = next(iter(sizes[sizes > 0].tolist()), 0)
+    if not column.alternatives or not first:
+        return column
+    shapes = (column.shape, *column.alternatives)
+    shape = next((shape for shape in shapes if _fits(shape, np.array(first))), column.shape)
+    return replace(column, shape=shape, alternatives=())
+
+
+def _fits(shape: tuple[int | None, ...], sizes: np.ndarray) -> Any:
+    """Whether rows of these sizes can have a shape."""
+    known = math.prod(side for side in shape if side is not None)
+    return (sizes >= 0) & (sizes % known == 0) if None in shape else sizes == known
+
+
+def decode(values: pa.Array, column: Column) -> tuple[np.ndarray | Ragged, list[RowError]]:
     """Convert Arrow values to one array, and report the bad rows (barrier task and scoring task side).
 
     Args:
@@ -161,33 +224,69 @@ def decode(values: pa.Array, column: Column) -> tuple[np.ndarray, list[RowError]
         column: the expected shape and type.
 
     Returns:
-        tuple[np.ndarray, list[RowError]]: the array, [rows, *column.shape], and an error for each bad row, in the
-        order of the rows. The array has the column's dtype, uint8 for binary values, or UTF-8 bytes objects for
-        strings. Bad rows are filled with NaN (integers: 0; booleans: False; strings: empty).
+        tuple[np.ndarray | Ragged, list[RowError]]: the array, [rows, *column.shape], and an error for each bad row, in
+        the order of the rows; a Ragged if the shape has an unknown dimension. It has the column's dtype, uint8 for
+        binary values, or UTF-8 bytes objects for strings. Bad rows are filled with NaN (integers: 0; booleans: False;
+        strings: empty); in a Ragged they have the length 1.
     """
     if isinstance(values, pa.ChunkedArray):  # combine_chunks copies, even if there is only one
         values = values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
     flat, sizes = _flatten(values)
     if pa.types.is_string(flat.type) or pa.types.is_large_string(flat.type):
         flat = flat.cast(pa.large_binary())
-    size = _row_size(column, sizes)
-    if values.null_count == 0 and flat.null_count == 0 and (sizes == size).all():
-        numbers = flat.to_numpy(zero_copy_only=False).reshape(len(values), *column.row_shape(size))
+    column = _settled(column, sizes)
+    if None in column.shape:
+        return _decode_ragged(flat, sizes, column)
+    if values.null_count == 0 and flat.null_count == 0 and (sizes == column.known_size).all():
+        numbers = flat.to_numpy(zero_copy_only=False).reshape(len(values), *column.shape)
         row_errors = [] if _has_no_nan(numbers) else _nan_errors(numbers, column)
     else:
-        numbers, row_errors = _decode_bad(flat, sizes, size, column)
-    if column.dtype.startswith(("int", "bool")) and numbers.dtype != column.dtype and flat.type != pa.uint8():
+        numbers, row_errors = _decode_bad(flat, sizes, column)
+    if _is_cast(flat, numbers, column):
         numbers, row_errors = _to_integers(numbers, row_errors, column)
     row_errors += _out_of_range(numbers, column, {error.row for error in row_errors})
     return numbers, sorted(row_errors, key=lambda error: error.row)
 
 
-def _row_size(column: Column, sizes: np.ndarray) -> int:
-    """Numbers that a row must have; for an unknown dimension the first row that has any decides."""
-    if column.size is not None:
-        return column.size
-    first = next(iter(sizes[sizes > 0].tolist()), 0)
-    return first if first and first % column.known_size == 0 else column.known_size
+def _decode_ragged(flat: pa.Array, sizes: np.ndarray, column: Column) -> tuple[Ragged, list[RowError]]:
+    """``decode`` of rows that may differ in length."""
+    numbers, (good, row_errors) = _filled(flat), _check_rows(flat, sizes, column)
+    owners = np.repeat(np.arange(len(sizes)), np.maximum(sizes, 0))  # the row of each number
+    if not _has_no_nan(numbers):
+        places = np.arange(len(numbers)) - np.repeat(offsets_of(np.maximum(sizes, 0))[:-1], np.maximum(sizes, 0))
+        rows, first = np.unique(owners[np.isnan(numbers)], return_index=True)
+        where = dict(zip(rows.tolist(), places[np.isnan(numbers)][first].tolist(), strict=True))
+        bad = np.isin(np.arange(len(sizes)), rows) & good
+        row_errors += _errors(bad, column, lambda row: f"has NaN at position {where[row]}")
+        good &= ~bad
+    # The checks of values take each number for a row of its own.
+    one = replace(column, shape=())
+    if _is_cast(flat, numbers, column):
+        numbers, found = _to_integers(numbers, [], one)
+        bad = np.isin(np.arange(len(sizes)), owners[[error.row for error in found]]) & good
+        row_errors += _errors(bad, column, lambda _: found[0].what)
+        good &= ~bad
+    known = set(np.flatnonzero(~good[owners]).tolist())
+    row_errors += [replace(error, row=int(owners[error.row])) for error in _out_of_range(numbers, one, known)]
+    row_errors.sort(key=lambda error: error.row)
+    if not good.all():
+        sizes, raw = np.where(good, sizes, column.known_size), numbers
+        numbers = np.full(sizes.sum(), _nothing(raw.dtype), raw.dtype)
+        numbers[np.repeat(good, sizes)] = raw[good[owners]]
+    if numbers.dtype == np.uint8 and column.padding not in range(256):
+        numbers = numbers.astype(column.dtype)
+    return Ragged(numbers, offsets_of(sizes), column.shape, column.padding), row_errors
+
+
+def _is_cast(flat: pa.Array, numbers: np.ndarray, column: Column) -> bool:
+    """Whether the values still have to become the column's whole numbers or booleans; bytes stay what they are."""
+    whole = column.dtype.startswith(("int", "uint", "bool"))
+    return whole and numbers.dtype != column.dtype and flat.type != pa.uint8()
+
+
+def _nothing(dtype: np.dtype[Any]) -> Any:
+    """What bad rows are filled with."""
+    return {"O": b"", "f": np.nan}.get(dtype.kind, 0)
 
 
 def as_list_array(rows: np.ndarray, empty: np.ndarray | None = None) -> pa.Array:
@@ -249,24 +348,37 @@ def _nan_errors(numbers: np.ndarray, column: Column) -> list[RowError]:
     return _errors(bad.any(axis=1), column, lambda row: where.format(bad[row].argmax()))
 
 
-def _decode_bad(flat: pa.Array, sizes: np.ndarray, size: int, column: Column) -> tuple[np.ndarray, list[RowError]]:
-    """The rare case: a row is null, contains a null, or has the wrong size."""
-    owners = np.repeat(np.arange(len(sizes)), np.maximum(sizes, 0))  # the row of each number
+def _filled(flat: pa.Array) -> np.ndarray:
+    """Arrow's numbers or strings as an array, with 0 or "" for nulls."""
+    if flat.null_count:
+        kind = flat.type
+        flat = flat.fill_null(b"" if pa.types.is_large_binary(kind) else False if pa.types.is_boolean(kind) else 0)
+    return flat.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+
+
+def _check_rows(flat: pa.Array, sizes: np.ndarray, column: Column) -> tuple[np.ndarray, list[RowError]]:
+    """A boolean array of the rows that have a right size and no nulls, and the errors of the others."""
     with_null = np.zeros(len(sizes), bool)
-    with_null[owners[_nulls(flat)]] = True
-    wrong_size = (sizes != size) & (sizes >= 0)
+    if flat.null_count:
+        with_null[np.repeat(np.arange(len(sizes)), np.maximum(sizes, 0))[_nulls(flat)]] = True
+    fits = _fits(column.shape, sizes)
+    wrong_size = ~fits & (sizes >= 0)
     # Spark has replaced numbers that are not of an integer type by null.
-    other = f" or not {_a(column.dtype)}" if column.dtype.startswith(("int", "bool")) else ""
+    other = f" or not {_a(column.dtype)}" if column.dtype.startswith(("int", "uint", "bool")) else ""
     items = "strings" if column.dtype == "string" else "numbers"
+    size = f"a multiple of {column.known_size}" if None in column.shape else column.known_size
     wrong = f"{items}; the network expects {size}, of shape {column.shape}"
     row_errors = _errors(sizes < 0, column, lambda _: f"is null{other}")
     row_errors += _errors(with_null & ~wrong_size, column, lambda _: f"contains an element that is null{other}")
     row_errors += _errors(wrong_size, column, lambda row: f"has {sizes[row]} {wrong}")
-    good = ~with_null & (sizes == size)
-    empty: Any = b"" if column.dtype == "string" else False if pa.types.is_boolean(flat.type) else 0
-    raw = flat.fill_null(empty).to_numpy(zero_copy_only=False)
-    numbers = np.full((len(sizes), *column.row_shape(size)), np.nan if raw.dtype.kind == "f" else empty, raw.dtype)
-    numbers[good] = raw[good[owners]].reshape(-1, *column.row_shape(size))
+    return ~with_null & fits, row_errors
+
+
+def _decode_bad(flat: pa.Array, sizes: np.ndarray, column: Column) -> tuple[np.ndarray, list[RowError]]:
+    """The rare case: a row is null, contains a null, or has the wrong size."""
+    raw, (good, row_errors) = _filled(flat), _check_rows(flat, sizes, column)
+    numbers = np.full((len(sizes), *column.shape), _nothing(raw.dtype), raw.dtype)  # type: ignore[arg-type]
+    numbers[good] = raw[np.repeat(good, np.maximum(sizes, 0))].reshape(-1, *column.shape)
     if raw.dtype.kind == "f":
         good_rows = np.flatnonzero(good).tolist()
         row_errors += [replace(error, row=good_rows[error.row]) for error in _nan_errors(numbers[good], column)]
@@ -291,16 +403,24 @@ def _to_integers(numbers: np.ndarray, errors: list[RowError], column: Column) ->
 
 
 def _out_of_range(numbers: np.ndarray, column: Column, known: set[int]) -> list[RowError]:
-    """The first label that is not a class of the network's output, or a number that is too small."""
-    if column.low is not None and len(numbers) and np.fmin.reduce(numbers) < column.low:
-        row = int(np.nanargmin(numbers))
-        return [RowError(row, column.name, f"is {numbers[row]:g}; must be >= {column.low:g}", fatal=True)]
-    if column.classes is None:
+    """The first label that is not a class of the network's output, or a number that is too small or too large."""
+    low, high, classes = column.low, column.high, column.classes
+    rows = _flat_rows(numbers)
+    if classes is not None:
+        bad = (rows < 0) | (rows >= classes) | (rows != np.floor(rows))
+        if column.ignored is not None:
+            bad &= rows != column.ignored
+        also = "" if column.ignored is None or 0 <= column.ignored < classes else f", or {column.ignored:g}"
+        what = f"is {{:g}}; expected an integer from 0 to {classes - 1}{also}, because the network's output has "
+        what += f"{classes} classes"
+    elif low is not None and high is not None:
+        bad = (rows < low) | (rows > high)
+        what = f"is {{:g}}; expected a number from {low:g} to {high:g}, because the loss compares probabilities"
+    elif low is not None:
+        bad, what = rows < low, f"is {{:g}}; must be >= {low:g}"
+    else:
         return []
-    labels = _flat_rows(numbers)
-    bad = (labels < 0) | (labels >= column.classes) | (labels != np.floor(labels))
-    expected = f"an integer from 0 to {column.classes - 1}, because the network's output has {column.classes} classes"
     for row in np.flatnonzero(bad.any(axis=1)).tolist():
         if row not in known:
-            return [RowError(row, column.name, f"is {labels[row][bad[row]][0]:g}; expected {expected}", fatal=True)]
+            return [RowError(row, column.name, what.format(rows[row][bad[row]][0]), fatal=True)]
     return []

@@ -340,10 +340,13 @@ def test_renumber():
     ("tensor", "travels"),
     [
         ("float32", "float32"),
-        ("float64", "float32"),
+        ("float64", "float64"),
+        ("float16", "float32"),
         ("bfloat16", "float32"),
+        ("int8", "int8"),
         ("int32", "int32"),
-        ("uint8", "int32"),
+        ("uint8", "uint8"),
+        ("uint64", "uint64"),
         ("int64", "int64"),
         ("bool", "bool"),
     ],
@@ -360,3 +363,55 @@ def test_nulls_among_booleans():
         "column 'flags', row 1: contains an element that is null or not a bool",
         "column 'flags', row 2: is null or not a bool",
     ]
+
+
+# ── number types ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"])
+def test_integers_keep_every_digit(dtype):
+    limits = np.iinfo(dtype)
+    values = [int(limits.min), int(limits.max)]
+    given = pa.decimal128(20, 0) if dtype == "uint64" else pa.int64()  # as Spark sends them
+    numbers, row_errors = decode(pa.array([values, None], pa.list_(given)), Column("ids", "x0", (2,), dtype))
+    assert numbers.dtype == dtype
+    assert numbers[0].tolist() == values
+    assert messages(row_errors) == [f"column 'ids', row 1: is null or not {'an' if dtype[0] == 'i' else 'a'} {dtype}"]
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("uint8", -1), ("uint8", 256), ("int8", 128), ("uint32", -1)])
+def test_integers_never_wrap(dtype, value):
+    numbers, row_errors = decode(pa.array([1, value]), Column("ids", "x0", (), dtype))
+    article = "an" if dtype[0] == "i" else "a"
+    assert messages(row_errors) == [f"column 'ids', row 1: contains a number that is not {article} {dtype}"]
+    assert numbers.tolist() == [1, 0]
+
+
+def test_doubles_keep_every_digit():
+    numbers, _ = decode(pa.array([[1_700_000_000.25]]), Column("time", "x0", (1,), "float64"))
+    assert numbers.tolist() == [[1_700_000_000.25]]
+
+
+# ── labels ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_ignored_class_is_valid():
+    column = Column("tag", "y0", (2,), "int32", classes=3, ignored=-1.0)
+    values = pa.array([[0, -1], [2, 1]], pa.list_(pa.int32()))
+    assert decode(values, column)[1] == []
+    _, row_errors = decode(pa.array([[0, -1], [-2, 1]], pa.list_(pa.int32())), column)
+    assert "row 1: is -2; expected an integer from 0 to 2, or -1, because" in messages(row_errors)[0]
+
+
+def test_probabilities_are_from_0_to_1():
+    column = Column("click", "y0", (1,), low=0.0, high=1.0)
+    assert decode(pa.array([0.0, 0.3, 1.0]), column)[1] == []
+    _, row_errors = decode(pa.array([0.0, 1.5]), column)
+    expected = "is 1.5; expected a number from 0 to 1, because the loss compares probabilities"
+    assert messages(row_errors) == [f"column 'click', row 1: {expected}"]
+    assert row_errors[0].fatal
+
+
+def test_rows_of_another_size_have_the_hint_of_their_column():
+    _, row_errors = decode(pa.array([[0, 1, 0]]), Column("digit", "y0", (1,), hint="Use another loss."))
+    assert messages(row_errors)[0].endswith("the network expects 1, of shape (1,). Use another loss.")
