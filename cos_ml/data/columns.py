@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,8 +100,8 @@ class RowError:
 def expression(schema: T.StructType, column: Column) -> SparkColumn:
     """The Spark expression that brings ``column`` into the form that ``decode`` takes (driver side).
 
-    Dense and sparse Vectors and arrays become arrays of the column's own number type, which may take half the bytes of a
-    Vector; binary columns stay as they are.
+    Dense and sparse Vectors and arrays become arrays of the column's own number type, which may take half the bytes of
+    a Vector; binary columns stay as they are.
 
     Raises:
         InvalidInputError: the DataFrame has no such column, or its type is not numeric.
@@ -234,6 +235,8 @@ def decode(values: pa.Array, column: Column) -> tuple[np.ndarray | Ragged, list[
     flat, sizes = _flatten(values)
     if pa.types.is_string(flat.type) or pa.types.is_large_string(flat.type):
         flat = flat.cast(pa.large_binary())
+    if pa.types.is_decimal(flat.type):
+        flat = _from_decimals(flat, np.dtype(column.dtype))
     column = _settled(column, sizes)
     if None in column.shape:
         return _decode_ragged(flat, sizes, column)
@@ -278,10 +281,18 @@ def _decode_ragged(flat: pa.Array, sizes: np.ndarray, column: Column) -> tuple[R
     return Ragged(numbers, offsets_of(sizes), column.shape, column.padding), row_errors
 
 
+def _from_decimals(flat: pa.Array, dtype: np.dtype[Any]) -> pa.Array:
+    """Decimals as another type; null where a type of whole numbers can't hold them."""
+    if dtype.kind in "iu":
+        low, high = (pa.scalar(Decimal(int(limit))) for limit in (np.iinfo(dtype).min, np.iinfo(dtype).max))
+        fits = pc.and_(pc.greater_equal(flat, low), pc.less_equal(flat, high))
+        flat = pc.if_else(fits, flat, pa.scalar(None, flat.type))
+    return flat.cast(pa.from_numpy_dtype(dtype if dtype.kind in "iu" else np.dtype("float64")), safe=False)
+
+
 def _is_cast(flat: pa.Array, numbers: np.ndarray, column: Column) -> bool:
     """Whether the values still have to become the column's whole numbers or booleans; bytes stay what they are."""
-    whole = column.dtype.startswith(("int", "uint", "bool"))
-    return whole and numbers.dtype != column.dtype and flat.type != pa.uint8()
+    return column.dtype.startswith(INTEGRAL) and numbers.dtype != column.dtype and flat.type != pa.uint8()
 
 
 def _nothing(dtype: np.dtype[Any]) -> Any:
@@ -364,10 +375,10 @@ def _check_rows(flat: pa.Array, sizes: np.ndarray, column: Column) -> tuple[np.n
     fits = _fits(column.shape, sizes)
     wrong_size = ~fits & (sizes >= 0)
     # Spark has replaced numbers that are not of an integer type by null.
-    other = f" or not {_a(column.dtype)}" if column.dtype.startswith(("int", "uint", "bool")) else ""
+    other = f" or not {_a(column.dtype)}" if column.dtype.startswith(INTEGRAL) else ""
     items = "strings" if column.dtype == "string" else "numbers"
     size = f"a multiple of {column.known_size}" if None in column.shape else column.known_size
-    wrong = f"{items}; the network expects {size}, of shape {column.shape}"
+    wrong = f"{items}; the network expects {size}, of shape {column.shape}{column.hint and '. '}{column.hint}"
     row_errors = _errors(sizes < 0, column, lambda _: f"is null{other}")
     row_errors += _errors(with_null & ~wrong_size, column, lambda _: f"contains an element that is null{other}")
     row_errors += _errors(wrong_size, column, lambda row: f"has {sizes[row]} {wrong}")

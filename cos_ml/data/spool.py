@@ -10,15 +10,17 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 
-from cos_ml.data.columns import Column, RowError, decode, renumber
+from cos_ml.data.columns import Column, RowError, decode, renumber, settle
+from cos_ml.data.disk_arrays import RowsOnDisk, Strings, map_array, map_offsets, map_strings
+from cos_ml.data.ragged import Ragged, cut, offsets_of
 from cos_ml.errors import InvalidInputError
 from cos_ml.spec import TrainSpec
 
@@ -27,6 +29,7 @@ __all__ = ["PARTS", "Batch", "Spool", "SpooledRows", "local_folder", "raise_on_i
 PARTS = ("train", "validation")
 MAPPED = 256 << 20  # bytes of the largest column that is memory-mapped; pages read from a map count as memory in use
 OFFSETS = ".offsets"  # suffix of a field: where its strings start and end
+ROWS = ".rows"  # suffix of a field: where its rows start and end, if they differ in length
 KEYS = ".keys"  # in place of a field: a hash of each row
 
 
@@ -37,12 +40,14 @@ class Spool:
     """One partition on local disk: a file of fixed-width rows per column, for training and for validation rows.
 
     Strings have no fixed width: one file holds their bytes, another one their offsets, both as Arrow lays them out.
+    Rows that differ in length lie end to end, and one more file holds where each of them starts and ends.
 
     Attributes:
         files: the open, unnamed files, by part and field.
         rows: the number of rows, by part.
         skipped: the number of bad rows that were skipped.
         digest: a hash of the rows of each part that does not depend on their order.
+        settled: the columns by field, each with the shape of its rows as soon as that is known.
         shapes: the shape of a row by field, empty before the first row.
         dtypes: the dtype of a row by field, empty before the first row.
     """
@@ -51,14 +56,17 @@ class Spool:
         self.spec = spec
         fields = [*(column.field for column in spec.columns), KEYS]
         fields += [column.field + OFFSETS for column in spec.columns if column.dtype == "string"]
+        fields += [column.field + ROWS for column in spec.columns if column.may_vary]
         self.files: dict[str, dict[str, IO[bytes]]] = {
             part: {field: tempfile.TemporaryFile(dir=local_folder(), buffering=0) for field in fields} for part in PARTS
         }
         self.rows = dict.fromkeys(PARTS, 0)
         self.skipped = 0
         self.digest: dict[str, Any] = dict.fromkeys(PARTS, 0)
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.settled: dict[str, Column] = {}
+        self.shapes: dict[str, tuple[int | None, ...]] = {}
         self.dtypes: dict[str, str] = {}
+        self.ends: dict[tuple[str, str], int] = {}  # the last offset, by part and file
 
     def fill(self, batches: Iterable[pa.RecordBatch]) -> None:
         """Write all rows of ``batches``, holding one batch in memory at a time.
@@ -68,7 +76,7 @@ class Spool:
         """
         seen = 0
         for batch in batches:
-            arrays, kept = usable_rows(batch, self.spec, seen)
+            arrays, kept = usable_rows(batch, self.spec, seen, self.settled)
             seen += batch.num_rows
             self.skipped += int((~kept).sum())
             marked = np.zeros(batch.num_rows, bool)
@@ -84,21 +92,30 @@ class Spool:
                 self.rows[part] += int(rows.sum())
                 self.digest[part] = (self.digest[part] + int(keys[rows].sum())) % 2**64
 
-    def _append(self, part: str, field: str, array: np.ndarray) -> None:
+    def _append(self, part: str, field: str, array: np.ndarray | Ragged) -> None:
         shape = self.shapes.setdefault(field, array.shape[1:])
         dtype = self.dtypes.setdefault(field, array.dtype.str)
         if shape != array.shape[1:]:
             column = next(column for column in self.spec.columns if column.field == field)
             raise inconsistent_shapes(column, array.shape[1:], shape)
+        if isinstance(array, Ragged):
+            self._put_offsets(part, field + ROWS, np.diff(array.offsets))
+            array = array.values[array.offsets[0] : array.offsets[-1]]
         if array.dtype == object:
-            strings, files = array.reshape(-1), self.files[part]
-            offsets = files[field].tell() + np.cumsum([0, *map(len, strings)], dtype=np.int64)
-            self._put(part, field + OFFSETS, offsets[1:] if files[field + OFFSETS].tell() else offsets)
+            strings = array.reshape(-1)
+            self._put_offsets(part, field + OFFSETS, np.fromiter(map(len, strings), np.int64, len(strings)))
             array, dtype = np.frombuffer(b"".join(strings), np.uint8), "|u1"
         self._put(part, field, np.ascontiguousarray(array, dtype))
 
+    def _put_offsets(self, part: str, name: str, sizes: np.ndarray) -> None:
+        """Append where things of these sizes end; the file begins with a 0, where the first of all starts."""
+        end = self.ends.get((part, name), 0)
+        offsets = end + offsets_of(sizes)
+        self._put(part, name, offsets[1:] if (part, name) in self.ends else offsets)
+        self.ends[part, name] = int(offsets[-1])
+
     def _put(self, part: str, field: str, array: np.ndarray) -> None:
-        data = array.data.cast("B") if array.size else b""
+        data = array.reshape(-1).view(np.uint8).data
         while data:
             data = data[self.files[part][field].write(data) :]
 
@@ -113,20 +130,32 @@ class Spool:
                 file.close()
 
 
-def inconsistent_shapes(column: Column, shape: tuple[int, ...], expected: tuple[int, ...]) -> InvalidInputError:
+def inconsistent_shapes(column: Column, shape: tuple[Any, ...], expected: tuple[Any, ...]) -> InvalidInputError:
     """The error of rows of another shape than those before them."""
     return InvalidInputError(f"Column {column.name!r} has inconsistent row shapes: {shape} after {expected}.")
 
 
-def usable_rows(batch: pa.RecordBatch, spec: TrainSpec, first_row: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def usable_rows(
+    batch: pa.RecordBatch, spec: TrainSpec, first_row: int, settled: dict[str, Column] | None = None
+) -> tuple[dict[str, np.ndarray | Ragged], np.ndarray]:
     """A batch's columns as arrays by field, and a boolean array of the rows to use.
+
+    Args:
+        batch: the values of the columns, as ``frames.select_columns`` returns them.
+        spec: the columns, and how to handle invalid rows.
+        first_row: the number of the batch's first row in its partition.
+        settled: the columns by field with the shapes that rows of earlier batches had, which this call completes; pass
+            the same dict with each batch of a partition, so that all of its rows have one shape.
 
     Raises:
         InvalidInputError: a row is bad and may not be skipped; the message counts rows from ``first_row``.
     """
     arrays, row_errors = {}, []
+    settled = {} if settled is None else settled
     for column in spec.columns:
-        arrays[column.field], found = decode(batch.column(column.field), column)
+        values = batch.column(column.field)
+        settled[column.field] = settle(values, settled.get(column.field, column))
+        arrays[column.field], found = decode(values, settled[column.field])
         row_errors += renumber(found, first_row)
     kept = np.ones(batch.num_rows, bool)
     if row_errors:
@@ -136,7 +165,7 @@ def usable_rows(batch: pa.RecordBatch, spec: TrainSpec, first_row: int) -> tuple
     return arrays, kept
 
 
-def row_keys(arrays: dict[str, np.ndarray]) -> np.ndarray:
+def row_keys(arrays: Mapping[str, np.ndarray | Ragged]) -> np.ndarray:
     """uint64 [B]: a hash of each row that depends on nothing but its values.
 
     Spark returns the rows of a partition in another order when it reads a shuffle again; sorted by their keys they are
@@ -144,13 +173,32 @@ def row_keys(arrays: dict[str, np.ndarray]) -> np.ndarray:
     """
     keys = np.zeros(len(next(iter(arrays.values()))), np.uint64)
     for array in arrays.values():
+        if isinstance(array, Ragged):
+            keys = _scrambled(keys + _ragged_keys(array))
+            continue
         rows = np.ascontiguousarray(array).reshape(len(keys), math.prod(array.shape[1:]))
         if array.dtype == object:
-            hashes = [hashlib.blake2b(string, digest_size=8).digest() for string in array.reshape(-1)]
-            rows = np.frombuffer(b"".join(hashes), np.uint64).reshape(rows.shape)
+            rows = _string_hashes(rows)
         words = rows.view("u4" if rows.itemsize * rows.shape[1] % 4 == 0 else "u1")
         keys = _scrambled(keys + np.einsum("ij,j->i", words, _factors(words.shape[1])))
     return keys
+
+
+def _ragged_keys(rows: Ragged) -> np.ndarray:
+    """uint64 [B]: a hash of each row and its length."""
+    values, offsets = rows.values[rows.offsets[0] : rows.offsets[-1]], rows.offsets - rows.offsets[0]
+    values = np.ascontiguousarray(_string_hashes(values) if values.dtype == object else values)
+    width = "u4" if values.itemsize % 4 == 0 else "u1"
+    words, offsets = values.view(width), offsets * (values.itemsize // np.dtype(width).itemsize)
+    places = np.arange(len(words)) - np.repeat(offsets[:-1], np.diff(offsets))  # of each word within its row
+    sums = np.zeros(len(words) + 1, np.uint64)
+    np.cumsum(words * (_scrambled(places.astype(np.uint64) + np.uint64(1)) | np.uint64(1)), out=sums[1:])
+    return sums[offsets[1:]] - sums[offsets[:-1]] + _scrambled(np.diff(offsets).astype(np.uint64))
+
+
+def _string_hashes(strings: np.ndarray) -> np.ndarray:
+    hashes = [hashlib.blake2b(string, digest_size=8).digest() for string in strings.reshape(-1)]
+    return np.frombuffer(b"".join(hashes), np.uint64).reshape(strings.shape)
 
 
 @lru_cache(maxsize=16)
@@ -204,25 +252,17 @@ class SpooledRows:
 
     def __init__(self, descriptors: dict[str, int], count: int, shapes: dict[str, Any], dtypes: dict[str, str]) -> None:
         self.count = count
-        self.arrays: dict[str, Any] = {}
-        self.keys = _map(descriptors[KEYS], count, (), "<u8")
-        for field, fd in descriptors.items():
-            if field == KEYS or field.endswith(OFFSETS):
-                continue
-            shape, dtype = tuple(shapes[field]), dtypes[field]
-            if field + OFFSETS in descriptors:
-                self.arrays[field] = _map_strings(fd, descriptors[field + OFFSETS], (count, *shape))
-            elif os.fstat(fd).st_size > MAPPED:
-                self.arrays[field] = RowsOnDisk(fd, (count, *shape), dtype)
-            else:
-                self.arrays[field] = _map(fd, count, shape, dtype)
+        self.keys = map_array(descriptors[KEYS], count, (), "<u8")
+        self.arrays: dict[str, Any] = {
+            field: _open_rows(descriptors, field, count, tuple(shapes[field]), dtypes[field])
+            for field in descriptors
+            if field != KEYS and not field.endswith((OFFSETS, ROWS))
+        }
 
     def reshaped(self, columns: Iterable[Column]) -> SpooledRows:
         """The same rows in the shapes of ``columns``: the networks of one job may expect different ones."""
         other = copy.copy(self)
-        rows = {column: self.arrays[column.field] for column in columns}
-        shapes = {column: column.row_shape(math.prod(rows[column].shape[1:])) for column in rows}
-        other.arrays = {column.field: rows[column].reshape(self.count, *shapes[column]) for column in rows}
+        other.arrays = {column.field: _reshaped(self.arrays[column.field], column) for column in columns}
         return other
 
     def weight_sum(self) -> float:
@@ -252,12 +292,14 @@ class Pass:
 
     def lengths(self, size: int, steps: int) -> dict[str, np.ndarray]:
         """int64 [steps] for each field whose rows differ in length: the longest row of each step, 0 without rows."""
-        return {}
+        ragged = {field: array for field, array in self.arrays.items() if isinstance(array, Ragged)}
+        return {field: longest_by_step(rows.lengths[self.order], size, steps) for field, rows in ragged.items()}
 
     def batches(self, size: int, steps: int, lengths: dict[str, np.ndarray]) -> Iterator[Batch]:
         """``steps`` batches: all rows in order, ``size`` at a time, then batches of no rows.
 
-        Rows that differ in length are padded to ``lengths``, as ``lengths()`` returns them for this rank.
+        Rows that differ in length are padded to the step's length in ``lengths``, which is at least what ``lengths()``
+        returns; without one, to the longest row of the batch.
         """
         for step in range(steps):
             chosen = self.order[step * size : (step + 1) * size]
@@ -266,81 +308,48 @@ class Pass:
                 rows = slice(0, 0)
             elif len(chosen) > 1 and (np.diff(chosen) == 1).all():
                 rows = slice(int(chosen[0]), int(chosen[-1]) + 1)  # a view of adjacent rows instead of a copy
-            yield Batch({field: array[rows] for field, array in self.arrays.items()}, len(chosen))
+            yield Batch(cut(self.arrays, rows, lengths_of_step(lengths, step)), len(chosen))
 
 
-class Strings:
-    """Memory-mapped strings; indexing them by rows gives an array [rows, ...] of bytes objects."""
-
-    dtype = np.dtype(object)
-
-    def __init__(self, values: pa.LargeBinaryArray, shape: tuple[int, ...]) -> None:
-        self.values, self.shape = values, shape
-
-    def reshape(self, *shape: int) -> Strings:
-        """The same strings, in another shape."""
-        return Strings(self.values, shape)
-
-    def __getitem__(self, rows: Any) -> np.ndarray:
-        indices = np.arange(*rows.indices(self.shape[0])) if isinstance(rows, slice) else rows.astype(np.int64)
-        width = math.prod(self.shape[1:])
-        places = (indices.reshape(-1, 1) * width + np.arange(width)).reshape(-1)
-        strings = self.values.take(pa.array(places)).to_numpy(zero_copy_only=False)
-        return strings.reshape(len(indices), *self.shape[1:])
+def longest_by_step(lengths: np.ndarray, size: int, steps: int) -> np.ndarray:
+    """int64 [steps]: the longest row of each step, at least 1, or 0 without rows; ``lengths`` are those of a pass."""
+    starts = np.arange(0, len(lengths), size)
+    found = np.maximum(np.maximum.reduceat(lengths, starts), 1) if len(lengths) else lengths
+    return np.pad(found, (0, steps - len(found)))
 
 
-class RowsOnDisk:
-    """Rows of a file that are read on demand, so that they occupy the page cache but not this process's memory.
-
-    A memory map would grow to the size of the file: Linux maps up to megabytes around each row that is read.
-
-    Args:
-        descriptor: the descriptor of the open file.
-        shape: the shape of all rows, [count, ...].
-        dtype: the dtype of the rows.
-    """
-
-    def __init__(self, descriptor: int, shape: tuple[int, ...], dtype: str) -> None:
-        self.descriptor, self.shape, self.dtype = descriptor, shape, np.dtype(dtype)
-        self.width = self.dtype.itemsize * math.prod(shape[1:])
-
-    def reshape(self, *shape: int) -> RowsOnDisk:
-        """The same rows, in another shape."""
-        return RowsOnDisk(self.descriptor, shape, self.dtype.str)
-
-    def __getitem__(self, rows: Any) -> np.ndarray:
-        if isinstance(rows, slice):
-            start, stop, _ = rows.indices(self.shape[0])
-            found = np.empty((stop - start, *self.shape[1:]), self.dtype)
-            self._read(found.data.cast("B"), start)
-            return found
-        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        data = found.data.cast("B")
-        for place, row in enumerate(rows.tolist()):
-            self._read(data[place * self.width : (place + 1) * self.width], row)
-        return found
-
-    def _read(self, into: memoryview, row: int) -> None:
-        at = row * self.width
-        while into:
-            count = os.preadv(self.descriptor, [into], at)
-            if not count:
-                raise OSError(f"the spool ends before row {row}")
-            into, at = into[count:], at + count
+def lengths_of_step(lengths: Mapping[str, np.ndarray], step: int) -> dict[str, int]:
+    """The lengths to which the rows of one step are padded, by field."""
+    return {field: int(steps[step]) for field, steps in lengths.items()}
 
 
-def _map(descriptor: int, count: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    with os.fdopen(descriptor, "rb") as file:
-        if not count or 0 in shape:
-            return np.empty((count, *shape), dtype)
-        return np.asarray(np.memmap(file, dtype, "r", shape=(count, *shape)))
+def _open_rows(
+    descriptors: dict[str, int], field: str, count: int, shape: tuple[int | None, ...], dtype: str
+) -> Ragged | Strings | RowsOnDisk | np.ndarray:
+    """The rows of one field."""
+    if None in shape:
+        values = _open_array(descriptors, field, None, dtype)
+        return Ragged(values, map_offsets(descriptors[field + ROWS]), shape)
+    return _open_array(descriptors, field, (count, *shape), dtype)  # type: ignore[arg-type]
 
 
-def _map_strings(data: int, offsets: int, shape: tuple[int, ...]) -> Strings:
-    """Strings of two files, given by their descriptors."""
-    files = [_map(offsets, os.fstat(offsets).st_size // 8, (), "<i8"), _map(data, os.fstat(data).st_size, (), "|u1")]
-    buffers = [None, *map(pa.py_buffer, files)]
-    return Strings(pa.Array.from_buffers(pa.large_binary(), math.prod(shape), buffers), shape)
+def _open_array(
+    descriptors: dict[str, int], field: str, shape: tuple[int, ...] | None, dtype: str
+) -> Strings | RowsOnDisk | np.ndarray:
+    """An array in the file of a field; with one dimension and as long as the file is, if ``shape`` is None."""
+    descriptor = descriptors[field]
+    if field + OFFSETS in descriptors:
+        return map_strings(descriptor, descriptors[field + OFFSETS], shape)
+    size = os.fstat(descriptor).st_size
+    shape = (size // np.dtype(dtype).itemsize,) if shape is None else shape
+    return RowsOnDisk(descriptor, shape, dtype) if size > MAPPED else map_array(descriptor, shape[0], shape[1:], dtype)
+
+
+def _reshaped(rows: Any, column: Column) -> Any:
+    """The rows of ``column`` in its shape."""
+    if isinstance(rows, Ragged):
+        return replace(rows, padding=column.padding)
+    return rows.reshape(rows.shape[0], *column.shape_of(rows.shape[1:]))
 
 
 def step_weights(weights: np.ndarray, size: int, steps: int) -> np.ndarray:
