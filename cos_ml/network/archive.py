@@ -18,6 +18,8 @@ from cos_ml.errors import InvalidInputError, SavedModelError
 from cos_ml.network import untrusted
 from cos_ml.network.keras_import import import_keras
 from cos_ml.network.keras_internals import producer, uncompiled
+from cos_ml.network.state import apply_state, check_outputs, has_state, state_of, with_state
+from cos_ml.network.traits import Traits, find_traits
 from cos_ml.network.untrusted import serialized_objects
 
 __all__ = [
@@ -41,12 +43,14 @@ class Tensor:
         shape: the shape of one row; None for an unknown dimension.
         dtype: its Keras dtype.
         activation: the activation of the layer that computes an output; None if unknown.
+        key: the output's key, where the network's outputs are a dict.
     """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: str
     activation: str | None = None
+    key: str | None = None
 
     @property
     def units(self) -> int | None:
@@ -64,6 +68,7 @@ class Network:
         layers: the names of all layers; those of a nested model as "outer/inner".
         modules: the modules that define its custom layers, to import before the network is loaded.
         compiled: the arguments it was compiled with, in Keras's serialized form; None if it was not compiled.
+        traits: what its class and its layers ask of a training; None if a version of cos_ml saved it that did not know.
     """
 
     archive: bytes
@@ -72,6 +77,7 @@ class Network:
     layers: tuple[str, ...]
     modules: tuple[str, ...] = ()
     compiled: dict[str, Any] | None = None
+    traits: Traits | None = None
 
     @classmethod
     def of(cls, model: Any) -> Network:
@@ -93,16 +99,21 @@ class Network:
         _refuse_lambdas(config)
         modules = custom_modules(config)
         try:
-            load_model(archive)
+            loaded = load_model(archive)
         except SavedModelError as error:  # better here than in the ranks
             raise InvalidInputError(f"Param model: Keras's safe mode refuses the saved model. {error}") from error
+        if found := state_of(model, loaded):
+            archive = with_state(archive, found)
+            apply_state(archive, loaded)
+        check_outputs(model, loaded)
         return cls(
             archive=archive,
             inputs=tuple(_tensor(tensor) for tensor in model.inputs),
-            outputs=tuple(_tensor(tensor, producer(tensor)) for tensor in model.outputs),
+            outputs=_outputs(model),
             layers=tuple(layers_by_name(model)),
             modules=modules,
             compiled=model.get_compile_config() if getattr(model, "compiled", False) else None,
+            traits=find_traits(model, loaded, layers_by_name(model)),
         )
 
     @cached_property
@@ -139,6 +150,9 @@ class Network:
             values[name] = tuple(Tensor(**tensor | {"shape": tuple(tensor["shape"])}) for tensor in values[name])
         for name in ("layers", "modules"):
             values[name] = tuple(values[name])
+        if values.get("traits"):
+            plain = {name: tuple(one) if isinstance(one, list) else one for name, one in values["traits"].items()}
+            values["traits"] = Traits(**plain)
         return cls(archive=archive, **values)
 
 
@@ -195,13 +209,15 @@ def load_model(archive: bytes, modules: Iterable[str] = ()) -> Any:
         if not zipfile.is_zipfile(path):
             raise SavedModelError(f"The network is damaged: its {len(archive):,} bytes are not a .keras archive.")
         try:
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
+            loaded = keras.saving.load_model(path, compile=False, safe_mode=True)
         except Exception as error:  # damage makes Keras, h5py, zipfile and layers raise various types
             # Keras quotes whole configurations before the cause.
             cause = " ".join(str(error).rsplit("Exception encountered: ", 1)[-1].split())
             raise SavedModelError(
                 f"Keras {keras.version()} does not load the network: {type(error).__name__}: {cause:.500}"
             ) from error
+    apply_state(archive, loaded)
+    return loaded
 
 
 def network_from_file(path: str) -> Network:
@@ -223,8 +239,20 @@ def network_from_file(path: str) -> Network:
         ) from error
 
 
-def dump_model(model: Any) -> bytes:
-    """A model as the bytes of a ``.keras`` archive, without its optimizer, whose state can be twice the weights."""
+def dump_model(model: Any, like: bytes = b"") -> bytes:
+    """A model as the bytes of a ``.keras`` archive, without its optimizer, whose state can be twice the weights.
+
+    Args:
+        model: the model.
+        like: the archive from which the model was loaded: if it carries state that Keras's format loses, so does this.
+    """
+    archive = _dumped(model)
+    if like and has_state(like) and (found := state_of(model, load_model(archive))):
+        return with_state(archive, found)
+    return archive
+
+
+def _dumped(model: Any) -> bytes:
     with tempfile.TemporaryDirectory(prefix="cos_ml-") as folder, uncompiled(model):
         path = Path(folder, "network.keras")
         model.save(path)
@@ -289,6 +317,16 @@ def _tensor(tensor: Any, layer: Any = None) -> Tensor:
     """The facts of a symbolic tensor that is an input, or that ``layer`` computes."""
     name = tensor.name if layer is None else layer.name
     return Tensor(name, tuple(tensor.shape[1:]), tensor.dtype, _activation(layer))
+
+
+def _outputs(model: Any) -> tuple[Tensor, ...]:
+    """The outputs of a model; those in a dict have its keys, which Keras sorts."""
+    found = tuple(_tensor(tensor, producer(tensor)) for tensor in model.outputs)
+    structure = getattr(model, "output", None)
+    if not isinstance(structure, dict) or len(structure) != len(found):
+        return found
+    keys = {id(tensor): key for key, tensor in structure.items()}
+    return tuple(replace(one, key=keys.get(id(tensor))) for one, tensor in zip(found, model.outputs, strict=True))
 
 
 def _activation(layer: Any) -> str | None:

@@ -18,10 +18,11 @@ from typing import Any
 
 from cos_ml.errors import SavedModelError
 
-__all__ = ["check_archive", "check_config", "check_zip", "config_of", "modules_of", "serialized_objects"]
+__all__ = ["STATE", "check_archive", "check_config", "check_zip", "config_of", "modules_of", "serialized_objects"]
 
 CONFIG = "config.json"
-MEMBER = re.compile(r"(metadata\.json|config\.json|model(_\d+)?\.weights\.(h5|json)|assets/.+)")
+STATE = "cos_ml_state.bin"  # what Keras's format loses, see state.py
+MEMBER = re.compile(rf"(metadata\.json|config\.json|{re.escape(STATE)}|model(_\d+)?\.weights\.(h5|json)|assets/.+)")
 MAX_RATIO = 100  # of unpacked bytes to packed ones; Keras itself does not compress
 HARMLESS_BYTES = 64 << 20  # accepted whatever the ratio
 MAX_CONFIG_BYTES = 64 << 20

@@ -122,3 +122,26 @@ class CountCalls(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         with open(self.file, "a") as file:
             print(batch, file=file)
+
+
+@keras.saving.register_keras_serializable("cos_ml_tests")
+class Forgetful(keras.layers.Layer):
+    """Multiplies by ``factor``, which its configuration leaves out."""
+
+    def __init__(self, factor: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def call(self, inputs: Any) -> Any:
+        return inputs * self.factor
+
+    def get_config(self) -> dict[str, Any]:
+        return {name: value for name, value in super().get_config().items() if name != "factor"}
+
+
+@keras.saving.register_keras_serializable("cos_ml_tests")
+class Sampling(keras.layers.Layer):
+    """Adds noise, in every call."""
+
+    def call(self, inputs: Any) -> Any:
+        return inputs + tf.random.normal(tf.shape(inputs))
