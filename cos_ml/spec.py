@@ -43,6 +43,7 @@ class TrainSpec:
         weight: the column of row weights; None for none.
         validation: the boolean column that marks validation rows; None for none.
         compile: arguments of ``keras.Model.compile``, each in Keras's serialized form.
+        run_eagerly: whether steps run without being traced, as the network was compiled.
         modules: modules of custom Keras classes, to import first.
         frozen: names of layers whose weights do not change.
         callbacks: Keras callbacks as plain data, as ``callbacks.callback`` makes them.
@@ -78,6 +79,7 @@ class TrainSpec:
     accumulation: int = 1
     dtype_policy: str | None = None
     jit_compile: bool = False
+    run_eagerly: bool = False
     variables: dict[str, str] = field(default_factory=dict)
     network: int = 0
     name: str = ""

@@ -6,16 +6,22 @@ seen with Keras 3.15; setup.cfg bounds the versions that are accepted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import inspect
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-__all__ = ["all_layers", "loss_arguments", "loss_tracker", "output_loss_trackers", "producer", "uncompiled"]
+__all__ = ["all_layers", "loss_arguments", "loss_module", "mask_of", "producer", "uncompiled"]
 
 
 def producer(tensor: Any) -> Any:
     """The layer that computes a symbolic tensor. Unknown: None."""
     return getattr(getattr(tensor, "_keras_history", None), "operation", None)
+
+
+def mask_of(tensor: Any) -> Any:
+    """The mask that a tensor carries. Unknown, or no mask: None."""
+    return getattr(tensor, "_keras_mask", None)
 
 
 def all_layers(model: Any) -> Sequence[Any]:
@@ -47,33 +53,18 @@ def uncompiled(model: Any) -> Iterator[None]:
             model.compiled, model.optimizer = True, optimizer
 
 
-def loss_tracker(model: Any) -> Any:
-    """The metric that tracks a compiled model's loss.
+def loss_module() -> Any:
+    """The module whose ``reduce_weighted_values`` reduces the values of every loss to a number.
 
     Raises:
-        RuntimeError: Keras no longer has it, so the loss of a step could not be exact.
+        RuntimeError: Keras no longer has it, or it has other arguments, so the loss of a step could not be exact.
     """
-    return _required(model, "_loss_tracker")
+    import keras
+    from keras.src.losses import loss
 
-
-def output_loss_trackers(model: Any, labels: Any, outputs: Any, kind: type) -> Iterable[Any]:
-    """The metrics that track the loss of each output, made instances of ``kind``.
-
-    Raises:
-        RuntimeError: Keras no longer has them, so the losses of a step could not be exact.
-    """
-    compiled = _required(model, "_compile_loss")
-    if not compiled.built:
-        compiled.build(labels, outputs)
-    for tracker in compiled.metrics:
-        tracker.__class__ = kind
-    return compiled.metrics
-
-
-def _required(model: Any, name: str) -> Any:
-    value = getattr(model, name, None)
-    if value is None:
-        import keras
-
-        raise RuntimeError(f"Keras {keras.version()} has no Model.{name}. Install Keras 3.15, which cos_ml supports.")
-    return value
+    found = inspect.signature(getattr(loss, "reduce_weighted_values", lambda: None))
+    if list(found.parameters) != ["values", "sample_weight", "mask", "reduction", "dtype"]:
+        raise RuntimeError(
+            f"Keras {keras.version()} reduces losses in another way than Keras 3.15, which cos_ml supports. Install it."
+        )
+    return loss

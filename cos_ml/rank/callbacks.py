@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
 
 from cos_ml.errors import RankError
+from cos_ml.network.keras_internals import all_layers
 from cos_ml.rank.checkpoint_store import Checkpoint
 from cos_ml.rank.collectives import Communicator
 from cos_ml.rank.context import RankContext, TrainingLog
 from cos_ml.rank.feed import Feed
 from cos_ml.rank.heartbeat import Heartbeat
+from cos_ml.rank.trainer import Plan
 
 __all__ = [
     "AverageMovingStats", "HeartbeatCallback", "ProgressCallback", "ReseedCallback", "SkippingCallbackList",
@@ -24,20 +27,26 @@ EVENT_INTERVAL = 0.25  # seconds between two "step" events
 
 
 class AverageMovingStats(keras.callbacks.Callback):
-    """Averages non-trainable weights, such as BatchNormalization's statistics, over the ranks after each epoch.
+    """Gives what layers learn outside of gradients the same values on all ranks, after each epoch.
+
+    Statistics of each rank's rows, such as BatchNormalization's, are averaged. Those of synchronized layers are the
+    same on all ranks that have had rows in every step, as are counters: they are those of such a rank.
 
     Args:
         communicator: connects this rank to the others.
-        share: this rank's fraction of all rows.
+        feed: the training rows.
     """
 
-    def __init__(self, communicator: Communicator, share: float) -> None:
+    def __init__(self, communicator: Communicator, feed: Feed) -> None:
         super().__init__()
-        self.communicator, self.share = communicator, share
+        self.communicator, self.share, self.lead = communicator, feed.share, feed.lead
 
     def on_train_begin(self, logs: Any = None) -> None:
-        floats = [variable for variable in self.model.non_trainable_weights if "float" in variable.dtype]
-        self.before = [(variable, variable.numpy()) for variable in floats]
+        synchronized = [layer for layer in all_layers(self.model) if getattr(layer, "synchronized", False)]
+        self.alike = {id(variable) for layer in synchronized for variable in layer.non_trainable_variables}
+        seeds = {id(variable) for variable in seed_generators(self.model)}
+        variables = [one for one in self.model.non_trainable_variables if id(one) not in seeds]
+        self.before = [(variable, _numbers(variable)) for variable in variables]
 
     def on_test_begin(self, logs: Any = None) -> None:
         self.average()
@@ -46,25 +55,64 @@ class AverageMovingStats(keras.callbacks.Callback):
         self.average()
 
     def average(self) -> None:
-        """Give these weights the same values on all ranks."""
-        if self.communicator.size == 1:
+        """Give these variables the same values on all ranks."""
+        if self.communicator.size == 1 or not self.before:
             return
-        for index, (variable, before) in enumerate(self.before):
-            # The change is averaged, not the value, so that a frozen weight keeps every bit.
-            after = before + self.communicator.sum((variable.numpy() - before) * self.share).astype(before.dtype)
-            variable.assign(after)
-            self.before[index] = (variable, after)
+        differs = [not np.array_equal(_numbers(variable), before) for variable, before in self.before]
+        changed = np.flatnonzero(self.communicator.sum(np.array(differs, np.float32))).tolist()
+        for index in changed:
+            variable, before = self.before[index]
+            if id(variable) in self.alike or "float" not in variable.dtype:
+                self.communicator.broadcast_variables([variable], self.lead)
+            else:
+                change = (_numbers(variable) - before) * self.share
+                variable.assign(before + self.communicator.sum(change).astype(before.dtype))
+            self.before[index] = (variable, _numbers(variable))
+
+
+def _numbers(variable: Any) -> np.ndarray:
+    """A variable's numbers; those of 16 bits as float32, which Horovod sends."""
+    numbers = np.asarray(variable.numpy())
+    return numbers.astype(np.float32) if "float" in variable.dtype and numbers.itemsize < 4 else numbers
 
 
 class SyncStopTraining(keras.callbacks.Callback):
-    """Ends the training on all ranks after an epoch in which a callback on any of them set ``stop_training``."""
+    """Ends the training on all ranks together when a callback on any of them has set ``stop_training``.
 
-    def __init__(self, communicator: Communicator) -> None:
+    At the end of an epoch and at its first step; after each step, where a callback on any rank looks at steps.
+
+    Args:
+        trainer: the training.
+        communicator: connects this rank to the others.
+        others: the user's callbacks on this rank.
+    """
+
+    def __init__(self, trainer: Any, communicator: Communicator, others: Iterable[Any]) -> None:
         super().__init__()
-        self.communicator = communicator
+        self.trainer, self.communicator = trainer, communicator
+        self.at_steps = self._any(any(map(_looks_at_steps, others)))
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.first = True
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self.at_steps or self.first:
+            self._agree()
+        self.first = False
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.model.agreed_stop = bool(self.communicator.sum(np.array([float(self.model.wants_stop)]))[0])
+        self._agree()
+
+    def _agree(self) -> None:
+        self.trainer.stop_training = self._any(bool(self.model.stop_training))
+
+    def _any(self, value: bool) -> bool:
+        return bool(self.communicator.sum(np.array([float(value)]))[0])
+
+
+def _looks_at_steps(callback: Any) -> bool:
+    names = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
+    return any(getattr(type(callback), name) is not getattr(keras.callbacks.Callback, name) for name in names)
 
 
 class HeartbeatCallback(keras.callbacks.Callback):
@@ -92,23 +140,23 @@ class ProgressCallback(keras.callbacks.Callback):
     """Starts the feed's epochs, writes the training log, and reports progress to the driver.
 
     Args:
-        feed: the training rows.
-        epochs: the number of epochs to train.
+        plan: the trainer's; its feed of training rows is started.
         context: reports the progress; its timer counts the first call of TensorFlow, which traces the step, as
             "compile".
         log: the training log, which a resumed training continues.
         start: the number of epochs that are done, and of steps of the next one.
     """
 
-    def __init__(self, feed: Feed, epochs: int, context: RankContext, log: TrainingLog, start: tuple[int, int]) -> None:
+    def __init__(self, plan: Plan, context: RankContext, log: TrainingLog, start: tuple[int, int]) -> None:
         super().__init__()
-        self.feed, self.epochs, self.context, self.log, self.start = feed, epochs, context, log, start
+        self.plan, self.feed, self.epochs = plan, plan.feeds["train"], plan.spec.epochs
+        self.context, self.log, self.start = context, log, start
         self.last_event = 0.0
         self.compiled = False
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.model.skipped = self.start[1] if epoch == self.start[0] else 0
-        self.feed.begin(epoch, self.model.skipped)
+        self.plan.skipped = self.start[1] if epoch == self.start[0] else 0
+        self.feed.begin(epoch, self.plan.skipped)
         self.epoch, self.began = epoch, time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -138,8 +186,12 @@ class SkippingCallbackList(keras.callbacks.CallbackList):
 
     skipping = False
 
+    def __init__(self, plan: Plan, callbacks: list[Any], **options: Any) -> None:
+        self.plan = plan
+        super().__init__(callbacks, model=plan.network, **options)
+
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        self.skipping = bool(self.model.skipped)
+        self.skipping = bool(self.plan.skipped)
         if not self.skipping:
             super().on_train_batch_begin(batch, logs)
 
@@ -180,12 +232,16 @@ def seed_generators(network: Any) -> list[Any]:
 class StopAtNonFinite(keras.callbacks.Callback):
     """Ends the training on all ranks, at the same step, when the loss is NaN or infinite."""
 
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.plan = plan
+
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.epoch = epoch
-        self.model.finite.begin(self.model.skipped)
+        self.plan.finite.begin(self.plan.skipped)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        step = self.model.finite.failed_at()
+        step = self.plan.finite.failed_at()
         if step:
             raise RankError(
                 f"The loss is NaN or infinite in epoch {self.epoch + 1} at step {step}. Look for values in the columns "

@@ -5,6 +5,7 @@ With one rank every method returns its argument, and Horovod is not imported.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ import psutil
 from cos_ml.data import blobs
 
 __all__ = ["Communicator"]
+
+# Types of variables that Horovod does not broadcast in place, or not at all, and those of strings.
+NOT_IN_PLACE = ("bfloat16", "int16", "uint16", "uint32", "uint64", "int4", "uint4", "float8_e4m3fn", "float8_e5m2")
 
 
 class Communicator:
@@ -31,58 +35,97 @@ class Communicator:
         self.threads: frozenset[int] = frozenset()
         if size > 1:
             import horovod.tensorflow as hvd
+            import tensorflow as tf
 
             before = _threads()
             hvd.init()
             self.threads = _threads() - before
             self._hvd = hvd
+            self.anchor = tf.Variable(0.0, trainable=False)  # what sums that nobody uses end in
             self.sum(np.zeros(1))  # returns when every rank is connected to every other
 
-    def average_gradients(self, gradients: Sequence[Any], compression: str = "none") -> list[Any]:
-        """Average tensors over the ranks, inside a training step.
+    def sum_tensors(
+        self, tensors: Sequence[Any], name: str, mean: bool = False, compression: str = "none", anchored: bool = False
+    ) -> list[Any]:
+        """Sum tensors over the ranks, inside a step: one message for each dtype, and two for each sparse tensor.
 
         Args:
-            gradients: float tensors, or None for variables that the step does not use. The last one is the loss, which
-                is never compressed.
-            compression: "fp16" sends gradients in half the bytes, with three digits; or "none".
-
-        Returns:
-            list[Any]: the averages in the same order; None stays None.
+            tensors: dense tensors, whose shapes are the same on all ranks, or ``tf.IndexedSlices``, which stay sparse:
+                their slices on all ranks one after the other.
+            name: identifies the sum on all ranks.
+            mean: whether to compute the means of dense tensors instead; the slices of sparse ones are divided alike.
+            compression: "fp16" sends float32 in half the bytes, with three digits; or "none".
+            anchored: whether the sum is computed even if nobody uses it.
         """
-        if self.size == 1:
-            return list(gradients)
+        if self.size == 1 or not tensors:
+            return list(tensors)
         import tensorflow as tf
 
-        used = [index for index, gradient in enumerate(gradients) if gradient is not None]
-        dense = [tf.convert_to_tensor(gradients[index]) for index in used]  # an embedding's is a set of rows
-        if compression == "fp16":
-            half = self._hvd.grouped_allreduce(dense[:-1], op=self._hvd.Average, compression=self._hvd.Compression.fp16)
-            means = [*half, self._hvd.allreduce(dense[-1], op=self._hvd.Average)]
-        else:
-            means = self._hvd.grouped_allreduce(dense, op=self._hvd.Average)
-        averaged = dict(zip(used, means, strict=True))
-        return [averaged.get(index) for index in range(len(gradients))]
+        dense = {at: _wide(one) for at, one in enumerate(tensors) if not isinstance(one, tf.IndexedSlices)}
+        sums = {at: self._gathered(one, f"{name}.{at}", mean) for at, one in enumerate(tensors) if at not in dense}
+        for dtype in sorted({one.dtype.name for one in dense.values()}):
+            places = [at for at, one in dense.items() if one.dtype.name == dtype]
+            chosen = self._hvd.Compression.fp16 if compression == "fp16" else self._hvd.Compression.none
+            summed = self._hvd.grouped_allreduce(
+                [dense[at] for at in places], op=self._hvd.Average if mean else self._hvd.Sum, compression=chosen,
+                name=f"{name}.{dtype}", ignore_name_scope=True,
+            )  # fmt: skip
+            sums |= {at: tf.cast(one, tensors[at].dtype) for at, one in zip(places, summed, strict=True)}
+            if anchored:
+                self.anchor.assign(tf.cast(tf.reshape(summed[0], [-1])[0], tf.float32))
+        return [sums[at] for at in range(len(tensors))]
+
+    def _gathered(self, slices: Any, name: str, mean: bool) -> Any:
+        """The slices of a sparse gradient on all ranks, as one process would have them."""
+        import tensorflow as tf
+
+        values = self._hvd.allgather(_wide(slices.values), name=f"{name}.values", ignore_name_scope=True)
+        indices = self._hvd.allgather(slices.indices, name=f"{name}.indices", ignore_name_scope=True)
+        values = tf.cast(values, slices.values.dtype)
+        return tf.IndexedSlices(values / self.size if mean else values, indices, slices.dense_shape)
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         """The elementwise sum of an array over the ranks."""
         return values if self.size == 1 else self._hvd.allreduce(values, op=self._hvd.Sum).numpy()
 
-    def sum_variables(self, variables: Sequence[Any]) -> None:
-        """Assign to each of these Keras variables its sum over the ranks."""
-        if self.size > 1 and variables:
-            sums = self._hvd.grouped_allreduce([variable.value for variable in variables], op=self._hvd.Sum)
-            for variable, total in zip(variables, sums, strict=True):
-                variable.assign(total)
+    def maximum(self, values: np.ndarray) -> np.ndarray:
+        """The elementwise maximum of an array of at least one axis over the ranks."""
+        if self.size == 1 or not values.size:
+            return values
+        each = self._hvd.allgather(values[np.newaxis]).numpy()
+        return np.asarray(each.max(axis=0))
 
-    def broadcast_variables(self, variables: Sequence[Any]) -> None:
-        """Assign to these Keras variables, on every rank, the values that they have on rank 0."""
-        if self.size > 1 and variables:
-            values = [variable.value for variable in variables]
-            # In place, because AutoGraph translates the other way, which takes 0.2 s. That operation lacks two types,
-            # and distinguishes variables by their names, which need not be unique.
-            unique = len({value.name for value in values}) == len(values)
-            inplace = unique and not any(value.dtype.name in ("int16", "uint16") for value in values)
-            self._hvd.broadcast_variables(values, root_rank=0, inplace=inplace)
+    def exact_sum(self, value: float) -> float:
+        """The sum of a number over the ranks, rounded once, so that it does not depend on their order."""
+        return value if self.size == 1 else math.fsum(self._hvd.allgather(np.array([value])).numpy())
+
+    def merge_variables(self, variables: Sequence[Any]) -> None:
+        """Assign to these Keras variables what they are over the ranks, as the ``aggregation`` of each says."""
+        if self.size == 1:
+            return
+        import tensorflow as tf
+
+        merged = [variable for variable in variables if variable.aggregation in ("sum", "mean")]
+        sums = self.sum_tensors([tf.convert_to_tensor(variable.value) for variable in merged], "merged")
+        for variable, total in zip(merged, sums, strict=True):
+            variable.assign(total if variable.aggregation == "sum" else total / self.size)
+        self.broadcast_variables([one for one in variables if one.aggregation == "only_first_replica"])
+
+    def broadcast_variables(self, variables: Sequence[Any], root: int = 0) -> None:
+        """Assign to these Keras variables, on every rank, the values that they have on rank ``root``."""
+        if self.size == 1:
+            return
+        # In place, because AutoGraph translates the other way, which takes 0.2 s. That operation lacks some types, and
+        # distinguishes variables by their names, which need not be unique.
+        known = [variable for variable in variables if variable.value.dtype.name not in NOT_IN_PLACE]
+        names = {variable.value.name for variable in known}
+        in_place = known if len(names) == len(known) else []
+        if in_place:
+            self._hvd.broadcast_variables([variable.value for variable in in_place], root_rank=root, inplace=True)
+        rest = [variable for variable in variables if all(variable is not one for one in in_place)]
+        for index, variable in enumerate(rest):
+            wide = _wide(variable.value)
+            variable.assign(self._hvd.broadcast(wide, root_rank=root, name=f"variable.{index}"))
 
     def broadcast(self, items: Mapping[str, Any] | None, root: int) -> dict[str, Any]:
         """The named bytes and arrays of rank ``root``, on every rank; those of other ranks are ignored.
@@ -100,6 +143,18 @@ class Communicator:
         """Disconnect from the other ranks, once all have called this."""
         if self.size > 1:
             self._hvd.shutdown()
+
+
+def _wide(tensor: Any) -> Any:
+    """A tensor in a type that Horovod sends: 16-bit floats as 32, small integers as 32, booleans as integers."""
+    import tensorflow as tf
+
+    tensor = tf.convert_to_tensor(tensor)
+    if tensor.dtype in (tf.float32, tf.float64, tf.int32, tf.int64):
+        return tensor
+    if tensor.dtype.is_integer or tensor.dtype.is_bool:
+        return tf.cast(tensor, tf.int64 if tensor.dtype.size > 2 else tf.int32)
+    return tf.cast(tensor, tf.float32)
 
 
 def _threads() -> frozenset[int]:

@@ -9,9 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from cos_ml.data.parquet import Shards
-from cos_ml.data.spool import Batch, SpooledRows, step_weights
+from cos_ml.data.ragged import bucket
+from cos_ml.data.spool import SpooledRows
 from cos_ml.errors import InvalidInputError
-from cos_ml.network.exact_step import batch_data
 from cos_ml.rank.context import RankContext
 from cos_ml.rank.shard_rows import ShardRows
 from cos_ml.spec import TrainSpec
@@ -27,35 +27,49 @@ class Feed:
         steps: the number of steps in an epoch.
         total_rows: the number of rows on all ranks.
         share: this rank's fraction of them.
+        lead: a rank that has rows in every step.
+        idle: whether some rank has no rows in some step.
+        equal: whether all ranks have the same number of rows in every step.
     """
 
     def __init__(self, part: str, spec: TrainSpec, context: RankContext, rows: SpooledRows | ShardRows) -> None:
         self.error: InvalidInputError | None = None
         counts = [task["rows"][part] for task in context.tasks]
         self.spec, self.communicator, self.partition = spec, context.communicator, context.partition
+        self.rank = context.rank
         self.rows = rows.reshaped(spec.columns)
         self.total_rows = sum(counts)
         self.share = counts[context.rank] / max(self.total_rows, 1)
+        self.lead = int(np.argmax(counts))
         self.steps = -(-max(counts) // spec.batch_size)
         self.shuffled = spec.shuffle and part == "train"
-        self.padding: dict[str, np.ndarray] = {}
-        if self.steps and 0 in counts:  # a rank without rows pads its steps with a row of another rank
-            source_rank = int(np.argmax(counts))
-            row = self.rows.first() if context.rank == source_rank else None
-            self.padding = context.communicator.broadcast(row, source_rank)
+        starts = np.arange(self.steps)[:, np.newaxis] * spec.batch_size
+        self.rows_by_rank = np.clip(np.array(counts) - starts, 0, spec.batch_size).astype(np.int32)  # [steps, ranks]
+        self.idle = bool((self.rows_by_rank == 0).any())
+        self.equal = len(set(counts)) == 1
+        self.weight_scale = 1.0
+        if spec.weight and self.total_rows:
+            # A weighted mean is then Keras's own arithmetic, which divides by rows.
+            total = self.communicator.exact_sum(self.rows.weight_sum())
+            self.weight_scale = self.total_rows / total if total else 1.0
+
+    def signature(self) -> Any:
+        """The ``tf.TensorSpec`` of each array of a step."""
+        columns = tuple(
+            tf.TensorSpec([None, *self.rows.arrays[column.field].shape[1:]], self.rows.arrays[column.field].dtype)
+            for column in self.spec.columns
+        )
+        return columns, tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.int32)
 
     def dataset(self) -> Any:
-        """A ``tf.data.Dataset`` of the steps of one epoch, in the structure that ``ExactStep`` expects."""
-        signature = tf.nest.map_structure(
-            lambda array: tf.TensorSpec([None, *array.shape[1:]] if array.ndim else [], array.dtype), self._example()
-        )
-        dataset = tf.data.Dataset.from_generator(self._steps, output_signature=signature)
+        """A ``tf.data.Dataset`` of the steps of one epoch: the columns, this rank's rows, and those of all ranks."""
+        dataset = tf.data.Dataset.from_generator(self._steps, output_signature=self.signature())
         options = tf.data.Options()
         options.autotune.enabled = False  # there is nothing to tune, and its thread can take a minute to end
         return dataset.apply(tf.data.experimental.assert_cardinality(self.steps)).prefetch(4).with_options(options)
 
     def begin(self, epoch: int, skipped: int = 0) -> None:
-        """Prepare the next pass over the dataset: the order of this rank's rows, and each step's weight on all ranks.
+        """Prepare the next pass over the dataset: the order of this rank's rows, and each step's lengths on all ranks.
 
         Args:
             epoch: the epoch, counted from 0.
@@ -63,25 +77,29 @@ class Feed:
         """
         self.skipped = skipped
         self.ordered = self.rows.ordered(self.shuffled, (self.spec.seed % 2**63, epoch, self.partition))
-        weights = step_weights(self.ordered.weights(), self.spec.batch_size, self.steps)
-        self.totals = self.communicator.sum(weights)
+        own = self.ordered.lengths(self.spec.batch_size, self.steps)
+        self.lengths = {field: self.communicator.maximum(lengths) for field, lengths in sorted(own.items())}
+        if self.spec.jit_compile:  # XLA compiles a step again for each length
+            self.lengths = {field: bucket(lengths) for field, lengths in self.lengths.items()}
 
     def _steps(self) -> Iterator[Any]:
-        batches = self.ordered.batches(self.spec.batch_size, self.steps, self.padding)
+        batches = self.ordered.batches(self.spec.batch_size, self.steps, self.lengths)
         try:
-            for step, (batch, total) in enumerate(zip(batches, self.totals, strict=True)):
-                yield self._example() if step < self.skipped else self._data(batch, float(total))
+            for step, (batch, rows) in enumerate(zip(batches, self.rows_by_rank, strict=True)):
+                columns = batch.arrays if step >= self.skipped else {}
+                yield self._columns(columns), rows[self.rank], rows.sum(dtype=np.int32)
         except InvalidInputError as error:
             self.error = error  # tf.data keeps only its message
             raise
 
-    def _data(self, batch: Batch, total: float) -> Any:
-        return batch_data(self.spec, batch.arrays, batch.num_valid, self.communicator.size, total)
-
-    def _example(self) -> Any:
-        """A step without rows, which has the structure, shapes and dtypes of every step."""
-        empty = {field: np.empty((0, *rows.shape[1:]), rows.dtype) for field, rows in self.rows.arrays.items()}
-        return self._data(Batch(empty, 0), 0.0)
+    def _columns(self, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+        """The arrays of a step in the order of the spec's columns; without rows, where there are none."""
+        if not arrays:
+            rows = {field: (array.shape[1:], array.dtype) for field, array in self.rows.arrays.items()}
+            arrays = {field: np.empty((0, *(side or 0 for side in row)), dtype) for field, (row, dtype) in rows.items()}
+        elif "w" in arrays:
+            arrays = arrays | {"w": (arrays["w"] * self.weight_scale).astype(arrays["w"].dtype)}
+        return tuple(arrays[column.field] for column in self.spec.columns)
 
 
 def open_rows(

@@ -18,6 +18,7 @@ import numpy as np
 from cos_ml.rank.callbacks import seed_generators
 from cos_ml.rank.checkpoint_store import Checkpoint, CheckpointStore, acquire
 from cos_ml.rank.context import RankContext
+from cos_ml.rank.trainer import Plan
 from cos_ml.spec import CheckpointConfig
 
 __all__ = ["CheckpointCallback", "TrainerState", "get_state", "set_state"]
@@ -28,20 +29,20 @@ class TrainerState:
     """The state of a training, as its checkpoints contain it.
 
     Attributes:
-        trainer: the compiled network.
+        plan: the trainer's, with the compiled network.
         stateful: name -> object whose attributes change from epoch to epoch, such as a callback.
     """
 
-    trainer: Any
+    plan: Plan
     stateful: Mapping[str, Any]
 
     def weights(self) -> list[Any]:
         """The variables that have the same values on every rank."""
-        return [*self.trainer.weights, *self.trainer.optimizer.variables]
+        return self.plan.variables
 
     def metrics(self) -> list[Any]:
         """The variables of metrics: sums and counts of the epoch so far."""
-        return [variable for metric in self.trainer.metrics for variable in metric.variables]
+        return list(self.plan.network.metrics_variables)
 
     def checkpoint(self, epoch: int, step: int, sums: list[np.ndarray]) -> Checkpoint:
         """The checkpoint after ``epoch`` epochs and ``step`` steps; ``sums`` are the metrics' over all ranks."""
@@ -53,8 +54,8 @@ class TrainerState:
             arrays |= {f"stateful/{name}/{key}": array for key, array in found.items()}
         plain = {
             "stateful": stateful,
-            "counts": [int(variable.numpy()[1]) for variable in seed_generators(self.trainer)],
-            "stopped": bool(self.trainer.stop_training),
+            "counts": [int(variable.numpy()[1]) for variable in seed_generators(self.plan.network)],
+            "stopped": self.plan.stopped,
         }
         return Checkpoint(epoch, step, plain, {name: np.asarray(array) for name, array in arrays.items()})  # no scalars
 

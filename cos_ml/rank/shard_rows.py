@@ -7,15 +7,17 @@ import itertools
 import math
 import re
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from cos_ml.data.columns import Column
 from cos_ml.data.parquet import IN_ROW_GROUP, Shards, decode_stored, validation_mask
-from cos_ml.data.spool import Batch, inconsistent_shapes, raise_on_invalid
+from cos_ml.data.ragged import Ragged, cut
+from cos_ml.data.spool import Batch, lengths_of_step, longest_by_step, raise_on_invalid
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.spec import TrainSpec
 
@@ -23,7 +25,7 @@ __all__ = ["ShardPass", "ShardRows"]
 
 WINDOW = 64 << 20  # bytes of rows that are shuffled together
 ATTEMPTS = 10  # to read all row groups in one pass
-Arrays = dict[str, np.ndarray]  # by field
+Arrays = dict[str, np.ndarray | Ragged]  # by field
 
 
 class ShardRows:
@@ -45,19 +47,16 @@ class ShardRows:
         self, part: str, spec: TrainSpec, shards: Shards, rank: int, columns: tuple[Column, ...] | None = None
     ) -> None:
         self.part, self.spec, self.shards, self.rank = part, spec, shards, rank
-        self.columns = spec.columns if columns is None else columns
+        self.columns = tuple(
+            replace(column, shape=column.shape_of(shards.shapes[column.field]), alternatives=())
+            for column in (spec.columns if columns is None else columns)
+        )
         self.count = shards.rows[rank][part]
-        self.arrays = {
-            column.field: np.empty((0, *self._row_shape(column)), shards.dtypes[column.field])
-            for column in self.columns
-        }
+        self.arrays = {column.field: _no_rows(column, shards.dtypes[column.field]) for column in self.columns}
 
     def reshaped(self, columns: tuple[Column, ...]) -> ShardRows:
         """The same rows in the shapes of ``columns``: the networks of one job may expect different ones."""
         return ShardRows(self.part, self.spec, self.shards, self.rank, columns)
-
-    def _row_shape(self, column: Column) -> tuple[int, ...]:
-        return column.row_shape(math.prod(self.shards.shapes[column.field]))
 
     def weight_sum(self) -> float:
         """The sum of the row weights, which does not depend on the order of the rows; their number without weights."""
@@ -83,8 +82,8 @@ class ShardRows:
     def windows(self, columns: tuple[Column, ...], seed: int, shuffle: bool) -> Iterator[Arrays]:
         """The rows of about WINDOW bytes at a time, by field; the order does not depend on ``columns``."""
         random = np.random.default_rng(seed) if shuffle else None
-        row = sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in self.arrays.values())
-        row += self.shards.string_bytes
+        fixed = [array for array in self.arrays.values() if not isinstance(array, Ragged)]
+        row = self.shards.varying_bytes + sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in fixed)
         held: list[Arrays] = []
         count = 0
         for arrays in self._groups(columns, seed, shuffle):
@@ -111,12 +110,10 @@ class ShardRows:
                 arrays = {field: array[kept] for field, array in arrays.items()}
             yield arrays
 
-    def _checked(self, stored: pa.ChunkedArray, column: Column) -> np.ndarray:
+    def _checked(self, stored: pa.ChunkedArray, column: Column) -> np.ndarray | Ragged:
         array, row_errors = decode_stored(stored, column)
-        if array.shape[1:] != (shape := self._row_shape(column)):
-            raise inconsistent_shapes(column, array.shape[1:], shape)
         if row_errors:
-            # Skipped rows were not stored, so the bad rows that remain differ in length from the first row of the file.
+            # Bad rows that are skipped were not stored. Those that remain differ in shape from the dataset's first row.
             handle_invalid = "error" if self.spec.handle_invalid == "skip" else self.spec.handle_invalid
             raise_on_invalid(row_errors, handle_invalid, IN_ROW_GROUP)
         return array
@@ -132,18 +129,26 @@ class ShardPass:
 
     def lengths(self, size: int, steps: int) -> dict[str, np.ndarray]:
         """int64 [steps] for each field whose rows differ in length: the longest row of each step, 0 without rows."""
-        return {}
+        ragged = tuple(column for column in self.rows.columns if None in column.shape)
+        if not ragged or not self.rows.count:
+            return {column.field: np.zeros(steps, np.int64) for column in ragged}
+        windows = [{field: rows.lengths for field, rows in window.items()} for window in self._windows(ragged)]
+        lengths = {column.field: np.concatenate([window[column.field] for window in windows]) for column in ragged}
+        if (count := _length(lengths)) != self.rows.count:
+            raise self.rows.changed(count)
+        return {field: longest_by_step(rows, size, steps) for field, rows in lengths.items()}
 
     def batches(self, size: int, steps: int, lengths: dict[str, np.ndarray]) -> Iterator[Batch]:
         """``steps`` batches: all rows, ``size`` at a time, then batches of no rows.
 
-        Rows that differ in length are padded to ``lengths``, as ``lengths()`` returns them for this rank.
+        Rows that differ in length are padded to the step's length in ``lengths``, which is at least what ``lengths()``
+        returns; without one, to the longest row of the batch.
         """
         done = seen = 0
         # Read one batch ahead, to yield the last one only when it is known to be: the caller may not ask for more.
         batches = itertools.chain(_batches(self._windows(self.rows.columns), size), [{}])
         for arrays, following in itertools.pairwise(batches):
-            batch = Batch(arrays, _length(arrays))
+            batch = Batch(cut(arrays, slice(None), lengths_of_step(lengths, done)), _length(arrays))
             done += 1
             seen += batch.num_valid
             if bool(following) == (seen == self.rows.count):
@@ -151,31 +156,45 @@ class ShardPass:
             yield batch
         if seen != self.rows.count:
             raise self.rows.changed(seen)
-        for _ in range(done, steps):
-            yield Batch(self.rows.arrays, 0)
+        for step in range(done, steps):
+            yield Batch(cut(self.rows.arrays, slice(None), lengths_of_step(lengths, step)), 0)
 
     def _windows(self, columns: tuple[Column, ...]) -> Iterator[Arrays]:
         return self.rows.windows(columns, self.seed, self.shuffle) if self.rows.count else iter(())
 
 
-def _length(arrays: Arrays) -> int:
+def _no_rows(column: Column, dtype: str) -> np.ndarray | Ragged:
+    """The rows of a column, none of them, in the type that the others have."""
+    if None in column.shape:
+        return Ragged(np.empty(0, dtype), np.zeros(1, np.int64), column.shape, column.padding)
+    return np.empty((0, *column.shape), dtype)  # type: ignore[arg-type]
+
+
+def _length(arrays: Mapping[str, np.ndarray | Ragged]) -> int:
     return len(next(iter(arrays.values())))
+
+
+def _join(parts: Sequence[Any]) -> Any:
+    """The rows of all parts, arrays or Ragged."""
+    return Ragged.join(parts) if isinstance(parts[0], Ragged) else np.concatenate(parts)
 
 
 def shuffled(held: list[Arrays], count: int, random: np.random.Generator | None) -> Arrays:
     """Join row groups with ``count`` rows, in a random order; without ``random``, in their own order."""
-    places = np.arange(count)
-    if random is not None:
-        places[random.permutation(count)] = np.arange(count)
+    order = np.arange(count) if random is None else random.permutation(count)
+    places = np.argsort(order)
     joined = {
-        field: np.empty((count, *array.shape[1:]), np.result_type(*(arrays[field] for arrays in held)))
+        field: _join([arrays[field] for arrays in held])[order]
+        if isinstance(array, Ragged)
+        else np.empty((count, *array.shape[1:]), np.result_type(*(arrays[field].dtype for arrays in held)))
         for field, array in held[0].items()
     }
     start = 0
     for arrays in held:  # copies each row only once, to its final place
         stop = start + _length(arrays)
         for field, array in arrays.items():
-            joined[field][places[start:stop]] = array
+            if not isinstance(array, Ragged):
+                joined[field][places[start:stop]] = array
         start = stop
     return joined
 
@@ -185,7 +204,7 @@ def _batches(windows: Iterator[Arrays], size: int) -> Iterator[Arrays]:
     rest: Arrays = {}
     for window in windows:
         if rest:
-            window = {field: np.concatenate([rest[field], array]) for field, array in window.items()}
+            window = {field: _join([rest[field], array]) for field, array in window.items()}
         count = _length(window)
         end = count - count % size
         for start in range(0, end, size):

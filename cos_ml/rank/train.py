@@ -1,15 +1,13 @@
 """The training of one rank: Keras's loop over this rank's rows, every step shared with the other ranks (rank side).
 
-n ranks compute what one computes, because the loss of a step is the mean over its rows on all ranks (see
-``cos_ml/network/exact_step.py``), metrics are sums and counts, which add up, and all ranks take the same number of
-steps: a rank that has no rows left pads its steps with rows of weight zero.
+n ranks compute what one computes: see ``trainer.py`` and ``shared_step.py``.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -35,7 +33,7 @@ from cos_ml.rank.feed import Feed, open_rows
 from cos_ml.rank.heartbeat import JOINING, TRAINING, Heartbeat
 from cos_ml.rank.resume import CheckpointCallback, TrainerState
 from cos_ml.rank.shard_rows import ShardRows
-from cos_ml.rank.trainer import make_trainer, network_of
+from cos_ml.rank.trainer import DistributedTrainer, make_trainer
 from cos_ml.spec import TrainSpec
 
 __all__ = ["train"]
@@ -114,31 +112,31 @@ def train_one(
 ) -> dict[str, Any]:
     """Train the network of one candidate in place; returns the summary of ``fit``."""
     with training_settings(network, spec.dtype_policy, spec.frozen):
-        trainer = make_trainer(network, spec, context.communicator)
         feeds = {part: Feed(part, spec, context, rows[part]) for part in PARTS}
+        trainer = make_trainer(network, spec, context.communicator, feeds)
         try:
-            summary = fit(trainer, spec, context, feeds)
+            summary = fit(trainer, context)
         except tf.errors.OpError as error:
             raise next((feed.error for feed in feeds.values() if feed.error is not None), error) from None
         context.timer.lap("train")
-        network_of(trainer)
     return summary
 
 
-def fit(trainer: Any, spec: TrainSpec, context: RankContext, feeds: dict[str, Feed]) -> dict[str, Any]:
+def fit(trainer: DistributedTrainer, context: RankContext) -> dict[str, Any]:
     """Train with Keras's own loop over the feeds.
 
     Returns:
         dict[str, Any]: "history" by metric; "rows", "validation_rows" and "steps" of an epoch; "epoch_seconds";
         "resumed", the epochs and steps that a checkpoint already contained; "checkpoint", whether there are any.
     """
-    training, validation = feeds["train"], feeds["validation"]
-    log, statistics = TrainingLog(), AverageMovingStats(context.communicator, training.share)
+    plan, spec = trainer.plan, trainer.plan.spec
+    training, validation = plan.feeds["train"], plan.feeds["validation"]
+    log, statistics = TrainingLog(), AverageMovingStats(context.communicator, training)
     user_callbacks = _user_callbacks(spec, context.rank, "val_loss" if validation.steps else "loss")
     writer = checkpoint = None
     if spec.checkpoint:
         context.heartbeat.enter("looking for a checkpoint")
-        state = TrainerState(trainer, user_callbacks | {"log": log})
+        state = TrainerState(plan, user_callbacks | {"log": log})
         writer = CheckpointCallback(state, spec.checkpoint, context, statistics.average, spec.stop_at_non_finite)
         checkpoint = writer.checkpoint
     epoch, step = (checkpoint.epoch, checkpoint.step) if checkpoint else (0, 0)
@@ -150,22 +148,20 @@ def fit(trainer: Any, spec: TrainSpec, context: RankContext, feeds: dict[str, Fe
         *user_callbacks.values(),
         HeartbeatCallback(context.heartbeat, TRAINING),
         ReseedCallback(spec.seed, context.partition, checkpoint),
-        SyncStopTraining(context.communicator),
-        ProgressCallback(training, spec.epochs, context, log, (epoch, step)),
+        SyncStopTraining(trainer, context.communicator, user_callbacks.values()),
+        ProgressCallback(plan, context, log, (epoch, step)),
     ]
     if spec.stop_at_non_finite:
-        ordered.append(StopAtNonFinite())
+        ordered.append(StopAtNonFinite(plan))
     if writer is not None:
+        _continue_files(user_callbacks.values(), epoch)
         ordered += [HeartbeatCallback(context.heartbeat, "checkpoint"), writer]
         ordered.append(HeartbeatCallback(context.heartbeat, TRAINING))
-    callback_list = SkippingCallbackList(
-        ordered, add_history=True, model=trainer, epochs=spec.epochs, steps=training.steps
-    )
     stopped = checkpoint is not None and checkpoint.plain["stopped"] and not step
     trainer.fit(
         training.dataset(), epochs=spec.epochs, initial_epoch=spec.epochs if stopped else epoch,
         validation_data=validation.dataset() if validation.steps else None,
-        callbacks=callback_list,
+        callbacks=SkippingCallbackList(plan, ordered, add_history=True, epochs=spec.epochs, steps=training.steps),
         shuffle=False, verbose=0,  # the feed shuffles
     )  # fmt: skip
     return {
@@ -187,6 +183,13 @@ def _user_callbacks(spec: TrainSpec, rank: int, monitor: str) -> dict[str, Any]:
             monitor, patience=patience, mode="min", restore_best_weights=spec.restore_best
         )
     return made
+
+
+def _continue_files(user_callbacks: Iterable[Any], epoch: int) -> None:
+    """Let files of a training that resumes keep the epochs before."""
+    for one in user_callbacks:
+        if epoch and isinstance(one, keras.callbacks.CSVLogger):
+            one.append = True
 
 
 def _limit_threads(local_size: int) -> None:

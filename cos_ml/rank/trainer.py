@@ -1,51 +1,69 @@
-"""The training step that all ranks share (rank side)."""
+"""Keras's loop around the user's model, whose steps are those of all ranks (rank side).
+
+The user's model keeps its class, its ``train_step`` and what it was compiled with. The trainer is a model around it that
+owns the loop; callbacks are given the user's model.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
+import keras
 import tensorflow as tf
 
-from cos_ml.network.exact_step import ExactStep, compile_network
+from cos_ml.network.batch import compile_network, pack_batch
+from cos_ml.network.step import install_hooks
 from cos_ml.rank.collectives import Communicator
+from cos_ml.rank.feed import Feed
+from cos_ml.rank.shared_step import Need, SharedStep, optimizers_of, share_gradients, share_result
 from cos_ml.spec import TrainSpec
 
-__all__ = ["DistributedTrainer", "make_trainer", "network_of"]
+__all__ = ["DistributedTrainer", "NonFiniteTracker", "Plan", "make_trainer"]
+
+OWN_STEPS = ("train_step", "test_step", "compute_metrics")  # methods whose logs need not be results of metrics
 
 
-def make_trainer(network: Any, spec: TrainSpec, communicator: Communicator) -> Any:
-    """Compile ``network`` for ``fit``, and give its variables the values that they have on rank 0."""
-    compile_network(network, DistributedTrainer, spec, steps_per_execution=spec.steps_per_execution)
-    network.communicator, network.finite, network.compression = communicator, NonFiniteTracker(), spec.compression
-    network.compiled_gradients = tf.function(network.gradients, jit_compile=True) if spec.jit_compile else None
-    network.optimizer.build(network.trainable_variables)
-    communicator.broadcast_variables([*network.weights, *network.optimizer.variables])
-    return network
+def make_trainer(network: Any, spec: TrainSpec, communicator: Communicator, feeds: dict[str, Feed]) -> Any:
+    """Compile ``network``, and give its variables the values that they have on rank 0.
 
+    Args:
+        network: the user's model.
+        spec: the training.
+        communicator: connects this rank to the others.
+        feeds: the rows, by part.
 
-def network_of(trainer: Any) -> Any:
-    """The plain network in a trainer, as Keras saves it."""
-    trainer.__class__ = type(trainer).__bases__[1]
-    del trainer.finite, trainer.compression, trainer.compiled_gradients
+    Returns:
+        DistributedTrainer: the model to call ``fit`` of, with the datasets of ``feeds``.
+    """
+    install_hooks()
+    compile_network(network, spec)
+    trainer = DistributedTrainer(Plan(network, spec, communicator, feeds))
+    for optimizer in trainer.plan.optimizers:
+        share_gradients(optimizer)
+    if isinstance(network.optimizer, keras.optimizers.Optimizer) and not network.optimizer.built:
+        network.optimizer.build(network.trainable_variables)
+    trainer.rehearse()
+    communicator.broadcast_variables(trainer.plan.variables)
     return trainer
 
 
 class NonFiniteTracker:
-    """Counts the steps of an epoch, inside TensorFlow, up to the first one whose loss is not finite."""
+    """Counts the steps of an epoch, inside TensorFlow, up to the first one whose loss was not finite on some rank."""
 
     def __init__(self) -> None:
-        self._steps, self._failed = tf.Variable(0, dtype=tf.int64), tf.Variable(0, dtype=tf.int64)
+        self._steps, self._failed = (tf.Variable(0, dtype=tf.int64, trainable=False) for _ in range(2))
 
     def begin(self, passed: int) -> None:
         """Begin an epoch of which ``passed`` steps are done."""
         self._steps.assign(passed)
         self._failed.assign(0)
 
-    def count(self, loss: Any) -> None:
-        """Count one step with this loss over all ranks."""
+    def count(self, failures: Any) -> None:
+        """Count one step, in which so many losses were not finite."""
         step = self._steps.assign_add(1)
-        fails = tf.logical_and(tf.equal(self._failed, 0), tf.logical_not(tf.math.is_finite(loss)))
+        fails = tf.logical_and(tf.equal(self._failed, 0), tf.reduce_sum(failures) > 0)
         self._failed.assign(tf.where(fails, step, self._failed))
 
     def failed_at(self) -> int:
@@ -53,33 +71,85 @@ class NonFiniteTracker:
         return int(self._failed.numpy())
 
 
-class DistributedTrainer(ExactStep):
-    """Mixin for a ``keras.Model``: steps whose loss, gradients and metrics are those of all ranks.
+@dataclass
+class Plan:
+    """What a trainer knows: a plain object, because a Keras model wraps the dicts and lists that it is given.
 
     Attributes:
+        network: the user's model.
+        spec: the training.
         communicator: connects this rank to the others.
+        feeds: the rows, by part: "train" and "validation".
         finite: finds the first step whose loss is not finite.
-        compression: "fp16" halves the bytes of gradients between ranks; or "none".
-        compiled_gradients: ``gradients`` compiled by XLA, or None to run it as it is.
+        needs: the sums over the ranks of a step, by part, recorded when it is traced.
+        own_logs: the names of a step's logs, by part, where they are not those of the metrics.
         skipped: the number of steps that a resumed epoch has still to skip.
+        stopped: whether the loop ends, as all ranks agreed: a rank that ended alone would leave the others waiting.
     """
 
+    network: Any
+    spec: TrainSpec
     communicator: Communicator
-    finite: NonFiniteTracker
-    compression: str
-    compiled_gradients: Callable[[Any], tuple[list[Any], Any, Any]] | None
-    wants_stop = agreed_stop = False
-    skipped = 0
+    feeds: dict[str, Feed]
+    finite: NonFiniteTracker = field(default_factory=NonFiniteTracker)
+    needs: dict[str, list[Need]] = field(default_factory=dict)
+    own_logs: dict[str, list[str]] = field(default_factory=dict)
+    skipped: int = 0
+    stopped: bool = False
+
+    @property
+    def optimizers(self) -> list[Any]:
+        """All optimizers of the user's model."""
+        return optimizers_of(self.network)
+
+    @property
+    def variables(self) -> list[Any]:
+        """The variables that are the same on all ranks at the end of an epoch: weights, and those of optimizers."""
+        return [*self.network.weights, *(one for optimizer in self.optimizers for one in optimizer.variables)]
+
+    def step(self, part: str, rows: Any, total: Any, **options: Any) -> SharedStep:
+        """A step of this part, to be traced."""
+        compression, equal = self.spec.compression, self.feeds[part].equal
+        return SharedStep(self.communicator, part, rows, total, equal=equal, compression=compression, **options)
+
+    def function(self, part: str) -> Callable[[Any], Any]:
+        """The step of the user's model; of one that is a ``tf.function`` the Python code, as hooks see only a trace."""
+        method = getattr(self.network, "train_step" if part == "train" else "test_step")
+        return getattr(method, "python_function", method)
+
+
+class DistributedTrainer(keras.Model):
+    """A model around the user's, for Keras's own loop. Its data are ``(columns, rows here, rows on all ranks)``."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.plan, self.model = plan, plan.network
+        spec = plan.spec
+        self.compile(
+            optimizer=plan.network.optimizer, run_eagerly=plan.network.run_eagerly,
+            steps_per_execution=spec.steps_per_execution, auto_scale_loss=False,
+            jit_compile=spec.jit_compile and plan.communicator.size == 1,
+        )  # fmt: skip
+
+    @property
+    def metrics(self) -> list[Any]:
+        """The metrics of the user's model."""
+        return list(self.model.metrics)
+
+    @property
+    def history(self) -> Any:
+        """The history of the user's model."""
+        return self.model.history
 
     @property
     def stop_training(self) -> bool:
-        """Whether Keras's loop ends, as all ranks agreed: a rank that ended alone would leave the others waiting."""
-        return self.agreed_stop
+        """Whether Keras's loop ends."""
+        return self.plan.stopped
 
     @stop_training.setter
     def stop_training(self, value: bool) -> None:
-        self.wants_stop = bool(value)
-        self.agreed_stop &= self.wants_stop
+        if hasattr(self, "plan"):  # Keras sets it in the constructor, too
+            self.plan.stopped = self.model.stop_training = bool(value)
 
     def make_train_function(self, force: bool = False) -> None:
         """Make Keras's own train function skip, not compute, the completed steps of a resumed epoch."""
@@ -87,32 +157,109 @@ class DistributedTrainer(ExactStep):
         compute: Callable[[Any], dict[str, Any]] = vars(self)["train_function"]
 
         def execute(iterator: Any) -> dict[str, Any]:
-            if not self.skipped:
+            if not self.plan.skipped:
                 return compute(iterator)
             for _ in range(self.steps_per_execution):
                 next(iterator)
-            self.skipped -= self.steps_per_execution
+            self.plan.skipped -= self.steps_per_execution
             return {}
 
         self.train_function = execute
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step of training, shared with all ranks."""
-        gradients, loss, outputs = (self.compiled_gradients or self.gradients)(data)
-        *gradients, loss = self.communicator.average_gradients([*gradients, loss], self.compression)
-        self.finite.count(loss)
-        self.optimizer.apply(gradients, self.trainable_variables)
-        return self.compute_step_metrics(data, outputs)
+        return self._shared("train", *data)
 
-    def gradients(self, data: Any) -> tuple[list[Any], Any, Any]:
-        """The gradients of all trainable variables, the loss and the outputs for this rank's rows."""
-        with tf.GradientTape() as tape:
-            loss, outputs = self.compute_step_loss(data, training=True)
-            scaled = self.optimizer.scale_loss(loss)
-        return tape.gradient(scaled, self.trainable_variables), loss, outputs
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """One step of validation, shared with all ranks."""
+        return self._shared("validation", *data)
+
+    def _shared(self, part: str, columns: Any, rows: Any, total: Any) -> dict[str, Any]:
+        def compute() -> dict[str, Any]:
+            return self._compute(part, columns, rows, total)
+
+        if not self.plan.feeds[part].idle:
+            return compute()
+        if tf.executing_eagerly():
+            return compute() if rows > 0 else self._take_part(part, rows, total)
+        return tf.cond(rows > 0, compute, lambda: self._take_part(part, rows, total))
+
+    def _compute(self, part: str, columns: Any, rows: Any, total: Any) -> dict[str, Any]:
+        """A step of the user's model on this rank's rows."""
+        own, plan = self.plan.own_logs.get(part), self.plan
+        with plan.step(part, rows, total, own_logs=bool(own)) as step:
+            if plan.spec.jit_compile and part == "train" and plan.communicator.size > 1:
+                logs, failed = self._compiled(step, columns, rows, total)
+            else:
+                logs, failed = plan.function(part)(pack_batch(self.model, plan.spec, columns)), None
+            logs = {name: tf.convert_to_tensor(value) for name, value in logs.items()}
+            if own and plan.communicator.size > 1:  # what is no metric is taken for a mean over the rows
+                shares = [
+                    tf.cast(tf.reduce_mean(one), tf.float32) * tf.cast(step.share, tf.float32) for one in logs.values()
+                ]
+                need = Need(lambda rows: [tf.cast(rows, tf.float32)] * len(own), None)
+                logs = dict(zip(logs, step.sum(shares, need), strict=True))
+            if part == "train":
+                self._count(step, failed)
+        plan.needs[part] = step.needs
+        return logs
+
+    def _count(self, step: SharedStep, failed: Any) -> None:
+        """Count a step of training, and the losses of it that are not finite on any rank, as far as it is known."""
+        found = [one for one in (step.failures, failed, step.lost()) if one is not None]
+        self.plan.finite.count(tf.add_n(found))
+
+    def _take_part(self, part: str, rows: Any, total: Any) -> dict[str, Any]:
+        """A step on a rank that has no rows of it."""
+        own = self.plan.own_logs.get(part)
+        with self.plan.step(part, rows, total) as step:
+            done = step.take_part(self.plan.needs[part])
+            if part == "train":
+                self._count(step, None)
+        logs = dict(zip(own, done, strict=True)) if own else self.model.get_metrics_result()
+        return {name: tf.identity(value) for name, value in logs.items()}
+
+    def _compiled(self, step: SharedStep, columns: Any, rows: Any, total: Any) -> tuple[dict[str, Any], Any]:
+        """A step that XLA compiles, up to its gradients: it can't compile Horovod's sums, which follow."""
+        kept: list[Need] = []
+
+        @tf.function(jit_compile=True, autograph=False)
+        def compute(columns: Any, rows: Any, total: Any) -> Any:
+            with self.plan.step("train", rows, total, kept=True) as inner:
+                logs = self.plan.function("train")(pack_batch(self.model, self.plan.spec, columns))
+            gradients, need = inner.gradients or ([], None)
+            kept[:] = [need] if need else []
+            return {name: tf.convert_to_tensor(value) for name, value in logs.items()}, gradients, inner.lost()
+
+        logs, gradients, failed = compute(columns, rows, total)
+        for need in kept:
+            step.apply(gradients, need)
+        return logs, failed
+
+    def rehearse(self) -> None:
+        """Trace steps without running them, where it is needed to know beforehand what they make and need.
+
+        It makes all variables, which a branch can't, and finds out whether a step's logs are the results of metrics.
+        """
+        own = any(getattr(type(self.model), name) is not getattr(keras.Model, name) for name in OWN_STEPS)
+        for part, feed in self.plan.feeds.items():
+            if not feed.steps or not (own or feed.idle) or self.plan.communicator.size == 1:
+                continue
+
+            def record(columns: Any, rows: Any, total: Any, part: str = part) -> None:
+                with self.plan.step(part, rows, total, kept=self.plan.spec.jit_compile and part == "train") as step:
+                    logs = self.plan.function(part)(pack_batch(self.model, self.plan.spec, columns))
+                if set(logs) != set(self.model.get_metrics_result()):
+                    self.plan.own_logs[part] = list(logs)
+                self.plan.needs[part] = step.needs
+
+            tf.function(record, autograph=False).get_concrete_function(*feed.signature())
+        if self.plan.own_logs:
+            for metric in self.model.metrics:
+                share_result(metric)
 
     def get_metrics_result(self) -> dict[str, Any]:
         """The metrics; over all ranks when called eagerly, as Keras does at the end of an epoch or a validation."""
-        if tf.executing_eagerly():
-            self.communicator.sum_variables([variable for metric in self.metrics for variable in metric.variables])
-        return super().get_metrics_result()
+        if tf.executing_eagerly() and SharedStep.current is None:
+            self.plan.communicator.merge_variables(self.model.metrics_variables)
+        return dict(self.model.get_metrics_result())

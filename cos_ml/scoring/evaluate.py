@@ -1,12 +1,14 @@
 """Loss and metrics over all rows of a DataFrame, on the cluster (driver and scoring task side).
 
 Keras's metrics keep sums and counts. Each partition computes its own; the driver adds them up and computes the results.
+All rows count as one step: a mean over rows or over valid elements does not depend on how Spark divides them.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
@@ -16,16 +18,35 @@ from pyspark.sql import DataFrame
 
 from cos_ml import spark_internals
 from cos_ml.data import frames, spool
+from cos_ml.data.ragged import cut
 from cos_ml.network import forward
 from cos_ml.network.archive import Network, load_model
+from cos_ml.network.keras_import import import_tensorflow
 from cos_ml.scoring import predict
 from cos_ml.spec import TrainSpec
 
 __all__ = ["evaluate"]
 
 
+@dataclass(frozen=True)
+class Totals:
+    """What is known of all rows before they are evaluated; nothing at first.
+
+    Attributes:
+        rows: their number.
+        weight: the sum of their weights.
+        counts: the divisor of each loss that divides by something else than rows, such as the valid elements of a mask.
+    """
+
+    rows: float = 1.0
+    weight: float = 1.0
+    counts: list[float] = field(default_factory=list)
+
+
 def evaluate(dataset: DataFrame, network: Network, spec: TrainSpec) -> dict[str, float]:
     """The loss and the metrics of ``spec.compile`` over all rows.
+
+    Rows with weights, and losses with masks, are read twice: their sums come first.
 
     Args:
         dataset: a DataFrame with the columns of ``spec``.
@@ -40,23 +61,38 @@ def evaluate(dataset: DataFrame, network: Network, spec: TrainSpec) -> dict[str,
     """
     spark_internals.check_message_size(dataset.sparkSession, [network.archive])
     selected = frames.select_columns(dataset, spec)
-    rows = selected.mapInArrow(partial(_sum_up, network.archive, spec.dumps()), "sums string").collect()
-    parts = [json.loads(row["sums"]) for row in rows]
+    parts, totals = _parts(selected, network, spec, Totals()), Totals()
     if not parts:
         return {"loss": float("nan")}
+    found = Totals(
+        rows=sum(part["rows"] for part in parts),
+        weight=sum(part["weight"] for part in parts),
+        counts=np.sum([part["counts"] for part in parts], axis=0).tolist(),
+    )
+    if found.counts or (spec.weight and found.weight != found.rows):
+        parts, totals = _parts(selected, network, spec, found), found
     evaluator = _Evaluator(network.archive, spec.dumps())
-    evaluator.build(parts[0]["columns"])
+    evaluator.build(parts[0]["columns"], totals)
     sums = [np.sum(values, axis=0) for values in zip(*(part["values"] for part in parts), strict=True)]
     for variable, value in zip(evaluator.variables, sums, strict=True):
         variable.assign(value)
-    return {name: float(value) for name, value in evaluator.network.get_metrics_result().items()}
+    results = evaluator.network.get_metrics_result()
+    if set(parts[0]["logs"]) != set(results):  # a test_step with logs of its own: what they are on average
+        results = {name: sum(part["logs"][name] for part in parts) / found.rows for name in parts[0]["logs"]}
+    return {name: float(value) for name, value in results.items()}
 
 
-def _sum_up(archive: bytes, spec: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _parts(selected: DataFrame, network: Network, spec: TrainSpec, totals: Totals) -> list[dict[str, Any]]:
+    """What ``_sum_up`` returns for each partition that has rows."""
+    summed = partial(_sum_up, network.archive, spec.dumps(), totals)
+    return [json.loads(row["sums"]) for row in selected.mapInArrow(summed, "sums string").collect()]
+
+
+def _sum_up(archive: bytes, spec: str, totals: Totals, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """The metrics' sums and counts over the rows of one partition, as one row of JSON; no row if it has no rows."""
     predict.limit_devices()
     evaluator = _cached_evaluator(archive, spec)
-    evaluator.network.reset_metrics()
+    evaluator.begin(totals)
     first_row = 0
     columns = None
     for batch in batches:
@@ -68,40 +104,79 @@ def _sum_up(archive: bytes, spec: str, batches: Iterable[pa.RecordBatch]) -> Ite
         columns = columns or {field: [rows.shape[1:], rows.dtype.str] for field, rows in arrays.items()}
         evaluator.add(arrays)
     if columns is not None:
-        values = [variable.numpy().tolist() for variable in evaluator.variables]
-        yield pa.RecordBatch.from_pydict({"sums": [json.dumps({"columns": columns, "values": values})]})
+        yield pa.RecordBatch.from_pydict({"sums": [json.dumps({"columns": columns, **evaluator.sums()})]})
 
 
 class _Evaluator:
     """A compiled network whose test step adds rows to its metrics."""
 
     def __init__(self, archive: bytes, spec: str) -> None:
-        from cos_ml.network.exact_step import ExactStep, batch_data, compile_network  # imports TensorFlow
+        from cos_ml.network.batch import compile_network, pack_batch  # imports TensorFlow
+        from cos_ml.network.step import PartialStep, install_hooks
 
-        self.spec, self.batch_data = TrainSpec.loads(spec), batch_data
+        install_hooks()
+        self.spec = TrainSpec.loads(spec)
         self.network = load_model(archive, self.spec.modules)
-        compile_network(self.network, ExactStep, self.spec)
-        self.step = forward.traced(self.network.test_step)
+        compile_network(self.network, self.spec)
+        test_step = getattr(self.network.test_step, "python_function", self.network.test_step)
 
-    def add(self, arrays: dict[str, np.ndarray]) -> None:
+        tf = import_tensorflow()
+
+        def step(columns: Any, rows: Any, total: Any, counts: Any) -> Any:
+            with PartialStep(rows / total, counts) as step:
+                logs = test_step(pack_batch(self.network, self.spec, columns))
+            return {name: tf.reduce_mean(tf.cast(value, tf.float64)) for name, value in logs.items()}, step.found
+
+        self.step = forward.traced(step)
+
+    def begin(self, totals: Totals) -> None:
+        """Begin a partition."""
+        self.network.reset_metrics()
+        self.totals = totals
+        self.rows, self.weight = 0, 0.0
+        self.counts: Any = 0.0
+        self.logs: dict[str, float] = {}
+
+    def add(self, arrays: dict[str, Any]) -> None:
         """Add these rows to the metrics."""
         size = self.spec.batch_size
         for start in range(0, len(next(iter(arrays.values()))), size):
-            batch = {field: rows[start : start + size] for field, rows in arrays.items()}
-            self.step(self.batch_data(self.spec, batch, len(next(iter(batch.values())))))
+            batch = cut(arrays, slice(start, start + size))
+            count = len(next(iter(batch.values())))
+            if "w" in batch:
+                self.weight += float(batch["w"].sum(dtype=np.float64))
+                batch["w"] = (batch["w"] * (self.totals.rows / (self.totals.weight or 1))).astype(batch["w"].dtype)
+            else:
+                self.weight += count
+            logs, counts = self._step(batch, count)
+            self.rows += count
+            self.counts = self.counts + np.array([one.numpy() for one in counts])
+            for name, value in logs.items():
+                self.logs[name] = self.logs.get(name, 0.0) + count * float(value)
 
-    def build(self, columns: dict[str, Any]) -> None:
-        """Create the metrics' variables without counting a row; ``columns`` is field -> [shape of a row, dtype]."""
+    def _step(self, batch: dict[str, np.ndarray], count: int) -> Any:
+        columns = tuple(batch[column.field] for column in self.spec.columns)
+        return self.step(columns, np.float64(count), np.float64(self.totals.rows), np.array(self.totals.counts))
+
+    def sums(self) -> dict[str, Any]:
+        """The state after the rows of a partition, as plain values."""
+        values = [variable.numpy().tolist() for variable in self.variables]
+        counts = np.atleast_1d(self.counts).tolist()
+        return {"values": values, "rows": self.rows, "weight": self.weight, "counts": counts, "logs": self.logs}
+
+    def build(self, columns: dict[str, Any], totals: Totals) -> None:
+        """Create the metrics' variables; ``columns`` is field -> [shape of a row, dtype]."""
+        self.begin(totals)
         arrays = {
-            field: np.full((1, *shape), b"", object) if dtype == "|O" else np.zeros((1, *shape), dtype)
+            field: np.full((1, *(side or 1 for side in shape)), b"" if dtype == "|O" else 0, dtype)
             for field, (shape, dtype) in columns.items()
         }
-        self.step(self.batch_data(self.spec, arrays, 0))
+        self._step(arrays, 1)
 
     @property
     def variables(self) -> list[Any]:
         """The metrics' sums and counts."""
-        return [variable for metric in self.network.metrics for variable in metric.variables]
+        return list(self.network.metrics_variables)
 
 
 _cached_evaluator = lru_cache(maxsize=2)(_Evaluator)  # kept by a Python worker for its next partition

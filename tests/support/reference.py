@@ -42,18 +42,22 @@ def global_batches(parts: Sequence[Part], size: int) -> Iterator[Part]:
 
 
 def train(model: Any, parts: Sequence[Part], size: int, epochs: int, optimizer: Any) -> list[float]:
-    """Train ``model`` on the global batches, in order; returns the mean loss of each epoch's rows."""
+    """Train ``model`` on the global batches, in order; returns the mean loss of each epoch's rows.
+
+    Row weights are scaled so that their mean over all rows is 1.
+    """
+    scale = 1 / np.mean(np.concatenate([weights for _, _, weights in parts]), dtype=np.float64)
     history = []
     for _ in range(epochs):
         losses, counts = [], []
         for features, labels, weights in global_batches(parts, size):
             with tf.GradientTape() as tape:
                 each = keras.losses.sparse_categorical_crossentropy(labels, model(features, training=True))
-                loss = tf.reduce_sum(each * weights) / tf.reduce_sum(weights) + sum(model.losses)
+                loss = tf.reduce_mean(each * np.float32(weights * scale)) + sum(model.losses)
             gradients = tape.gradient(loss, model.trainable_variables)
             optimizer.apply(gradients, model.trainable_variables)
             losses.append(float(loss))
-            counts.append(float(weights.sum()))
+            counts.append(len(weights))
         history.append(float(np.average(losses, weights=counts)))
     return history
 

@@ -15,7 +15,7 @@ from cos_ml.rank.context import PhaseTimer, RankContext
 from cos_ml.rank.feed import Feed, spooled_rows
 from cos_ml.rank.heartbeat import Heartbeat
 from cos_ml.rank.train import fit
-from cos_ml.rank.trainer import make_trainer, network_of
+from cos_ml.rank.trainer import make_trainer
 from cos_ml.spec import TrainSpec
 from tests.support.spools import inherited
 
@@ -46,9 +46,8 @@ def train_alone(model: Any, spec: TrainSpec, spool: Any, events: io.StringIO) ->
             part: Feed(part, spec, context, spooled_rows(part, [task], 0, inherited(spool, part)))
             for part in ("train", "validation")
         }
-        trainer = make_trainer(model, spec, context.communicator)
-        summary = fit(trainer, spec, context, feeds)
-    return network_of(trainer), summary
+        summary = fit(make_trainer(model, spec, context.communicator, feeds), context)
+    return model, summary
 
 
 def events_of(written: io.StringIO) -> list[dict[str, Any]]:

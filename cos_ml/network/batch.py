@@ -1,0 +1,72 @@
+"""Compiles a network, and packs a batch's columns as Keras's steps take them (rank and scoring side)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from cos_ml.network.forward import pack_inputs
+from cos_ml.spec import TrainSpec
+
+__all__ = ["compile_network", "pack_batch"]
+
+
+def compile_network(network: Any, spec: TrainSpec) -> None:
+    """Compile ``network`` with the arguments of ``spec``, as its user would."""
+    arguments = dict(spec.compile)
+    if arguments.pop("self_compiled", False):  # in its constructor, which Keras has called
+        return
+    if "compile_config" in arguments:
+        network.compile_from_config(arguments["compile_config"])
+        return
+    optimizer = keras.optimizers.get(arguments.pop("optimizer"))
+    arguments = {name: keras.saving.deserialize_keras_object(value) for name, value in arguments.items()}
+    if spec.learning_rate is not None:
+        optimizer.learning_rate = spec.learning_rate
+    if spec.accumulation > 1:
+        optimizer.gradient_accumulation_steps = spec.accumulation
+    if spec.run_eagerly:
+        arguments["run_eagerly"] = True
+    network.compile(optimizer=optimizer, **arguments)
+
+
+def pack_batch(network: Any, spec: TrainSpec, columns: Sequence[Any]) -> Any:
+    """What Keras gives to ``train_step``: x, (x, y) or (x, y, sample_weight).
+
+    Args:
+        network: the network, whose structures of inputs and outputs x and y have.
+        spec: the columns.
+        columns: a tensor [B, ...] for each of ``spec.columns``.
+    """
+    values = dict(zip((column.field for column in spec.columns), columns, strict=True))
+    inputs = [values[column.field] for column in spec.inputs]
+    for index, wanted in enumerate(getattr(network, "inputs", None) or ()):
+        if inputs[index].dtype.is_floating and wanted.dtype in ("float16", "bfloat16"):
+            inputs[index] = tf.cast(inputs[index], wanted.dtype)
+    x = pack_inputs(network, inputs)
+    labels = {int(column.field[1:]): values[column.field] for column in spec.labels}
+    if not labels:
+        return keras.utils.pack_x_y_sample_weight(x)
+    outputs = list(getattr(network, "outputs", None) or ())
+    structure = getattr(network, "output", None)  # a Sequential model that was not called yet has none
+    y = _packed(structure, [labels.get(index) for index in range(max(len(outputs), *labels, 1))])
+    if "w" not in values:
+        return x, y
+    weights = [_row_weights(values["w"], output) for output in outputs] or [values["w"]]
+    same = len({len(one.shape) for one in weights}) == 1
+    return x, y, weights[0] if same else _packed(structure, weights)
+
+
+def _packed(structure: Any, values: list[Any]) -> Any:
+    """One value per output in the structure of the outputs; a single value as it is."""
+    if len(values) == 1 and not isinstance(structure, (dict, list, tuple)):
+        return values[0]
+    return keras.tree.pack_sequence_as(structure, values) if keras.tree.is_nested(structure) else values
+
+
+def _row_weights(weights: Any, output: Any) -> Any:
+    """Row weights [B] with as many axes as the loss of an output has: one less than the output."""
+    return tf.reshape(weights, [-1] + [1] * max(0, len(output.shape) - 2))
