@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,8 +20,8 @@ from cos_ml.rank.heartbeat import Heartbeat
 from cos_ml.rank.trainer import Plan
 
 __all__ = [
-    "AverageMovingStats", "HeartbeatCallback", "ProgressCallback", "ReseedCallback", "SkippingCallbackList",
-    "StopAtNonFinite", "SyncStopTraining", "seed_generators",
+    "AverageMovingStats", "CheckAgreement", "HeartbeatCallback", "ProgressCallback", "ReseedCallback",
+    "SkippingCallbackList", "StopAtNonFinite", "SyncStopTraining", "seed_generators",
 ]  # fmt: skip
 
 EVENT_INTERVAL = 0.25  # seconds between two "step" events
@@ -113,6 +114,30 @@ class SyncStopTraining(keras.callbacks.Callback):
 def _looks_at_steps(callback: Any) -> bool:
     names = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
     return any(getattr(type(callback), name) is not getattr(keras.callbacks.Callback, name) for name in names)
+
+
+class CheckAgreement(keras.callbacks.Callback):
+    """Ends a training whose ranks have come apart, as a ``train_step`` with an optimizer that nobody finds lets them.
+
+    Args:
+        plan: the trainer's.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.plan = plan
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        digest = 0
+        for variable in self.plan.variables:
+            digest = zlib.crc32(np.ascontiguousarray(variable.numpy()).tobytes(), digest)
+        highest, lowest = self.plan.communicator.maximum(np.array([digest, -digest])).tolist()
+        if highest != -lowest:
+            raise RankError(
+                f"After epoch {epoch + 1} the ranks have different weights: the train_step of "
+                f"{type(self.model).__name__} changes weights by itself, or by an optimizer that is no attribute of the "
+                "model. Make each optimizer an attribute, and change weights by its apply only."
+            )
 
 
 class HeartbeatCallback(keras.callbacks.Callback):

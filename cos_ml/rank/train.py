@@ -20,6 +20,7 @@ from cos_ml.network.archive import dump_model, load_model
 from cos_ml.network.policies import training_settings
 from cos_ml.rank.callbacks import (
     AverageMovingStats,
+    CheckAgreement,
     HeartbeatCallback,
     ProgressCallback,
     ReseedCallback,
@@ -75,7 +76,7 @@ def train(
         summary |= {"seconds": timer.seconds, "rank_info": start["rank_info"]}
         results[f"{index}/summary"] = json.dumps(summary).encode()
         if context.rank == 0:
-            results[f"{index}/network"] = dump_model(network)
+            results[f"{index}/network"] = dump_model(network, like=archives[str(spec.network)])
         timer.reset("compile", "train")
     heartbeat.enter("leaving the other ranks")
     context.communicator.close()
@@ -151,6 +152,8 @@ def fit(trainer: DistributedTrainer, context: RankContext) -> dict[str, Any]:
         SyncStopTraining(trainer, context.communicator, user_callbacks.values()),
         ProgressCallback(plan, context, log, (epoch, step)),
     ]
+    if plan.own_step and context.communicator.size > 1:
+        ordered.append(CheckAgreement(plan))
     if spec.stop_at_non_finite:
         ordered.append(StopAtNonFinite(plan))
     if writer is not None:

@@ -1,7 +1,7 @@
 """Keras's loop around the user's model, whose steps are those of all ranks (rank side).
 
-The user's model keeps its class, its ``train_step`` and what it was compiled with. The trainer is a model around it that
-owns the loop; callbacks are given the user's model.
+The user's model keeps its class, its ``train_step`` and what it was compiled with. The trainer is a model around it
+that owns the loop; callbacks are given the user's model.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from cos_ml.errors import InvalidInputError
 from cos_ml.network.batch import compile_network, pack_batch
 from cos_ml.network.step import install_hooks
 from cos_ml.rank.collectives import Communicator
@@ -36,7 +37,11 @@ def make_trainer(network: Any, spec: TrainSpec, communicator: Communicator, feed
 
     Returns:
         DistributedTrainer: the model to call ``fit`` of, with the datasets of ``feeds``.
+
+    Raises:
+        InvalidInputError: the network takes batches of a fixed size, which does not divide the rows of some rank.
     """
+    _check_batches(network, spec, feeds)
     install_hooks()
     compile_network(network, spec)
     trainer = DistributedTrainer(Plan(network, spec, communicator, feeds))
@@ -47,6 +52,19 @@ def make_trainer(network: Any, spec: TrainSpec, communicator: Communicator, feed
     trainer.rehearse()
     communicator.broadcast_variables(trainer.plan.variables)
     return trainer
+
+
+def _check_batches(network: Any, spec: TrainSpec, feeds: dict[str, Feed]) -> None:
+    fixed = next((one.shape[0] for one in getattr(network, "inputs", None) or () if one.shape[0] is not None), None)
+    for part, feed in feeds.items():
+        rest = (feed.rows_by_rank % spec.batch_size).sum(axis=0)
+        if fixed is not None and rest.any():
+            rank = int(rest.argmax())
+            raise InvalidInputError(
+                f"Param batchSize: the network takes batches of {fixed} rows, which do not divide the "
+                f"{feed.rows_by_rank[:, rank].sum()} {part} rows of rank {rank}. Repartition to rows that they divide, "
+                "or build the network without a batch size (stateful=False)."
+            )
 
 
 class NonFiniteTracker:
@@ -96,6 +114,11 @@ class Plan:
     own_logs: dict[str, list[str]] = field(default_factory=dict)
     skipped: int = 0
     stopped: bool = False
+
+    @property
+    def own_step(self) -> bool:
+        """Whether the network's class has a ``train_step`` of its own."""
+        return type(self.network).train_step is not keras.Model.train_step
 
     @property
     def optimizers(self) -> list[Any]:
