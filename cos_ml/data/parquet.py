@@ -3,7 +3,7 @@
 ``plan`` reads the footers of the files on the driver; ``cos_ml.rank.shard_rows`` reads the rows. Row group i belongs to
 rank i modulo the number of ranks. No rows are on the ranks' disks, and only a few row groups are in memory.
 
-The order of the rows depends only on the seed, so a pass over the weight column alone tells the weight of each step.
+The order of the rows depends only on the seed, so a pass over a column alone tells how long its rows are in each step.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from cos_ml.data.columns import Column, RowError, decode
+from cos_ml.data.ragged import Ragged
 from cos_ml.data.spool import PARTS, Spool, raise_on_invalid
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.spec import TrainSpec
@@ -29,7 +30,7 @@ from cos_ml.spec import TrainSpec
 __all__ = ["IN_ROW_GROUP", "ShardSpool", "Shards", "check_petastorm", "decode_stored", "plan", "validation_mask"]
 
 IN_ROW_GROUP = " (Rows are counted from 0 within a row group.)"  # at the end of messages
-PREVIEW_ROWS = 16  # rows that decide the length of an unknown dimension
+PREVIEW_ROWS = 16  # rows that decide which shape rows have, and in which type they are stored
 READABLE = {pa.bool_(), pa.int8(), pa.uint8(), pa.int16(), pa.int32(), pa.int64(), pa.float32(), pa.float64(),
             pa.string(), pa.binary()}  # by petastorm, besides decimals  # fmt: skip
 STRING_OVERHEAD = 41  # bytes that a Python string needs besides its characters
@@ -57,7 +58,7 @@ class Shards:
         rows: the number of rows by part, for each partition.
         shapes: the shape of a row, by field.
         dtypes: the dtype of a row, by field.
-        string_bytes: the memory that the strings of one row need.
+        varying_bytes: the memory that a row needs on average in columns of strings and of rows that differ in length.
         digest: a hash of the rows, or of the files.
     """
 
@@ -68,7 +69,7 @@ class Shards:
     rows: Sequence[dict[str, int]]
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
-    string_bytes: int
+    varying_bytes: int
     digest: str
 
 
@@ -124,7 +125,7 @@ def plan(
                 groups.append(_count(file, index, spec, names))
                 if layout is None and groups[-1][0]:
                     layout = _row_layout(file, index, spec, names)
-    counts = np.array(groups, np.int64).reshape(-1, 3)  # of each row group: rows, validation rows, bytes of strings
+    counts = np.array(groups, np.int64).reshape(-1, 3)  # of each row group: rows, validation rows, varying bytes
     sums = [counts[rank::ranks].sum(axis=0).tolist() for rank in range(ranks)]
     rows = tuple({"train": total - validation, "validation": validation} for total, validation, _ in sums)
     if layout is None or not any(part["train"] for part in rows):
@@ -134,21 +135,26 @@ def plan(
     elif ordered:  # Spark's writer makes smaller row groups when it is short of memory
         digest = f"{digest} {counts[:, 0].tolist()}"
     filled = tuple(int((counts[rank::ranks, 0] > 0).sum()) for rank in range(ranks))
-    string_bytes = int(counts[:, 2].sum() // counts[:, 0].sum())
+    varying_bytes = int(counts[:, 2].sum() // counts[:, 0].sum())
     files = tuple(_file_url(path, url, filesystem) for path in paths)
-    return Shards(files, len(groups), filled, names, rows, *layout, string_bytes, digest)
+    return Shards(files, len(groups), filled, names, rows, *layout, varying_bytes, digest)
 
 
 def _count(file: Any, index: int, spec: TrainSpec, names: dict[str, str]) -> tuple[int, int, int]:
-    """The rows and the validation rows of a row group, and the memory that its strings need."""
+    """The rows and the validation rows of a row group, and the memory that its strings and varying rows need."""
     metadata = file.metadata.row_group(index)
     validation = 0
     if spec.validation:
         validation = int(validation_mask(file.read_row_group(index, columns=[names["v"]]).column(0)).sum())
-    strings = {names[column.field] for column in spec.columns if column.dtype == "string"}
-    chunks = [metadata.column(number) for number in range(metadata.num_columns)]
-    chunks = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in strings]
-    size = sum(chunk.total_uncompressed_size + chunk.num_values * STRING_OVERHEAD for chunk in chunks)
+    varying = {names[one.field]: one.dtype for one in spec.columns if one.dtype == "string" or one.may_vary}
+    size = 0
+    for chunk in map(metadata.column, range(metadata.num_columns)):
+        dtype = varying.get(chunk.path_in_schema.split(".")[0])
+        if dtype is not None and chunk.physical_type == "BYTE_ARRAY":
+            overhead = STRING_OVERHEAD if dtype == "string" else 0
+            size += chunk.total_uncompressed_size + chunk.num_values * overhead
+        elif dtype is not None:
+            size += chunk.num_values * np.dtype(dtype).itemsize
     return metadata.num_rows, validation, size
 
 
@@ -219,13 +225,12 @@ def validation_mask(values: pa.ChunkedArray) -> np.ndarray:
     return values.cast(pa.bool_()).fill_null(False).to_numpy()
 
 
-def decode_stored(values: pa.Array | pa.ChunkedArray, column: Column) -> tuple[np.ndarray, list[RowError]]:
-    """``decode`` for the types that files have: converts to the network's number type first."""
+def decode_stored(values: pa.Array | pa.ChunkedArray, column: Column) -> tuple[np.ndarray | Ragged, list[RowError]]:
+    """``decode`` for the types that files have: converts to the network's type of floating-point numbers first."""
     nested = pa.types.is_list(values.type)
     kind = values.type.value_type if nested else values.type
-    is_float = column.dtype == "float32" and not pa.types.is_binary(kind)
-    if is_float or pa.types.is_decimal(kind):
-        number = pa.float32() if is_float else pa.float64()
+    if column.dtype in ("float32", "float64") and not pa.types.is_binary(kind):
+        number = pa.from_numpy_dtype(np.dtype(column.dtype))
         values = values.cast(pa.list_(number) if nested else number, safe=False)
     return decode(values, column)
 

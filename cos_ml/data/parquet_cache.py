@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import math
 import os
 import uuid
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from cos_ml.data.columns import as_list_array
+from cos_ml.data.columns import Column
 from cos_ml.data.frames import small_batches
+from cos_ml.data.ragged import Ragged, offsets_of
 from cos_ml.data.spool import inconsistent_shapes, usable_rows
 from cos_ml.errors import InvalidInputError, from_spark
 from cos_ml.spec import TrainSpec
@@ -101,9 +103,10 @@ def usable_batches(spec: TrainSpec, batches: Iterable[pa.RecordBatch]) -> Iterat
         InvalidInputError: a row is bad, or rows have different shapes.
     """
     seen = 0
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int | None, ...]] = {}
+    settled: dict[str, Column] = {}
     for batch in batches:
-        arrays, kept = usable_rows(batch, spec, seen)
+        arrays, kept = usable_rows(batch, spec, seen, settled)
         seen += batch.num_rows
         for column in spec.columns if kept.any() else ():
             shape = arrays[column.field].shape[1:]
@@ -116,12 +119,16 @@ def usable_batches(spec: TrainSpec, batches: Iterable[pa.RecordBatch]) -> Iterat
         yield pa.RecordBatch.from_arrays(columns, batch.schema.names)
 
 
-def to_stored(rows: np.ndarray, kind: pa.DataType) -> pa.Array:
+def to_stored(rows: np.ndarray | Ragged, kind: pa.DataType) -> pa.Array:
     """Convert decoded rows back to their Arrow type ``kind``."""
+    if isinstance(rows, Ragged):
+        sizes, flat = np.diff(rows.offsets), rows.values[rows.offsets[0] : rows.offsets[-1]]
+    else:
+        sizes, flat = np.full(len(rows), math.prod(rows.shape[1:])), rows.reshape(-1)
     if pa.types.is_binary(kind):
-        return pa.array([row.tobytes() for row in rows], kind)
-    flat = rows.reshape(len(rows), math.prod(rows.shape[1:]))
-    if rows.dtype == object:
-        strings = [[string.decode() for string in row] for row in flat]
-        return pa.array(strings if pa.types.is_list(kind) else [row[0] for row in strings], kind)
-    return as_list_array(flat) if pa.types.is_list(kind) else pa.array(flat.reshape(-1), kind)
+        data, ends = flat.astype(np.uint8).tobytes(), offsets_of(sizes).tolist()
+        return pa.array([data[start:end] for start, end in itertools.pairwise(ends)], kind)
+    element = kind.value_type if pa.types.is_list(kind) else kind
+    values = pa.array(flat, pa.binary()).cast(pa.string()) if flat.dtype == object else pa.array(flat)
+    values = values if values.type == element else values.cast(element)
+    return pa.ListArray.from_arrays(offsets_of(sizes).astype(np.int32), values) if pa.types.is_list(kind) else values

@@ -24,7 +24,7 @@ from cos_ml.data.ragged import Ragged, cut, offsets_of
 from cos_ml.errors import InvalidInputError
 from cos_ml.spec import TrainSpec
 
-__all__ = ["PARTS", "Batch", "Spool", "SpooledRows", "local_folder", "raise_on_invalid", "step_weights", "usable_rows"]
+__all__ = ["PARTS", "Batch", "Spool", "SpooledRows", "local_folder", "raise_on_invalid", "usable_rows"]
 
 PARTS = ("train", "validation")
 MAPPED = 256 << 20  # bytes of the largest column that is memory-mapped; pages read from a map count as memory in use
@@ -350,10 +350,3 @@ def _reshaped(rows: Any, column: Column) -> Any:
     if isinstance(rows, Ragged):
         return replace(rows, padding=column.padding)
     return rows.reshape(rows.shape[0], *column.shape_of(rows.shape[1:]))
-
-
-def step_weights(weights: np.ndarray, size: int, steps: int) -> np.ndarray:
-    """float64 [steps]: the sum of the row weights in each step of a pass, whose weights are given in its order."""
-    starts = np.arange(0, len(weights), size)
-    sums = np.add.reduceat(weights, starts) if len(weights) else np.empty(0)
-    return np.pad(sums, (0, steps - len(sums)))

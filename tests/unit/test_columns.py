@@ -1,3 +1,5 @@
+from decimal import Decimal
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -5,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cos_ml.data.columns import Column, RowError, as_list_array, decode, renumber, spark_dtype
+from cos_ml.data.columns import Column, RowError, as_list_array, decode, renumber, settle, spark_dtype
 
 PIXELS = Column("pixels", "x0", (2,))
 NUMBER = Column("size", "x0")
@@ -157,26 +159,87 @@ def test_a_round_trip_of_a_part():
 # ── unknown dimensions ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_unknown_dimension_is_as_long_as_the_first_row_needs():
+LISTS = st.lists(st.none() | st.lists(st.none() | st.sampled_from([0.0, 1.5, np.nan]), max_size=4), max_size=6)
+
+
+@given(LISTS, st.integers(1, 2))
+def test_rows_with_an_unknown_dimension_keep_their_length(lists, known):
+    """Whether a row is good depends on nothing but the row."""
+    column = Column("steps", "x0", (None, known))
+    rows, row_errors = decode(pa.array(lists, pa.list_(pa.float32())), column)
+    bad = [error.row for error in row_errors]
+    assert bad == sorted(set(bad))
+    assert rows.shape == (len(lists), None, known)
+    for index, row in enumerate(lists):
+        right = row is not None and None not in row and not np.isnan(row).any() and len(row) % known == 0
+        assert right == (index not in bad)
+        found = rows[index : index + 1].values
+        assert found.tolist() == row if right else np.isnan(found).all() and len(found) == known
+
+
+def test_errors_of_rows_with_an_unknown_dimension():
     column = Column("steps", "x0", (None, 2))
-    assert column.size is None
-    numbers, row_errors = decode(pa.array([[1.0, 2, 3, 4, 5, 6]] * 2), column)
-    assert numbers.shape == (2, 3, 2)
-    assert row_errors == []
-    numbers, row_errors = decode(pa.array([None, [1.0, 2, 3, 4], [1.0, 2]]), column)
-    assert numbers.shape == (3, 2, 2)
-    assert [error.row for error in row_errors] == [0, 2]
+    _, row_errors = decode(pa.array([[1.0, 2, 3], None, [], [1.0, np.nan], [1.0, None]]), column)
+    assert messages(row_errors) == [
+        "column 'steps', row 0: has 3 numbers; the network expects a multiple of 2, of shape (None, 2)",
+        "column 'steps', row 1: is null",
+        "column 'steps', row 3: has NaN at position 1",
+        "column 'steps', row 4: contains an element that is null",
+    ]
 
 
-def test_an_unknown_dimension_with_rows_of_no_fitting_size():
-    _, row_errors = decode(pa.array([[1.0, 2, 3]]), Column("steps", "x0", (None, 2)))
-    assert [error.row for error in row_errors] == [0]
+def test_values_of_rows_with_an_unknown_dimension():
+    ids = pa.array([[1, 2], [], [300, 1, 3], [4]], pa.list_(pa.int64()))
+    rows, row_errors = decode(ids, Column("ids", "x0", (None,), "uint8", padding=7.0))
+    assert rows.dtype == np.uint8
+    assert messages(row_errors) == ["column 'ids', row 2: contains a number that is not a uint8"]
+    assert rows.padded().tolist() == [[1, 2], [7, 7], [0, 7], [4, 7]]
+    _, row_errors = decode(ids, Column("tags", "y0", (None,), "int64", classes=4))
+    assert messages(row_errors)[0].startswith("column 'tags', row 2: is 300; expected an integer from 0 to 3")
+    flags, row_errors = decode(pa.array([[True], [True, None]]), Column("flags", "x0", (None,), "bool"))
+    assert flags.padded().tolist() == [[True], [False]]
+    assert len(row_errors) == 1
 
 
-def test_an_unknown_dimension_with_nothing_but_nulls():
-    numbers, row_errors = decode(pa.array([None, None], pa.list_(pa.float32())), Column("steps", "x0", (None, 2)))
-    assert len(numbers) == 2
-    assert messages(row_errors) == ["column 'steps', row 0: is null", "column 'steps', row 1: is null"]
+def test_numbers_binary_and_strings_for_an_unknown_dimension():
+    assert decode(pa.array([1.5, 2.5]), Column("one", "x0", (None, 1)))[0].padded().tolist() == [[[1.5]], [[2.5]]]
+    blobs = pa.array([b"\x01", b"\x02\xff"])
+    assert decode(blobs, Column("bytes", "x0", (None,)))[0].padded().tolist() == [[1, 0], [2, 255]]
+    rows = decode(blobs, Column("bytes", "x0", (None,), padding=-1.0))[0].padded()
+    assert rows.dtype == np.float32  # a byte can't hold the padding
+    assert rows.tolist() == [[1, -1], [2, 255]]
+    words, row_errors = decode(pa.array([["a"], ["b", "cd"], ["e", None]]), Column("words", "x0", (None,), "string"))
+    assert words.padded().tolist() == [[b"a", b""], [b"b", b"cd"], [b"", b""]]
+    assert [error.row for error in row_errors] == [2]
+
+
+@pytest.mark.parametrize("values", [[], [[]], [None, []]])
+def test_no_numbers_for_an_unknown_dimension(values):
+    rows, _ = decode(pa.array(values, pa.list_(pa.float32())), Column("steps", "x0", (None, 2)))
+    assert rows.padded().shape == (len(values), 1, 2)
+
+
+@pytest.mark.parametrize(("size", "shape"), [(6, (3, 2)), (3, (3,)), (5, (None,)), (1, (None,)), (12, (None,))])
+def test_the_first_row_chooses_among_shapes(size, shape):
+    column = Column("tags", "y0", (3, 2), alternatives=((3,), (None,)))
+    values = pa.array([None, [], list(range(size)), [1] * 7], pa.list_(pa.float32()))
+    assert settle(values, column) == Column("tags", "y0", shape)
+    assert decode(values, column)[0].shape[1:] == shape
+    assert settle(values[:2], column) == column
+    assert settle(values, Column("tags", "y0", (3, 2), alternatives=((3,),))).shape == (shape if shape[0] else (3, 2))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint64", "int64", "float64"])
+def test_decimals(dtype):
+    values = [Decimal(-1), Decimal("2.5"), Decimal(2**64 - 1), Decimal(2**64), None]
+    numbers, row_errors = decode(pa.array(values, pa.decimal128(25, 1)), Column("c", "x0", (), dtype))
+    low, high = (0, 2**64 - 1) if dtype == "uint64" else (-(2**63), 2**63 - 1) if dtype == "int64" else (-128, 127)
+    if dtype == "float64":
+        assert numbers[:4].tolist() == [-1, 2.5, 2.0**64, 2.0**64]
+    else:
+        right = [value is not None and low <= value <= high for value in values]
+        assert numbers.tolist() == [int(value) if good else 0 for value, good in zip(values, right, strict=True)]
+        assert [error.row for error in row_errors] == [row for row, good in enumerate(right) if not good]
 
 
 def test_two_unknown_dimensions_are_an_error():

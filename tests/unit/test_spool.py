@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from cos_ml.data import spool as spool_module
 from cos_ml.data.columns import Column, RowError
+from cos_ml.data.disk_arrays import RowsOnDisk
+from cos_ml.data.ragged import Ragged, offsets_of
 from cos_ml.data.spool import KEYS, Pass, Spool, SpooledRows, local_folder, raise_on_invalid, row_keys
 from cos_ml.errors import InvalidInputError
 from cos_ml.job import task
@@ -103,10 +105,91 @@ def test_skip_all(spool):
 
 
 def test_rows_of_one_shape_after_rows_of_another(spool):
-    spec = TrainSpec(inputs=(Column("steps", "x0", (None,)),), labels=(Y,))
-    data = {"x0": pa.array([[1.0, 2.0], [1.0, 2.0, 3.0]]), "y0": np.zeros(2)}
-    with pytest.raises(InvalidInputError, match=r"'steps'.*\(3,\).*\(2,\)"):
-        spool(spec, data, size=1)
+    """Nothing but an empty row says nothing about the shape of the others, and it was kept."""
+    column = Column("tags", "y0", (2,), alternatives=((3,),))
+    spec = TrainSpec(inputs=(), labels=(column,), handle_invalid="keep")
+    with pytest.raises(InvalidInputError, match=r"'tags'.*\(3,\).*\(2,\)"):
+        spool(spec, {"y0": pa.array([[], [1.0, 2.0, 3.0]])}, size=1)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("first", "shape", "bad"),
+    [([1.0], (None,), []), ([1.0] * 2, (2,), [1]), ([1.0] * 4, (2, 2), [1])],
+)
+def test_the_first_row_with_numbers_chooses_the_shape_of_a_partition(spool, size, first, shape, bad):
+    column = Column("tags", "y0", (2, 2), alternatives=((2,), (None,)))
+    spec = TrainSpec(inputs=(), labels=(column,), handle_invalid="skip")
+    good = [first] * 2
+    spooled = spool(spec, {"y0": pa.array([first, [1.0] * 3, *good], pa.list_(pa.float32()))}, size)
+    assert spooled.shapes["y0"] == shape
+    assert spooled.skipped == len(bad)
+    assert len(rows_of(spooled).arrays["y0"]) == 4 - len(bad)
+
+
+ROWS = st.lists(st.lists(st.integers(0, 255), max_size=5), max_size=12)
+DTYPES = ["bool", "int8", "uint8", "int16", "int64", "uint64", "float16", "float32", "float64"]
+
+
+@given(ROWS, st.integers(1, 4), st.integers(1, 5), st.sampled_from(DTYPES), st.integers(0, 9), st.integers(0, 2))
+def test_batches_of_rows_that_differ_in_length(rows, cut, size, dtype, seed, more):
+    """What NumPy pads row by row, however the rows reach the spool."""
+    rows = [np.array(row, np.uint8).repeat(2).astype(dtype) for row in rows]
+    column = Column("steps", "x0", (None, 2), dtype, padding=1.0)
+    spooled = Spool(TrainSpec(inputs=(column, Column("id", "x1", (), "int64")), labels=()))
+    lists = pa.ListArray.from_arrays(
+        pa.array(np.cumsum([0, *map(len, rows)]), pa.int32()), pa.array(np.concatenate([np.empty(0, dtype), *rows]))
+    )
+    batch = pa.RecordBatch.from_arrays([lists, pa.array(np.arange(len(rows)))], ["x0", "x1"])
+    try:
+        spooled.fill(batch.slice(start, cut) for start in range(0, len(rows), cut))
+        spooled.shapes, spooled.dtypes = {"x0": (None, 2), "x1": ()}, {"x0": np.dtype(dtype).str, "x1": "<i8"}
+        one = rows_of(spooled).reshaped(spooled.spec.columns).ordered(True, (seed,))
+    finally:
+        spooled.close()
+    steps = -(-len(rows) // size) + more
+    lengths = one.lengths(size, steps)
+    assert list(lengths) == ["x0"]
+    for step, batch in enumerate(one.batches(size, steps, {"x0": lengths["x0"] + 1})):
+        chosen = [rows[place].reshape(-1, 2) for place in batch.arrays["x1"]]
+        assert lengths["x0"][step] == (max([1, *map(len, chosen)]) if chosen else 0)
+        expected = np.full((len(chosen), lengths["x0"][step] + 1, 2), 1, dtype)
+        for place, row in enumerate(chosen):
+            expected[place, : len(row)] = row
+        assert batch.arrays["x0"].dtype == dtype
+        assert batch.arrays["x0"].tobytes() == expected.tobytes()
+
+
+@given(ROWS, st.integers(1, 4))
+def test_keys_of_rows_that_differ_in_length(rows, size):
+    """A key depends on its row alone, and on its length too: zeros at the end count."""
+    for dtype in ("uint8", "float32", "float64", object):
+        values = np.array([value for row in rows for value in row], np.uint8)
+        values = np.array([b"%d" % value for value in values], object) if dtype is object else values.astype(dtype)
+        ragged = Ragged(values, offsets_of(np.array([len(row) for row in rows], int)), (None,))
+        keys = row_keys({"x0": ragged})
+        assert len(np.unique(keys)) == len({tuple(row) for row in rows})
+        parts = [row_keys({"x0": ragged[start : start + size]}) for start in range(0, len(rows), size)]
+        assert np.concatenate([*parts, np.empty(0, np.uint64)]).tolist() == keys.tolist()
+
+
+def test_long_rows_that_differ_in_length_are_read_and_not_mapped(spool, monkeypatch):
+    monkeypatch.setattr(spool_module, "MAPPED", 64)
+    spec = TrainSpec(inputs=(Column("steps", "x0", (None,)),), labels=())
+    lists = [list(range(count)) for count in (9, 0, 30, 1)]
+    rows = rows_of(spool(spec, {"x0": pa.array(lists, pa.list_(pa.float32()))}, size=3))
+    assert isinstance(rows.arrays["x0"].values, RowsOnDisk)
+    (batch,) = Pass(rows.arrays, np.array([2, 3, 1, 0])).batches(4, 1, {})
+    assert [row[: len(lists[place])].tolist() for row, place in zip(batch.arrays["x0"], (2, 3, 1, 0), strict=True)] == [
+        lists[place] for place in (2, 3, 1, 0)
+    ]
+
+
+def test_strings_of_rows_that_differ_in_length(spool):
+    spec = TrainSpec(inputs=(Column("words", "x0", (None,), "string"),), labels=())
+    rows = rows_of(spool(spec, {"x0": pa.array([["a", "bcd"], [], ["", "e", "f"]])}, size=2))
+    (batch,) = Pass(rows.arrays, np.array([2, 0, 1])).batches(3, 1, {})
+    assert batch.arrays["x0"].tolist() == [[b"", b"e", b"f"], [b"a", b"bcd", b""], [b"", b"", b""]]
 
 
 def test_raise_on_invalid():
