@@ -19,10 +19,12 @@ from cos_ml.estimator_params import EstimatorParams
 from cos_ml.job import horovod_env, preflight
 from cos_ml.job.fit import Candidate, FitOptions, Trained, check_horovod, fit
 from cos_ml.model import COMPILED, DeepNetModel, check_layers, check_outputs
+from cos_ml.network import checks
 from cos_ml.network.archive import Network, custom_modules, find_layer
 from cos_ml.network.keras_import import import_keras
-from cos_ml.network.outputs import check_loss, losses_by_output, output_kind
-from cos_ml.network.signature import input_columns, label_columns
+from cos_ml.network.losses import losses_by_output, with_output_keys
+from cos_ml.network.outputs import check_loss, output_kind
+from cos_ml.network.signature import input_columns
 from cos_ml.persistence import NetworkStage
 from cos_ml.spec import ANY_RUN, CheckpointConfig, TrainSpec
 
@@ -212,30 +214,49 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
                 "(checkpointInterval counts epochs), or set shuffle=True."
             )
         arguments, callbacks = self._compile_arguments(network), self.getCallbacks()
-        losses = losses_by_output(arguments["loss"], network.outputs)
-        labels = label_columns(network, self.getLabelCols(), arguments["loss"])
-        for output, loss in zip(network.outputs, losses, strict=True):
-            check_loss(output, loss)
+        loss = checks.loss_of(network, arguments)
+        losses = losses_by_output(loss, network.outputs)
+        frozen = tuple(find_layer(network.layers, name, "frozenLayers") for name in self.getFrozenLayers())
+        fields = self.spec_fields(unset=checks.compiled_settings(network))
+        self._check_training(network, arguments, frozen, fields)
         modules = {*network.modules, *custom_modules(arguments), *custom_modules(callbacks)}
         weight, validation = self.value_or_none(self.weightCol), self.value_or_none(self.validationIndicatorCol)
         spec = TrainSpec(
             inputs=input_columns(network, self.input_columns()),
-            labels=labels,
+            labels=self.label_columns(dataset.schema, network, loss),
             weight=None if weight is None else Column(weight, "w", low=0.0),
             validation=None if validation is None else Column(validation, "v", dtype="bool"),
             compile=arguments,
             modules=tuple(sorted(modules)),
-            frozen=tuple(find_layer(network.layers, name, "frozenLayers") for name in self.getFrozenLayers()),
+            frozen=frozen,
             callbacks=tuple(callbacks),
             stop_at_non_finite=self.getHandleNonFiniteLoss() == "error",
             variables=horovod_env.variables(self.getHorovodOptions()),
-            **self.spec_fields(),
+            **fields,
         )
         check_layers(network, self.getFeatureLayers())
-        kinds = tuple(output_kind(output, loss) for output, loss in zip(network.outputs, losses, strict=True))
+        kinds = tuple(output_kind(output, one) for output, one in zip(network.outputs, losses, strict=True))
         check_outputs(self, dataset.schema, network, kinds)
         frames.select_columns(dataset, spec)  # raises for columns that are missing or of the wrong type
         return spec
+
+    def _check_training(
+        self, network: Network, arguments: dict[str, Any], frozen: tuple[str, ...], fields: dict[str, Any]
+    ) -> None:
+        """Raises InvalidInputError for Params that do not fit each other or the network."""
+        loss = checks.loss_of(network, arguments)
+        for output, one in zip(network.outputs, losses_by_output(loss, network.outputs), strict=True):
+            check_loss(output, one)
+        checks.check_losses(loss)
+        checks.check_learning_rate(
+            arguments.get("optimizer") or arguments.get("compile_config"),
+            self.value_or_none(self.learningRate),
+            self.getCallbacks(),
+        )
+        checks.check_trainable(network, frozen)
+        checks.check_network(network, self.getBatchSize(), self.getNumTrainWorkers())
+        if fields.get("jit_compile"):
+            checks.check_xla(network, loss, self.getNumTrainWorkers())
 
     def _compile_arguments(self, network: Network) -> dict[str, Any]:
         """Arguments of ``keras.Model.compile``: the Params that are set, else the compiled model's own."""
@@ -245,12 +266,18 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
         names = ("optimizer", "loss", "metrics", "loss_weights")
         params = (self.optimizer, self.loss, self.metrics, self.lossWeights)
         chosen = [(name, param) for name, param in zip(names, params, strict=True) if self.isSet(param)]
+        if own := checks.compiled_by_class(network, [name for name, _ in chosen]):
+            return own
         arguments |= {name: self.getOrDefault(param) for name, param in chosen}
         if not arguments.get("loss"):
-            raise InvalidInputError(
-                'Param loss is not set, and the model is not compiled with one: set it, for example to "mse".'
-            )
+            if not checks.needs_no_loss(network):
+                raise InvalidInputError(
+                    'Param loss is not set, and the model is not compiled with one: set it, for example to "mse".'
+                )
+            arguments.pop("loss", None)
+        arguments = {name: with_output_keys(value, network.outputs) for name, value in arguments.items()}
         _check_identifiers(arguments)
+        checks.check_compile_arguments(network, arguments, given=not chosen)
         return arguments
 
     def _checkpoint(self, spec: TrainSpec, network: Network) -> CheckpointConfig | None:
@@ -260,7 +287,7 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
         identity = {
             "model": network.architecture,
             **spec.compile,
-            "optimizer": _without_name(spec.compile["optimizer"]),
+            "optimizer": _without_name(spec.compile.get("optimizer")),
             "frozenLayers": [network.layers.index(name) for name in spec.frozen],
             **self.identity(),
         }

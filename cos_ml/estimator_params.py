@@ -175,10 +175,12 @@ class EstimatorParams(
         """The network that training starts from, as a ``keras.Model`` of the caller's own."""
         return self.getOrDefault(self.model).getModel()
 
-    def spec_fields(self) -> dict[str, Any]:
-        """The fields of a TrainSpec that are Params, where those have a value."""
+    def spec_fields(self, unset: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The fields of a TrainSpec that are Params, where those have a value; ``unset`` has values for unset Params."""
         declared = [param for param in self.declarations() if param.spec and self.isDefined(param)]
-        return {str(param.spec): self.getOrDefault(param) for param in declared}
+        fields = {str(param.spec): self.getOrDefault(param) for param in declared}
+        chosen = {str(param.spec) for param in declared if self.isSet(param)}
+        return fields | {name: value for name, value in (unset or {}).items() if name not in chosen}
 
     def identity(self) -> dict[str, Any]:
         """The Params that decide what a fit computes, by name, where they have a value."""

@@ -16,9 +16,11 @@ from pyspark.sql import types as T
 from cos_ml import spark_internals
 from cos_ml.data.columns import Column, expression
 from cos_ml.errors import InvalidInputError
+from cos_ml.network import checks
 from cos_ml.network.archive import Network, custom_modules, find_layer
-from cos_ml.network.outputs import is_classifier, losses_by_output, output_kind
-from cos_ml.network.signature import input_columns, label_columns
+from cos_ml.network.losses import losses_by_output, with_output_keys
+from cos_ml.network.outputs import is_classifier, output_kind
+from cos_ml.network.signature import input_columns
 from cos_ml.params import ModelParams
 from cos_ml.persistence import NetworkStage
 from cos_ml.scoring import evaluate, predict
@@ -118,16 +120,21 @@ class DeepNetModel(Model, ModelParams, NetworkStage):
         """
         network = self._network()
         compiled = self.compiled or network.compiled
-        if not compiled or not compiled.get("loss"):
+        if not compiled or not (checks.loss_of(network, compiled) or checks.needs_no_loss(network)):
             raise InvalidInputError(
                 "evaluate() needs a loss, but this network was neither trained by an estimator nor compiled: compile "
                 "the keras.Model before passing it to DeepNetModel."
             )
+        arguments = self.compiled or checks.compiled_by_class(network, []) or compiled
+        if not arguments.keys() & {"compile_config", "self_compiled"}:
+            given = {name: compiled[name] for name in COMPILED if compiled.get(name)}
+            given = {name: with_output_keys(value, network.outputs) for name, value in given.items()}
+            arguments = {"optimizer": "sgd"} | given
         spec = TrainSpec(
             inputs=input_columns(network, self.input_columns()),
-            labels=label_columns(network, self.getLabelCols(), compiled["loss"]),
+            labels=self.label_columns(dataset.schema, network, checks.loss_of(network, arguments)),
             weight=Column(self.getWeightCol(), "w", low=0.0) if self.isSet(self.weightCol) else None,
-            compile={"optimizer": "sgd"} | {name: compiled[name] for name in COMPILED if compiled.get(name)},
+            compile=arguments,
             modules=tuple(sorted({*network.modules, *custom_modules(compiled)})),
             batch_size=self.getPredictBatchSize(),
             handle_invalid=self.getHandleInvalid(),
@@ -145,7 +152,7 @@ class DeepNetModel(Model, ModelParams, NetworkStage):
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         network = self._network()
-        losses = losses_by_output((self.compiled or {}).get("loss"), network.outputs)
+        losses = losses_by_output(checks.loss_of(network, self.compiled or {}), network.outputs)
         kinds = tuple(output_kind(output, loss) for output, loss in zip(network.outputs, losses, strict=True))
         columns = check_outputs(self, dataset.schema, network, kinds)
         inputs = input_columns(network, self.input_columns())

@@ -10,8 +10,11 @@ from pyspark.ml.param import Param, Params, shared
 
 from cos_ml.accessors import ModelAccessors
 from cos_ml.converters import integer, names, one_of, string
+from cos_ml.data.columns import Column
 from cos_ml.errors import InvalidInputError
+from cos_ml.network import checks
 from cos_ml.network.archive import Network, load_model, network_from_file
+from cos_ml.network.signature import label_columns
 
 __all__ = ["DeclaredParam", "ModelParams", "StageParams"]
 
@@ -186,6 +189,20 @@ class ModelParams(
     def getLabelCols(self) -> list[str]:
         """The label columns: labelCols where it is set, else labelCol alone."""
         return copy.copy(self.getOrDefault(self.labelCols)) if self.isSet(self.labelCols) else [self.getLabelCol()]
+
+    def label_columns(self, schema: Any, network: Network, loss: Any) -> tuple[Column, ...]:
+        """The label columns that a training or an evaluation reads; none where the network looks at no labels.
+
+        Args:
+            schema: the schema of the DataFrame.
+            network: the network.
+            loss: the argument ``loss`` of ``keras.Model.compile``; None if the network has a loss of its own.
+        """
+        names, types = self.getLabelCols(), {field.name: field.dataType for field in schema.fields}
+        chosen = self.isSet(self.labelCol) or self.isSet(self.labelCols)
+        if not (loss or chosen or (names[0] in types and checks.takes_labels(network))):
+            return ()
+        return label_columns(network, names, loss or None, types)
 
     def input_columns(self) -> list[str]:
         """The input columns: inputCols where it is set, else featuresCol alone."""

@@ -9,6 +9,7 @@ __all__ = [
     "each_loss",
     "ignored_class",
     "is_builtin",
+    "is_chosen_by_shape",
     "label_kind",
     "loss_family",
     "loss_name",
@@ -57,7 +58,7 @@ SHORT = {
     "mape": "meanabsolutepercentageerror",
     "msle": "meansquaredlogarithmicerror",
 }
-CHOSEN = ("ce", "crossentropy")  # Keras chooses the cross-entropy by the shapes of output and labels
+CHOSEN = ("ce", "crossentropy")
 ACROSS_RANKS = ("sum", "mean_with_sample_weight")  # reductions that divide by what only all ranks know
 
 
@@ -77,19 +78,24 @@ def loss_family(loss: Any, units: int | None = None) -> str | None:
         loss: the loss.
         units: the size of the output's last axis, which decides what Keras's "crossentropy" is.
     """
-    if _plain_name(loss) in CHOSEN:
+    if is_chosen_by_shape(loss):
         return "binary" if units == 1 else "categorical"
     return LOSSES.get(_plain_name(loss), (None, ""))[0]
 
 
 def label_kind(loss: Any) -> str | None:
     """The labels that one of Keras's own losses takes: "same", "ids", "words" or "row ids"; None for any other loss."""
-    return "same" if _plain_name(loss) in CHOSEN else LOSSES.get(_plain_name(loss), (None, None))[1]
+    return "same" if is_chosen_by_shape(loss) else LOSSES.get(_plain_name(loss), (None, None))[1]
 
 
 def is_builtin(loss: Any) -> bool:
     """Whether a loss is one of Keras's own."""
     return label_kind(loss) is not None
+
+
+def is_chosen_by_shape(loss: Any) -> bool:
+    """Whether Keras chooses the cross-entropy by the shapes of output and labels."""
+    return _plain_name(loss) in CHOSEN
 
 
 def takes_logits(loss: Any) -> bool:

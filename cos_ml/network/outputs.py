@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -11,26 +10,17 @@ import numpy as np
 
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.archive import Tensor
+from cos_ml.network.losses import label_kind, loss_family, loss_name, takes_logits
 
 __all__ = [
     "OutputKind",
     "check_loss",
     "is_classifier",
     "label_classes",
-    "loss_family",
-    "losses_by_output",
     "output_kind",
     "predictions",
 ]
 
-# Losses that compare with classes -> what their labels are: class indices, one-hot rows, or 0 and 1.
-LOSS_FAMILIES = {
-    "sparsecategoricalcrossentropy": "sparse",
-    "categoricalcrossentropy": "categorical",
-    "binarycrossentropy": "binary",
-    "categoricalfocalcrossentropy": "categorical",
-    "binaryfocalcrossentropy": "binary",
-}
 # Family -> the activation that it expects, and the loss that does without it.
 EXPECTED = {
     "sparse": ("softmax", "SparseCategoricalCrossentropy"),
@@ -51,26 +41,12 @@ class OutputKind(StrEnum):
     VECTOR = "vector"  # anything else
 
 
-def loss_family(loss: Any) -> str | None:
-    """A classification loss's family: "sparse", "categorical" or "binary"; None for any other loss."""
-    return LOSS_FAMILIES.get(_loss_name(loss).replace("_", "").lower())
-
-
-def losses_by_output(loss: Any, outputs: Sequence[Tensor]) -> list[Any]:
-    """The loss of each output: Keras takes one for all of them, a list in their order, or a dict by their names."""
-    if isinstance(loss, (list, tuple)):
-        return [loss[index] if index < len(loss) else None for index in range(len(outputs))]
-    if isinstance(loss, dict) and "class_name" not in loss:
-        return [loss.get(output.name) for output in outputs]
-    return [loss] * len(outputs)
-
-
 def output_kind(output: Tensor, loss: Any = None) -> OutputKind:
     """The kind of prediction of an output, from its shape, its activation and its loss."""
-    family, units = loss_family(loss), output.units
+    family, units = loss_family(loss, output.units), output.units
     if len(output.shape) > 1:
         return OutputKind.VECTOR
-    if family and _from_logits(loss):
+    if family and takes_logits(loss):
         if units == 1:
             return OutputKind.LOGIT
         return OutputKind.VECTOR if family == "binary" else OutputKind.CLASS_LOGITS
@@ -88,26 +64,23 @@ def is_classifier(kind: str) -> bool:
 
 
 def label_classes(output: Tensor, loss: Any) -> int | None:
-    """The number of classes that label values index, or None where labels are not class indices."""
-    family = loss_family(loss)
-    if family == "sparse":
-        return output.units
-    return 2 if family == "binary" and output.units == 1 else None
+    """The number of classes that label values index, or None where labels are not class ids."""
+    return output.units if label_kind(loss) in ("ids", "words") else None
 
 
 def check_loss(output: Tensor, loss: Any) -> None:
     """Raises InvalidInputError for a loss that can't train ``output``."""
-    family, units, activation = loss_family(loss), output.units, output.activation
+    family, units, activation = loss_family(loss, output.units), output.units, output.activation
     if family is None:
         return
-    name = _loss_name(loss)
+    name = loss_name(loss)
     received = f"received output {output.name!r} with {units} unit{'s' if units != 1 else ''}"
     if family != "binary" and units == 1:
         raise InvalidInputError(
             f"Param loss: {name} expects one unit per class, {received}. Give the last layer as many units as there "
             "are classes, or use binary_crossentropy."
         )
-    if _from_logits(loss):
+    if takes_logits(loss):
         return
     if activation in ("linear", "relu", "tanh"):
         expected, instead = EXPECTED[family]
@@ -119,16 +92,6 @@ def check_loss(output: Tensor, loss: Any) -> None:
         raise InvalidInputError(
             f"Param loss: {name} expects probabilities that sum to 1, {received} and activation 'sigmoid'. Use softmax."
         )
-
-
-def _loss_name(loss: Any) -> str:
-    """The name of a loss, given by name or as a serialized object."""
-    return str(loss.get("class_name", "")) if isinstance(loss, dict) else str(loss or "")
-
-
-def _from_logits(loss: Any) -> bool:
-    """Whether a serialized loss takes logits."""
-    return bool(isinstance(loss, dict) and loss.get("config", {}).get("from_logits"))
 
 
 def predictions(kind: str, output: np.ndarray) -> dict[str, np.ndarray]:

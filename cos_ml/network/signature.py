@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from cos_ml.data.columns import Column, spark_dtype
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.archive import Network, Tensor
-from cos_ml.network.outputs import label_classes, loss_family, losses_by_output
+from cos_ml.network.losses import (
+    ignored_class,
+    is_builtin,
+    is_chosen_by_shape,
+    label_kind,
+    loss_family,
+    loss_name,
+    losses_by_output,
+    takes_logits,
+)
+from cos_ml.network.outputs import label_classes
+
+if TYPE_CHECKING:
+    from pyspark.sql import types as T
 
 __all__ = ["input_columns", "label_columns"]
 
 
-def input_columns(network: Network, names: list[str]) -> tuple[Column, ...]:
+def input_columns(network: Network, names: list[str], padding: float = 0.0) -> tuple[Column, ...]:
     """The columns of the network's inputs, in its order: matched by the inputs' names if all match, else by position.
 
     Raises:
@@ -22,21 +37,39 @@ def input_columns(network: Network, names: list[str]) -> tuple[Column, ...]:
     _check_count("input", inputs, names)
     ordered = inputs if set(names) == set(inputs) else names
     return tuple(
-        Column(name, f"x{index}", tensor.shape, spark_dtype(tensor.dtype))
+        Column(name, f"x{index}", tensor.shape, spark_dtype(tensor.dtype), padding=padding)
         for index, (name, tensor) in enumerate(zip(ordered, network.inputs, strict=True))
     )
 
 
-def label_columns(network: Network, names: list[str], loss: Any) -> tuple[Column, ...]:
-    """The columns of the labels, one per output, in the network's order.
+def label_columns(
+    network: Network, names: list[str], loss: Any, types: Mapping[str, T.DataType] | None = None
+) -> tuple[Column, ...]:
+    """The columns of the labels, in the order of the network's outputs.
+
+    A label has the shape and the number type of its column, and what the loss accepts decides. There is one for each
+    output, or one for each output that has a loss. Names that are the outputs' keys or names go to those outputs.
+
+    Args:
+        network: the network.
+        names: the label columns.
+        loss: the argument ``loss`` of ``keras.Model.compile``; None if the network has a loss of its own.
+        types: the types of the DataFrame's columns by name.
 
     Raises:
-        InvalidInputError: the number of columns is not the number of outputs.
+        InvalidInputError: the number of columns fits neither, or a column's type does not fit its loss.
     """
     outputs = network.outputs
-    _check_count("output", [output.name for output in outputs], names)
     losses = losses_by_output(loss, outputs)
-    return tuple(_label(name, f"y{index}", outputs[index], losses[index]) for index, name in enumerate(names))
+    trained = [index for index, one in enumerate(losses) if one is not None]
+    own_step = not trained and len(names) <= len(outputs)
+    wanted = range(len(outputs)) if len(names) == len(outputs) else range(len(names)) if own_step else trained
+    _check_count("output", [outputs[index].key or outputs[index].name for index in wanted], names)
+    columns = []
+    for index, name in zip(wanted, _ordered(names, [outputs[index] for index in wanted]), strict=True):
+        values = _values((types or {}).get(name))
+        columns.append(_label(name, f"y{index}", outputs[index], losses[index], values))
+    return tuple(columns)
 
 
 def _check_count(what: str, tensors: list[str], names: list[str]) -> None:
@@ -47,10 +80,107 @@ def _check_count(what: str, tensors: list[str], names: list[str]) -> None:
         )
 
 
-def _label(name: str, field: str, output: Tensor, loss: Any) -> Column:
-    sparse, one_axis = loss_family(loss) == "sparse", len(output.shape) <= 1
-    if one_axis and (sparse or output.units == 1):
-        shape: tuple[int | None, ...] = ()
-    else:
-        shape = output.shape[:-1] if sparse else output.shape
-    return Column(name, field, shape, classes=label_classes(output, loss))
+def _ordered(names: list[str], outputs: Sequence[Tensor]) -> list[str]:
+    """The names in the order of the outputs that they name; in their own order if they name none."""
+    for known in ([output.key for output in outputs], [output.name for output in outputs]):
+        if set(known) == set(names):
+            return [str(one) for one in known]
+    return names
+
+
+@dataclass(frozen=True)
+class _Values:
+    """What one value of a column is: its number type, and how deep numbers are nested in arrays."""
+
+    dtype: str = "float32"
+    depth: int = 0
+    vector: bool = False
+
+    @property
+    def integral(self) -> bool:
+        """Whether the column holds only integers."""
+        return self.dtype.startswith(("int", "uint"))
+
+
+def _values(given: T.DataType | None) -> _Values:
+    """What a column of this type holds."""
+    from pyspark.ml.linalg import VectorUDT
+    from pyspark.sql import types as T
+
+    if isinstance(given, VectorUDT):
+        return _Values("float64", 1, vector=True)
+    if isinstance(given, T.BinaryType):
+        return _Values("uint8", 1)
+    depth = 0
+    while isinstance(given, T.ArrayType):
+        given, depth = given.elementType, depth + 1
+    if isinstance(given, T.DecimalType):
+        return _Values("int64" if given.scale == 0 and given.precision <= 18 else "float64", depth)
+    kinds: dict[Any, str] = {T.BooleanType: "bool", T.ByteType: "int8", T.ShortType: "int16", T.IntegerType: "int32"}
+    kinds |= {T.LongType: "int64", T.DoubleType: "float64", T.StringType: "string"}
+    dtype = kinds.get(type(given), "float32")
+    return _Values("float32" if dtype == "string" else dtype, depth)
+
+
+def _label(name: str, field: str, output: Tensor, loss: Any, values: _Values) -> Column:
+    """The column of one label."""
+    kind, family = label_kind(loss), loss_family(loss, output.units)
+    shapes, hint = _shapes(output, loss, values)
+    ignored = ignored_class(loss) if kind == "ids" else None
+    binary = family == "binary"
+    return Column(
+        name,
+        field,
+        shapes[0],
+        values.dtype,
+        classes=label_classes(output, loss),
+        low=0.0 if binary else None,
+        high=1.0 if binary else None,
+        padding=ignored or 0.0,
+        alternatives=tuple(shapes[1:]),
+        ignored=ignored,
+        hint=hint,
+    )
+
+
+def _shapes(output: Tensor, loss: Any, values: _Values) -> tuple[list[tuple[int | None, ...]], str]:
+    """The shapes that a row of labels may have, the likeliest first, and what to say about rows of another size."""
+    kind, one_axis, steps = label_kind(loss), len(output.shape) <= 1, output.shape[:-1]
+    shown = f"Param loss: {loss_name(loss)} expects"
+    if kind == "words":
+        return [(None,)], ""
+    if kind == "row ids":
+        return [(1,) if values.depth else ()], ""
+    if kind == "ids":
+        hint = "For one-hot labels use categorical_crossentropy."
+        if one_axis and values.vector:
+            raise InvalidInputError(f"{shown} a class id for each row, received a Vector. {hint}")
+        nested = loss_name(loss).replace("_", "").lower() == "sparsecategoricalcrossentropy" and values.depth
+        return [(1,) if one_axis and nested else steps], hint
+    if not values.depth and one_axis and is_builtin(loss) and (output.units or 1) > 1:
+        if is_chosen_by_shape(loss):  # Keras takes them for class ids
+            return [()], ""
+        raise InvalidInputError(_one_number(output, loss))
+    if not values.depth and (one_axis or not is_builtin(loss)):
+        return [(1,) if output.shape == (1,) else ()], ""
+    if is_builtin(loss):
+        others = [steps] if is_chosen_by_shape(loss) and not one_axis else []
+        if one_axis and loss_family(loss, output.units) is None and output.shape != (1,):
+            others = [(1,)]  # Keras compares it with each unit
+        return [output.shape, *others], ""
+    if None in output.shape and values.depth == 1 and values.integral and not one_axis:
+        return [steps], ""  # the only thing that tells ids from the rows of a ragged output
+    shapes = [output.shape, *([] if one_axis else [steps]), (None,)]
+    return [shape for shape in shapes if shape.count(None) <= 1], ""
+
+
+def _one_number(output: Tensor, loss: Any) -> str:
+    """The error for a column of numbers where the loss compares every unit of the output with a number of its own."""
+    remedy = f"Pass an array of {output.units}."
+    if loss_family(loss) == "categorical":
+        logits = "keras.losses.SparseCategoricalCrossentropy(from_logits=True)"
+        remedy = f"For class ids use {logits if takes_logits(loss) else 'sparse_categorical_crossentropy'}."
+    return (
+        f"Param loss: {loss_name(loss)} expects {output.units} numbers per row, one for each unit of output "
+        f"{output.name!r}, received one number. {remedy}"
+    )
