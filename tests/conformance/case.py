@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -46,7 +46,7 @@ class Case:
     Attributes:
         build: makes the network, compiled as a user does; always with the same weights.
         data: makes so many rows, from a random generator.
-        params: Params of the estimator, beside those that every case sets.
+        params: makes the Params of the estimator, beside those that every case sets.
         callbacks: what the user gives as callbacks, as (class or name, arguments), for a folder to write to.
         tolerance: the largest difference of weights and metrics, relative to 1 + their size.
         kind: "exact" on one rank and on two; or "one rank", for what two ranks by nature compute otherwise: there they
@@ -62,7 +62,7 @@ class Case:
     name: str
     build: Callable[[], Any]
     data: Callable[[Random, int], Data]
-    params: dict[str, Any] = field(default_factory=dict)
+    params: Callable[[], dict[str, Any]] = dict
     callbacks: Callable[[str], Sequence[tuple[Any, dict[str, Any]]]] = lambda folder: ()
     tolerance: float = 1e-5
     kind: str = "exact"

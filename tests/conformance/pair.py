@@ -2,7 +2,8 @@
 
 ``Pair`` is what tests use. Its process imports what ranks import, once, and forks two ranks, which meet through the
 product's rendezvous server and stay. Rank 0 trains a case with plain Keras while rank 1 trains it as a single rank of
-the product; then both train it as two ranks. A case that fails, or takes too long, costs the pair: the next has another.
+the product; then both train it as two ranks. A case that fails, or takes too long, costs the pair: the next has
+another.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Pair:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(self, name: str) -> dict[str, Any]:
-        """The differences of a case: by "one" and "two" ranks "weights" and "metrics", "apart" and "moved"; or "error"."""
+        """The differences of a case: of "one" and "two" ranks, "apart" from each other, and "moved"; or an "error"."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(name + "\n")

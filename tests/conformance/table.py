@@ -8,7 +8,7 @@ from tests.conformance.case import Case
 
 __all__ = ["CASES"]
 
-KINDS = ("layers",)
+KINDS = ("layers", "losses", "metrics", "optimizers", "callbacks", "types", "masks", "custom", "architectures")
 
 CASES: dict[str, Case] = {}
 for kind in KINDS:

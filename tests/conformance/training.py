@@ -1,7 +1,7 @@
 """A case, trained by plain Keras and by ranks of the product: from Params and a schema to the archive that comes back.
 
-The way through the product is a fit's own, without Spark: ``DeepNetEstimator`` checks the Params and makes the spec, the
-rows are spooled as Arrow batches, and the rank trains what the spec says.
+The way through the product is a fit's own, without Spark: ``DeepNetEstimator`` checks the Params and makes the spec,
+the rows are spooled as Arrow batches, and the rank trains what the spec says.
 """
 
 from __future__ import annotations
@@ -105,14 +105,14 @@ def candidate(case: Case, ranks: int, folder: Path) -> tuple[TrainSpec, Any]:
     """What the driver sends to the ranks: the spec, as they read it, and the network; after all of its checks."""
     inputs, labels, columns = named(case.data(np.random.default_rng(0), 4))
     params = {
-        "inputCols": inputs, "validationIndicatorCol": "held" if case.valid else None, "shuffle": False, "epochs": EPOCHS,
+        "inputCols": inputs, "validationIndicatorCol": "held" if case.valid else None, "shuffle": False,
         "batchSize": global_batch(case) // ranks if case.split == "even" else global_batch(case),
-        "numTrainWorkers": ranks, "weightCol": "w" if "w" in columns else None,
+        "epochs": EPOCHS, "numTrainWorkers": ranks, "weightCol": "w" if "w" in columns else None,
         "callbacks": [callback(kind, **arguments) for kind, arguments in case.callbacks(str(folder))],
     }  # fmt: skip
     if labels:
         params["labelCols"] = labels
-    estimator = DeepNetEstimator(**params | {"model": fresh(case.build)} | case.params)
+    estimator = DeepNetEstimator(**params | {"model": fresh(case.build)} | case.params())
     made = estimator._candidate(frame(columns))
     return TrainSpec.loads(made.spec.dumps()), made.network
 
