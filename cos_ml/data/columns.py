@@ -300,16 +300,17 @@ def _nothing(dtype: np.dtype[Any]) -> Any:
     return {"O": b"", "f": np.nan}.get(dtype.kind, 0)
 
 
-def as_list_array(rows: np.ndarray, empty: np.ndarray | None = None) -> pa.Array:
-    """Convert an array [rows, width] to Arrow lists without copying; null where ``empty`` is true (both sides)."""
-    width = rows.shape[1]
+def as_list_array(rows: np.ndarray | Ragged, empty: np.ndarray | None = None) -> pa.Array:
+    """Convert rows to Arrow lists without copying; null where ``empty`` is true (both sides)."""
+    sizes = np.diff(rows.offsets) if isinstance(rows, Ragged) else np.full(len(rows), math.prod(rows.shape[1:]))
     if empty is None or not empty.any():
-        offsets = pa.array(np.arange(len(rows) + 1, dtype=np.int32) * width)
+        offsets = pa.array(offsets_of(sizes).astype(np.int32))
     else:
-        lengths = np.where(empty, 0, width)
-        offsets = pa.array(np.append(0, np.cumsum(lengths)).astype(np.int32), mask=np.append(empty, False))
-        rows = rows[~empty]
-    return pa.ListArray.from_arrays(offsets, pa.array(rows.reshape(-1)))
+        ends = offsets_of(np.where(empty, 0, sizes)).astype(np.int32)
+        offsets, rows = pa.array(ends, mask=np.append(empty, False)), rows[~empty]
+    return pa.ListArray.from_arrays(
+        offsets, pa.array(rows.flat_values if isinstance(rows, Ragged) else rows.reshape(-1))
+    )
 
 
 def renumber(row_errors: Sequence[RowError], first_row: int) -> list[RowError]:

@@ -122,7 +122,7 @@ def usable_batches(spec: TrainSpec, batches: Iterable[pa.RecordBatch]) -> Iterat
 def to_stored(rows: np.ndarray | Ragged, kind: pa.DataType) -> pa.Array:
     """Convert decoded rows back to their Arrow type ``kind``."""
     if isinstance(rows, Ragged):
-        sizes, flat = np.diff(rows.offsets), rows.values[rows.offsets[0] : rows.offsets[-1]]
+        sizes, flat = np.diff(rows.offsets), rows.flat_values
     else:
         sizes, flat = np.full(len(rows), math.prod(rows.shape[1:])), rows.reshape(-1)
     if pa.types.is_binary(kind):

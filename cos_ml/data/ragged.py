@@ -42,6 +42,11 @@ class Ragged:
         return self.values.dtype  # type: ignore[no-any-return]
 
     @property
+    def flat_values(self) -> Any:
+        """The elements of these rows alone, end to end."""
+        return self.values[self.offsets[0] : self.offsets[-1]]
+
+    @property
     def lengths(self) -> np.ndarray:
         """int64 [rows]: how long each row is in the dimension in which rows differ."""
         return np.diff(self.offsets) // math.prod(side for side in self.dims if side is not None)
@@ -66,7 +71,7 @@ class Ragged:
         length = longest(self) if length is None else length
         varying = self.dims.index(None)
         shape = (len(self), *self.dims[:varying], length, *self.dims[varying + 1 :])
-        values, sizes = self.values[self.offsets[0] : self.offsets[-1]], np.diff(self.offsets)
+        values, sizes = self.flat_values, np.diff(self.offsets)
         if (sizes == math.prod(shape[1:])).all():  # type: ignore[arg-type]
             return values.reshape(shape)  # type: ignore[no-any-return]
         # A row consists of runs of elements, one for each place in the dimensions before the varying one.
@@ -78,7 +83,7 @@ class Ragged:
     @staticmethod
     def join(parts: Sequence[Ragged]) -> Ragged:
         """The rows of all ``parts``, one part after the other."""
-        values = np.concatenate([part.values[part.offsets[0] : part.offsets[-1]] for part in parts])
+        values = np.concatenate([part.flat_values for part in parts])
         return parts[0]._with(values, np.concatenate([np.diff(part.offsets) for part in parts]))
 
 

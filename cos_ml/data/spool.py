@@ -100,7 +100,7 @@ class Spool:
             raise inconsistent_shapes(column, array.shape[1:], shape)
         if isinstance(array, Ragged):
             self._put_offsets(part, field + ROWS, np.diff(array.offsets))
-            array = array.values[array.offsets[0] : array.offsets[-1]]
+            array = array.flat_values
         if array.dtype == object:
             strings = array.reshape(-1)
             self._put_offsets(part, field + OFFSETS, np.fromiter(map(len, strings), np.int64, len(strings)))
@@ -186,7 +186,7 @@ def row_keys(arrays: Mapping[str, np.ndarray | Ragged]) -> np.ndarray:
 
 def _ragged_keys(rows: Ragged) -> np.ndarray:
     """uint64 [B]: a hash of each row and its length."""
-    values, offsets = rows.values[rows.offsets[0] : rows.offsets[-1]], rows.offsets - rows.offsets[0]
+    values, offsets = rows.flat_values, rows.offsets - rows.offsets[0]
     values = np.ascontiguousarray(_string_hashes(values) if values.dtype == object else values)
     width = "u4" if values.itemsize % 4 == 0 else "u1"
     words, offsets = values.view(width), offsets * (values.itemsize // np.dtype(width).itemsize)

@@ -8,7 +8,7 @@ from typing import Any
 from cos_ml.network.archive import layers_by_name
 from cos_ml.network.keras_import import import_tensorflow
 
-__all__ = ["forward_pass", "pack_inputs", "traced"]
+__all__ = ["ForwardPass", "pack_inputs", "traced"]
 
 
 def pack_inputs(model: Any, inputs: Sequence[Any]) -> Any:
@@ -19,22 +19,34 @@ def pack_inputs(model: Any, inputs: Sequence[Any]) -> Any:
     return list(inputs) if len(inputs) > 1 else inputs[0]
 
 
-def forward_pass(network: Any, layers: tuple[str, ...]) -> Callable[..., list[Any]]:
-    """One pass through ``network``: a function of its input arrays that returns its outputs, then those of ``layers``.
+class ForwardPass:
+    """One pass through a network: a function of its input arrays that returns its outputs, then those of ``layers``.
 
     Layers record their outputs where they are called, so layers of nested models are reached as well.
+
+    Attributes:
+        shapes: the shape of a row of each result, with None for a dimension that the network does not determine; empty
+            before the first pass.
     """
-    tf = import_tensorflow()
-    recorded: dict[str, Any] = {}
-    found = layers_by_name(network)
-    for name in layers:
-        found[name].call = _recording(found[name].call, recorded, name)
 
-    def forward(*inputs: Any) -> list[Any]:
-        outputs = network(pack_inputs(network, inputs), training=False)
-        return [*tf.nest.flatten(outputs), *(recorded[name] for name in layers)]
+    def __init__(self, network: Any, layers: Sequence[str]) -> None:
+        self.network, self.layers = network, layers
+        self.shapes: list[tuple[int | None, ...]] = []
+        self.recorded: dict[str, Any] = {}
+        found = layers_by_name(network)
+        for name in layers:
+            found[name].call = _recording(found[name].call, self.recorded, name)
+        self.graph = traced(self._forward, [tensor.shape[1:] for tensor in getattr(network, "inputs", None) or ()])
 
-    return traced(forward)
+    def __call__(self, *inputs: Any) -> list[Any]:
+        """The network's outputs, and those of the layers, for these rows."""
+        return self.graph(*inputs)  # type: ignore[no-any-return]
+
+    def _forward(self, *inputs: Any) -> list[Any]:
+        outputs = self.network(pack_inputs(self.network, inputs), training=False)
+        results = [*import_tensorflow().nest.flatten(outputs), *(self.recorded[name] for name in self.layers)]
+        self.shapes = [tuple(result.shape[1:]) for result in results]  # known while the graph is traced, not later
+        return results
 
 
 def _recording(call: Callable[..., Any], recorded: dict[str, Any], name: str) -> Callable[..., Any]:
@@ -47,24 +59,46 @@ def _recording(call: Callable[..., Any], recorded: dict[str, Any], name: str) ->
     return record
 
 
-def traced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` as a TensorFlow graph, traced once for any number of rows.
+def traced(function: Callable[..., Any], rows: Sequence[Sequence[int | None]] = ()) -> Callable[..., Any]:
+    """``function`` as a TensorFlow graph, traced once for any number of rows and any length of them.
 
     tf.function would trace it for the first and for the second number of rows, and warn about retracing if there are
     many networks.
+
+    Args:
+        function: a function of tensors, or of structures of them.
+        rows: the shape of a row of each tensor, with None for a dimension that differs between calls. Where it is not
+            given, ``function`` is traced once more when a dimension differs for the first time.
     """
     tf = import_tensorflow()
     graph = tf.function(function, autograph=False)
-    known: dict[Any, Any] = {}
+    known: dict[Any, tuple[list[Any], Any]] = {}  # the shapes that a trace takes, and the trace, by dtypes and ranks
 
     def call(*data: Any) -> Any:
         tensors = tf.nest.map_structure(tf.convert_to_tensor, data)
-        specs = tf.nest.map_structure(
-            lambda rows: tf.TensorSpec([None, *rows.shape[1:]] if rows.shape.rank else [], rows.dtype), tensors
-        )
-        key = tuple((spec.dtype, tuple(spec.shape)) for spec in tf.nest.flatten(specs))
-        if key not in known:
-            known[key] = graph.get_concrete_function(*specs)
-        return known[key](*tensors)
+        flat = tf.nest.flatten(tensors)
+        key = tuple((tensor.dtype, tensor.shape.rank) for tensor in flat)
+        shapes, trace = known.get(key, (_shapes_of(flat, rows), None))
+        if trace is None or not all(
+            shape.is_compatible_with(tensor.shape) for shape, tensor in zip(shapes, flat, strict=True)
+        ):
+            shapes = [
+                shape.most_specific_compatible_shape(tensor.shape) for shape, tensor in zip(shapes, flat, strict=True)
+            ]
+            specs = [tf.TensorSpec(shape, tensor.dtype) for shape, tensor in zip(shapes, flat, strict=True)]
+            trace = graph.get_concrete_function(*tf.nest.pack_sequence_as(tensors, specs))
+            known[key] = shapes, trace
+        return trace(*tensors)
 
     return call
+
+
+def _shapes_of(tensors: Sequence[Any], rows: Sequence[Sequence[int | None]]) -> list[Any]:
+    """The shapes of tensors for any number of rows, with None where ``rows`` has it."""
+    tf = import_tensorflow()
+    shapes = [tf.TensorShape([None, *tensor.shape[1:]] if tensor.shape.rank else []) for tensor in tensors]
+    for place, row in enumerate(rows[: len(shapes)]):
+        given = tf.TensorShape([None, *row])
+        if given.is_compatible_with(shapes[place]):
+            shapes[place] = given
+    return shapes

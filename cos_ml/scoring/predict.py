@@ -6,9 +6,9 @@ import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +16,10 @@ import pyarrow as pa
 from cos_ml import gpus
 from cos_ml.data.columns import Column, as_list_array, decode, renumber
 from cos_ml.data.pandas_internals import arrow_frame
+from cos_ml.data.ragged import Ragged, cut, offsets_of
 from cos_ml.data.spool import raise_on_invalid
 from cos_ml.network.archive import load_model
-from cos_ml.network.forward import forward_pass
+from cos_ml.network.forward import ForwardPass
 from cos_ml.network.keras_import import import_tensorflow
 from cos_ml.network.outputs import OutputKind, predictions
 
@@ -76,7 +77,9 @@ def score(scorer: Scorer, batches: Iterator[pd.Series | tuple[pd.Series, ...]]) 
         first_row += len(invalid)
 
 
-def _arrays(scorer: Scorer, columns: tuple[pd.Series, ...], first_row: int) -> tuple[list[np.ndarray], np.ndarray]:
+def _arrays(
+    scorer: Scorer, columns: tuple[pd.Series, ...], first_row: int
+) -> tuple[list[np.ndarray | Ragged], np.ndarray]:
     """The inputs' arrays of [rows, ...], and a mask [rows] of the invalid rows."""
     arrays, errors = [], []
     for series, column in zip(columns, scorer.inputs, strict=True):
@@ -116,30 +119,79 @@ def _arrow(series: pd.Series, column: Column) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)))
 
 
-def _forward(scorer: Scorer, forward: Callable[..., list[Any]], arrays: list[np.ndarray]) -> list[np.ndarray]:
-    """The values of ``scorer.fields``, each an array of [rows, ...]."""
-    parts: list[list[np.ndarray]] = []
+def _forward(scorer: Scorer, forward: ForwardPass, arrays: Sequence[np.ndarray | Ragged]) -> list[np.ndarray | Ragged]:
+    """The values of ``scorer.fields``, each an array of [rows, ...], or a Ragged if rows have vectors of several sizes.
+
+    Rows that differ in length are padded to the longest of their forward pass, and what the network computes for each
+    step of theirs is cut to their own length again.
+    """
+    parts: list[list[np.ndarray | Ragged]] = []
+    inputs = {str(index): array for index, array in enumerate(arrays)}
     for start in range(0, max(len(arrays[0]), 1), scorer.batch_size):
-        batch = [array[start : start + scorer.batch_size] for array in arrays]
-        tensors = [tensor.numpy() for tensor in forward(*batch)]
-        outputs, features = tensors[: len(scorer.kinds)], tensors[len(scorer.kinds) :]
-        flat = [values.reshape(len(values), math.prod(values.shape[1:])).astype(np.float64) for values in features]
-        wanted = {index for index, _ in scorer.wanted}
-        predicted = {index: predictions(scorer.kinds[index], outputs[index]) for index in wanted}
-        parts.append(flat + [predicted[index][what] for index, what in scorer.wanted])
-    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+        rows = slice(start, start + scorer.batch_size)
+        tensors = [tensor.numpy() for tensor in forward(*cut(inputs, rows).values())]
+        lengths = [array[rows].lengths for array in arrays if isinstance(array, Ragged)]
+        kinds = [*scorer.kinds, *[OutputKind.VECTOR] * len(scorer.layers)]
+        wanted = {index for index, _ in scorer.wanted} | set(range(len(scorer.kinds), len(kinds)))
+        predicted = {
+            index: _predictions(kinds[index], tensors[index], forward.shapes[index], lengths) for index in wanted
+        }
+        vectors = [predicted[index]["prediction"] for index in range(len(scorer.kinds), len(kinds))]
+        parts.append(vectors + [predicted[index][what] for index, what in scorer.wanted])
+    return [_joined(column) for column in zip(*parts, strict=True)]
 
 
-def _frame(scorer: Scorer, outputs: list[np.ndarray], invalid: np.ndarray) -> pd.DataFrame:
+def _predictions(
+    kind: OutputKind, result: np.ndarray, shape: tuple[int | None, ...], lengths: Sequence[np.ndarray]
+) -> dict[str, np.ndarray | Ragged]:
+    """``predictions`` without what was computed for padding, where a vector has a step for each step of its row.
+
+    Args:
+        kind: the kind of prediction.
+        result: what the network has computed, [rows, ...].
+        shape: the shape of a row, with None for a dimension that the network does not determine.
+        lengths: the lengths of the rows of each input whose rows differ in length.
+    """
+    same = len(lengths) > 0 and all((other == lengths[0]).all() for other in lengths)
+    if kind == OutputKind.VECTOR and same and None in shape and len(result):
+        axis, own = shape.index(None) + 1, lengths[0]
+        count = result.shape[axis]
+        if count == max(own.max(), 1) and not (own == count).all():
+            sides = [count if side == axis else 1 for side in range(1, result.ndim)]
+            real = (np.arange(count) < own[:, None]).reshape(len(own), *sides)
+            sizes = own * (math.prod(result.shape[1:]) // count)
+            values = result[np.broadcast_to(real, result.shape)].astype(np.float64)
+            return {"prediction": Ragged(values, offsets_of(sizes), (None,))}
+    return dict(predictions(kind, result))
+
+
+def _joined(parts: Sequence[np.ndarray | Ragged]) -> np.ndarray | Ragged:
+    """The rows of all parts; a Ragged if they have vectors of several sizes."""
+    arrays = [part for part in parts if not isinstance(part, Ragged)]
+    if len(arrays) == len(parts) and len({part.shape[1:] for part in arrays}) == 1:
+        return np.concatenate(arrays)
+    return Ragged.join([part if isinstance(part, Ragged) else _as_ragged(part) for part in parts])
+
+
+def _as_ragged(rows: np.ndarray) -> Ragged:
+    return Ragged(rows.reshape(-1), offsets_of(np.full(len(rows), math.prod(rows.shape[1:]))), (None,))
+
+
+def _frame(scorer: Scorer, outputs: list[np.ndarray | Ragged], invalid: np.ndarray) -> pd.DataFrame:
     """The outputs as Spark expects them; invalid rows are null if they are skipped, else NaN."""
     skip = scorer.handle_invalid == "skip"
     if invalid.any() and not skip:
         for values in outputs:
-            values[invalid] = np.nan
+            if isinstance(values, Ragged):
+                values.values[np.repeat(invalid, np.diff(values.offsets))] = np.nan
+            else:
+                values[invalid] = np.nan
     empty = invalid & skip
     return arrow_frame(
         {
-            name: as_list_array(values, empty) if values.ndim > 1 else pa.array(values, mask=empty, from_pandas=False)
+            name: as_list_array(values, empty)
+            if isinstance(values, Ragged) or values.ndim > 1
+            else pa.array(values, mask=empty, from_pandas=False)
             for name, values in zip(scorer.fields, outputs, strict=True)
         }
     )
@@ -147,17 +199,17 @@ def _frame(scorer: Scorer, outputs: list[np.ndarray], invalid: np.ndarray) -> pd
 
 # ── the network ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-networks: OrderedDict[tuple[str, tuple[str, ...]], Callable[..., list[Any]]] = OrderedDict()  # of this Python worker
+networks: OrderedDict[tuple[str, tuple[str, ...]], ForwardPass] = OrderedDict()  # of this Python worker
 _loading = threading.Lock()
 
 
-def _loaded(scorer: Scorer) -> Callable[..., list[Any]]:
+def _loaded(scorer: Scorer) -> ForwardPass:
     """The network's forward pass, loaded by the first task of this Python worker and kept for later ones."""
     key = (scorer.digest, scorer.layers)
     with _loading:
         if key not in networks:
             limit_devices()
-            networks[key] = forward_pass(load_model(scorer.archive, scorer.modules), scorer.layers)
+            networks[key] = ForwardPass(load_model(scorer.archive, scorer.modules), scorer.layers)
             if len(networks) > MAX_NETWORKS:
                 networks.popitem(last=False)
         networks.move_to_end(key)

@@ -8,7 +8,7 @@ import pytest
 from cos_ml.data.columns import Column
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.archive import Network, load_model
-from cos_ml.network.forward import forward_pass
+from cos_ml.network.forward import ForwardPass, traced
 from cos_ml.network.keras_import import import_keras
 from cos_ml.network.outputs import OutputKind
 from cos_ml.scoring import predict
@@ -110,11 +110,12 @@ def test_one_pass_a_batch(nested, numbers, monkeypatch):
     """Taps and predictions come from the same pass, and a batch of Spark's is cut into passes of the batch size."""
     passes = []
 
-    def counted(network, layers):
-        forward = forward_pass(network, layers)
-        return lambda *inputs: passes.append(len(inputs[0])) or forward(*inputs)
+    class Counted(ForwardPass):
+        def __call__(self, *inputs):
+            passes.append(len(inputs[0]))
+            return super().__call__(*inputs)
 
-    monkeypatch.setattr(predict, "forward_pass", counted)
+    monkeypatch.setattr(predict, "ForwardPass", Counted)
     scorer = scorer_of(nested, taps=["flat", "block/relu"], batch_size=4)
     scored(scorer, series(numbers(10, 4)), series(numbers(3, 4)))
     assert passes == [4, 4, 2, 3]
@@ -129,7 +130,7 @@ def test_a_pass_calls_every_layer_once(nested, numbers):
 
     for name in ("flat", "classes"):
         counted(nested.get_layer(name))
-    output, tap = forward_pass(nested, ("flat",))(numbers(2, 2, 2, 1))
+    output, tap = ForwardPass(nested, ("flat",))(numbers(2, 2, 2, 1))
     assert (output.shape, tap.shape) == ((2, 3), (2, 12))
     assert calls == ["flat", "classes"]  # while the one graph was traced
 
@@ -286,3 +287,107 @@ def test_few_networks_are_kept(monkeypatch, classifier, numbers):
     for digest in "0", "1", "0", "2":
         scored(dataclasses.replace(scorer, digest=digest), rows)
     assert [digest for digest, _ in predict.networks] == ["0", "2"]  # the one used longest ago was dropped
+
+
+# ── rows of different lengths ─────────────────────────────────────────────────────────────────────────────────────────
+
+STEPS = [[1, 2, 3, 4, 5, 6], [7, 8], [], [1, 2, 3, 4], [9, 9]]
+
+
+def counted_traces(monkeypatch):
+    """A list that grows with every trace of a forward pass."""
+    traces = []
+    forward = ForwardPass._forward
+    monkeypatch.setattr(ForwardPass, "_forward", lambda self, *inputs: traces.append(1) or forward(self, *inputs))
+    return traces
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_rows_keep_their_length(monkeypatch, batch_size):
+    """A masked tagger: each row has the scores that the network computes for it alone, and one trace is enough."""
+    traces = counted_traces(monkeypatch)
+    steps = keras.Input((None, 2), name="steps")
+    tags = layers.LSTM(3, return_sequences=True, name="tags")(layers.Masking()(steps))
+    model = keras.Model(steps, layers.Dense(4, activation="softmax")(tags))
+    scorer = scorer_of(model, taps=["tags"], kind="vector", wanted=["prediction"], batch_size=batch_size)
+    (frame,) = scored(scorer, series(STEPS))
+    inner = keras.Model(steps, tags)
+    for row, feature, prediction in zip(STEPS, frame.f0, frame.prediction, strict=True):
+        alone = np.reshape(row, (1, -1, 2)).astype(np.float32)
+        assert len(prediction) == 4 * len(row) // 2
+        if row:
+            assert np.allclose(prediction, model(alone).numpy().reshape(-1), atol=1e-6)
+            assert np.allclose(feature, inner(alone).numpy().reshape(-1), atol=1e-6)
+    assert len(traces) == 1
+
+
+def test_one_vector_for_a_row_of_any_length(monkeypatch):
+    traces = counted_traces(monkeypatch)
+    steps = keras.Input((None, 2), name="steps")
+    model = keras.Model(steps, layers.GRU(3)(layers.Masking(mask_value=-1.0)(steps)))
+    scorer = scorer_of(model, kind="vector", wanted=["prediction"], batch_size=2)
+    scorer = dataclasses.replace(scorer, inputs=(dataclasses.replace(scorer.inputs[0], padding=-1.0),))
+    (frame,) = scored(scorer, series(STEPS))
+    for row, prediction in zip(STEPS, frame.prediction, strict=True):
+        alone = np.reshape(row or [-1, -1], (1, -1, 2)).astype(np.float32)
+        assert np.allclose(prediction, model(alone).numpy()[0], atol=1e-6)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("handle_invalid", ["skip", "keep"])
+def test_invalid_rows_among_rows_of_different_lengths(handle_invalid):
+    steps = keras.Input((None, 2), name="steps")
+    model = keras.Model(steps, layers.Rescaling(2.0)(steps))
+    scorer = scorer_of(model, kind="vector", wanted=["prediction"], handle_invalid=handle_invalid, batch_size=2)
+    (frame,) = scored(scorer, series([[1, 2, 3, 4], None, [5, 6], [1, 2, 3], [7, np.nan]]))
+    good = [list(row) for row in frame.prediction[[0, 2]]]
+    assert good == [[2, 4, 6, 8], [10, 12]]
+    bad = frame.prediction[[1, 3, 4]]
+    assert bad.isna().all() if handle_invalid == "skip" else all(np.isnan(row).all() and len(row) for row in bad)
+
+
+def test_results_of_their_own_length_stay():
+    """A convolution without padding has fewer steps than its rows: they can't be told from those of padding."""
+    steps = keras.Input((None, 1), name="steps")
+    model = keras.Model(steps, layers.Conv1D(1, 2, kernel_initializer="ones")(steps))
+    scorer = scorer_of(model, kind="vector", wanted=["prediction"], batch_size=2)
+    (frame,) = scored(scorer, series([[1, 2, 3], [4, 5], [6, 7]]))
+    assert [list(row) for row in frame.prediction] == [[3, 5], [9, 5], [13]]
+
+
+def test_words_of_different_numbers():
+    words = keras.Input((None,), dtype="string", name="words")
+    model = keras.Model(words, layers.StringLookup(vocabulary=["a", "b"], mask_token="", name="ids")(words))
+    scorer = scorer_of(model, kind="vector", wanted=["prediction"])
+    (frame,) = scored(scorer, pd.Series([np.array(["a", "b"], object), np.array(["c"], object)]))
+    assert [list(row) for row in frame.prediction] == [[2, 3], [1]]
+
+
+def test_a_trace_for_a_dimension_that_differs():
+    """Where nobody says which dimension differs, the second length is traced once more, and no other."""
+    traces = []
+    total = traced(lambda rows: traces.append(1) or rows[0] + rows[1])
+    for length in (2, 3, 4, 5):
+        rows = np.ones((3, length), np.float32)
+        assert total([rows, rows]).numpy().tolist() == (rows * 2).tolist()
+    assert len(traces) == 2
+    total([np.ones(3, np.float32), np.ones(3, np.float32)])
+    assert len(traces) == 3
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32", "int64", "uint64", "float64"])
+def test_digits_of_every_number_type(dtype):
+    limits = np.finfo(dtype) if dtype == "float64" else np.iinfo(dtype)
+    number = keras.Input((2,), dtype=dtype, name="number")
+    model = keras.Model(number, layers.Lambda(lambda rows: rows, dtype="float64")(number))
+    rows = np.array([[limits.max, 1], [limits.min, 2**7 - 1]], dtype)
+    column = Column("number", "x0", (2,), dtype)
+    arrays, invalid = predict._arrays(
+        dataclasses.replace(scorer_of(keras.Sequential([number, layers.Flatten()])), inputs=(column,)),
+        (pd.Series(list(rows), dtype=object),),
+        0,
+    )
+    assert not invalid.any()
+    assert arrays[0].dtype == dtype
+    assert arrays[0].tobytes() == rows.tobytes()
+    assert ForwardPass(model, ())(*arrays)[0].numpy().tobytes() == rows.tobytes()
