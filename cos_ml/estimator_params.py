@@ -176,7 +176,7 @@ class EstimatorParams(
         return self.getOrDefault(self.model).getModel()
 
     def spec_fields(self, unset: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The fields of a TrainSpec that are Params, where those have a value; ``unset`` has values for unset Params."""
+        """The fields of a TrainSpec that are Params, where those have a value; else ``unset`` has one."""
         declared = [param for param in self.declarations() if param.spec and self.isDefined(param)]
         fields = {str(param.spec): self.getOrDefault(param) for param in declared}
         chosen = {str(param.spec) for param in declared if self.isSet(param)}

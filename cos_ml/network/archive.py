@@ -209,7 +209,9 @@ def load_model(archive: bytes, modules: Iterable[str] = ()) -> Any:
         if not zipfile.is_zipfile(path):
             raise SavedModelError(f"The network is damaged: its {len(archive):,} bytes are not a .keras archive.")
         try:
-            loaded = keras.saving.load_model(path, compile=False, safe_mode=True)
+            with warnings.catch_warnings():  # of a class that compiles itself: archives have no optimizer
+                warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
+                loaded = keras.saving.load_model(path, compile=False, safe_mode=True)
         except Exception as error:  # damage makes Keras, h5py, zipfile and layers raise various types
             # Keras quotes whole configurations before the cause.
             cause = " ".join(str(error).rsplit("Exception encountered: ", 1)[-1].split())

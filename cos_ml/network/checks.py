@@ -6,11 +6,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.archive import Network, layers_by_name, load_model
+from cos_ml.network.forward import pack_inputs
 from cos_ml.network.keras_import import import_keras
 from cos_ml.network.losses import each_loss, loss_name, needs_sum, without_reduction
-from cos_ml.network.traits import Traits, adds_losses, find_traits
+from cos_ml.network.traits import Traits, find_traits
 from cos_ml.network.untrusted import serialized_objects
 
 __all__ = [
@@ -102,7 +105,19 @@ def check_compile_arguments(network: Network, arguments: dict[str, Any], given: 
 
 def needs_no_loss(network: Network) -> bool:
     """Whether a network trains without a compiled loss: by a step of its own, or by losses that its layers add."""
-    return traits_of(network).own_step or adds_losses(load_model(network.archive, network.modules))
+    return traits_of(network).own_step or _adds_losses(load_model(network.archive, network.modules))
+
+
+def _adds_losses(model: Any) -> bool:
+    """Whether layers of ``model`` add losses of their own, beside penalties on weights."""
+    types = {"string": str, "bfloat16": np.float32}
+    shapes = [([side or 1 for side in tensor.shape], types.get(tensor.dtype, tensor.dtype)) for tensor in model.inputs]
+    try:
+        model(pack_inputs(model, [np.zeros(shape, dtype) for shape, dtype in shapes]))
+    except Exception:  # of layers that do not work on rows of zeros
+        return False
+    penalties = [weight for weight in model.trainable_weights if weight.regularizer is not None]
+    return len(model.losses) > len(penalties)
 
 
 def takes_labels(network: Network) -> bool:

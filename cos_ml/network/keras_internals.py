@@ -40,17 +40,18 @@ def loss_arguments(loss: Any) -> dict[str, Any]:
 @contextmanager
 def uncompiled(model: Any) -> Iterator[None]:
     """Within the block Keras saves ``model`` without its optimizer. Unknown: with it, which is correct but larger."""
-    if not getattr(model, "compiled", False):
-        yield
-        return
-    optimizer = model.optimizer
-    with suppress(AttributeError):  # of attributes that have become read-only
-        model.compiled, model.optimizer = False, None
+    compiled, optimizer = getattr(model, "compiled", False), getattr(model, "optimizer", None)
+    model.get_compile_config = dict  # Keras asks models that are not compiled too, whose own method may not expect it
+    if compiled:
+        with suppress(AttributeError):  # of attributes that have become read-only
+            model.compiled, model.optimizer = False, None
     try:
         yield
     finally:
-        with suppress(AttributeError):
-            model.compiled, model.optimizer = True, optimizer
+        del model.get_compile_config
+        if compiled:
+            with suppress(AttributeError):
+                model.compiled, model.optimizer = True, optimizer
 
 
 def loss_module() -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from cos_ml.network.keras_import import import_keras
 from cos_ml.network.keras_internals import all_layers, mask_of
 
-__all__ = ["OWN_STEPS", "Traits", "adds_losses", "find_traits"]
+__all__ = ["OWN_STEPS", "Traits", "find_traits"]
 
 OWN_STEPS = ("train_step", "compute_loss")  # what takes the place of a compiled loss
 METHODS = (*OWN_STEPS, "test_step", "compute_metrics", "compile", "compile_from_config")
@@ -78,18 +78,6 @@ def find_traits(model: Any, loaded: Any, layers: dict[str, Any]) -> Traits:
     )
 
 
-def adds_losses(model: Any) -> bool:
-    """Whether layers of ``model`` add losses of their own, beside penalties on weights."""
-    import numpy as np
-
-    try:
-        model([np.zeros([side or 1 for side in tensor.shape], str(tensor.dtype)) for tensor in model.inputs])
-    except Exception:  # of layers that do not work on rows of zeros; the ranks find out
-        return False
-    penalties = [weight for weight in model.trainable_weights if weight.regularizer is not None]
-    return len(model.losses) > len(penalties)
-
-
 def _overrides(model: Any, name: str) -> bool:
     """Whether the class of ``model``, or one of its bases outside of Keras, defines a method."""
     owner = next(base for base in type(model).__mro__ if name in vars(base))
@@ -114,9 +102,16 @@ def _compile_arguments(compile_: Any) -> dict[str, tuple[str, ...]]:
 def _compiled_alike(model: Any, loaded: Any) -> bool:
     """Whether a model that compiles itself has not been compiled differently since."""
     try:
-        return bool(model.get_compile_config() == loaded.get_compile_config())
+        return bool(_without_names(model.get_compile_config()) == _without_names(loaded.get_compile_config()))
     except Exception:  # of a get_compile_config that needs what only the user's model has
         return False
+
+
+def _without_names(config: Any) -> Any:
+    """A configuration without names, which Keras numbers."""
+    if isinstance(config, dict):
+        return {key: _without_names(value) for key, value in config.items() if key != "name"}
+    return [_without_names(value) for value in config] if isinstance(config, (list, tuple)) else config
 
 
 def _trainable(model: Any, layers: dict[str, Any]) -> tuple[str, ...]:
