@@ -151,7 +151,9 @@ class Network:
         for name in ("layers", "modules"):
             values[name] = tuple(values[name])
         if values.get("traits"):
-            plain = {name: tuple(one) if isinstance(one, list) else one for name, one in values["traits"].items()}
+            plain: dict[str, Any] = {
+                name: tuple(one) if isinstance(one, list) else one for name, one in values["traits"].items()
+            }
             values["traits"] = Traits(**plain)
         return cls(archive=archive, **values)
 
