@@ -7,7 +7,6 @@ metrics' sums over all ranks, and the state of callbacks.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,13 +14,14 @@ from typing import Any
 import keras
 import numpy as np
 
+from cos_ml.rank.callback_state import get_state, set_state
 from cos_ml.rank.callbacks import seed_generators
 from cos_ml.rank.checkpoint_store import Checkpoint, CheckpointStore, acquire
 from cos_ml.rank.context import RankContext
 from cos_ml.rank.trainer import Plan
 from cos_ml.spec import CheckpointConfig
 
-__all__ = ["CheckpointCallback", "TrainerState", "get_state", "set_state"]
+__all__ = ["CheckpointCallback", "TrainerState"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class TrainerState:
         arrays |= {f"metrics/{index}": array for index, array in enumerate(sums)}
         stateful = {}
         for name, holder in self.stateful.items():
-            stateful[name], found = get_state(holder)
+            stateful[name], found, _ = get_state(holder)
             arrays |= {f"stateful/{name}/{key}": array for key, array in found.items()}
         plain = {
             "stateful": stateful,
@@ -58,6 +58,11 @@ class TrainerState:
             "stopped": self.plan.stopped,
         }
         return Checkpoint(epoch, step, plain, {name: np.asarray(array) for name, array in arrays.items()})  # no scalars
+
+    def lost(self) -> list[str]:
+        """The attributes that no checkpoint contains, as "Class.name"."""
+        kinds = [(type(holder).__name__, get_state(holder)[2]) for holder in self.stateful.values()]
+        return sorted({f"{kind}.{name}" for kind, names in kinds for name in names})
 
     def restore_weights(self, checkpoint: Checkpoint) -> None:
         """Assign the values that the variables had."""
@@ -69,41 +74,6 @@ class TrainerState:
         for name, holder in self.stateful.items():
             if name in checkpoint.plain["stateful"]:
                 set_state(holder, checkpoint.plain["stateful"][name], checkpoint.arrays_under(f"stateful/{name}/"))
-
-
-def get_state(holder: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The attributes of an object that JSON can hold, and those that are lists of arrays, as "name/index" -> array."""
-    plain: dict[str, Any] = {}
-    arrays: dict[str, np.ndarray] = {}
-    # An argument of the constructor is given to it again; also, Keras changes the sign of its min_delta at first use.
-    given = {*inspect.signature(type(holder)).parameters, "params"}
-    for name, value in vars(holder).items():
-        if name in given:
-            continue
-        if isinstance(value, (np.floating, np.integer)):
-            value = value.item()
-        if _is_plain(value):
-            plain[name] = value
-        elif isinstance(value, list) and all(isinstance(one, np.ndarray) for one in value):
-            arrays |= {f"{name}/{index}": one for index, one in enumerate(value)}
-    return plain, arrays
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(map(_is_plain, value))
-    if isinstance(value, dict):
-        return all(isinstance(key, str) for key in value) and all(map(_is_plain, value.values()))
-    return value is None or isinstance(value, (bool, int, float, str))
-
-
-def set_state(holder: Any, plain: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Set the attributes that ``get_state`` returned."""
-    lists: dict[str, list[np.ndarray]] = {}
-    for key, array in arrays.items():  # in the order of their indices
-        lists.setdefault(key.rpartition("/")[0], []).append(array)
-    for name, value in (dict(plain) | lists).items():
-        setattr(holder, name, value)
 
 
 class CheckpointCallback(keras.callbacks.Callback):
@@ -137,6 +107,7 @@ class CheckpointCallback(keras.callbacks.Callback):
             self.store = CheckpointStore(config, context.digest)
         self.checkpoint = self._resume()
         self.pending: list[np.ndarray] = []  # sums that metrics start from
+        self.lost: list[str] | None = None
 
     def _resume(self) -> Checkpoint | None:
         """Restore the weights of the newest checkpoint on every rank; rank 0 alone has its metrics' sums."""
@@ -188,6 +159,13 @@ class CheckpointCallback(keras.callbacks.Callback):
         if self.finite and not all(np.isfinite(weights).all() for weights in floats):
             self._note(f"No checkpoint was written after epoch {epoch}, step {step}: its weights are NaN or infinite.")
             return
+        if self.lost is None:
+            self.lost = self.state.lost()
+            if self.lost:
+                self._note(
+                    f"Checkpoints do not contain {', '.join(self.lost)}: a training that resumes starts with new ones. "
+                    "Callbacks can keep numbers, strings, dates, arrays, and lists, tuples, sets and dicts of them."
+                )
         try:
             self.store.write(self.state.checkpoint(epoch, step, sums))
         except Exception as error:  # each storage has its own exceptions; the training is worth more than a checkpoint

@@ -1,6 +1,7 @@
 """A training that is interrupted and resumed, in this process: the same weights as one that is not interrupted."""
 
 import io
+from collections import deque
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ from cos_ml.callbacks import callback
 from cos_ml.errors import RankError
 from cos_ml.network.keras_import import import_keras
 from cos_ml.rank.checkpoint_store import Checkpoint, CheckpointStore
-from cos_ml.rank.resume import get_state, set_state
 from cos_ml.spec import CheckpointConfig
 from tests.support.training import LOSS, data_of, events_of, spec_of, train_alone
 
@@ -175,15 +175,47 @@ class Grows(keras.optimizers.schedules.LearningRateSchedule):
         return keras.saving.serialize_keras_object(keras.optimizers.SGD(cls()))
 
 
-def test_the_state_of_an_object():
-    class Holder:
-        pass
+class Remembering(keras.callbacks.Callback):
+    """Keeps what ``kind`` says; sets the learning rate by it."""
 
-    one, other = Holder(), Holder()
-    one.wait, one.best, one.op, one.seen = 3, np.float32(0.5), np.less, [1, {"a": 2.0}]
-    one.weights, one.model = [np.ones(2), np.zeros((1, 3))], object()
-    set_state(other, *get_state(one))
-    assert (other.wait, other.best, other.seen) == (3, 0.5, [1, {"a": 2.0}])
-    assert [array.tolist() for array in other.weights] == [[1, 1], [[0, 0, 0]]]
-    assert not hasattr(other, "op")
-    assert not hasattr(other, "model")
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.seen = kind, {"dict": {}, "tuple": (), "deque": deque(maxlen=3), "array": np.zeros(0)}[kind]
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.kind == "dict":
+            self.seen[epoch, "loss"] = np.float32(logs["loss"])
+        elif self.kind == "array":
+            self.seen = np.append(self.seen, logs["loss"])
+        elif self.kind == "deque":
+            self.seen.append(logs["loss"])
+        else:
+            self.seen = (*self.seen, logs["loss"])
+        self.model.optimizer.learning_rate = 0.1 / (1 + len(self.seen))
+
+
+@pytest.mark.parametrize("kind", ["dict", "tuple", "deque", "array"])
+def test_what_a_callback_remembers(trained, tmp_path, kind):
+    options = {"callbacks": (callback(Remembering, kind=kind),), "epochs": 5, "learning_rate": 0.1}
+    expected, _, _ = trained(spec(tmp_path / "one", **options), data_of(40))
+    cut = spec(tmp_path / "two", **options)
+    with pytest.raises(InterruptedTraining):
+        trained(cut, data_of(40), (2, 0))
+    weights, _, events = trained(cut, data_of(40))
+    assert begin(events) == (2, 0)
+    assert [event for event in events if event["event"] == "note"] == []
+    for one, other in zip(weights, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
+
+
+class Holding(keras.callbacks.Callback):
+    """Keeps an object that is no data."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.thing, self.count = object(), epoch
+
+
+def test_a_note_names_what_a_checkpoint_lacks(trained, tmp_path):
+    _, _, events = trained(spec(tmp_path, callbacks=(callback(Holding),)), data_of(40))
+    (note,) = [event["text"] for event in events if event["event"] == "note"]
+    assert "Checkpoints do not contain Holding.thing:" in note
