@@ -19,6 +19,7 @@ class ModelAccessors:
         probabilityCol: str | None = ...,
         rawPredictionCol: str | None = ...,
         handleInvalid: str | None = ...,
+        paddingValue: float | None = ...,
         predictBatchSize: int | None = ...,
         handleMismatch: str | None = ...,
     ) -> Self:
@@ -75,6 +76,14 @@ class ModelAccessors:
     def setHandleInvalid(self, value: str) -> Self:
         """Sets handleInvalid: what to do with rows that contain a null, a NaN or the wrong number of values: 'error'
         (raise an error that names row and column), 'skip' (drop them) or 'keep' (NaN in, NaN out)."""
+    def getPaddingValue(self) -> float:
+        """Gets paddingValue: number at the end of rows that are shorter than the longest of their batch, for inputs
+        with an unknown dimension; strings are padded with ''. A Masking layer's mask_value lets the network ignore
+        it."""
+    def setPaddingValue(self, value: float) -> Self:
+        """Sets paddingValue: number at the end of rows that are shorter than the longest of their batch, for inputs
+        with an unknown dimension; strings are padded with ''. A Masking layer's mask_value lets the network ignore
+        it."""
     def getPredictBatchSize(self) -> int:
         """Gets predictBatchSize: rows per forward pass in transform (>= 1)."""
     def setPredictBatchSize(self, value: int) -> Self:
@@ -134,6 +143,7 @@ class EstimatorAccessors(ModelAccessors):
         probabilityCol: str | None = ...,
         rawPredictionCol: str | None = ...,
         handleInvalid: str | None = ...,
+        paddingValue: float | None = ...,
         predictBatchSize: int | None = ...,
         handleMismatch: str | None = ...,
         progress: bool | None = ...,
@@ -348,6 +358,14 @@ class EstimatorAccessors(ModelAccessors):
     def setHandleInvalid(self, value: str) -> Self:
         """Sets handleInvalid: what to do with rows that contain a null, a NaN or the wrong number of values: 'error'
         (raise an error that names row and column), 'skip' (drop them) or 'keep' (NaN in, NaN out)."""
+    def getPaddingValue(self) -> float:
+        """Gets paddingValue: number at the end of rows that are shorter than the longest of their batch, for inputs
+        with an unknown dimension; strings are padded with ''. A Masking layer's mask_value lets the network ignore
+        it."""
+    def setPaddingValue(self, value: float) -> Self:
+        """Sets paddingValue: number at the end of rows that are shorter than the longest of their batch, for inputs
+        with an unknown dimension; strings are padded with ''. A Masking layer's mask_value lets the network ignore
+        it."""
     def getPredictBatchSize(self) -> int:
         """Gets predictBatchSize: rows per forward pass in transform (>= 1)."""
     def setPredictBatchSize(self, value: int) -> Self:

@@ -6,6 +6,7 @@ the Param adds its own name and the value received. The return annotation is the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
@@ -52,6 +53,13 @@ def positive_number(value: Any) -> float:
     """A finite number > 0."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < float("inf"):
         raise ValueError("expected a number > 0")
+    return float(value)
+
+
+def finite_number(value: Any) -> float:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(float(value)):
+        raise ValueError("expected a finite number")
     return float(value)
 
 

@@ -109,6 +109,7 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
         probabilityCol: str = "probability",
         rawPredictionCol: str = "rawPrediction",
         handleInvalid: str = "error",
+        paddingValue: float = 0.0,
         predictBatchSize: int = 1024,
         handleMismatch: str = "warn",
         progress: bool = True,
@@ -222,7 +223,7 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
         modules = {*network.modules, *custom_modules(arguments), *custom_modules(callbacks)}
         weight, validation = self.value_or_none(self.weightCol), self.value_or_none(self.validationIndicatorCol)
         spec = TrainSpec(
-            inputs=input_columns(network, self.input_columns()),
+            inputs=input_columns(network, self.input_columns(), self.getPaddingValue()),
             labels=self.label_columns(dataset.schema, network, loss),
             weight=None if weight is None else Column(weight, "w", low=0.0),
             validation=None if validation is None else Column(validation, "v", dtype="bool"),

@@ -70,6 +70,7 @@ class DeepNetModel(Model, ModelParams, NetworkStage):
         probabilityCol: str = "probability",
         rawPredictionCol: str = "rawPrediction",
         handleInvalid: str = "error",
+        paddingValue: float = 0.0,
         predictBatchSize: int = 1024,
         handleMismatch: str = "warn",
     ) -> None:
@@ -131,7 +132,7 @@ class DeepNetModel(Model, ModelParams, NetworkStage):
             given = {name: with_output_keys(value, network.outputs) for name, value in given.items()}
             arguments = {"optimizer": "sgd"} | given
         spec = TrainSpec(
-            inputs=input_columns(network, self.input_columns()),
+            inputs=input_columns(network, self.input_columns(), self.getPaddingValue()),
             labels=self.label_columns(dataset.schema, network, checks.loss_of(network, arguments)),
             weight=Column(self.getWeightCol(), "w", low=0.0) if self.isSet(self.weightCol) else None,
             compile=arguments,
@@ -155,7 +156,7 @@ class DeepNetModel(Model, ModelParams, NetworkStage):
         losses = losses_by_output(checks.loss_of(network, self.compiled or {}), network.outputs)
         kinds = tuple(output_kind(output, loss) for output, loss in zip(network.outputs, losses, strict=True))
         columns = check_outputs(self, dataset.schema, network, kinds)
-        inputs = input_columns(network, self.input_columns())
+        inputs = input_columns(network, self.input_columns(), self.getPaddingValue())
         if not columns:
             return dataset
         spark_internals.check_message_size(dataset.sparkSession, [network.archive])

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pyspark.ml.param import Param, Params, shared
 
 from cos_ml.accessors import ModelAccessors
-from cos_ml.converters import integer, names, one_of, string
+from cos_ml.converters import finite_number, integer, names, one_of, string
 from cos_ml.data.columns import Column
 from cos_ml.errors import InvalidInputError
 from cos_ml.network import checks
@@ -172,6 +172,13 @@ class ModelParams(
         "names row and column), 'skip' (drop them) or 'keep' (NaN in, NaN out)",
         "error",
         spec="handle_invalid",
+        identifies=True,
+    )
+    paddingValue = DeclaredParam(
+        finite_number,
+        "number at the end of rows that are shorter than the longest of their batch, for inputs with an unknown "
+        "dimension; strings are padded with ''. A Masking layer's mask_value lets the network ignore it",
+        0.0,
         identifies=True,
     )
     predictBatchSize = DeclaredParam(integer(1), "rows per forward pass in transform (>= 1)", 1024)

@@ -67,7 +67,7 @@ class Shards:
     filled: Sequence[int]
     names: dict[str, str]
     rows: Sequence[dict[str, int]]
-    shapes: dict[str, tuple[int, ...]]
+    shapes: dict[str, tuple[int | None, ...]]
     dtypes: dict[str, str]
     varying_bytes: int
     digest: str

@@ -100,12 +100,11 @@ class Spool:
             raise inconsistent_shapes(column, array.shape[1:], shape)
         if isinstance(array, Ragged):
             self._put_offsets(part, field + ROWS, np.diff(array.offsets))
-            array = array.flat_values
-        if array.dtype == object:
-            strings = array.reshape(-1)
-            self._put_offsets(part, field + OFFSETS, np.fromiter(map(len, strings), np.int64, len(strings)))
-            array, dtype = np.frombuffer(b"".join(strings), np.uint8), "|u1"
-        self._put(part, field, np.ascontiguousarray(array, dtype))
+        values: np.ndarray = array.flat_values if isinstance(array, Ragged) else array.reshape(-1)
+        if values.dtype == object:
+            self._put_offsets(part, field + OFFSETS, np.fromiter(map(len, values), np.int64, len(values)))
+            values, dtype = np.frombuffer(b"".join(values), np.uint8), "|u1"
+        self._put(part, field, np.ascontiguousarray(values, dtype))
 
     def _put_offsets(self, part: str, name: str, sizes: np.ndarray) -> None:
         """Append where things of these sizes end; the file begins with a 0, where the first of all starts."""

@@ -76,9 +76,10 @@ def _no_rows(tasks: list[dict[str, Any]]) -> str:
 
 
 def _inconsistent_shapes(tasks: list[dict[str, Any]], spec: TrainSpec) -> str:
-    """The error where rows with an unknown dimension differ in length between partitions, or ""."""
+    """The error where rows of partitions have different ones of the shapes that a column allows, or ""."""
     for column in spec.columns:
-        shapes = sorted({tuple(task["shapes"][column.field]) for task in tasks if column.field in task["shapes"]})
+        found = {tuple(task["shapes"][column.field]) for task in tasks if column.field in task["shapes"]}
+        shapes = sorted(found, key=str)  # an unknown dimension is None
         if len(shapes) > 1:
             return f"Column {column.name!r}: inconsistent row shapes across partitions: {shapes[0]} and {shapes[1]}."
     return ""

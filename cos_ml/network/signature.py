@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cos_ml.data.columns import Column, spark_dtype
+import numpy as np
+
+from cos_ml.data.columns import INTEGRAL, Column, spark_dtype
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.archive import Network, Tensor
 from cos_ml.network.losses import (
@@ -30,12 +32,19 @@ __all__ = ["input_columns", "label_columns"]
 def input_columns(network: Network, names: list[str], padding: float = 0.0) -> tuple[Column, ...]:
     """The columns of the network's inputs, in its order: matched by the inputs' names if all match, else by position.
 
+    Args:
+        network: the network.
+        names: the input columns.
+        padding: the number that pads rows of an input with an unknown dimension.
+
     Raises:
-        InvalidInputError: the number of columns is not the number of inputs.
+        InvalidInputError: the number of columns is not the number of inputs, or an input can't hold ``padding``.
     """
     inputs = [tensor.name for tensor in network.inputs]
     _check_count("input", inputs, names)
     ordered = inputs if set(names) == set(inputs) else names
+    for tensor in network.inputs:
+        _check_padding(tensor, padding)
     return tuple(
         Column(name, f"x{index}", tensor.shape, spark_dtype(tensor.dtype), padding=padding)
         for index, (name, tensor) in enumerate(zip(ordered, network.inputs, strict=True))
@@ -70,6 +79,19 @@ def label_columns(
         values = _values((types or {}).get(name))
         columns.append(_label(name, f"y{index}", outputs[index], losses[index], values))
     return tuple(columns)
+
+
+def _check_padding(tensor: Tensor, padding: float) -> None:
+    """Raises InvalidInputError if rows of an input are padded with a number that its type can't hold."""
+    if None not in tensor.shape or not tensor.dtype.startswith(INTEGRAL):
+        return
+    is_bool = tensor.dtype == "bool"
+    low, high = (0, 1) if is_bool else (np.iinfo(tensor.dtype).min, np.iinfo(tensor.dtype).max)
+    if not (low <= padding <= high and padding.is_integer()):
+        raise InvalidInputError(
+            f"Param paddingValue: expected an integer from {low} to {high}, because the network's input "
+            f"{tensor.name!r} is of type {tensor.dtype}, received {padding:g}."
+        )
 
 
 def _check_count(what: str, tensors: list[str], names: list[str]) -> None:

@@ -132,7 +132,7 @@ class ShardPass:
         ragged = tuple(column for column in self.rows.columns if None in column.shape)
         if not ragged or not self.rows.count:
             return {column.field: np.zeros(steps, np.int64) for column in ragged}
-        windows = [{field: rows.lengths for field, rows in window.items()} for window in self._windows(ragged)]
+        windows = [{field: _lengths(rows) for field, rows in window.items()} for window in self._windows(ragged)]
         lengths = {column.field: np.concatenate([window[column.field] for window in windows]) for column in ragged}
         if (count := _length(lengths)) != self.rows.count:
             raise self.rows.changed(count)
@@ -170,11 +170,15 @@ def _no_rows(column: Column, dtype: str) -> np.ndarray | Ragged:
     return np.empty((0, *column.shape), dtype)  # type: ignore[arg-type]
 
 
+def _lengths(rows: Any) -> np.ndarray:
+    return rows.lengths  # type: ignore[no-any-return]
+
+
 def _length(arrays: Mapping[str, np.ndarray | Ragged]) -> int:
     return len(next(iter(arrays.values())))
 
 
-def _join(parts: Sequence[Any]) -> Any:
+def _concatenated(parts: Sequence[Any]) -> Any:
     """The rows of all parts, arrays or Ragged."""
     return Ragged.join(parts) if isinstance(parts[0], Ragged) else np.concatenate(parts)
 
@@ -184,7 +188,7 @@ def shuffled(held: list[Arrays], count: int, random: np.random.Generator | None)
     order = np.arange(count) if random is None else random.permutation(count)
     places = np.argsort(order)
     joined = {
-        field: _join([arrays[field] for arrays in held])[order]
+        field: _concatenated([arrays[field] for arrays in held])[order]
         if isinstance(array, Ragged)
         else np.empty((count, *array.shape[1:]), np.result_type(*(arrays[field].dtype for arrays in held)))
         for field, array in held[0].items()
@@ -204,7 +208,7 @@ def _batches(windows: Iterator[Arrays], size: int) -> Iterator[Arrays]:
     rest: Arrays = {}
     for window in windows:
         if rest:
-            window = {field: _join([rest[field], array]) for field, array in window.items()}
+            window = {field: _concatenated([rest[field], array]) for field, array in window.items()}
         count = _length(window)
         end = count - count % size
         for start in range(0, end, size):

@@ -138,7 +138,7 @@ def _forward(scorer: Scorer, forward: ForwardPass, arrays: Sequence[np.ndarray |
         }
         vectors = [predicted[index]["prediction"] for index in range(len(scorer.kinds), len(kinds))]
         parts.append(vectors + [predicted[index][what] for index, what in scorer.wanted])
-    return [_joined(column) for column in zip(*parts, strict=True)]
+    return [_concatenated(column) for column in zip(*parts, strict=True)]
 
 
 def _predictions(
@@ -165,7 +165,7 @@ def _predictions(
     return dict(predictions(kind, result))
 
 
-def _joined(parts: Sequence[np.ndarray | Ragged]) -> np.ndarray | Ragged:
+def _concatenated(parts: Sequence[np.ndarray | Ragged]) -> np.ndarray | Ragged:
     """The rows of all parts; a Ragged if they have vectors of several sizes."""
     arrays = [part for part in parts if not isinstance(part, Ragged)]
     if len(arrays) == len(parts) and len({part.shape[1:] for part in arrays}) == 1:

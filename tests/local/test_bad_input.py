@@ -180,19 +180,6 @@ def test_what_is_no_whole_number_is_a_bad_row_of_a_network_that_takes_them(spark
     assert model.transform(df).count() == 2
 
 
-def test_rows_of_different_sizes_for_an_unknown_dimension(spark):
-    """Each partition alone has rows of one size."""
-    network = keras.Sequential(
-        [keras.Input((None, 1)), keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(3, activation="softmax")]
-    )
-    schema = "features array<double>, label double"
-    rows = spark.sparkContext.parallelize([([1.0] * size, 1.0) for size in [10] * 4 + [12] * 4], 2)
-    inconsistent = r"Column 'features': inconsistent row shapes across partitions: \(10, 1\) and \(12, 1\)"
-    with pytest.raises(InvalidInputError, match=inconsistent):
-        estimator(model=network, numTrainWorkers=2).fit(spark.createDataFrame(rows, schema))
-    assert_nothing_left(spark)
-
-
 def test_a_null_vector_is_a_bad_row(spark):
     df = frame(spark, [[(Vectors.dense(GOOD), 1.0, 1.0), (None, 1.0, 1.0)]])
     with pytest.raises(InvalidInputError, match="column 'features', row 1: is null"):

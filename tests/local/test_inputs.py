@@ -16,6 +16,48 @@ from tests.support.reference import assert_same_weights
 layers = keras.layers
 
 
+def tagger() -> Any:
+    """Rows of any number of steps in, a class for each step out."""
+    keras.utils.set_random_seed(1)
+    steps = keras.Input((None, 2), name="steps")
+    inner = layers.LSTM(4, return_sequences=True, name="inner")(layers.Masking(mask_value=-9.0)(steps))
+    return keras.Model(steps, layers.Dense(3, activation="softmax")(inner))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_rows_of_different_lengths(spark, ranks):
+    """Training, evaluation and scoring as in plain Keras on rows that are padded by hand."""
+    random = np.random.default_rng(0)
+    lengths = random.integers(1, 9, 22)
+    x = np.full((22, 8, 2), -9.0, np.float32)
+    y = np.zeros((22, 8), np.int64)
+    for row, length in enumerate(lengths):
+        x[row, :length], y[row, :length] = random.normal(size=(length, 2)), random.integers(0, 3, length)
+    rows = [
+        (x[row, :length].reshape(-1).tolist(), y[row, :length].tolist(), float(length))
+        for row, length in enumerate(lengths)
+    ]
+    parts = spark.sparkContext.parallelize([row for rank in range(ranks) for row in rows[rank::ranks]], ranks)
+    df = spark.createDataFrame(parts, "features array<float>, label array<bigint>, length double")
+    options = {"loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"]}
+    model = DeepNetEstimator(
+        model=tagger(), paddingValue=-9.0, optimizer="sgd", learningRate=0.5, epochs=3, shuffle=False,
+        batchSize=8 // ranks, numTrainWorkers=ranks, predictBatchSize=5, progress=False, **options,
+    ).fit(df)  # fmt: skip
+    plain = tagger()
+    plain.compile(keras.optimizers.SGD(0.5), **options)
+    history = plain.fit(x, y, batch_size=8, epochs=3, shuffle=False, verbose=0).history
+    assert_same_weights(model.toKeras(), plain)
+    for name, values in history.items():
+        np.testing.assert_allclose(model.summary.history[name], values, rtol=1e-5)
+    expected = plain.predict(x, verbose=0)
+    by_row = {tuple(row[0]): expected[place, : lengths[place]].reshape(-1) for place, row in enumerate(rows)}
+    for row in model.transform(df).collect():
+        np.testing.assert_allclose(row.prediction, by_row[tuple(row.features)], atol=1e-5)
+    accuracy = plain.evaluate(x, y, verbose=0, return_dict=True)["accuracy"]
+    assert model.evaluate(df)["accuracy"] == pytest.approx(accuracy, rel=1e-5)
+
+
 def two_in_two_out() -> Any:
     """Left and right in; their difference as a number, and which is larger as a class, out."""
     keras.utils.set_random_seed(1)

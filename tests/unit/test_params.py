@@ -13,6 +13,7 @@ from cos_ml.errors import InvalidInputError
 from cos_ml.estimator_params import EstimatorParams
 from cos_ml.network.archive import Network
 from cos_ml.network.keras_import import import_keras
+from cos_ml.network.signature import input_columns
 from cos_ml.params import DeclaredParam, ModelParams
 from cos_ml.spec import TrainSpec
 from tests.support.sessions import ROOT
@@ -44,6 +45,7 @@ DEFAULTS = {
     "probabilityCol": "probability",
     "rawPredictionCol": "rawPrediction",
     "handleInvalid": "error",
+    "paddingValue": 0.0,
     "predictBatchSize": 1024,
     "handleMismatch": "warn",
     "patience": None,
@@ -65,7 +67,8 @@ DEFAULTS = {
 }
 SHARED = [
     "model", "featuresCol", "inputCols", "labelCol", "labelCols", "weightCol", "featureLayers", "outputCols",
-    "predictionCol", "probabilityCol", "rawPredictionCol", "handleInvalid", "predictBatchSize", "handleMismatch",
+    "predictionCol", "probabilityCol", "rawPredictionCol", "handleInvalid", "paddingValue", "predictBatchSize",
+    "handleMismatch",
 ]  # fmt: skip
 VALUES = {
     "featuresCol": "pixels",
@@ -91,6 +94,7 @@ VALUES = {
     "probabilityCol": "",
     "rawPredictionCol": "r",
     "handleInvalid": "skip",
+    "paddingValue": -1.0,
     "predictBatchSize": 16,
     "progress": False,
     "handleMismatch": "ignore",
@@ -175,7 +179,7 @@ def test_what_identifies_a_fit():
     assert {param.name for param in DeepNetEstimator().params if param.identifies} == {
         "learningRate", "batchSize", "epochs", "shuffle", "seed", "handleInvalid", "callbacks", "patience",
         "restoreBestWeights", "numTrainWorkers", "feed", "checkpointSteps", "gradientCompression",
-        "gradientAccumulationSteps", "dtypePolicy", "stepsPerExecution",
+        "gradientAccumulationSteps", "dtypePolicy", "stepsPerExecution", "paddingValue",
     }  # fmt: skip
 
 
@@ -539,3 +543,28 @@ def test_steps_of_an_order_that_does_not_last(classifier):
     est = DeepNetEstimator(model=classifier, loss="sparse_categorical_crossentropy", checkpointSteps=10, shuffle=False)
     with pytest.raises(InvalidInputError, match=r"checkpointSteps: with shuffle=False .*shuffle=True"):
         est._spec(None, est._network())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "expected"),
+    [
+        ("int8", 200.0, "from -128 to 127"),
+        ("uint16", -1.0, "from 0 to 65535"),
+        ("int32", 0.5, "from -2147483648"),
+        ("bool", 2, "from 0 to 1"),
+    ],
+)
+def test_a_padding_value_that_an_input_can_not_hold(dtype, value, expected):
+    words = keras.Input((None,), dtype=dtype, name="words")
+    network = Network.of(keras.Model(words, keras.layers.Rescaling(1.0)(words)))
+    with pytest.raises(
+        InvalidInputError, match=rf"Param paddingValue: expected an integer.*{expected}.*'words'.*received"
+    ):
+        input_columns(network, ["words"], float(value))
+    assert input_columns(network, ["words"], 1.0)[0].padding == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "0", True])
+def test_a_padding_value_is_a_finite_number(value):
+    with pytest.raises(InvalidInputError, match="Param paddingValue: expected a finite number"):
+        DeepNetModel(paddingValue=value)
