@@ -19,8 +19,8 @@ from pyspark.sql.types import ArrayType, DoubleType
 from cos_ml.errors import ClusterError, InvalidInputError
 
 __all__ = [
-    "check_message_size", "fits_barrier", "is_connect", "max_concurrent_tasks", "passes_unchanged", "remove_saved",
-    "stage_failures",
+    "check_message_size", "fits_barrier", "is_connect", "max_concurrent_tasks", "not_repeated", "passes_unchanged",
+    "remove_saved", "stage_failures",
 ]  # fmt: skip
 
 CHANGED = (AttributeError, TypeError, Py4JError)  # raised by calls that Spark no longer has
@@ -127,6 +127,11 @@ def max_concurrent_tasks(spark: SparkSession, profile: Any = None) -> int | None
             f"useGpu=True for the training alone, but this cluster can't schedule a single stage on GPUs: {reason}. "
             "Give every task a GPU: --conf spark.task.resource.gpu.amount=1."
         ) from error
+
+
+def not_repeated(error: Exception) -> bool:
+    """Whether an attempt failed at a barrier stage that Spark never repeats. Unknown: False."""
+    return "Could not recover from a failed barrier ResultStage" in str(error)
 
 
 def stage_failures(spark: SparkSession, tag: str) -> list[list[str]]:

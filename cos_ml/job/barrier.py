@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from functools import partial
 
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 
 from cos_ml import gpus, spark_internals
 from cos_ml.data import blobs
 from cos_ml.data.frames import repartition_to_ranks, small_batches
-from cos_ml.errors import InvalidInputError, RankError, SetupError, from_spark
+from cos_ml.errors import ClusterError, InvalidInputError, RankError, SetupError, from_spark
 from cos_ml.job import retries, slots
-from cos_ml.job.messages import PARTIAL_RETRY, PEERS_LOST, Job, Outcome, peers_lost, raise_reported
+from cos_ml.job.messages import PARTIAL_RETRY, PEERS_LOST, UNKNOWN, Job, Outcome, peers_lost, raise_reported
 from cos_ml.job.task import run_task
 
 __all__ = ["run"]
@@ -39,23 +39,23 @@ def run(df: DataFrame, job: Job, ranks: int) -> Outcome:
         RankError: a rank failed. The message has its traceback, or the cause of each attempt that Spark made.
     """
     spark_internals.check_message_size(df.sparkSession, job.networks)
+    limit = retries.max_attempts(df.sparkSession)
     failures: list[str] = []
     while True:
-        outcome = _attempt(df, job, ranks, failures)
-        if not outcome.results:
-            failures = outcome.failures
-        elif peers_lost(outcome.results) and len(failures) + 1 < retries.max_attempts(df.sparkSession):
-            failures = [*outcome.failures, PEERS_LOST]  # no task failed, so Spark does not retry
-        else:
+        outcome = _try(df, job, ranks, failures)
+        failures = outcome.failures
+        if peers_lost(outcome.results) and len(failures) + 1 < limit:
+            failures = [*failures, PEERS_LOST]  # no task failed, so Spark does not retry
+        elif outcome.results:
             break
     raise_reported(outcome.results)
     return outcome
 
 
-def _attempt(df: DataFrame, job: Job, ranks: int, failures: list[str]) -> Outcome:
-    """Run the job once, with the retries that Spark makes; ``failures`` are the causes of attempts before it.
+def _try(df: DataFrame, job: Job, ranks: int, failures: list[str]) -> Outcome:
+    """Run the job with the retries that Spark makes or, after ``failures``, with none: Spark would count from 0 again.
 
-    The outcome has no results where Spark gave up after it had repeated only some of the tasks.
+    The outcome has no results where the job has failed and attempts are left.
     """
     spark = df.sparkSession
     profile = gpus.profile(spark.conf, job.specs[0].use_gpu)
@@ -64,25 +64,32 @@ def _attempt(df: DataFrame, job: Job, ranks: int, failures: list[str]) -> Outcom
     tasks = repartition_to_ranks(df, ranks).mapInArrow(
         partial(run_task, job, ranks), f"rank int, {blobs.SCHEMA}", True, profile
     )
-    # The shuffle lets Spark retry: it never repeats a barrier stage whose result is collected directly.
-    # In as many parts as the driver takes one after the other.
     returned = sum(len(job.networks[spec.network]) for spec in job.specs)
-    shuffled = tasks.repartition(1 + returned // RESULT_BYTES)
     with retries.job_tag(spark) as tag:
         try:
             with slots.acquire(spark, ranks, profile, exclusive), small_batches(spark, job.specs[0]):
-                rows = list(shuffled.toLocalIterator())
+                # Spark retries where a shuffle follows: it never repeats a barrier stage whose result it wants at once.
+                tasks = tasks.localCheckpoint() if failures else tasks
+                # In as many parts as the driver takes one after the other.
+                rows = list(tasks.repartition(1 + returned // RESULT_BYTES).toLocalIterator())
         except Exception as error:
             if tag.interrupted:
                 raise
-            causes = retries.failures(spark, tag.name)
-            partial_retry = any(PARTIAL_RETRY in text for text in (*causes, str(error)))
-            failures = failures + (_of_whole_attempts(causes) or [PEERS_LOST] * partial_retry)
-            if partial_retry and len(failures) < retries.max_attempts(spark):
-                return Outcome([], failures)
-            raise _with_causes(error, failures) from None
+            return _failed(spark, error, retries.failures(spark, tag.name), failures)
         failures = failures + _of_whole_attempts(retries.failures(spark, tag.name))
     return Outcome([blobs.join(row[1:] for row in rows if row["rank"] == rank) for rank in range(ranks)], failures)
+
+
+def _failed(spark: SparkSession, error: Exception, causes: list[str], failures: list[str]) -> Outcome:
+    """The outcome of a job that has failed for these ``causes``, if attempts are left; otherwise raises the error."""
+    limit = retries.max_attempts(spark)
+    partial_retry = any(PARTIAL_RETRY in text for text in (*causes, str(error)))
+    # Where Spark reports no causes, all attempts but the last one may have had all tasks.
+    unknown = [UNKNOWN] * max(1, limit - 1) if partial_retry else [retries.cause([str(error)])]
+    failures = (failures + (_of_whole_attempts(causes) or unknown))[:limit]
+    if len(failures) < limit and (partial_retry or spark_internals.not_repeated(error)):
+        return Outcome([], failures)
+    raise _with_causes(error, failures) from None
 
 
 def _of_whole_attempts(causes: list[str]) -> list[str]:
@@ -92,8 +99,8 @@ def _of_whole_attempts(causes: list[str]) -> list[str]:
 
 def _with_causes(error: Exception, failures: list[str]) -> Exception:
     """The exception to raise for one from Spark: with the cause of each attempt, where there were several."""
-    known = from_spark(error)
-    if len(failures) < 2 or isinstance(known, (InvalidInputError, SetupError)):
-        return known or error
+    known = from_spark(error) or error
+    if len(failures) < 2 or isinstance(known, (ClusterError, InvalidInputError, SetupError)):
+        return known
     causes = "\n".join(f"Attempt {number}: {cause}" for number, cause in enumerate(failures, 1))
     return RankError(f"The fit failed after {len(failures)} attempts ({retries.LIMIT}). {causes}")

@@ -15,6 +15,7 @@ __all__ = [
     "CANCELLED",
     "PARTIAL_RETRY",
     "PEERS_LOST",
+    "UNKNOWN",
     "Job",
     "Outcome",
     "peers_lost",
@@ -26,6 +27,7 @@ LOG_LINES = 30  # lines of a rank's output in an exception
 CANCELLED = "Horovod has been shut down"  # in the errors of all ranks but the one that failed
 PARTIAL_RETRY = "Spark repeated only some of the tasks."
 PEERS_LOST = "Ranks lost their connections; none reported an error of its own."
+UNKNOWN = "The cause is unknown: Spark does not report it."
 
 
 @dataclass(frozen=True)

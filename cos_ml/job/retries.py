@@ -17,7 +17,7 @@ from pyspark.sql import SparkSession
 from cos_ml import spark_internals
 from cos_ml.errors import from_spark
 
-__all__ = ["LIMIT", "failures", "job_tag", "max_attempts"]
+__all__ = ["LIMIT", "cause", "failures", "job_tag", "max_attempts"]
 
 LIMIT = "spark.stage.maxConsecutiveAttempts"
 DEFAULT_LIMIT = 4  # Spark's
@@ -84,8 +84,8 @@ def _recording_interrupts(tag: Tag) -> Iterator[None]:
 
 
 def max_attempts(spark: SparkSession) -> int:
-    """How many attempts Spark makes at a job."""
-    return int(spark.conf.get(LIMIT, None) or DEFAULT_LIMIT)
+    """How many attempts Spark makes at a job: at least one."""
+    return max(1, int(spark.conf.get(LIMIT, None) or DEFAULT_LIMIT))
 
 
 def failures(spark: SparkSession, tag: str) -> list[str]:
@@ -93,10 +93,10 @@ def failures(spark: SparkSession, tag: str) -> list[str]:
 
     The caller knows whether another attempt has succeeded after the last one.
     """
-    return [_cause(errors) for errors in spark_internals.stage_failures(spark, tag)]
+    return [cause(errors) for errors in spark_internals.stage_failures(spark, tag)]
 
 
-def _cause(errors: list[str]) -> str:
+def cause(errors: list[str]) -> str:
     """The cause of a failed attempt: a rank's own error, or what Spark reports of its first failed task."""
     known = [str(error) for error in map(from_spark, map(Exception, errors)) if error is not None]
     return (known or [re.split(r"\n\s*at ", errors[0])[0].strip()])[0][:MAX_CHARACTERS]

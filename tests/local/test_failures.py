@@ -196,6 +196,32 @@ def test_tasks_that_spark_repeats_without_the_others_are_no_attempt(spark, data,
 
 
 @pytest.mark.processes
+def test_the_attempts_of_two_jobs_are_no_more_than_the_limit(spark, data, tmp_path, monkeypatch):
+    """The second job follows tasks that Spark repeated without the others, and Spark would count its attempts anew."""
+    monkeypatch.setattr(barrier, "run_task", partial(barrier_tasks.repeated_in_part, str(tmp_path / "repeated")))
+    with pytest.raises(RankError) as caught:
+        estimator(network("die")).fit(data)
+    message = str(caught.value)
+    assert message.startswith("The fit failed after 2 attempts (spark.stage.maxConsecutiveAttempts). ")
+    assert "Attempt 1: Rank 0 is gone.\nAttempt 2: Rank 1 on " in message
+    assert message.count("SIGKILL") == 1
+    assert len((tmp_path / "repeated").read_text().splitlines()) == 3
+    assert_nothing_left(spark)
+
+
+@pytest.mark.processes
+def test_jobs_of_one_attempt_follow_each_other(spark, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(barrier, "run_task", partial(barrier_tasks.repeated_in_part, str(tmp_path / "repeated")))
+    monkeypatch.setattr(barrier.retries, "max_attempts", lambda spark: 3)
+    model = estimator(network("die", marker=str(tmp_path / "died"))).fit(data)
+    assert len((tmp_path / "repeated").read_text().splitlines()) == 4
+    assert model.summary.failures[0] == "Rank 0 is gone."
+    assert "was killed by SIGKILL" in model.summary.failures[1]
+    assert len(model.summary.failures) == 2
+    assert_nothing_left(spark)
+
+
+@pytest.mark.processes
 def test_what_a_rank_forks_ends_with_it(spark):
     processes = [int(result["process"]) for result in run(spark, "leave_a_process")]
     assert not any(running(process) for process in processes)

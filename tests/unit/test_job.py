@@ -8,6 +8,7 @@ from functools import partial
 
 import psutil
 import pytest
+from pyspark.sql import Row
 
 from cos_ml.data import blobs
 from cos_ml.data.columns import Column
@@ -203,24 +204,83 @@ def test_only_the_task_whose_rows_are_invalid_reports_them(run):
 def test_a_job_that_spark_gave_up_raises_the_cause_of_each_attempt(monkeypatch, text, failures, error, message):
     """Spark's session and its job are stand-ins."""
 
-    def fail(*arguments):
-        raise ValueError(text)
-
-    data = types.SimpleNamespace(sparkSession=types.SimpleNamespace(conf={}, sparkContext=Context()))
-    monkeypatch.setattr(barrier.slots, "check_cluster", lambda *arguments: None)
-    monkeypatch.setattr(barrier.slots, "acquire", fail)
-    monkeypatch.setattr(barrier, "repartition_to_ranks", lambda df, ranks: Frame())
-    monkeypatch.setattr(barrier.retries, "failures", lambda spark, tag: failures)
     with pytest.raises(error, match=f"(?s){message}"):
-        barrier.run(data, Job("", (SPEC,), (b"",)), 1)
+        Jobs(monkeypatch, (text, failures)).run(4)
 
 
-class Frame:
+PARTIAL = f"cos_ml.errors.RankError: {messages.PARTIAL_RETRY}"
+ALONE = "Could not recover from a failed barrier ResultStage. Reason: cos_ml.errors.RankError: z"
+UNKNOWN, PEERS_LOST = messages.UNKNOWN, messages.PEERS_LOST
+
+
+@pytest.mark.parametrize(
+    ("limit", "jobs", "causes"),
+    [
+        pytest.param(2, [(PARTIAL, ["a", PARTIAL]), (ALONE, ["b"])], "ab", id="partial"),
+        pytest.param(4, [(ALONE, ["a", PARTIAL, "b", "c"]), (ALONE, ["d"])], "abcd", id="partial in between"),
+        pytest.param(4, [(PARTIAL, ["a", PARTIAL]), *[(ALONE, [cause]) for cause in "bcd"]], "abcd", id="three alone"),
+        pytest.param(3, [(LOST, ["a"]), (ALONE, ["b"])], ["a", PEERS_LOST, "b"], id="peers lost"),
+        pytest.param(3, [(LOST, []), (ALONE, []), (ALONE, [])], [PEERS_LOST, "z", "z"], id="peers lost, on Connect"),
+        pytest.param(3, [(PARTIAL, []), (ALONE, [])], [UNKNOWN, UNKNOWN, "z"], id="partial, on Connect"),
+        pytest.param(4, [(PARTIAL, ["a", PARTIAL]), ("cancelled", ["b"])], "ab", id="cancelled"),
+        pytest.param(2, [(PARTIAL, ["a", PARTIAL]), ("no block", ["b", "c"])], "ab", id="not the ranks' stage"),
+    ],
+)
+def test_all_jobs_together_make_no_more_attempts_than_the_limit(monkeypatch, limit, jobs, causes):
+    """Spark counts the attempts of each job anew, and reports no causes to a session of Connect."""
+    spark = Jobs(monkeypatch, *jobs)
+    with pytest.raises(RankError) as caught:
+        spark.run(limit)
+    assert spark.alone == [False] + [True] * (len(jobs) - 1)
+    expected = "\n".join(f"Attempt {number}: {cause}" for number, cause in enumerate(causes, 1))
+    assert str(caught.value) == (
+        f"The fit failed after {len(causes)} attempts (spark.stage.maxConsecutiveAttempts). {expected}"
+    )
+
+
+def test_ranks_that_lose_each_other_in_the_last_attempt_do_not_try_again(monkeypatch):
+    with pytest.raises(RankError, match="Horovod has been shut down"):
+        Jobs(monkeypatch, (LOST, ["a"])).run(2)
+
+
+def test_an_error_that_no_attempt_causes_is_raised_as_it_is(monkeypatch):
+    with pytest.raises(ClusterError, match=r"^executors were lost$"):
+        Jobs(monkeypatch, (PARTIAL, ["a", PARTIAL]), (ClusterError("executors were lost"), [])).run(4)
+
+
+class Jobs:
+    """Spark's jobs, each of which ends with an error or with what a rank returns, after failures of these causes."""
+
+    def __init__(self, monkeypatch, *jobs):
+        self.jobs = iter(jobs)
+        self.alone = []
+        monkeypatch.setattr(barrier.slots, "check_cluster", lambda *arguments: None)
+        monkeypatch.setattr(barrier.slots, "acquire", lambda *arguments: contextlib.nullcontext())
+        monkeypatch.setattr(barrier, "small_batches", lambda *arguments: contextlib.nullcontext())
+        monkeypatch.setattr(barrier, "repartition_to_ranks", lambda df, ranks: self)
+        monkeypatch.setattr(barrier.retries, "failures", lambda spark, tag: self.causes)
+
+    def run(self, limit):
+        conf = {"spark.stage.maxConsecutiveAttempts": str(limit)}
+        data = types.SimpleNamespace(sparkSession=types.SimpleNamespace(conf=conf, sparkContext=Context()))
+        return barrier.run(data, Job("", (SPEC,), (b"",)), 1)
+
     def mapInArrow(self, *arguments):
+        self.alone.append(False)
+        return self
+
+    def localCheckpoint(self):
+        self.alone[-1] = True
         return self
 
     def repartition(self, number):
         return self
+
+    def toLocalIterator(self):
+        end, self.causes = next(self.jobs)
+        if not isinstance(end, dict):
+            raise end if isinstance(end, Exception) else ValueError(end)
+        return [Row(rank=0, name=name, part=0, data=data) for name, data in end.items()]
 
 
 class Context:

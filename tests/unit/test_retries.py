@@ -52,6 +52,8 @@ def test_the_limit_of_attempts_is_spark_s():
     assert max_attempts(session) == 4
     session.conf["spark.stage.maxConsecutiveAttempts"] = "2"
     assert max_attempts(session) == 2
+    session.conf["spark.stage.maxConsecutiveAttempts"] = "0"
+    assert max_attempts(session) == 1
 
 
 def test_jobs_are_tagged_while_they_run():
