@@ -85,14 +85,14 @@ def densenet() -> Any:
     for _ in range(2):
         grown = L.Conv2D(3, 3, padding="same")(L.ReLU()(normalized()(hidden)))
         hidden = L.Concatenate()([hidden, grown])
-    hidden = L.AveragePooling2D()(L.Conv2D(4, 1)(hidden))
+    hidden = L.AveragePooling2D(2)(L.Conv2D(4, 1)(hidden))
     return compiled(keras.Model(x, L.Dense(3, "softmax")(L.Flatten()(hidden))), CE, metrics=["accuracy"])
 
 
 def unet() -> Any:
     x = In((8, 8, 1))
     wide = L.Conv2D(4, 3, padding="same", activation="relu")(x)
-    deep = L.Conv2D(6, 3, padding="same", activation="relu")(L.MaxPooling2D()(wide))
+    deep = L.Conv2D(6, 3, padding="same", activation="relu")(L.MaxPooling2D(2)(wide))
     again = L.Concatenate()([wide, L.Conv2DTranspose(4, 2, 2)(deep)])
     output = L.Conv2D(3, 1, activation="softmax")(L.Conv2D(4, 3, padding="same", activation="relu")(again))
     iou = keras.metrics.MeanIoU(3, sparse_y_pred=False, name="iou")

@@ -42,11 +42,10 @@ def excluded() -> Any:
 
 
 def several() -> Any:
-    """A MultiOptimizer: the first layer by Adam, the others by SGD."""
-    model = net()
-    maps = [O.OptimizerMap(O.Adam(0.02), model.layers[0].trainable_variables)]
-    optimizer = O.MultiOptimizer(maps, default_optimizer=O.SGD(0.05))
-    return compiled(model, "mse", optimizer)
+    """The first layer by Adam, the others by SGD."""
+    model = Seq([In((4,)), L.Dense(8, "tanh", name="first"), L.Dense(1)])
+    each = O.OptimizerMap(O.SGD(0.05), {".*first/.*": O.Adam(0.02)})
+    return compiled(model, "mse", O.MultiOptimizer(each))
 
 
 CASES = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,7 @@ def product(case: Case, communicator: Any, rank: int, folder: Path) -> tuple[lis
         rows = {part: spooled_rows(part, tasks, rank, inherited(spools[rank], part)) for part in PARTS}
         summary = train.train_one(model, spec, context, rows)
     returned = load_model(dump_model(model), spec.modules)  # as the driver does
-    return weights_of(returned), summary["history"]
+    return weights_of(returned), json.loads(json.dumps(summary))["history"]
 
 
 # ── plain Keras ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -221,6 +222,8 @@ def plain(case: Case, folder: Path) -> tuple[list[np.ndarray], list[np.ndarray],
     model = fresh(case.plain or case.build)
     before = weights_of(model)
     data = case.data(np.random.default_rng(1), case.train + case.valid)
+    unused = np.zeros((case.train + case.valid, 1), "float32")  # Keras wants a label for each output
+    data = Data(data.x, [unused if y is None else y for y in data.y] if isinstance(data.y, list) else data.y, data.w)
     training = _weighted(model, _mapped(lambda rows: rows[: case.train], data))
     validation = _weighted(model, _mapped(lambda rows: rows[case.train :], data)) if case.valid else None
     size = global_batch(case)
@@ -238,7 +241,7 @@ def plain(case: Case, folder: Path) -> tuple[list[np.ndarray], list[np.ndarray],
             training.x, training.y, sample_weight=training.w, batch_size=size, validation_data=given,
             validation_batch_size=size, **options,
         )  # fmt: skip
-    return before, weights_of(model), {name: [float(one) for one in found] for name, found in history.history.items()}
+    return before, weights_of(model), {name: np.asarray(found).tolist() for name, found in history.history.items()}
 
 
 def made(kind: Any, arguments: dict[str, Any]) -> Any:
