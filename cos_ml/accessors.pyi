@@ -43,7 +43,8 @@ class ModelAccessors:
     def setLabelCol(self, value: str) -> Self:
         """Sets labelCol: label column: a number, a Vector or an array."""
     def setLabelCols(self, value: list[str]) -> Self:
-        """Sets labelCols: label columns in place of labelCol, one per output of the network."""
+        """Sets labelCols: label columns in place of labelCol, one per output of the network, or per output that has a
+        loss: matched by the outputs' keys or names, else in their order."""
     def getWeightCol(self) -> str:
         """Gets weightCol: column of row weights (>= 0), for the loss and weighted metrics."""
     def setWeightCol(self, value: str) -> Self:
@@ -169,7 +170,8 @@ class EstimatorAccessors(ModelAccessors):
     def setLabelCol(self, value: str) -> Self:
         """Sets labelCol: label column: a number, a Vector or an array."""
     def setLabelCols(self, value: list[str]) -> Self:
-        """Sets labelCols: label columns in place of labelCol, one per output of the network."""
+        """Sets labelCols: label columns in place of labelCol, one per output of the network, or per output that has a
+        loss: matched by the outputs' keys or names, else in their order."""
     def getWeightCol(self) -> str:
         """Gets weightCol: column of row weights (>= 0), for the loss and weighted metrics."""
     def setWeightCol(self, value: str) -> Self:

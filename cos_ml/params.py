@@ -152,7 +152,11 @@ class ModelParams(
         "their order",
     )
     labelCol = DeclaredParam(string, "label column: a number, a Vector or an array", "label")
-    labelCols = DeclaredParam(names, "label columns in place of labelCol, one per output of the network")
+    labelCols = DeclaredParam(
+        names,
+        "label columns in place of labelCol, one per output of the network, or per output that has a loss: matched by "
+        "the outputs' keys or names, else in their order",
+    )
     weightCol = DeclaredParam(string, "column of row weights (>= 0), for the loss and weighted metrics")
     featureLayers = DeclaredParam(
         names,

@@ -56,8 +56,10 @@ def label_columns(
 ) -> tuple[Column, ...]:
     """The columns of the labels, in the order of the network's outputs.
 
-    A label has the shape and the number type of its column, and what the loss accepts decides. There is one for each
-    output, or one for each output that has a loss. Names that are the outputs' keys or names go to those outputs.
+    A label has the shape and the number type of its column, and what the loss accepts decides; doubles stay doubles if
+    the output is float64, and become float32 otherwise, as in the arrays that ``keras.Model.fit`` gets. There is a
+    label for each output, or one for each output that has a loss. Names that are the outputs' keys or names go to
+    those outputs.
 
     Args:
         network: the network.
@@ -154,7 +156,7 @@ def _label(name: str, field: str, output: Tensor, loss: Any, values: _Values) ->
         name,
         field,
         shapes[0],
-        values.dtype,
+        "float32" if values.dtype == "float64" and output.dtype != "float64" else values.dtype,
         classes=label_classes(output, loss),
         low=0.0 if binary else None,
         high=1.0 if binary else None,

@@ -89,18 +89,23 @@ def test_an_unknown_loss_takes_what_there_is():
         (INT, "int32"),
         (LONG, "int64"),
         (T.FloatType(), "float32"),
-        (DOUBLE, "float64"),
+        (DOUBLE, "float32"),  # what keras.Model.fit makes of an array of doubles
         (T.BooleanType(), "bool"),
         (T.DecimalType(18, 0), "int64"),
-        (T.DecimalType(18, 2), "float64"),
-        (DOUBLES, "float64"),
+        (T.DecimalType(18, 2), "float32"),
+        (DOUBLES, "float32"),
         (T.ArrayType(INTS), "int32"),
-        (VectorUDT(), "float64"),
+        (VectorUDT(), "float32"),
         (T.BinaryType(), "uint8"),
     ],
 )
 def test_a_label_has_the_number_type_of_its_column(given, dtype):
     assert label(net(8, units=3), OwnLoss(), given).dtype == dtype
+
+
+def test_labels_of_an_output_in_float64_keep_every_digit():
+    network = net(8, units=3, dtype="float64")
+    assert [label(network, "mse", given).dtype for given in (DOUBLES, VectorUDT(), INTS)] == ["float64"] * 2 + ["int32"]
 
 
 def test_classes_and_the_one_that_is_ignored():
