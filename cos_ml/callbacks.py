@@ -8,10 +8,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import warnings
 from typing import Any
 
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.keras_import import import_keras
+from cos_ml.network.registered import custom_modules
 
 __all__ = ["callback", "make", "plain_callback"]
 
@@ -61,17 +63,27 @@ def callback(kind: Any, /, *, ranks: str | None = None, **arguments: Any) -> dic
     ranks = ranks or ("first" if builtin and cls.__name__ in WRITERS else "all")
     if ranks not in ("all", "first"):
         raise InvalidInputError(f"Param callbacks: expected ranks to be 'all' or 'first', received {ranks!r}.")
-    plain = {
-        "class": f"keras.callbacks:{cls.__name__}" if builtin else name,
-        "ranks": ranks,
-        "arguments": import_keras().saving.serialize_keras_object(arguments),
-    }
     try:
         inspect.signature(cls).bind(**arguments)
+        plain = _plain(arguments)
         json.dumps(plain)
-    except TypeError as error:
-        raise InvalidInputError(f"Param callbacks: {cls.__name__} with {arguments!r}: {error}.") from error
-    return plain
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise InvalidInputError(f"Param callbacks: {cls.__name__} with {arguments!r:.300}: {error}") from error
+    custom_modules(plain, f"callbacks: {cls.__name__}")
+    return {"class": f"keras.callbacks:{cls.__name__}" if builtin else name, "ranks": ranks, "arguments": plain}
+
+
+def _plain(value: Any) -> Any:
+    """Arguments as plain data; raises TypeError for what would come back as something else."""
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError(f"the keys of a dict have to be strings, received {list(value)!r:.80}")
+        return {key: _plain(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return [_plain(item) for item in value]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*lambda", category=UserWarning)  # which custom_modules refuses
+        return import_keras().saving.serialize_keras_object(value)
 
 
 def plain_callback(value: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ the Param adds its own name and the value received. The return annotation is the
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from cos_ml.callbacks import plain_callback
+from cos_ml.network.compiled import with_exclusions, with_loss_arguments
 from cos_ml.network.keras_import import import_keras
-from cos_ml.network.keras_internals import loss_arguments
+from cos_ml.network.registered import custom_modules
 
 __all__ = [
     "boolean",
@@ -114,22 +116,22 @@ def keras_objects(value: Any) -> Any:
     return _serialized(value)
 
 
-def _serialized(value: Any) -> dict[str, Any]:
+def _serialized(value: Any) -> Any:
+    keras = import_keras()
     expected = "expected a Keras identifier or a serializable Keras object"
     try:
-        plain = import_keras().saving.serialize_keras_object(value)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*lambda", category=UserWarning)  # which are refused below
+            plain = keras.saving.serialize_keras_object(value)
+        if not isinstance(plain, dict) or "class_name" not in plain:
+            raise ValueError(expected)
+        modules = custom_modules(plain)
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"{expected} (Keras: {error})") from error
-    if isinstance(plain, dict) and plain.get("class_name") == "function" and ">" in plain["config"]:
-        # Keras omits the module of a registered function.
-        plain |= {"registered_name": plain["config"], "module": value.__module__}
-    name = plain.get("class_name") if isinstance(plain, dict) else None
-    code = name in ("function", "__lambda__") and ">" not in (plain.get("registered_name") or "")
-    if name is None or code:  # code that Keras cannot find again by its name
-        raise ValueError(
-            f"{expected}, with functions and classes of your own registered by "
-            "@keras.saving.register_keras_serializable() in a module that the executors can import"
-        )
-    if isinstance(plain["config"], dict):  # Keras 3.15 omits arguments of some losses, as Huber's delta
-        plain["config"] = loss_arguments(value) | plain["config"]
-    return plain
+        raise ValueError(f"{expected} ({error})") from error
+    if plain["class_name"] == "function":
+        if not modules:  # Keras's own function, which has a short name, too
+            return plain["config"]
+        plain |= {"registered_name": plain["config"], "module": value.__module__}  # which Keras omits
+    if isinstance(value, keras.optimizers.Optimizer):
+        return with_exclusions(plain, value)
+    return with_loss_arguments(plain, value)

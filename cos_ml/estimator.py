@@ -20,10 +20,11 @@ from cos_ml.job import horovod_env, preflight
 from cos_ml.job.fit import Candidate, FitOptions, Trained, check_horovod, fit
 from cos_ml.model import COMPILED, DeepNetModel, check_layers, check_outputs
 from cos_ml.network import checks
-from cos_ml.network.archive import Network, custom_modules, find_layer
+from cos_ml.network.archive import Network, find_layer
 from cos_ml.network.keras_import import import_keras
 from cos_ml.network.losses import losses_by_output, with_output_keys
 from cos_ml.network.outputs import check_loss, output_kind
+from cos_ml.network.registered import custom_modules
 from cos_ml.network.signature import input_columns
 from cos_ml.persistence import NetworkStage
 from cos_ml.spec import ANY_RUN, CheckpointConfig, TrainSpec

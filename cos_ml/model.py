@@ -17,9 +17,10 @@ from cos_ml import spark_internals
 from cos_ml.data.columns import Column, expression
 from cos_ml.errors import InvalidInputError
 from cos_ml.network import checks
-from cos_ml.network.archive import Network, custom_modules, find_layer
+from cos_ml.network.archive import Network, find_layer
 from cos_ml.network.losses import losses_by_output, with_output_keys
 from cos_ml.network.outputs import is_classifier, output_kind
+from cos_ml.network.registered import custom_modules
 from cos_ml.network.signature import input_columns
 from cos_ml.params import ModelParams
 from cos_ml.persistence import NetworkStage

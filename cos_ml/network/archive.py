@@ -16,16 +16,17 @@ from typing import Any
 
 from cos_ml.errors import InvalidInputError, SavedModelError
 from cos_ml.network import untrusted
+from cos_ml.network.compiled import compile_arguments
 from cos_ml.network.keras_import import import_keras
 from cos_ml.network.keras_internals import producer, uncompiled
-from cos_ml.network.state import apply_state, check_outputs, has_state, state_of, with_state
+from cos_ml.network.registered import custom_modules
+from cos_ml.network.state import apply_state, check_outputs, has_state, state_of, variables_of, with_state
 from cos_ml.network.traits import Traits, find_traits
 from cos_ml.network.untrusted import serialized_objects
 
 __all__ = [
     "Network",
     "Tensor",
-    "custom_modules",
     "dump_model",
     "find_layer",
     "layers_by_name",
@@ -97,7 +98,7 @@ class Network:
         archive = _saved(model)
         config = untrusted.config_of(archive)
         _refuse_lambdas(config)
-        modules = custom_modules(config)
+        modules = custom_modules(config, "model")
         try:
             loaded = load_model(archive)
         except SavedModelError as error:  # better here than in the ranks
@@ -112,7 +113,9 @@ class Network:
             outputs=_outputs(model),
             layers=tuple(layers_by_name(model)),
             modules=modules,
-            compiled=model.get_compile_config() if getattr(model, "compiled", False) else None,
+            compiled=compile_arguments(model, variables_of(model, loaded))
+            if getattr(model, "compiled", False)
+            else None,
             traits=find_traits(model, loaded, layers_by_name(model)),
         )
 
@@ -156,22 +159,6 @@ class Network:
             }
             values["traits"] = Traits(**plain)
         return cls(archive=archive, **values)
-
-
-def custom_modules(config: Any) -> tuple[str, ...]:
-    """The modules that define the registered custom classes in a serialized Keras object.
-
-    Raises:
-        InvalidInputError: one is defined in the program itself, from which no other process can import it.
-    """
-    custom = [one for one in serialized_objects(config) if ">" in (one.get("registered_name") or "")]
-    for one in custom:
-        if one["module"] in (None, "__main__"):  # Keras writes None for the program itself
-            raise InvalidInputError(
-                f"{one['class_name']} is defined in the program or notebook itself, so the executors can't import it. "
-                "Move it into a module that is installed on them, or that spark.sparkContext.addPyFile ships."
-            )
-    return tuple(sorted({one["module"] for one in custom}))
 
 
 def _names(config: Any) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from cos_ml.network.compiled import optimizer_from
 from cos_ml.network.forward import pack_inputs
 from cos_ml.spec import TrainSpec
 
@@ -22,7 +23,7 @@ def compile_network(network: Any, spec: TrainSpec) -> None:
     if "compile_config" in arguments:
         network.compile_from_config(arguments["compile_config"])
         return
-    optimizer = keras.optimizers.get(arguments.pop("optimizer"))
+    optimizer = optimizer_from(arguments.pop("optimizer"), network)
     arguments = {name: keras.saving.deserialize_keras_object(value) for name, value in arguments.items()}
     if spec.learning_rate is not None:
         optimizer.learning_rate = spec.learning_rate

@@ -7,11 +7,12 @@ seen with Keras 3.15; setup.cfg bounds the versions that are accepted.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-__all__ = ["all_layers", "loss_arguments", "loss_module", "mask_of", "producer", "uncompiled"]
+__all__ = ["all_layers", "excluded_from_decay", "loss_arguments", "loss_module", "mask_of", "producer", "uncompiled"]
 
 
 def producer(tensor: Any) -> Any:
@@ -35,6 +36,21 @@ def all_layers(model: Any) -> Sequence[Any]:
 def loss_arguments(loss: Any) -> dict[str, Any]:
     """The arguments of a loss object that Keras 3.15 leaves out of its configuration (Huber's delta). Unknown: none."""
     return dict(getattr(loss, "_fn_kwargs", {}))
+
+
+def excluded_from_decay(optimizer: Any, variables: Sequence[Any]) -> tuple[list[str], list[int], int]:
+    """What ``exclude_from_weight_decay`` has set. Unknown: nothing, so all weights decay.
+
+    Returns:
+        tuple: patterns of names, numbers of the variables that are excluded by themselves, and how many more are.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    pattern = getattr(getattr(inner, "_exclude_from_weight_decay_pattern", None), "pattern", "")
+    # Keras joins the names in the order of a set, which differs from process to process.
+    names = sorted(pattern.split("|")) if re.fullmatch(r"[\w|/.-]+", pattern) else [pattern] if pattern else []
+    keys, key_of = getattr(inner, "_exclude_from_weight_decay", ()), getattr(inner, "_var_key", id)
+    found = [index for index, variable in enumerate(variables) if key_of(variable) in keys]
+    return names, found, len(keys) - len(found)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from cos_ml.network.keras_import import import_keras
 from cos_ml.network.keras_internals import all_layers
 from cos_ml.network.untrusted import STATE
 
-__all__ = ["apply_state", "check_outputs", "has_state", "state_of", "with_state"]
+__all__ = ["apply_state", "check_outputs", "has_state", "state_of", "variables_of", "with_state"]
 
 ROWS, UNKNOWN = 2, 8  # of the rows that compare a network with its copy, and the size of their unknown dimensions
 TOLERANCE = 1e-3  # relative to the largest output: a copy computes the same operations
@@ -101,6 +101,11 @@ def _apply(items: dict[str, Any], loaded: Any) -> None:
         variable.assign(value)
     for variable, flag in zip(variables, header["trainable"], strict=True):
         variable.trainable = bool(flag)
+
+
+def variables_of(model: Any, loaded: Any) -> list[Any]:
+    """The variables of a network in the order of its copy."""
+    return [variable for variable, _ in sorted(_pairs(model, loaded), key=lambda pair: pair[1])]
 
 
 def _item(items: list[Any], index: Any) -> Any:

@@ -68,15 +68,21 @@ def test_a_model_that_stays_compiled(classifier, numbers, without, name):
     assert classifier.optimizer is optimizer
 
 
-@pytest.mark.parametrize(
-    ("name", "ask"),
-    [
-        ("_loss_tracker", keras_internals.loss_tracker),
-        ("_compile_loss", lambda model: keras_internals.output_loss_trackers(model, None, None, keras.metrics.Mean)),
-    ],
-)
-def test_no_tracker_of_the_loss_is_an_error_that_names_the_version(classifier, without, name, ask):
-    classifier.compile("sgd", "mse")
-    without(type(classifier), name)
-    with pytest.raises(RuntimeError, match=rf"no Model.{name}. Install Keras 3\.15"):
-        ask(classifier)
+@pytest.mark.parametrize("arguments", ["gone", "values, sample_weight=None"])
+def test_another_reduction_of_losses_is_an_error_that_names_the_version(monkeypatch, arguments):
+    module = keras_internals.loss_module()
+    if arguments == "gone":
+        monkeypatch.delattr(module, "reduce_weighted_values")
+    else:
+        monkeypatch.setattr(module, "reduce_weighted_values", lambda values, sample_weight=None: values)
+    with pytest.raises(RuntimeError, match=r"reduces losses in another way than Keras 3\.15"):
+        keras_internals.loss_module()
+
+
+def test_nothing_is_excluded_from_decay_where_that_is_unknown(without):
+    optimizer = keras.optimizers.AdamW()
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    assert keras_internals.excluded_from_decay(optimizer, []) == (["bias"], [], 0)
+    del optimizer._exclude_from_weight_decay_pattern, optimizer._exclude_from_weight_decay
+    without(type(optimizer), "_var_key")
+    assert keras_internals.excluded_from_decay(optimizer, [keras.Variable(1.0)]) == ([], [], 0)
