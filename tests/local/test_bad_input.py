@@ -8,7 +8,7 @@ import keras
 import pytest
 from pyspark.ml.linalg import Vectors
 
-from cos_ml import DeepNetEstimator
+from cos_ml import DeepNetEstimator, callback
 from cos_ml.errors import InvalidInputError
 from tests.support import reference
 from tests.support.processes import assert_nothing_left
@@ -76,6 +76,55 @@ def no_job(spark, monkeypatch):
 def test_params_that_do_not_fit(good, no_job, params, message):
     with pytest.raises(InvalidInputError, match=message):
         estimator(**params).fit(good)
+
+
+SCHEDULED = keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 10))
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (
+            {"loss": "categorical_crossentropy"},
+            r"received one number. For class ids use sparse_categorical_crossentropy",
+        ),
+        ({"labelCol": "one_hot"}, r"received a Vector. For one-hot labels use categorical_crossentropy"),
+        ({"featuresCol": "day"}, r"Column 'day' is of type date: .* unix_timestamp or datediff .* month"),
+        ({"featuresCol": "time"}, r"Column 'time' is of type timestamp: .* hour"),
+        (
+            {"optimizer": SCHEDULED, "learningRate": 0.1},
+            r"Param learningRate: the optimizer has the schedule CosineDecay",
+        ),
+        (
+            {"optimizer": SCHEDULED, "callbacks": [callback("ReduceLROnPlateau", monitor="loss")]},
+            r"Param callbacks: ReduceLROnPlateau sets the learning rate, but",
+        ),
+        (
+            {"frozenLayers": ["hidden", "out"]},
+            r"frozenLayers: \['hidden', 'out'\] are all layers with trainable weights",
+        ),
+        (
+            {"loss": keras.losses.SparseCategoricalCrossentropy(reduction=None)},
+            r"SparseCategoricalCrossentropy has the reduction None",
+        ),
+        (
+            {
+                "loss": keras.losses.SparseCategoricalCrossentropy(ignore_class=0),
+                "jitCompile": True,
+                "numTrainWorkers": 2,
+            },
+            r"Param jitCompile: SparseCategoricalCrossentropy ignores a class .*XLA has none",
+        ),
+    ],
+)
+def test_what_is_refused_by_name_in_a_few_lines_and_explained_alike(spark, no_job, params, message):
+    rows = spark.createDataFrame([(GOOD, 1.0, Vectors.dense(0, 1, 0))], ["features", "label", "one_hot"])
+    df = rows.selectExpr("*", "current_date() day", "now() time")
+    est = estimator(**params)
+    with pytest.raises(InvalidInputError, match=message) as error:
+        est.fit(df)
+    assert len(str(error.value).splitlines()) <= 8
+    assert str(error.value) in est.explain(df)
 
 
 def dense(*sizes: int, activation: str) -> Any:
