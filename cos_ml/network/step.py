@@ -12,8 +12,9 @@ does not depend on rows. The rest is mended where Keras computes it, and only wh
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Self
 
 import keras
 import tensorflow as tf
@@ -27,7 +28,7 @@ COUNTED = ("mean", "sum_over_batch_size")  # reductions that divide by the numbe
 
 
 class Step:
-    """A step while it is traced, or run eagerly: a context manager in which the hooks are active.
+    """A step while it is traced, or run eagerly.
 
     Args:
         share: float64 scalar, the part p of the step's rows that are here; None if all are.
@@ -42,12 +43,14 @@ class Step:
         self.share = share
         self.losses: list[Any] = []
 
-    def __enter__(self) -> Any:
-        self.before, Step.current = Step.current, self
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        Step.current = self.before
+    @contextmanager
+    def active(self) -> Iterator[Self]:
+        """Within the block the hooks act for this step."""
+        before, Step.current = Step.current, self
+        try:
+            yield self
+        finally:
+            Step.current = before
 
     def p(self, like: Any) -> Any:
         """The share in the type of a tensor."""

@@ -14,9 +14,10 @@ optimizes the graph, and would drop a sum that nobody uses, on this rank alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import keras
 import tensorflow as tf
@@ -77,13 +78,11 @@ class SharedStep(Step, tf.distribute.ReplicaContext):
         self.failures: Any = None
         self.gradients: tuple[list[Any], Need] | None = None
 
-    def __enter__(self) -> SharedStep:
-        tf.distribute.ReplicaContext.__enter__(self)
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        tf.distribute.ReplicaContext.__exit__(self, *error)
+    @contextmanager
+    def active(self) -> Iterator[Self]:
+        """Within the block the hooks act for this step, and Keras asks it for sums."""
+        with self, super().active():
+            yield self
 
     def sum(self, tensors: Tensors, need: Need, anchored: bool = True) -> list[Any]:
         """The sums over the ranks of these tensors; ``need`` says how a rank without rows takes part.

@@ -141,23 +141,20 @@ def fit(trainer: DistributedTrainer, context: RankContext) -> dict[str, Any]:
         writer = CheckpointCallback(state, spec.checkpoint, context, statistics.average, spec.stop_at_non_finite)
         checkpoint = writer.checkpoint
     epoch, step = (checkpoint.epoch, checkpoint.step) if checkpoint else (0, 0)
+    _continue_files(user_callbacks.values(), epoch)
     context.report(event="begin", epoch=epoch, step=step, kept=writer is not None)
     validation.begin(0)
     ordered = [
-        statistics,
-        HeartbeatCallback(context.heartbeat, "callbacks"),
-        *user_callbacks.values(),
-        HeartbeatCallback(context.heartbeat, TRAINING),
-        ReseedCallback(spec.seed, context.partition, checkpoint),
+        statistics, HeartbeatCallback(context.heartbeat, "callbacks"), *user_callbacks.values(),
+        HeartbeatCallback(context.heartbeat, TRAINING), ReseedCallback(spec.seed, context.partition, checkpoint),
         SyncStopTraining(trainer, context.communicator, user_callbacks.values()),
         ProgressCallback(plan, context, log, (epoch, step)),
-    ]
+    ]  # fmt: skip
     if plan.own_step and context.communicator.size > 1:
         ordered.append(CheckAgreement(plan))
     if spec.stop_at_non_finite:
         ordered.append(StopAtNonFinite(plan))
     if writer is not None:
-        _continue_files(user_callbacks.values(), epoch)
         ordered += [HeartbeatCallback(context.heartbeat, "checkpoint"), writer]
         ordered.append(HeartbeatCallback(context.heartbeat, TRAINING))
     stopped = checkpoint is not None and checkpoint.plain["stopped"] and not step

@@ -210,7 +210,7 @@ class DistributedTrainer(keras.Model):
     def _compute(self, part: str, columns: Any, rows: Any, total: Any) -> dict[str, Any]:
         """A step of the user's model on this rank's rows."""
         own, plan = self.plan.own_logs.get(part), self.plan
-        with plan.step(part, rows, total, own_logs=bool(own)) as step:
+        with plan.step(part, rows, total, own_logs=bool(own)).active() as step:
             if plan.spec.jit_compile and part == "train" and plan.communicator.size > 1:
                 logs, failed = self._compiled(step, columns, rows, total)
             else:
@@ -235,7 +235,7 @@ class DistributedTrainer(keras.Model):
     def _take_part(self, part: str, rows: Any, total: Any) -> dict[str, Any]:
         """A step on a rank that has no rows of it."""
         own = self.plan.own_logs.get(part)
-        with self.plan.step(part, rows, total) as step:
+        with self.plan.step(part, rows, total).active() as step:
             done = step.take_part(self.plan.needs[part])
             if part == "train":
                 self._count(step, None)
@@ -248,7 +248,7 @@ class DistributedTrainer(keras.Model):
 
         @tf.function(jit_compile=True, autograph=False)
         def compute(columns: Any, rows: Any, total: Any) -> Any:
-            with self.plan.step("train", rows, total, kept=True) as inner:
+            with self.plan.step("train", rows, total, kept=True).active() as inner:
                 logs = self.plan.function("train")(pack_batch(self.model, self.plan.spec, columns))
             gradients, need = inner.gradients or ([], None)
             kept[:] = [need] if need else []
@@ -270,7 +270,8 @@ class DistributedTrainer(keras.Model):
                 continue
 
             def record(columns: Any, rows: Any, total: Any, part: str = part) -> None:
-                with self.plan.step(part, rows, total, kept=self.plan.spec.jit_compile and part == "train") as step:
+                kept = self.plan.spec.jit_compile and part == "train"
+                with self.plan.step(part, rows, total, kept=kept).active() as step:
                     logs = self.plan.function(part)(pack_batch(self.model, self.plan.spec, columns))
                 if set(logs) != set(self.model.get_metrics_result()):
                     self.plan.own_logs[part] = list(logs)

@@ -123,7 +123,7 @@ class _Evaluator:
         tf = import_tensorflow()
 
         def step(columns: Any, rows: Any, total: Any, counts: Any) -> Any:
-            with PartialStep(rows / total, counts) as step:
+            with PartialStep(rows / total, counts).active() as step:
                 logs = test_step(pack_batch(self.network, self.spec, columns))
             return {name: tf.reduce_mean(tf.cast(value, tf.float64)) for name, value in logs.items()}, step.found
 
