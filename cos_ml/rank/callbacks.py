@@ -135,8 +135,8 @@ class CheckAgreement(keras.callbacks.Callback):
         if highest != -lowest:
             raise RankError(
                 f"After epoch {epoch + 1} the ranks have different weights: the train_step of "
-                f"{type(self.model).__name__} changes weights by itself, or by an optimizer that is no attribute of the "
-                "model. Make each optimizer an attribute, and change weights by its apply only."
+                f"{type(self.model).__name__} changes weights by itself, or by an optimizer that is no attribute of "
+                "the model. Make each optimizer an attribute, and change weights by its apply only."
             )
 
 
