@@ -79,9 +79,8 @@ def both(random: Any, count: int) -> Data:
 
 CASES = [
     numbers("errors", lambda: ["mse", M.MeanAbsoluteError(), M.RootMeanSquaredError(),
-            M.MeanSquaredLogarithmicError()]),
+            M.MeanSquaredLogarithmicError(), "mape", M.LogCoshError(), M.CosineSimilarity()]),
     numbers("errors, weighted", lambda: ["mae", M.RootMeanSquaredError(), M.R2Score(name="r2")], weighted=True),
-    numbers("percentage error, log cosh, cosine", lambda: ["mape", M.LogCoshError(), M.CosineSimilarity()]),
     numbers("R2Score", lambda: [M.R2Score(), M.R2Score("variance_weighted_average", name="weighted")]),
     numbers("correlations", lambda: [M.PearsonCorrelation(), M.ConcordanceCorrelation()]),
     numbers("poisson, KL divergence", lambda: [M.Poisson(), M.KLDivergence(),
@@ -97,10 +96,10 @@ CASES = [
     binary("binary IoU, crossentropy, hinges", lambda: [M.BinaryIoU(name="iou"), M.BinaryCrossentropy(), M.Hinge(),
            M.SquaredHinge()]),
     binary("own metrics, whole-number state", lambda: [userlib.Hits(), userlib.MeanError()]),
-    hot("categorical accuracies", lambda: ["accuracy", M.CategoricalAccuracy(name="c"), M.TopKCategoricalAccuracy(2)]),
+    hot("categorical accuracies", lambda: ["accuracy", M.CategoricalAccuracy(name="c"), M.TopKCategoricalAccuracy(2),
+        M.CategoricalCrossentropy(), M.CategoricalHinge()]),
     hot("F-scores", lambda: [M.F1Score("macro", name="f1"), M.FBetaScore("weighted", beta=2.0, name="f2")]),
     hot("one-hot IoUs", lambda: [M.OneHotIoU(3, [0, 2], name="iou"), M.OneHotMeanIoU(3, name="mean_iou")]),
-    hot("categorical crossentropy and hinge as metrics", lambda: [M.CategoricalCrossentropy(), M.CategoricalHinge()]),
     indexed("sparse accuracies", lambda: ["accuracy", "sparse_top_k_categorical_accuracy",
             M.SparseTopKCategoricalAccuracy(2, name="top")]),
     indexed("MeanIoU, IoU", lambda: [M.MeanIoU(3, sparse_y_pred=False, name="mean"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import json
 import os
 import select
@@ -113,9 +114,12 @@ def serve() -> None:
     from tests.support import forks
 
     forks.import_what_ranks_import()
-    import tests.conformance.table
-    import tests.conformance.training  # noqa: F401
+    import tests.conformance.table  # noqa: F401
+    from tests.conformance.training import without_spark
 
+    without_spark()
+    gc.collect()
+    gc.freeze()  # ranks clear Keras's session before each network, which collects garbage
     ranks: Ranks | None = None
     for line in sys.stdin:
         ranks, began = ranks or Ranks(), time.monotonic()

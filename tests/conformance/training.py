@@ -33,7 +33,6 @@ from tests.conformance.case import BATCH, Case, Data
 from tests.support.spools import inherited
 
 EPOCHS = 2
-frames.select_columns = lambda df, spec: None  # would build Spark expressions, which needs a JVM
 
 SPARK = {
     "f4": T.FloatType(), "f8": T.DoubleType(), "f2": T.FloatType(), "i1": T.ByteType(), "i2": T.ShortType(),
@@ -102,10 +101,15 @@ def arrow(column: Column, rows: np.ndarray) -> pa.Array:
 # ── the product ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def candidate(case: Case, ranks: int, folder: Path) -> tuple[TrainSpec, Any]:
-    """What the driver sends to the ranks: the spec, as they read it, and the network; after all of its checks."""
+def without_spark() -> None:
+    """Leave out the one check of the driver that builds Spark expressions, which needs a JVM."""
+    frames.select_columns = lambda df, spec: None
+
+
+def estimator(case: Case, ranks: int, folder: Path) -> DeepNetEstimator:
+    """The estimator that trains a case as plain Keras does."""
     inputs, labels, columns = named(case.data(np.random.default_rng(0), 4))
-    params = {
+    params: dict[str, Any] = {
         "inputCols": inputs, "validationIndicatorCol": "held" if case.valid else None, "shuffle": False,
         "batchSize": global_batch(case) // ranks if case.split == "even" else global_batch(case),
         "epochs": EPOCHS, "numTrainWorkers": ranks, "weightCol": "w" if "w" in columns else None,
@@ -113,8 +117,13 @@ def candidate(case: Case, ranks: int, folder: Path) -> tuple[TrainSpec, Any]:
     }  # fmt: skip
     if labels:
         params["labelCols"] = labels
-    estimator = DeepNetEstimator(**params | {"model": fresh(case.build)} | case.params())
-    made = estimator._candidate(frame(columns))
+    return DeepNetEstimator(**params | {"model": fresh(case.build)} | case.params())
+
+
+def candidate(case: Case, ranks: int, folder: Path) -> tuple[TrainSpec, Any]:
+    """What the driver sends to the ranks: the spec, as they read it, and the network; after all of its checks."""
+    _, _, columns = named(case.data(np.random.default_rng(0), 4))
+    made = estimator(case, ranks, folder)._candidate(frame(columns))
     return TrainSpec.loads(made.spec.dumps()), made.network
 
 
@@ -136,17 +145,21 @@ def owners(count: int, ranks: int, case: Case) -> np.ndarray:
     return (np.arange(count) % (2 * BATCH)) // BATCH
 
 
-def spooled(case: Case, spec: TrainSpec, ranks: int) -> list[Spool]:
-    """The rows of each rank, as its barrier task spools them."""
+def shares(case: Case, ranks: int) -> list[dict[str, np.ndarray]]:
+    """The rows of each rank, by column; "held" marks validation rows."""
     _, _, columns = named(case.data(np.random.default_rng(1), case.train + case.valid))
     parts = np.append(owners(case.train, ranks, case), owners(case.valid, ranks, case))
-    held = np.arange(case.train + case.valid) >= case.train
+    columns["held"] = np.arange(case.train + case.valid) >= case.train
+    return [{name: rows[parts == rank] for name, rows in columns.items()} for rank in range(ranks)]
+
+
+def spooled(case: Case, spec: TrainSpec, ranks: int) -> list[Spool]:
+    """The rows of each rank, as its barrier task spools them."""
     spools = []
-    for rank in range(ranks):
-        mine = parts == rank
-        arrays = {column.field: arrow(column, columns[column.name][mine]) for column in spec.columns}
+    for rows in shares(case, ranks):
+        arrays = {column.field: arrow(column, rows[column.name]) for column in spec.columns}
         if spec.validation:
-            arrays[spec.validation.field] = pa.array(held[mine])
+            arrays[spec.validation.field] = pa.array(rows[spec.validation.name])
         batch = pa.RecordBatch.from_arrays(list(arrays.values()), list(arrays))
         spools.append(Spool(spec))
         spools[-1].fill([batch] if batch.num_rows else [])

@@ -305,8 +305,8 @@ class GradientPenalty(keras.Model):
 class TwoOptimizers(keras.Model):
     """The head learns faster than the body; the optimizers are a dict of the model's."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.each = {"body": keras.optimizers.SGD(0.02), "head": keras.optimizers.Adam(0.05)}
 
     def train_step(self, data: Any) -> dict[str, Any]:
@@ -344,8 +344,8 @@ class OwnCompile(keras.Model):
 class Gan(keras.Model):
     """Inputs: noise and real rows. Outputs: the generator's rows, and the discriminator's view of the real ones."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.seen = [keras.metrics.Mean(name="d"), keras.metrics.Mean(name="g")]
         self.entropy = keras.losses.BinaryCrossentropy(from_logits=True)
 
@@ -396,8 +396,8 @@ class Gan(keras.Model):
 class Vae(keras.Model):
     """Inputs: rows, and the noise of the sampling. Outputs: mean and log-variance of the code, and the rows again."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.total, self.kl = keras.metrics.Mean(name="total"), keras.metrics.Mean(name="kl")
 
     @property

@@ -1,0 +1,54 @@
+"""Cases of the conformance table through Spark: from a DataFrame to the model that ``fit`` returns.
+
+All of them, without Spark, are in ``tests/conformance``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+
+from tests.conformance.pair import gap
+from tests.conformance.table import CASES
+from tests.conformance.training import estimator, frame, plain, shares, weights_of
+
+# The cases of a group read the same columns, so they train in one job.
+GROUPS = [
+    ["own train_step", "two optimizers", "gradient penalty", "own compute_metrics", "own compile", "AdamW",
+     "own schedule", "ModelCheckpoint", "a kernel that is not trained"],
+    ["mask", "LSTM tagger"],
+    ["any length: tags, mask", "GRU tagger, any length"],
+]  # fmt: skip
+
+
+def data_frame(spark: SparkSession, name: str) -> DataFrame:
+    """The rows of a case, in a partition for each rank."""
+    parts = shares(CASES[name], 2)
+    columns = {key: rows for key, rows in parts[0].items() if key != "held"}
+    schema = frame(columns).schema
+    rows = [[tuple(_plain(part[key][row]) for key in schema.fieldNames()) for row in range(len(part["held"]))]
+            for part in parts]  # fmt: skip
+    return spark.createDataFrame(spark.sparkContext.parallelize(rows, 2).flatMap(list), schema)
+
+
+def _plain(value: np.ndarray) -> object:
+    array = np.asarray(value)
+    return array.ravel().tolist() if array.ndim and (array.size > 1 or array.dtype == object) else array.item()
+
+
+@pytest.mark.parametrize("names", GROUPS, ids=lambda names: names[0])
+def test_cases_through_spark(spark, tmp_path, names):
+    folders = [tmp_path / name.replace("/", " ") for name in names]
+    for folder in folders:
+        folder.mkdir()
+    each = [estimator(CASES[name], 2, folder) for name, folder in zip(names, folders, strict=True)]
+    maps = [{each[0].getParam(param.name): one.getOrDefault(param) for param in one.params if one.isSet(param)}
+            for one in each]  # fmt: skip
+    models = each[0].fit(data_frame(spark, names[0]), maps)
+    for name, folder, model in zip(names, folders, models, strict=True):
+        _, weights, history = plain(CASES[name], folder)
+        got = {key: values for key, values in model.summary.history.items() if key in history}
+        assert sorted(got) == sorted(history), name
+        assert gap(weights_of(model.toKeras()), weights) <= CASES[name].tolerance, name
+        assert gap(list(got.values()), [history[key] for key in got]) <= CASES[name].tolerance, name
