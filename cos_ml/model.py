@@ -108,14 +108,14 @@ class DeepNetModel(Model, ModelParams, NetworkStage):
             extra = {param: value for param, value in extra.items() if param.name != "model"}
         return super().copy(extra)
 
-    def evaluate(self, dataset: DataFrame) -> dict[str, float]:
+    def evaluate(self, dataset: DataFrame) -> dict[str, Any]:
         """Compute the loss and the metrics over all rows, on the cluster.
 
         Rows are weighted as in training: by ``weightCol`` in the loss and in weighted metrics. Each partition computes
         the state of the metrics (sums and counts), and only these states are sent to the driver.
 
         Returns:
-            dict[str, float]: "loss" and the metrics, by their names in ``summary.history``; NaN without rows.
+            dict[str, Any]: "loss" and the metrics, by their names in ``summary.history``; NaN without rows.
 
         Raises:
             InvalidInputError: a column or a row is invalid, or the network has no loss.

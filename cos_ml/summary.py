@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from cos_ml.errors import SetupError
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class TrainingSummary:
         cacheUrl: URL of the cached rows if keepCache is set, else None.
     """
 
-    history: dict[str, list[float]]
+    history: dict[str, list[Any]]
     rows: int
     validationRows: int
     steps: int
@@ -49,13 +51,25 @@ class TrainingSummary:
     cacheUrl: str | None = None
 
     def __str__(self) -> str:
-        last = ", ".join(f"{name} {values[-1]:.4f}" for name, values in self.history.items())
+        last = ", ".join(f"{name} {values[-1]:.4f}" for name, values in self._curves().items())
         seconds = ", ".join(f"{phase} {value:.1f}" for phase, value in self.seconds[0].items())
         validation = f" and {self.validationRows:,} validation rows" if self.validationRows else ""
         return (
             f"{len(self.epochSeconds)} epochs of {self.rows:,} rows{validation}, {self.steps:,} steps each, on "
             f"{len(self.ranks)} ranks\nlast epoch: {last}\nseconds of rank 0: {seconds}"
         )
+
+    def _curves(self) -> dict[str, list[float]]:
+        """The history by number: a metric with one for each class, as F1Score, becomes "f1_score_0" and so on."""
+        curves: dict[str, list[float]] = {}
+        for name, values in self.history.items():
+            arrays = np.asarray(values, float)
+            if arrays.ndim == 1:
+                curves[name] = values
+                continue
+            flat = arrays.reshape(len(arrays), -1)
+            curves |= {f"{name}_{index}": flat[:, index].tolist() for index in range(flat.shape[1])}
+        return curves
 
     def plot(self, path: str | None = None) -> Figure:
         """Plot the history: one panel per metric, with its values on training and validation rows.
@@ -74,10 +88,11 @@ class TrainingSummary:
             from matplotlib.ticker import MaxNLocator
         except ImportError as error:
             raise SetupError('summary.plot() needs matplotlib: pip install "cos-ml[plot]"') from error
-        names = sorted((name for name in self.history if not name.startswith("val_")), key=lambda name: name != "loss")
+        history = self._curves()
+        names = sorted((name for name in history if not name.startswith("val_")), key=lambda name: name != "loss")
         figure = Figure(figsize=(4.5 * len(names), 3.5), layout="constrained")
         for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-            curves = {"training": self.history[name], "validation": self.history.get(f"val_{name}")}
+            curves = {"training": history[name], "validation": history.get(f"val_{name}")}
             for label, values in curves.items():
                 if values:
                     epochs = range(1, len(values) + 1)
@@ -93,5 +108,8 @@ class TrainingSummary:
 
     def toDataFrame(self, spark: SparkSession) -> DataFrame:
         """The history as a DataFrame: one row per epoch, counted from 1, and one double column per metric."""
-        rows = [(epoch, *values) for epoch, values in enumerate(zip(*self.history.values(), strict=True), start=1)]
-        return spark.createDataFrame(rows, ", ".join(["epoch int", *(f"`{name}` double" for name in self.history)]))
+        curves = self._curves()
+        rows = [
+            (epoch, *map(float, values)) for epoch, values in enumerate(zip(*curves.values(), strict=True), start=1)
+        ]
+        return spark.createDataFrame(rows, ", ".join(["epoch int", *(f"`{name}` double" for name in curves)]))

@@ -196,14 +196,19 @@ class ProgressCallback(keras.callbacks.Callback):
         seconds = time.monotonic() - self.began
         self.log.seconds.append(seconds)
         for name, value in (logs or {}).items():
-            self.log.history.setdefault(name, []).append(float(value))
+            self.log.history.setdefault(name, []).append(np.asarray(value).tolist())
         self._report("epoch", self.feed.steps, logs, rows_per_second=self.feed.total_rows / seconds)
 
     def _report(self, event: str, step: int, logs: Any, **more: Any) -> None:
         self.context.report(
             event=event, epoch=self.epoch + 1, epochs=self.epochs, step=step, steps=self.feed.steps,
-            rows=self.feed.total_rows, logs={name: float(value) for name, value in (logs or {}).items()}, **more,
+            rows=self.feed.total_rows, logs=_numbers_of(logs or {}), **more,
         )  # fmt: skip
+
+
+def _numbers_of(logs: dict[str, Any]) -> dict[str, float]:
+    """The logs that are one number: F1Score and its like may have one for each class."""
+    return {name: float(value) for name, value in logs.items() if not np.ndim(value)}
 
 
 class SkippingCallbackList(keras.callbacks.CallbackList):

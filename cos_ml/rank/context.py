@@ -53,11 +53,11 @@ class TrainingLog:
     """The epochs of a training so far.
 
     Attributes:
-        history: metric -> its value after each epoch.
+        history: metric -> its value after each epoch: a number, or a list of them for a metric with several.
         seconds: the duration of each epoch.
     """
 
-    history: dict[str, list[float]] = field(default_factory=dict, init=False)
+    history: dict[str, list[Any]] = field(default_factory=dict, init=False)
     seconds: list[float] = field(default_factory=list, init=False)
 
 

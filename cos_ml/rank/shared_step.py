@@ -128,7 +128,8 @@ class SharedStep(Step, tf.distribute.ReplicaContext):
 
     def lost(self) -> Any:
         """float32 [1]: how many of the losses since gradients were last summed are not finite."""
-        finite = [tf.math.is_finite(tf.cast(loss, tf.float32)) for loss in self.losses]
+        losses = [tf.convert_to_tensor(loss) for loss in self.losses]
+        finite = [tf.math.is_finite(loss) for loss in losses if loss.dtype.is_floating]
         self.losses.clear()
         return tf.reshape(tf.add_n([tf.cast(~one, tf.float32) for one in finite]) if finite else tf.zeros([]), [1])
 

@@ -18,6 +18,7 @@ from pyspark.sql import DataFrame
 
 from cos_ml import spark_internals
 from cos_ml.data import frames, spool
+from cos_ml.data.columns import Column
 from cos_ml.data.ragged import cut
 from cos_ml.network import forward
 from cos_ml.network.archive import Network, load_model
@@ -43,7 +44,7 @@ class Totals:
     counts: list[float] = field(default_factory=list)
 
 
-def evaluate(dataset: DataFrame, network: Network, spec: TrainSpec) -> dict[str, float]:
+def evaluate(dataset: DataFrame, network: Network, spec: TrainSpec) -> dict[str, Any]:
     """The loss and the metrics of ``spec.compile`` over all rows.
 
     Rows with weights, and losses with masks, are read twice: their sums come first.
@@ -54,7 +55,7 @@ def evaluate(dataset: DataFrame, network: Network, spec: TrainSpec) -> dict[str,
         spec: the columns, the arguments of ``compile``, the batch size, and how to handle invalid rows.
 
     Returns:
-        dict[str, float]: the values by name; only a loss of NaN if there are no rows.
+        dict[str, Any]: the values by name, each a number, or a list for a metric with one per class; only a loss of NaN if there are no rows.
 
     Raises:
         InvalidInputError: a column is missing or has an unusable type. An invalid row makes the Spark job fail instead.
@@ -79,7 +80,7 @@ def evaluate(dataset: DataFrame, network: Network, spec: TrainSpec) -> dict[str,
     results = evaluator.network.get_metrics_result()
     if set(parts[0]["logs"]) != set(results):  # a test_step with logs of its own: what they are on average
         results = {name: sum(part["logs"][name] for part in parts) / found.rows for name in parts[0]["logs"]}
-    return {name: float(value) for name, value in results.items()}
+    return {name: np.asarray(value).astype(float).tolist() for name, value in results.items()}
 
 
 def _parts(selected: DataFrame, network: Network, spec: TrainSpec, totals: Totals) -> list[dict[str, Any]]:
@@ -95,8 +96,9 @@ def _sum_up(archive: bytes, spec: str, totals: Totals, batches: Iterable[pa.Reco
     evaluator.begin(totals)
     first_row = 0
     columns = None
+    settled: dict[str, Column] = {}
     for batch in batches:
-        arrays, kept = spool.usable_rows(batch, evaluator.spec, first_row)
+        arrays, kept = spool.usable_rows(batch, evaluator.spec, first_row, settled)
         first_row += batch.num_rows
         if not kept.any():
             continue
