@@ -86,3 +86,11 @@ def test_nothing_is_excluded_from_decay_where_that_is_unknown(without):
     del optimizer._exclude_from_weight_decay_pattern, optimizer._exclude_from_weight_decay
     without(type(optimizer), "_var_key")
     assert keras_internals.excluded_from_decay(optimizer, [keras.Variable(1.0)]) == ([], [], 0)
+
+
+def test_the_mask_of_a_tensor():
+    rows = keras.layers.Embedding(9, 3, mask_zero=True)(keras.Input((5,)))
+    assert keras_internals.mask_of(rows).shape == (None, 5)
+    assert keras_internals.mask_of(keras.Input((5,))) is None
+    del rows._keras_mask
+    assert keras_internals.mask_of(rows) is None  # as where Keras no longer has it
