@@ -55,7 +55,8 @@ def evaluate(dataset: DataFrame, network: Network, spec: TrainSpec) -> dict[str,
         spec: the columns, the arguments of ``compile``, the batch size, and how to handle invalid rows.
 
     Returns:
-        dict[str, Any]: the values by name, each a number, or a list for a metric with one per class; only a loss of NaN if there are no rows.
+        dict[str, Any]: the values by name, each a number, or a list for a metric with one per class; only a loss of
+        NaN if there are no rows.
 
     Raises:
         InvalidInputError: a column is missing or has an unusable type. An invalid row makes the Spark job fail instead.
