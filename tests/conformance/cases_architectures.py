@@ -28,7 +28,7 @@ def synchronized(layer: Any) -> Any:
 def mobilenet() -> Any:
     """The first blocks of a network of keras.applications, with a head."""
     whole = keras.applications.MobileNet((32, 32, 3), 0.25, weights=None, include_top=False, dropout=0.0)
-    first = keras.Model(whole.input, whole.get_layer("conv_pw_3_relu").output)
+    first = keras.Model(whole.input, whole.get_layer("conv_pw_2_relu").output)
     body = keras.models.clone_model(first, clone_function=synchronized)
     head = L.Dense(3, "softmax")(L.GlobalAveragePooling2D()(body.outputs[0]))
     return compiled(keras.Model(body.inputs, head), CE, metrics=["accuracy"])

@@ -59,7 +59,7 @@ def pooled(x: Any) -> Any:
     cube = L.AveragePooling3D(2)(L.MaxPooling3D(2, strides=1)(L.Conv3D(4, 1)(x)))
     plane = L.AveragePooling2D(2, strides=1)(L.MaxPooling2D(2, strides=1)(L.Reshape((8, 8, 1))(L.Conv3D(1, 1)(x))))
     line = L.AveragePooling1D(2)(L.MaxPooling1D(3)(L.Reshape((16, 4))(L.Conv3D(1, 1)(x))))
-    return L.Concatenate()([L.Flatten()(one) for one in (cube, plane, line)])
+    return L.Rescaling(0.1)(L.Concatenate()([L.Flatten()(one) for one in (cube, plane, line)]))
 
 
 def of_ids(name: str, build: Callable[[Any], Any], classes: int = 9, steps: int = 4, dtype: str = "int32") -> Case:
