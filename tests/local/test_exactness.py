@@ -10,7 +10,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from pyspark.ml.classification import LogisticRegression
+from pyspark.sql import functions as F
 
+from cos_ml import DeepNetEstimator
 from tests.support import reference
 from tests.support.reference import assert_same_weights, estimator, split
 from tests.support.sessions import frame, rows_of
@@ -95,3 +98,29 @@ def test_same_seed_same_weights_with_shuffle_batch_normalization_and_dropout(spa
     assert accuracy(first, part) > 0.9  # in inference the statistics of both ranks count
     mean = first.layers[1].moving_mean.numpy()
     np.testing.assert_allclose(mean, first.layers[0](part[0]).numpy().mean(axis=0), atol=0.2)
+
+
+def test_weights_are_those_of_logistic_regression(spark):
+    """Both minimize the weighted mean of the log-loss; so weights times 10, or rows repeated by weight, are the same."""
+    features, _, _ = reference.data(200)
+    features, random = features[:, :3], np.random.default_rng(4)
+    labels = (features.sum(axis=1) + random.normal(size=200) > 0).astype(np.float32)
+    weights = random.integers(0, 5, 200).astype(np.float32)
+    df = frame(spark, [rows_of(features, labels, weights)]).cache()
+    theirs = LogisticRegression(weightCol="weight", tol=1e-9, maxIter=200).fit(df)
+
+    network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, activation="sigmoid")])
+    network.compile(keras.optimizers.SGD(1.0, momentum=0.9), "binary_crossentropy")
+    est = DeepNetEstimator(model=network, weightCol="weight", batchSize=1024, epochs=200, progress=False)
+    repeated = df.select("features", "label", F.explode(F.array_repeat(F.lit(1.0), F.col("weight").cast("int"))))
+    ours = [
+        est.fit(df).toKeras(),
+        est.fit(df.withColumn("weight", df.weight * 10)).toKeras(),
+        est.copy({est.weightCol: "col"}).fit(repeated).toKeras(),
+    ]
+    for model in ours:
+        kernel, bias = model.get_weights()
+        np.testing.assert_allclose(kernel[:, 0], theirs.coefficients.toArray(), atol=2e-3)
+        np.testing.assert_allclose(bias[0], theirs.intercept, atol=2e-3)
+    for other in ours[1:]:
+        assert_same_weights(ours[0], other)
