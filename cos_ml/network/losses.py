@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 __all__ = [
+    "compares_rows",
     "each_loss",
     "ignored_class",
     "is_builtin",
@@ -113,6 +114,11 @@ def needs_sum(loss: Any) -> bool:
     """Whether the value of a loss on one rank depends on a number that all ranks add up in the step."""
     config = _config(loss)
     return config.get("ignore_class") is not None or config.get("reduction") in ACROSS_RANKS
+
+
+def compares_rows(loss: Any) -> bool:
+    """Whether a loss, as far as its name tells, compares rows with each other: on a rank, its own rows alone."""
+    return label_kind(loss) == "row ids" or "triplet" in loss_name(loss).lower()
 
 
 def losses_by_output(loss: Any, outputs: Any) -> list[Any]:

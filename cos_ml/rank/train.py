@@ -17,6 +17,7 @@ from cos_ml import callbacks, gpus
 from cos_ml.data import blobs
 from cos_ml.data.spool import PARTS, SpooledRows
 from cos_ml.network.archive import dump_model, load_model
+from cos_ml.network.losses import compares_rows, each_loss, loss_name
 from cos_ml.network.policies import training_settings
 from cos_ml.rank.callbacks import (
     AverageMovingStats,
@@ -34,7 +35,7 @@ from cos_ml.rank.feed import Feed, open_rows
 from cos_ml.rank.heartbeat import JOINING, TRAINING, Heartbeat
 from cos_ml.rank.resume import CheckpointCallback, TrainerState
 from cos_ml.rank.shard_rows import ShardRows
-from cos_ml.rank.trainer import DistributedTrainer, make_trainer
+from cos_ml.rank.trainer import DistributedTrainer, Plan, make_trainer
 from cos_ml.spec import TrainSpec
 
 __all__ = ["train"]
@@ -144,6 +145,7 @@ def fit(trainer: DistributedTrainer, context: RankContext) -> dict[str, Any]:
     _continue_files(user_callbacks.values(), epoch)
     context.report(event="begin", epoch=epoch, step=step, kept=writer is not None)
     validation.begin(0)
+    _report_pairs(plan, context)
     ordered = [
         statistics, HeartbeatCallback(context.heartbeat, "callbacks"), *user_callbacks.values(),
         HeartbeatCallback(context.heartbeat, TRAINING), ReseedCallback(spec.seed, context.partition, checkpoint),
@@ -183,6 +185,16 @@ def _user_callbacks(spec: TrainSpec, rank: int, monitor: str) -> dict[str, Any]:
             monitor, patience=patience, mode="min", restore_best_weights=spec.restore_best
         )
     return made
+
+
+def _report_pairs(plan: Plan, context: RankContext) -> None:
+    """Note a loss whose pairs of rows do not cross the ranks."""
+    names = [loss_name(loss) for loss in each_loss(plan.spec.compile.get("loss")) if compares_rows(loss)]
+    if names and context.communicator.size > 1:
+        text = (
+            f"{names[0]} compares rows with each other. Pairs do not cross the ranks: each has those of its own rows."
+        )
+        context.report(event="note", text=text)
 
 
 def _continue_files(user_callbacks: Iterable[Any], epoch: int) -> None:

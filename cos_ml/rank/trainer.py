@@ -6,6 +6,7 @@ that owns the loop; callbacks are given the user's model.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ import tensorflow as tf
 
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.batch import compile_network, pack_batch
+from cos_ml.network.keras_internals import all_layers
 from cos_ml.network.step import install_hooks
 from cos_ml.rank.collectives import Communicator
 from cos_ml.rank.feed import Feed
@@ -45,6 +47,10 @@ def make_trainer(network: Any, spec: TrainSpec, communicator: Communicator, feed
     install_hooks()
     compile_network(network, spec)
     trainer = DistributedTrainer(Plan(network, spec, communicator, feeds))
+    if communicator.size > 1:
+        for layer in all_layers(network):
+            if getattr(layer, "synchronized", False):
+                layer.call = _without_mask(layer)
     for optimizer in trainer.plan.optimizers:
         share_gradients(optimizer)
     if isinstance(network.optimizer, keras.optimizers.Optimizer) and not network.optimizer.built:
@@ -52,6 +58,22 @@ def make_trainer(network: Any, spec: TrainSpec, communicator: Communicator, feed
     trainer.rehearse()
     communicator.broadcast_variables(trainer.plan.variables)
     return trainer
+
+
+def _without_mask(layer: Any) -> Callable[..., Any]:
+    """The ``call`` of a synchronized layer, which raises InvalidInputError for a mask: Keras would ignore the wish."""
+    call = layer.call
+
+    @functools.wraps(call)
+    def checked(inputs: Any, training: Any = None, mask: Any = None) -> Any:
+        if mask is not None:
+            raise InvalidInputError(
+                f"Param model: {layer.name!r} is a BatchNormalization with synchronized=True that receives a mask; "
+                "Keras then ignores synchronized. Use LayerNormalization, remove the mask, or set synchronized=False."
+            )
+        return call(inputs, training=training, mask=mask)
+
+    return checked
 
 
 def _check_batches(network: Any, spec: TrainSpec, feeds: dict[str, Feed]) -> None:
