@@ -7,12 +7,13 @@ READY = $(VENV)/.ready-$(STACK)
 # Two processes, each with the tests of a file at a time: a fit waits as long as it computes.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test unit local test-latest test-cluster test-processes test-newest params lint format benchmark clean
+.PHONY: help setup demo test unit local test-conformance test-latest test-cluster test-processes test-newest params lint format benchmark clean
 
 help:
 	@echo "make demo            train, save, reload and score a Pipeline on real data (sets everything up)"
 	@echo "make test            lint, types, and the tests that need no process or cluster of their own (sets everything up)"
 	@echo "make test-latest     the same tests and those of Spark Connect, on the newest versions that are pinned"
+	@echo "make test-conformance  200 networks, losses, optimizers and so on, each trained by plain Keras, one rank and two"
 	@echo "make test-processes  the tests of kills, hangs, fresh processes and the examples, with ranks started as a user's are"
 	@echo "make test-cluster    the tests on executor processes and on a standalone cluster; VENV=... names the environment"
 	@echo "make test-newest     the tests on the newest releases that exist, to see whether bounds in setup.cfg can be raised"
@@ -48,6 +49,10 @@ test-processes: setup
 
 test-cluster: setup
 	$(PYTEST) tests/standalone tests/cluster
+
+# Two rank processes train all cases, one after the other: they use both cores.
+test-conformance: setup
+	$(BIN)/python -m pytest tests/conformance
 
 # A process has sessions of Spark Connect or others, never both: so it is a run of its own.
 test-latest:
