@@ -194,6 +194,6 @@ CASES = [
     Case("a rank without any row", lambda: compiled(net(3, "softmax"), CE, metrics=["accuracy"]), classes(3, 4),
          split="first", train=8 + 8 + 5, valid=7),
     Case("no validation rows", lambda: compiled(net(1)), rows(4, weighted=True), valid=0, train=2 * 16 + 5),
-    Case("class indices for one-hot rows", lambda: compiled(net(3, "softmax"), "categorical_crossentropy"), classes(3, 4),
-         refused="sparse_categorical_crossentropy"),
+    Case("class indices for one-hot rows", lambda: compiled(net(3, "softmax"), "categorical_crossentropy"),
+         classes(3, 4), refused="sparse_categorical_crossentropy"),
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 
 from tests.conformance.case import Case
 
@@ -10,8 +11,12 @@ __all__ = ["CASES"]
 
 KINDS = ("layers", "losses", "metrics", "optimizers", "callbacks", "types", "masks", "custom", "architectures")
 
+UNEVEN, IDLE = 2 * 16 + 11, 2 * 16 + 5  # rows: 8 and 3 in the last step; 5 and none, in every third case
+
 CASES: dict[str, Case] = {}
 for kind in KINDS:
     for case in importlib.import_module(f"tests.conformance.cases_{kind}").CASES:
         assert case.name not in CASES, case.name
+        if len(CASES) % 3 == 2 and case.train == UNEVEN and case.split == "even":
+            case = replace(case, train=IDLE)
         CASES[case.name] = case
