@@ -184,7 +184,7 @@ def product(case: Case, communicator: Any, rank: int, folder: Path) -> tuple[lis
         model = train._load(spec, archives)
         rows = {part: spooled_rows(part, tasks, rank, inherited(spools[rank], part)) for part in PARTS}
         summary = train.train_one(model, spec, context, rows)
-    returned = load_model(dump_model(model), spec.modules)  # as the driver does
+    returned = load_model(dump_model(model, like=network.archive), spec.modules)  # as the driver does
     return weights_of(returned), json.loads(json.dumps(summary))["history"]
 
 
