@@ -20,7 +20,16 @@ from cos_ml.network.compiled import compile_arguments
 from cos_ml.network.keras_import import import_keras
 from cos_ml.network.keras_internals import producer, uncompiled
 from cos_ml.network.registered import custom_modules
-from cos_ml.network.state import apply_state, check_outputs, has_state, state_of, variables_of, with_state
+from cos_ml.network.state import (
+    apply_state,
+    check_outputs,
+    flags_of,
+    has_state,
+    state_of,
+    variables_of,
+    with_state,
+    without_effect,
+)
 from cos_ml.network.traits import Traits, find_traits
 from cos_ml.network.untrusted import serialized_objects
 
@@ -129,7 +138,8 @@ class Network:
         """SHA-256 of the layers and their settings, without their weights and names, which differ from run to run."""
         config = untrusted.config_of(self.archive)
         names = {name: f"#{index}" for index, name in enumerate(dict.fromkeys(_names(config)))}
-        return hashlib.sha256(json.dumps(_renamed(config, names), sort_keys=True).encode()).hexdigest()
+        renamed = json.dumps(_renamed(config, names), sort_keys=True).encode()
+        return hashlib.sha256(renamed + flags_of(self.archive)).hexdigest()
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -223,7 +233,14 @@ def network_from_file(path: str) -> Network:
         with fsspec.open(path, "rb") as file:
             archive = file.read()
         untrusted.check_archive(archive)
-        return Network.of(load_model(archive))
+        model = load_model(archive)
+        if found := without_effect(model):
+            warnings.warn(
+                f"{path}: the LoRA adapters of {', '.join(found)} are 0, so they learn nothing. Keras merges adapters "
+                "into the kernels when it saves a model. Pass the model itself, or save a DeepNetModel.",
+                stacklevel=2,
+            )
+        return Network.of(model)
     except (OSError, ValueError, ImportError) as error:
         raise InvalidInputError(
             f"Param model: expected a keras.Model, or the path of a .keras file, received {path!r}: {error}"

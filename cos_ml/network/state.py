@@ -22,7 +22,16 @@ from cos_ml.network.keras_import import import_keras
 from cos_ml.network.keras_internals import all_layers
 from cos_ml.network.untrusted import STATE
 
-__all__ = ["apply_state", "check_outputs", "has_state", "state_of", "variables_of", "with_state"]
+__all__ = [
+    "apply_state",
+    "check_outputs",
+    "flags_of",
+    "has_state",
+    "state_of",
+    "variables_of",
+    "with_state",
+    "without_effect",
+]
 
 ROWS, UNKNOWN = 2, 8  # of the rows that compare a network with its copy, and the size of their unknown dimensions
 TOLERANCE = 1e-3  # relative to the largest output: a copy computes the same operations
@@ -32,6 +41,24 @@ def has_state(archive: bytes) -> bool:
     """Whether an archive carries state that Keras's format loses."""
     with zipfile.ZipFile(io.BytesIO(archive)) as file:
         return STATE in file.namelist()
+
+
+def flags_of(archive: bytes) -> bytes:
+    """The part of an archive's state that no training changes; empty if it has none."""
+    if not has_state(archive):
+        return b""
+    with zipfile.ZipFile(io.BytesIO(archive)) as file:
+        return bytes(blobs.load(file.read(STATE))["header"])
+
+
+def without_effect(model: Any) -> list[str]:
+    """The layers whose LoRA adapters are all 0, so that no gradient reaches them: Keras's own archives load so."""
+    adapters = {
+        layer.path: [one for one in layer.variables if "lora" in one.name]
+        for layer in all_layers(model)
+        if getattr(layer, "lora_enabled", False)
+    }
+    return [name for name, found in adapters.items() if not any(np.asarray(one).any() for one in found)]
 
 
 def with_state(archive: bytes, state: bytes) -> bytes:

@@ -19,6 +19,7 @@ from cos_ml.network.keras_internals import all_layers
 from cos_ml.network.state import state_of
 from tests.support.archives import rebuilt
 from tests.support.layers import Forgetful, Sampling
+from tests.support.training import LOSS, data_of, spec_of
 
 keras = import_keras()
 layers = keras.layers
@@ -263,3 +264,43 @@ def test_a_state_that_is_none_is_refused(data):
     archive = rebuilt(archives.dump_model(network(layers.Dense(8))), **{untrusted.STATE: data})
     with pytest.raises(SavedModelError, match=r"archive is damaged: cos_ml_state\.bin"):
         archives.load_model(archive)
+
+
+def test_adapters_that_learn_nothing_are_a_warning(tmp_path):
+    """Keras's own archive of a network with LoRA."""
+    model = network(layers.Dense(8, name="adapted"), after=lora)
+    model.save(tmp_path / "net.keras")
+    with pytest.warns(UserWarning, match=r"net\.keras: the LoRA adapters of .*adapted are 0, so they learn nothing"):
+        archives.network_from_file(str(tmp_path / "net.keras"))
+
+
+def test_flags_are_part_of_the_architecture():
+    """A fit resumes only from checkpoints of the same variables."""
+    whole, frozen = Network.of(network(layers.Dense(8))), Network.of(one_frozen_kernel())
+    assert whole.architecture != frozen.architecture == Network.of(one_frozen_kernel()).architecture
+    model = network(layers.Dense(8), after=lora)
+    before = Network.of(model)
+    model.layers[0].lora_kernel_a.assign_add(np.ones((6, 2)))
+    assert Network.of(model).architecture == before.architecture != whole.architecture
+
+
+# ── trained by ranks ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_ranks_train_adapters_and_nothing_else(ranks, count):
+    """One step over all rows, as Keras takes it."""
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(8, name="base"), layers.Dense(3, trainable=False)])
+    model.layers[0].bias.trainable = False
+    model.layers[0].enable_lora(2)
+    data = data_of(24)
+    arguments = {"optimizer": "sgd", "loss": LOSS}
+    spec = spec_of(compile=arguments, epochs=1, batch_size=24 // count, learning_rate=0.1)
+    parts = [{name: array[rank::count] for name, array in data.items()} for rank in range(count)]
+    trained = ranks.fit([spec], [model], parts)[0].network
+    model.compile(keras.optimizers.SGD(0.1), LOSS)
+    model.fit(data["x0"], data["y0"], batch_size=24, epochs=1, shuffle=False, verbose=0)
+    for one, other in zip(trained.variables, model.variables, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert [one.trainable for one in trained.variables] == [one.trainable for one in model.variables]
+    assert len(trained.trainable_variables) == 2
