@@ -9,6 +9,7 @@ import pandas as pd
 from pyspark import keyword_only
 from pyspark.ml import Model
 from pyspark.ml.functions import array_to_vector
+from pyspark.sql import Column as SparkColumn
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -173,6 +174,8 @@ class DeepNetModel(Model, ModelParams, NetworkStage):
             handle_invalid=self.getHandleInvalid(),
         )
         values = {column.field: expression(dataset.schema, column) for column in inputs}
+        if scorer.handle_invalid != "error":
+            values = {column.field: _with_nulls(values[column.field], column, dataset.schema) for column in inputs}
         temporary, scored = f"{self.uid}_inputs", f"{self.uid}_scored"
         out, arguments = udf_arguments(dataset, values, temporary)
         out = out.withColumn(scored, _udf(scorer)(*arguments))
@@ -219,6 +222,12 @@ def check_outputs(
             '"" omits predictionCol, probabilityCol or rawPredictionCol.'
         )
     return columns
+
+
+def _with_nulls(value: SparkColumn, column: Column, schema: T.StructType) -> SparkColumn:
+    """A column whose nulls cost no digits: pandas makes doubles of integers, but not of arrays, where some are null."""
+    wide = column.dtype in ("int64", "uint64") and isinstance(schema[column.name].dataType, T.NumericType)
+    return F.when(value.isNotNull(), F.array(value)) if wide else value
 
 
 def _types(scorer: predict.Scorer) -> list[T.DataType]:

@@ -166,6 +166,20 @@ def test_invalid_rows_are_named_skipped_or_kept(spark):
     assert [np.isnan(row.prediction) for row in kept] == [False, True, True, True, False]
 
 
+@pytest.mark.parametrize("handle_invalid", ["skip", "keep"])
+def test_whole_numbers_keep_their_digits_beside_nulls(spark, handle_invalid):
+    """In doubles the two would be the same."""
+    number = keras.Input((), dtype="int64", name="number")
+    hashed = keras.Model(number, keras.layers.Hashing(10**6)(keras.layers.Reshape((1,), dtype="int64")(number)))
+    values = [2**62 + 1, None, 2**62 + 2]
+    df = spark.createDataFrame([(value,) for value in values], "features bigint").coalesce(1)
+    rows = DeepNetModel(model=hashed, handleInvalid=handle_invalid).transform(df).collect()
+    alone = [hashed(np.array([value])).numpy().item() for value in (values[0], values[2])]
+    assert alone[0] != alone[1]
+    assert [row.prediction for row in rows if row.features] == alone
+    assert len(rows) == 2 + (handle_invalid == "keep")
+
+
 def test_a_filter_on_another_column_comes_before_the_network(df):
     out = DeepNetModel(model=reference.network()).transform(df).filter("label = 1")
     plan = plan_of(out, "Optimized Logical Plan")
