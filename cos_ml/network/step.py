@@ -60,6 +60,10 @@ class Step:
         """The sum of a scalar over all parts."""
         return count
 
+    def element_weights(self, weights: Any) -> Any:
+        """The weights of a metric's elements, of which Keras takes the mean in each row."""
+        return weights
+
 
 class PartialStep(Step):
     """A batch of an evaluation, all of whose rows count as one step.
@@ -85,6 +89,12 @@ class PartialStep(Step):
         return tf.cast(known[index], count.dtype)
 
 
+    def element_weights(self, weights: Any) -> Any:
+        """The weights times the length of a row, so that batches that are padded to different lengths add up."""
+        length = tf.cast(tf.size(weights) / tf.maximum(tf.shape(weights)[0], 1), tf.float32)
+        return tf.cast(weights, tf.float32) * length
+
+
 def install_hooks() -> None:
     """Hook Keras's losses and means, for good; outside of a step they compute what they always did."""
     module = loss_module()
@@ -92,7 +102,7 @@ def install_hooks() -> None:
         return
     module.reduce_weighted_values = _hooked_reduction(module.reduce_weighted_values)
     for metric in (keras.metrics.Mean, keras.metrics.Sum):
-        metric.update_state = _hooked_update(metric.update_state)
+        metric.update_state = _hooked_update(metric.update_state, metric is keras.metrics.Mean)
 
 
 def _hooked_reduction(reduce: Reduce) -> Reduce:
@@ -132,7 +142,7 @@ def _aligned(weights: Any, values: Any) -> Any:
     return tf.reshape(weights, [-1] + [1] * (len(values.shape) - 1))
 
 
-def _hooked_update(update: Callable[..., Any]) -> Callable[..., Any]:
+def _hooked_update(update: Callable[..., Any], is_mean: bool) -> Callable[..., Any]:
     """The update of a metric that adds up: a scalar without a weight counts as much as the part that it is of."""
 
     @functools.wraps(update)
@@ -142,6 +152,8 @@ def _hooked_update(update: Callable[..., Any]) -> Callable[..., Any]:
             step.losses.append(values)
             if step.share is not None and sample_weight is None:
                 sample_weight = tf.cast(step.share, self.dtype)
+        elif step is not None and is_mean and sample_weight is not None and len(sample_weight.shape) > 1:
+            sample_weight = step.element_weights(sample_weight)
         update(self, values, sample_weight)
 
     return update_state

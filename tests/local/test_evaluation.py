@@ -59,6 +59,32 @@ def test_a_fitted_model_evaluates_what_it_was_trained_with(df):
     assert np.isnan(model.evaluate(df.limit(0))["loss"])
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_evaluate_of_masked_rows_does_not_depend_on_partitions_and_batches(spark, weighted):
+    random = np.random.default_rng(3)
+    lengths = random.integers(1, 9, 40)
+    tokens = [random.integers(1, 9, length) for length in lengths]
+    tags = [random.integers(0, 3, length) for length in lengths]
+    weights = random.uniform(0, 3, 40).astype(np.float32) if weighted else np.ones(40, np.float32)
+    rows = [(one.tolist(), two.tolist(), float(w)) for one, two, w in zip(tokens, tags, weights, strict=True)]
+    parts = [spark.createDataFrame(part, "features array<int>, label array<int>, weight double").coalesce(1)
+             for part in (rows[:7], rows[7:30], rows[30:])]  # fmt: skip
+    network = keras.Sequential(
+        [
+            keras.Input((None,), dtype="int32"),
+            keras.layers.Embedding(9, 4, mask_zero=True),
+            keras.layers.LSTM(5, return_sequences=True),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    )
+    network.compile(loss=LOSS, metrics=["accuracy"], weighted_metrics=[keras.metrics.SparseCategoricalCrossentropy()])
+    model = DeepNetModel(model=network, weightCol="weight" if weighted else None, predictBatchSize=4)
+    padded = [np.array([np.pad(row, (0, 8 - len(row))) for row in one]) for one in (tokens, tags)]
+    scaled = (weights / weights.mean())[:, None]
+    expected = network.evaluate(*padded, sample_weight=scaled, batch_size=40, verbose=0, return_dict=True)
+    assert model.evaluate(parts[0].union(parts[1]).union(parts[2])) == pytest.approx(expected, abs=1e-5)
+
+
 def test_evaluate_needs_a_loss(df):
     with pytest.raises(InvalidInputError, match=r"needs a loss"):
         DeepNetModel(model=reference.network()).evaluate(df)
