@@ -255,6 +255,11 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
             self.value_or_none(self.learningRate),
             self.getCallbacks(),
         )
+        checks.check_call(network, "training without a train_step of its own", "train_step")
+        if self.isSet(self.validationIndicatorCol):
+            checks.check_call(network, "validation", "test_step")
+        if self.getFeatureLayers():
+            checks.check_call(network, "featureLayers")
         checks.check_trainable(network, frozen)
         checks.check_network(network, self.getBatchSize(), self.getNumTrainWorkers())
         if fields.get("jit_compile"):

@@ -122,6 +122,7 @@ class DeepNetModel(Model, ModelParams, NetworkStage):
             InvalidInputError: a column or a row is invalid, or the network has no loss.
         """
         network = self._network()
+        checks.check_call(network, "evaluate", "test_step")
         compiled = self.compiled or network.compiled
         if not compiled or not (checks.loss_of(network, compiled) or checks.needs_no_loss(network)):
             raise InvalidInputError(
@@ -155,6 +156,7 @@ class DeepNetModel(Model, ModelParams, NetworkStage):
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         network = self._network()
+        checks.check_call(network, "transform")
         losses = losses_by_output(checks.loss_of(network, self.compiled or {}), network.outputs)
         kinds = tuple(output_kind(output, loss) for output, loss in zip(network.outputs, losses, strict=True))
         columns = check_outputs(self, dataset.schema, network, kinds)

@@ -18,7 +18,7 @@ from cos_ml.errors import InvalidInputError, SavedModelError
 from cos_ml.network import untrusted
 from cos_ml.network.compiled import compile_arguments
 from cos_ml.network.keras_import import import_keras
-from cos_ml.network.keras_internals import producer, uncompiled
+from cos_ml.network.keras_internals import all_layers, producer, uncompiled
 from cos_ml.network.registered import custom_modules
 from cos_ml.network.state import (
     apply_state,
@@ -29,6 +29,15 @@ from cos_ml.network.state import (
     variables_of,
     with_state,
     without_effect,
+)
+from cos_ml.network.structure import (
+    has_call,
+    input_structure,
+    input_tensors,
+    integer_inputs,
+    is_functional,
+    output_structure,
+    required_arguments,
 )
 from cos_ml.network.traits import Traits, find_traits
 from cos_ml.network.untrusted import serialized_objects
@@ -99,11 +108,7 @@ class Network:
         if not isinstance(model, import_keras().Model):
             received = f"{type(model).__name__} {model!r:.60}"
             raise InvalidInputError(f"Param model: expected a keras.Model, received {received}.")
-        if not model.built or not getattr(model, "inputs", None):
-            raise InvalidInputError(
-                f"Param model: {model.name!r} does not know its input shape yet. Begin it with keras.Input(shape), or "
-                "make it a functional model."
-            )
+        _check_built(model)
         archive = _saved(model)
         config = untrusted.config_of(archive)
         _refuse_lambdas(config)
@@ -118,7 +123,7 @@ class Network:
         check_outputs(model, loaded)
         return cls(
             archive=archive,
-            inputs=tuple(_tensor(tensor) for tensor in model.inputs),
+            inputs=_inputs(model, loaded),
             outputs=_outputs(model),
             layers=tuple(layers_by_name(model)),
             modules=modules,
@@ -210,6 +215,8 @@ def load_model(archive: bytes, modules: Iterable[str] = ()) -> Any:
         try:
             with warnings.catch_warnings():  # of a class that compiles itself: archives have no optimizer
                 warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
+                # A class without call() can't be built by it; its models have been.
+                warnings.filterwarnings("ignore", message="Model '.*' had a build config")
                 loaded = keras.saving.load_model(path, compile=False, safe_mode=True)
         except Exception as error:  # damage makes Keras, h5py, zipfile and layers raise various types
             # Keras quotes whole configurations before the cause.
@@ -311,6 +318,31 @@ def _refuse_lambdas(config: Any) -> None:
             )
 
 
+def _check_built(model: Any) -> None:
+    """Raises InvalidInputError for a model whose inputs are unknown, or whose layers have no weights yet."""
+    own = not isinstance(model, import_keras().Sequential) and not is_functional(model)
+    if not own and not (model.built and getattr(model, "inputs", None)):
+        raise InvalidInputError(
+            f"Param model: {model.name!r} does not know its input shape yet. Begin it with keras.Input(shape), or "
+            "make it a functional model."
+        )
+    if not own:
+        return
+    arguments = required_arguments(model) if has_call(model) else []
+    if len(arguments) > 1 or "shapes_dict" in (model.get_build_config() or {}):
+        raise InvalidInputError(
+            f"Param model: call of {type(model).__name__} takes several arguments ({', '.join(arguments)}), but "
+            "keras.Model.fit passes one. Let it take one list or one dict of tensors."
+        )
+    layers = [layer.name for layer in all_layers(model) if not layer.built]
+    if input_structure(model) is None or layers:
+        missing = f"layers {layers[:5]} have no weights yet" if model.built and layers else "it is not built"
+        remedy = "call it once on keras.Input(shape)"
+        if not has_call(model):
+            remedy = "as it has no call(), build the models in it, then call its build((None, *shape of a row))"
+        raise InvalidInputError(f"Param model: {model.name!r} does not know its inputs, {missing}: {remedy}.")
+
+
 def _saved(model: Any) -> bytes:
     """``dump_model``, without Keras's warning about lambdas, which are refused anyway."""
     with warnings.catch_warnings():
@@ -327,14 +359,40 @@ def _tensor(tensor: Any, layer: Any = None) -> Tensor:
     return Tensor(name, tuple(tensor.shape[1:]), tensor.dtype, _activation(layer))
 
 
+def _inputs(model: Any, loaded: Any) -> tuple[Tensor, ...]:
+    """The inputs of a model; where a class of its own was built with shapes alone, its use of them tells integers."""
+    found = tuple(_tensor(tensor) for tensor in input_tensors(model))
+    if is_functional(model) or not has_call(model) or {one.dtype for one in found} - {"float32", "float64"}:
+        return found
+    kinds = integer_inputs(loaded, input_tensors(model))
+    return tuple(replace(one, dtype=kind or one.dtype) for one, kind in zip(found, kinds, strict=True))
+
+
 def _outputs(model: Any) -> tuple[Tensor, ...]:
     """The outputs of a model; those in a dict have its keys, which Keras sorts."""
+    if not is_functional(model):
+        return _outputs_of_class(model)
     found = tuple(_tensor(tensor, producer(tensor)) for tensor in model.outputs)
     structure = getattr(model, "output", None)
     if not isinstance(structure, dict) or len(structure) != len(found):
         return found
     keys = {id(tensor): key for key, tensor in structure.items()}
     return tuple(replace(one, key=keys.get(id(tensor))) for one, tensor in zip(found, model.outputs, strict=True))
+
+
+def _outputs_of_class(model: Any) -> tuple[Tensor, ...]:
+    """The outputs of a model with a ``call`` of its own; none if it has none. What computes them is unknown."""
+    try:
+        structure = output_structure(model)
+    except Exception as error:  # whatever the user's code raises
+        cause = " ".join(str(error).split())
+        raise InvalidInputError(
+            f"Param model: call of {type(model).__name__} fails on symbolic tensors of the shapes that it was built "
+            f"with: {type(error).__name__}: {cause:.300}"
+        ) from error
+    keyed = isinstance(structure, dict)
+    found = () if structure is None else import_keras().tree.flatten(structure)
+    return tuple(Tensor(one.name, tuple(one.shape[1:]), one.dtype, key=one.name if keyed else None) for one in found)
 
 
 def _activation(layer: Any) -> str | None:

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from cos_ml.network.compiled import optimizer_from
 from cos_ml.network.forward import pack_inputs
+from cos_ml.network.structure import input_tensors, is_functional, output_structure
 from cos_ml.spec import TrainSpec
 
 __all__ = ["compile_network", "pack_batch"]
@@ -17,6 +18,7 @@ __all__ = ["compile_network", "pack_batch"]
 
 def compile_network(network: Any, spec: TrainSpec) -> None:
     """Compile ``network`` with the arguments of ``spec``, as its user would."""
+    _output_structure(network, spec)
     arguments = dict(spec.compile)
     if arguments.pop("self_compiled", False):  # in its constructor, which Keras has called
         return
@@ -44,21 +46,26 @@ def pack_batch(network: Any, spec: TrainSpec, columns: Sequence[Any]) -> Any:
     """
     values = dict(zip((column.field for column in spec.columns), columns, strict=True))
     inputs = [values[column.field] for column in spec.inputs]
-    for index, wanted in enumerate(getattr(network, "inputs", None) or ()):
+    for index, wanted in enumerate(input_tensors(network) if is_functional(network) else ()):
         if inputs[index].dtype.is_floating and wanted.dtype in ("float16", "bfloat16"):
             inputs[index] = tf.cast(inputs[index], wanted.dtype)
     x = pack_inputs(network, inputs)
     labels = {int(column.field[1:]): values[column.field] for column in spec.labels}
     if not labels:
         return keras.utils.pack_x_y_sample_weight(x)
-    outputs = list(getattr(network, "outputs", None) or ())
-    structure = getattr(network, "output", None)  # a Sequential model that was not called yet has none
+    structure = _output_structure(network, spec)
+    outputs = [] if structure is None else keras.tree.flatten(structure)
     y = _packed(structure, [labels.get(index) for index in range(max(len(outputs), *labels, 1))])
     if "w" not in values:
         return x, y
     weights = [_row_weights(values["w"], output) for output in outputs] or [values["w"]]
     same = len({len(one.shape) for one in weights}) == 1
     return x, y, weights[0] if same else _packed(structure, weights)
+
+
+def _output_structure(network: Any, spec: TrainSpec) -> Any:
+    """The outputs as symbolic tensors; the first call for a network of the user's own class must not be in a step."""
+    return output_structure(network, [column.dtype for column in spec.inputs]) if spec.labels else None
 
 
 def _packed(structure: Any, values: list[Any]) -> Any:

@@ -13,10 +13,12 @@ from cos_ml.network.archive import Network, layers_by_name, load_model
 from cos_ml.network.forward import pack_inputs
 from cos_ml.network.keras_import import import_keras
 from cos_ml.network.losses import each_loss, loss_name, needs_sum, without_reduction
+from cos_ml.network.structure import input_tensors
 from cos_ml.network.traits import Traits, find_traits
 from cos_ml.network.untrusted import serialized_objects
 
 __all__ = [
+    "check_call",
     "check_compile_arguments",
     "check_learning_rate",
     "check_losses",
@@ -111,7 +113,9 @@ def needs_no_loss(network: Network) -> bool:
 def _adds_losses(model: Any) -> bool:
     """Whether layers of ``model`` add losses of their own, beside penalties on weights."""
     types = {"string": str, "bfloat16": np.float32}
-    shapes = [([side or 1 for side in tensor.shape], types.get(tensor.dtype, tensor.dtype)) for tensor in model.inputs]
+    shapes = [
+        ([side or 1 for side in tensor.shape], types.get(tensor.dtype, tensor.dtype)) for tensor in input_tensors(model)
+    ]
     try:
         model(pack_inputs(model, [np.zeros(shape, dtype) for shape, dtype in shapes]))
     except Exception:  # of layers that do not work on rows of zeros
@@ -201,6 +205,22 @@ def check_trainable(network: Network, frozen: Sequence[str]) -> None:
         raise InvalidInputError(
             f"Param frozenLayers: {list(frozen)} are all layers with trainable weights, so there is nothing to train. "
             f"Leave out one of {list(traits.trainable)}."
+        )
+
+
+def check_call(network: Network, what: str, without: str = "") -> None:
+    """Raises InvalidInputError where a network that computes no outputs is asked for them.
+
+    Args:
+        network: the network.
+        what: what needs them.
+        without: the method of the network's class that would do without them, if any.
+    """
+    if not network.outputs and without not in traits_of(network).overrides:
+        instead = f"call() or {without}()" if without else "call()"
+        raise InvalidInputError(
+            f"Param model: the network's class has no call(), so it can be trained, but {what} is not possible. Define "
+            f"{instead}, or take a model out of it: DeepNetModel(model=trained.toKeras().<attribute>)."
         )
 
 

@@ -6,16 +6,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cos_ml.network.archive import layers_by_name
-from cos_ml.network.keras_import import import_tensorflow
+from cos_ml.network.keras_import import import_keras, import_tensorflow
+from cos_ml.network.structure import input_structure, input_tensors
 
 __all__ = ["ForwardPass", "pack_inputs", "traced"]
 
 
 def pack_inputs(model: Any, inputs: Sequence[Any]) -> Any:
     """Input tensors, in the network's order, in the structure that it was built with: one tensor, a list or a dict."""
-    structure = getattr(model, "input", None)  # a Sequential model that was not called yet has none
-    if isinstance(structure, dict):
-        return import_tensorflow().nest.pack_sequence_as(structure, list(inputs))
+    structure, tree = input_structure(model), import_keras().tree
+    if tree.is_nested(structure):
+        return tree.pack_sequence_as(structure, list(inputs))
     return list(inputs) if len(inputs) > 1 else inputs[0]
 
 
@@ -36,7 +37,7 @@ class ForwardPass:
         found = layers_by_name(network)
         for name in layers:
             found[name].call = _recording(found[name].call, self.recorded, name)
-        self.graph = traced(self._forward, [tensor.shape[1:] for tensor in getattr(network, "inputs", None) or ()])
+        self.graph = traced(self._forward, [tensor.shape[1:] for tensor in input_tensors(network)])
 
     def __call__(self, *inputs: Any) -> list[Any]:
         """The network's outputs, and those of the layers, for these rows."""

@@ -70,7 +70,7 @@ def label_columns(
     Raises:
         InvalidInputError: the number of columns fits neither, or a column's type does not fit its loss.
     """
-    outputs = network.outputs
+    outputs = network.outputs or _unknown(network, names, types or {})
     losses = losses_by_output(loss, outputs)
     trained = [index for index, one in enumerate(losses) if one is not None]
     own_step = not trained and len(names) <= len(outputs)
@@ -81,6 +81,13 @@ def label_columns(
         values = _values((types or {}).get(name))
         columns.append(_label(name, f"y{index}", outputs[index], losses[index], values))
     return tuple(columns)
+
+
+def _unknown(network: Network, names: list[str], types: Mapping[str, T.DataType]) -> tuple[Tensor, ...]:
+    """What stands for the outputs of a network that has only a ``train_step``: a tensor shaped as each label."""
+    depths = [_values(types.get(name)).depth for name in names]
+    dtype = "float64" if any(tensor.dtype == "float64" for tensor in network.inputs) else "float32"
+    return tuple(Tensor(name, (None,) if depth else (), dtype) for name, depth in zip(names, depths, strict=True))
 
 
 def _check_padding(tensor: Tensor, padding: float) -> None:

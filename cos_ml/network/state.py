@@ -20,6 +20,7 @@ from cos_ml.data import blobs
 from cos_ml.errors import InvalidInputError, SavedModelError
 from cos_ml.network.keras_import import import_keras
 from cos_ml.network.keras_internals import all_layers
+from cos_ml.network.structure import input_structure, input_tensors
 from cos_ml.network.untrusted import STATE
 
 __all__ = [
@@ -89,9 +90,10 @@ def state_of(model: Any, loaded: Any) -> bytes:
         for index, (one, copy) in enumerate(layers)
         if isinstance(one, import_keras().Model) and one.dtype_policy.name != copy.dtype_policy.name
     ]
-    if not (arrays or flags or policies) and trainable == [bool(one.trainable) for one in loaded.variables]:
+    names = _other_names(model, loaded)
+    if not (arrays or flags or policies or names) and trainable == [bool(one.trainable) for one in loaded.variables]:
         return b""
-    header = {"layers": flags, "policies": policies, "trainable": trainable}
+    header = {"layers": flags, "policies": policies, "names": names, "trainable": trainable}
     return b"".join(blobs.dump({"header": json.dumps(header).encode(), **arrays}))
 
 
@@ -113,6 +115,9 @@ def apply_state(archive: bytes, loaded: Any) -> None:
 def _apply(items: dict[str, Any], loaded: Any) -> None:
     header = json.loads(items.pop("header"))
     variables, layers = loaded.variables, list(all_layers(loaded))
+    listed = _listed(loaded) if header.get("names") else []
+    for index, name in header.get("names", ()):
+        _item(listed, index).name = str(name)
     for index, policy in header["policies"]:
         _item(layers, index).dtype_policy = str(policy)
     if header["layers"]:  # a layer's flag sets those of the layers in it, which come after it
@@ -147,6 +152,17 @@ def _layers(model: Any, loaded: Any) -> list[tuple[Any, Any]]:
     if [type(one).__name__ for one in found] != [type(one).__name__ for one in copies]:
         return []
     return list(zip(found, copies, strict=True))
+
+
+def _listed(model: Any) -> list[Any]:
+    """The layers that ``layers`` lists, and those of each model among them."""
+    return [inner for layer in model.layers for inner in (layer, *(_listed(layer) if hasattr(layer, "layers") else ()))]
+
+
+def _other_names(model: Any, loaded: Any) -> list[list[Any]]:
+    """The names of layers that the copy has made up anew: those that the constructor of a class of its own makes."""
+    pairs = list(zip(_listed(model), _listed(loaded), strict=False))
+    return [[index, one.name] for index, (one, copy) in enumerate(pairs) if one.name != copy.name]
 
 
 def _pairs(model: Any, loaded: Any) -> list[tuple[Any, int]]:
@@ -215,14 +231,13 @@ def _outputs(model: Any) -> list[np.ndarray]:
     """The outputs for a few random rows, always the same ones."""
     keras, random = import_keras(), np.random.default_rng(0)
     rows = []
-    for tensor in model.inputs:
+    for tensor in input_tensors(model):
         shape = (ROWS, *(UNKNOWN if side is None else side for side in tensor.shape[1:]))
         kind = str(tensor.dtype)
         numbers = random.integers(0, 2, shape) if kind.startswith(("int", "uint", "bool")) else random.random(shape)
         rows.append(keras.ops.convert_to_tensor(numbers.astype(bool) if kind == "bool" else numbers, kind))
     weights = ([one.value for one in part] for part in (model.trainable_variables, model.non_trainable_variables))
-    structure = getattr(model, "input", None)  # a Sequential model that was not called yet has none, and one input
-    packed = rows[0] if structure is None else keras.tree.pack_sequence_as(structure, rows)
+    packed = keras.tree.pack_sequence_as(input_structure(model), rows)
     outputs, _ = model.stateless_call(*weights, packed, training=False)
     return [np.asarray(one, np.float64) for one in keras.tree.flatten(outputs)]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from cos_ml.network.keras_import import import_keras
 from cos_ml.network.keras_internals import all_layers, mask_of
+from cos_ml.network.structure import fixed_batch_size, is_masked
 
 __all__ = ["OWN_STEPS", "Traits", "find_traits"]
 
@@ -71,8 +72,8 @@ def find_traits(model: Any, loaded: Any, layers: dict[str, Any]) -> Traits:
         self_compiled=bool(loaded.compiled) and _compiled_alike(model, loaded),
         trainable=_trainable(model, layers),
         stateful=tuple(layer.name for layer in inner if getattr(layer, "stateful", False) is True),
-        batch_size=next((tensor.shape[0] for tensor in model.inputs if tensor.shape[0] is not None), None),
-        masked_outputs=any(mask_of(tensor) is not None for tensor in model.outputs),
+        batch_size=fixed_batch_size(model),
+        masked_outputs=is_masked(loaded),
         synchronized=tuple(layer.name for layer in synchronized),
         masked_synchronized=tuple(layer.name for layer in synchronized if _is_masked(layer)),
     )

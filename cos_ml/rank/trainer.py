@@ -18,6 +18,7 @@ from cos_ml.errors import InvalidInputError
 from cos_ml.network.batch import compile_network, pack_batch
 from cos_ml.network.keras_internals import all_layers
 from cos_ml.network.step import install_hooks
+from cos_ml.network.structure import fixed_batch_size
 from cos_ml.rank.collectives import Communicator
 from cos_ml.rank.feed import Feed
 from cos_ml.rank.shared_step import Need, SharedStep, optimizers_of, share_gradients, share_result
@@ -77,7 +78,7 @@ def _without_mask(layer: Any) -> Callable[..., Any]:
 
 
 def _check_batches(network: Any, spec: TrainSpec, feeds: dict[str, Feed]) -> None:
-    fixed = next((one.shape[0] for one in getattr(network, "inputs", None) or () if one.shape[0] is not None), None)
+    fixed = fixed_batch_size(network)
     for part, feed in feeds.items():
         rest = (feed.rows_by_rank % spec.batch_size).sum(axis=0)
         if fixed is not None and rest.any():
