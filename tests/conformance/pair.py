@@ -125,12 +125,8 @@ def serve() -> None:
         ranks, began = ranks or Ranks(), time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             found = ranks.run(line.strip(), folder)
-            failed = next((one for one in found if "error" in one), None)
-            result = (
-                dict(failed)
-                if failed
-                else compared({key: value for one in found for key, value in one.items()}, folder)
-            )
+            result = next((dict(one) for one in found if "error" in one or "refused" in one), None)
+            result = result or compared({key: value for one in found for key, value in one.items()}, folder)
         if result.get("fatal"):
             result["error"] += "\n" + ranks.close()
             ranks = None
