@@ -66,8 +66,11 @@ def with_exclusions(plain: dict[str, Any], optimizer: Any, variables: list[Any] 
 
 def optimizer_from(plain: Any, network: Any) -> Any:
     """The optimizer of an identifier, or of what ``with_exclusions`` returned, for ``network``."""
-    optimizer = import_keras().optimizers.get(plain)
-    if isinstance(plain, dict) and plain.get(EXCLUDED):
+    keras = import_keras()
+    # Its own getter knows the classes of a list, in which Keras 3.15 has forgotten one, Lamb.
+    is_plain = isinstance(plain, dict)
+    optimizer = keras.saving.deserialize_keras_object(plain) if is_plain else keras.optimizers.get(plain)
+    if is_plain and plain.get(EXCLUDED):
         variables = network.variables
         excluded = [variables[index] for index in plain[EXCLUDED]["variables"]]
         inner = getattr(optimizer, "inner_optimizer", optimizer)

@@ -123,7 +123,7 @@ class Plan:
         feeds: the rows, by part: "train" and "validation".
         finite: finds the first step whose loss is not finite.
         needs: the sums over the ranks of a step, by part, recorded when it is traced.
-        own_logs: the names of a step's logs, by part, where they are not those of the metrics.
+        own_logs: the structure of a step's logs, by part, where they are not those of the metrics.
         skipped: the number of steps that a resumed epoch has still to skip.
         stopped: whether the loop ends, as all ranks agreed: a rank that ended alone would leave the others waiting.
     """
@@ -134,7 +134,7 @@ class Plan:
     feeds: dict[str, Feed]
     finite: NonFiniteTracker = field(default_factory=NonFiniteTracker)
     needs: dict[str, list[Need]] = field(default_factory=dict)
-    own_logs: dict[str, list[str]] = field(default_factory=dict)
+    own_logs: dict[str, Any] = field(default_factory=dict)
     skipped: int = 0
     stopped: bool = False
 
@@ -238,13 +238,11 @@ class DistributedTrainer(keras.Model):
                 logs, failed = self._compiled(step, columns, rows, total)
             else:
                 logs, failed = plan.function(part)(pack_batch(self.model, plan.spec, columns)), None
-            logs = {name: tf.convert_to_tensor(value) for name, value in logs.items()}
+            logs = keras.tree.map_structure(tf.convert_to_tensor, logs)  # a metric's result may be a dict
             if own and plan.communicator.size > 1:  # what is no metric is taken for a mean over the rows
-                shares = [
-                    tf.cast(tf.reduce_mean(one), tf.float32) * tf.cast(step.share, tf.float32) for one in logs.values()
-                ]
-                need = Need(lambda rows: [tf.cast(rows, tf.float32)] * len(own), None)
-                logs = dict(zip(logs, step.sum(shares, need), strict=True))
+                means = [tf.cast(tf.reduce_mean(one), tf.float32) for one in keras.tree.flatten(logs)]
+                need = Need(lambda rows: [tf.cast(rows, tf.float32)] * len(means), None)
+                logs = keras.tree.pack_sequence_as(own, step.sum([one * step.p(one) for one in means], need))
             if part == "train":
                 self._count(step, failed)
         plan.needs[part] = step.needs
@@ -262,8 +260,8 @@ class DistributedTrainer(keras.Model):
             done = step.take_part(self.plan.needs[part])
             if part == "train":
                 self._count(step, None)
-        logs = dict(zip(own, done, strict=True)) if own else self.model.get_metrics_result()
-        return {name: tf.identity(value) for name, value in logs.items()}
+        logs = keras.tree.pack_sequence_as(own, done) if own else self.model.get_metrics_result()
+        return dict(keras.tree.map_structure(tf.identity, logs))
 
     def _compiled(self, step: SharedStep, columns: Any, rows: Any, total: Any) -> tuple[dict[str, Any], Any]:
         """A step that XLA compiles, up to its gradients: it can't compile Horovod's sums, which follow."""
@@ -275,7 +273,7 @@ class DistributedTrainer(keras.Model):
                 logs = self.plan.function("train")(pack_batch(self.model, self.plan.spec, columns))
             gradients, need = inner.gradients or ([], None)
             kept[:] = [need] if need else []
-            return {name: tf.convert_to_tensor(value) for name, value in logs.items()}, gradients, inner.lost()
+            return keras.tree.map_structure(tf.convert_to_tensor, logs), gradients, inner.lost()
 
         logs, gradients, failed = compute(columns, rows, total)
         for need in kept:
@@ -297,7 +295,7 @@ class DistributedTrainer(keras.Model):
                 with self.plan.step(part, rows, total, kept=kept).active() as step:
                     logs = self.plan.function(part)(pack_batch(self.model, self.plan.spec, columns))
                 if set(logs) != set(self.model.get_metrics_result()):
-                    self.plan.own_logs[part] = list(logs)
+                    self.plan.own_logs[part] = keras.tree.map_structure(lambda _: 0, logs)
                 self.plan.needs[part] = step.needs
 
             tf.function(record, autograph=False).get_concrete_function(*feed.signature())
