@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from cos_ml.errors import InvalidInputError
 from cos_ml.network.compiled import optimizer_from
 from cos_ml.network.forward import pack_inputs
 from cos_ml.network.structure import input_tensors, is_functional, output_structure
@@ -24,6 +25,10 @@ def compile_network(network: Any, spec: TrainSpec) -> None:
         return
     if "compile_config" in arguments:
         network.compile_from_config(arguments["compile_config"])
+        if not network.compiled:  # as Keras's own method leaves a class with a compile of its own
+            raise InvalidInputError(
+                f"Param model: compile_from_config of {type(network).__name__} does not compile it: call compile there."
+            )
         return
     optimizer = optimizer_from(arguments.pop("optimizer"), network)
     arguments = {name: keras.saving.deserialize_keras_object(value) for name, value in arguments.items()}

@@ -9,7 +9,18 @@ from tests.conformance.case import Case
 
 __all__ = ["CASES"]
 
-KINDS = ("layers", "losses", "metrics", "optimizers", "callbacks", "types", "masks", "custom", "architectures")
+KINDS = (
+    "layers",
+    "losses",
+    "metrics",
+    "optimizers",
+    "callbacks",
+    "types",
+    "masks",
+    "custom",
+    "subclassed",
+    "architectures",
+)
 
 UNEVEN, IDLE = 2 * 16 + 11, 2 * 16 + 5  # rows: 8 and 3 in the last step; 5 and none, in every third case
 

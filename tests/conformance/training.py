@@ -268,7 +268,8 @@ def _weighted(model: Any, data: Data) -> Data:
     if data.w is None:
         return data
     weights = (data.w.astype("float64") / data.w.astype("float64").mean()).astype("float32")
-    shaped = [weights.reshape(-1, *[1] * max(len(one.shape) - 2, 0)) for one in keras.tree.flatten(model.outputs)]
+    outputs = model.outputs if isinstance(getattr(model, "outputs", None), list) else data.y
+    shaped = [weights.reshape(-1, *[1] * max(len(one.shape) - 2, 0)) for one in keras.tree.flatten(outputs)]
     return Data(data.x, data.y, shaped[0] if len(shaped) == 1 else keras.tree.pack_sequence_as(data.y, shaped))
 
 
