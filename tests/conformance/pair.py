@@ -9,6 +9,7 @@ another.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import gc
 import json
@@ -28,6 +29,7 @@ import numpy as np
 
 __all__ = ["Pair"]
 
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 LONGEST = float(os.environ.get("CONFORMANCE_LONGEST", "60"))  # seconds of a case
 
 
@@ -172,6 +174,7 @@ def gap(values: list[Any], expected: list[Any]) -> float:
 
 def be_rank(rank: int, environment: dict[str, str], commands: Any, results: Any, log: int) -> None:
     """Be a rank, in a fork: never returns."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # its Horovod thread would poll for ever
     try:
         os.dup2(log, 1)
         os.dup2(log, 2)
