@@ -48,7 +48,8 @@ class Case:
         data: makes so many rows, from a random generator.
         params: makes the Params of the estimator, beside those that every case sets.
         callbacks: what the user gives as callbacks, as (class or name, arguments), for a folder to write to.
-        tolerance: the largest difference of weights and metrics, relative to 1 + their size.
+        tolerance: the largest difference of weights, relative to 1 + their size; of metrics at least 1e-5, for Keras
+            counts them in float32.
         kind: "exact" on one rank and on two; or "one rank", for what two ranks by nature compute otherwise: there they
             have to agree with each other.
         refused: words of the error that the driver raises before the job; empty for what trains.

@@ -48,6 +48,13 @@ def several() -> Any:
     return compiled(model, "mse", O.MultiOptimizer(each))
 
 
+def schedule_free() -> Any:
+    """Its momentum starts from the weights: where fit builds the optimizer, Keras starts it anew in each step."""
+    model = compiled(net(), "mse", O.ScheduleFreeAdamW(0.02))
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
 CASES = [
     optimized("SGD, nesterov", lambda: O.SGD(0.05, momentum=0.9, nesterov=True, weight_decay=0.1)),
     optimized("Adam, amsgrad", lambda: O.Adam(0.02, amsgrad=True, epsilon=1e-3)),
@@ -63,7 +70,7 @@ CASES = [
     optimized("Muon", lambda: O.Muon(0.02), tolerance=5e-5),
     optimized("Nadam", lambda: O.Nadam(0.02)),
     optimized("RMSprop, centered", lambda: O.RMSprop(0.01, momentum=0.5, centered=True)),
-    optimized("ScheduleFreeAdamW", lambda: O.ScheduleFreeAdamW(0.02)),
+    Case("ScheduleFreeAdamW", schedule_free, rows(4), valid=0),
     optimized("clipnorm", lambda: O.SGD(0.1, clipnorm=0.1)),
     optimized("clipvalue", lambda: O.Adam(0.02, clipvalue=0.01, epsilon=1e-3)),
     optimized("global_clipnorm", lambda: O.SGD(0.1, global_clipnorm=0.2)),
@@ -81,12 +88,19 @@ CASES = [
     scheduled("CosineDecay, warmup", lambda: S.CosineDecay(0.01, 4, warmup_target=0.1, warmup_steps=2)),
     scheduled("CosineDecayRestarts", lambda: S.CosineDecayRestarts(0.1, 2, m_mul=0.8)),
     scheduled("own schedule", lambda: userlib.Stairs(0.1)),
-    Case("learningRate", lambda: compiled(net(), "mse", O.Adam(0.5)), rows(4), {"learningRate": 0.02},
+    Case("learningRate", lambda: compiled(net(), "mse", O.Adam(0.5)), rows(4), lambda: {"learningRate": 0.02},
          plain=lambda: compiled(net(), "mse", O.Adam(0.02))),
     Case("learningRate beside a schedule", lambda: compiled(net(), "mse", O.SGD(S.CosineDecay(0.1, 9))), rows(4),
-         {"learningRate": 0.02}, refused="learningRate"),
+         lambda: {"learningRate": 0.02}, refused="learningRate"),
     Case("gradientAccumulationSteps", lambda: compiled(net(), "mse", O.SGD(0.05)), rows(4),
-         {"gradientAccumulationSteps": 3},
+         lambda: {"gradientAccumulationSteps": 3},
          plain=lambda: compiled(net(), "mse", O.SGD(0.05, gradient_accumulation_steps=3))),
     Case("MultiOptimizer", several, rows(4)),
+    Case("jitCompile", lambda: compiled(net(), "mse", O.Adam(0.02), metrics=["mae"]), rows(4, weighted=True),
+         lambda: {"jitCompile": True}),
+    Case("jitCompile, a rank without rows", lambda: compiled(net(), "mse", O.SGD(0.05)), rows(4), lambda: {"jitCompile": True},
+         train=2 * 16 + 5),
+    Case("jitCompile of a mask", lambda: compiled(Seq([In((5, 3)), L.Masking(), L.LSTM(4, return_sequences=True)])),
+         lambda random, count: Data(floats(random, count, 5, 3), floats(random, count, 5, 4)), lambda: {"jitCompile": True},
+         refused="jitCompile"),
 ]  # fmt: skip

@@ -192,7 +192,7 @@ def product(case: Case, communicator: Any, rank: int, folder: Path) -> tuple[lis
 
 
 class Batches(keras.utils.PyDataset):
-    """Global batches whose rows have different lengths: padded to the longest of the batch, as the product pads."""
+    """Global batches; rows of different lengths are padded to the longest of the batch."""
 
     def __init__(self, data: Data, size: int, padding: float = 0.0) -> None:
         super().__init__()
@@ -221,9 +221,10 @@ def _first(arrays: Any) -> Any:
     return keras.tree.flatten(arrays)[0]
 
 
-def _is_ragged(arrays: Any) -> bool:
+def _by_batch(arrays: Any) -> bool:
+    """Whether Keras has to be given batches: of rows of different lengths, and of float64, which it else rounds."""
     found = [] if arrays is None else keras.tree.flatten(arrays)
-    return any(one.dtype == object and not isinstance(one[0], str) for one in found)
+    return any(one.dtype == "float64" or (one.dtype == object and not isinstance(one[0], str)) for one in found)
 
 
 def _mapped(change: Any, data: Data) -> Data:
@@ -244,7 +245,7 @@ def plain(case: Case, folder: Path) -> tuple[list[np.ndarray], list[np.ndarray],
     if case.reseeded:
         callbacks.append(ReseedCallback(0, 0, None))
     options = {"epochs": EPOCHS, "verbose": 0, "callbacks": callbacks, "shuffle": False}
-    if _is_ragged(data.x) or _is_ragged(data.y):
+    if _by_batch(data.x) or _by_batch(data.y):
         history = model.fit(
             Batches(training, size), validation_data=validation and Batches(validation, size), **options
         )
