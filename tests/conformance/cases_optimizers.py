@@ -98,9 +98,9 @@ CASES = [
     Case("MultiOptimizer", several, rows(4)),
     Case("jitCompile", lambda: compiled(net(), "mse", O.Adam(0.02), metrics=["mae"]), rows(4, weighted=True),
          lambda: {"jitCompile": True}),
-    Case("jitCompile, a rank without rows", lambda: compiled(net(), "mse", O.SGD(0.05)), rows(4), lambda: {"jitCompile": True},
-         train=2 * 16 + 5),
+    Case("jitCompile, a rank without rows", lambda: compiled(net(), "mse", O.SGD(0.05)), rows(4),
+         lambda: {"jitCompile": True}, train=2 * 16 + 5),
     Case("jitCompile of a mask", lambda: compiled(Seq([In((5, 3)), L.Masking(), L.LSTM(4, return_sequences=True)])),
-         lambda random, count: Data(floats(random, count, 5, 3), floats(random, count, 5, 4)), lambda: {"jitCompile": True},
-         refused="jitCompile"),
+         lambda random, count: Data(floats(random, count, 5, 3), floats(random, count, 5, 4)),
+         lambda: {"jitCompile": True}, refused="jitCompile"),
 ]  # fmt: skip
