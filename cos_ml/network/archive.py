@@ -398,7 +398,7 @@ def _outputs_of_class(model: Any) -> tuple[Tensor, ...]:
 def _activation(layer: Any) -> str | None:
     """The activation that ends ``layer``, looked up in a nested model too; None if unknown."""
     keras = import_keras()
-    if isinstance(layer, keras.Model) and getattr(layer, "outputs", None):
+    if isinstance(layer, keras.Model) and is_functional(layer):
         return _activation(producer(layer.outputs[0]))
     if isinstance(layer, keras.layers.Softmax):
         return "softmax"

@@ -9,7 +9,7 @@ import numpy as np
 from keras import optimizers as O
 
 from tests.conformance import usermodels
-from tests.conformance.case import Case, Data, In, L, Seq, classes, compiled, floats, ids, one_hot
+from tests.conformance.case import Case, Data, In, L, Seq, classes, compiled, floats, ids, one_hot, ragged, rows
 
 LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -57,10 +57,10 @@ def contrastive() -> Any:
     return model
 
 
-def called(kind: type, rows: Any, loss: Any, metrics: Any = None, **options: Any) -> Any:
-    """A model that was called once on these rows, as a user does it."""
+def called(kind: type, tensors: Any, loss: Any, metrics: Any = None, **options: Any) -> Any:
+    """A model that was called once on these tensors, as a user does it."""
     model = kind(**options)
-    model(rows)
+    model(tensors)
     return compiled(model, loss, metrics=metrics)
 
 
@@ -69,9 +69,9 @@ def classifier(**options: Any) -> Any:
 
 
 def by_keys(policy: str = "float32") -> Any:
-    rows = {"a": np.zeros((2, 4), "float32"), "ids": np.zeros((2, 3), "int32")}
+    inputs = {"a": np.zeros((2, 4), "float32"), "ids": np.zeros((2, 3), "int32")}
     losses = {"kind": "sparse_categorical_crossentropy", "size": "mse"}
-    return called(usermodels.ByKeys, rows, losses, {"kind": ["accuracy"], "size": ["mae"]}, dtype=policy)
+    return called(usermodels.ByKeys, inputs, losses, {"kind": ["accuracy"], "size": ["mae"]}, dtype=policy)
 
 
 def keyed(random: Any, count: int) -> Data:
@@ -90,6 +90,18 @@ def alike(random: Any, count: int) -> Data:
 def tags(random: Any, count: int) -> Data:
     lengths = random.integers(1, 7, (count, 1))
     return Data(np.where(np.arange(6) < lengths, random.integers(1, 9, (count, 6)), 0), ids(random, count, 3, 6))
+
+
+def ragged_tags(random: Any, count: int) -> Data:
+    lengths = random.integers(1, 7, count)
+    words = ragged(lambda length: random.integers(1, 9, length), lengths)
+    return Data(words, ragged(lambda length: random.integers(0, 3, length), lengths))
+
+
+def within() -> Any:
+    """A functional model with a class of the user's own as a layer."""
+    x = In((4,))
+    return compiled(keras.Model(x, L.Dense(1)(usermodels.Classifier(name="inner")(x))))
 
 
 CASES = [
@@ -111,5 +123,7 @@ CASES = [
     Case("subclassed, dicts", by_keys, keyed),
     Case("subclassed, list", lambda: called(usermodels.Siamese, [np.zeros((2, 6), "float32")] * 2, "mse"), alike),
     Case("subclassed, mask", lambda: called(usermodels.Tagger, np.zeros((2, 6), "int32"), LOGITS), tags),
+    Case("subclassed, any length", lambda: called(usermodels.Tagger, In((None,), dtype="int32"), LOGITS), ragged_tags),
+    Case("subclassed within functional", within, rows(4)),
     Case("subclassed GAN, validation", gan, lambda r, n: Data(floats(r, n, 4)), refused="has no call()"),
 ]  # fmt: skip

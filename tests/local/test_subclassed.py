@@ -57,14 +57,17 @@ def test_classifier_fitted_scored_and_loaded_elsewhere(df, tmp_path):
     assert np.allclose(json.loads(done.stdout), right, atol=1e-5)
 
 
-def test_gan_is_trained_and_its_generator_scores(df):
+def test_gan_is_trained_and_its_parts_score(df, tmp_path):
     options = {"model": cases.gan(), "epochs": 2, "progress": False}
     fitted = DeepNetEstimator(**options).fit(df.drop("label"))
     assert set(fitted.summary.history) == {"d_loss", "g_loss"}
+    fitted.save(str(tmp_path / "gan"))
+    loaded = DeepNetModel.load(str(tmp_path / "gan")).toKeras()
+    assert all(map(np.array_equal, loaded.get_weights(), fitted.toKeras().get_weights()))
     for method in (fitted.transform, fitted.evaluate):
         with pytest.raises(InvalidInputError, match=r"no call\(\).*DeepNetModel\(model=trained.toKeras\(\)"):
             method(df)
     with pytest.raises(InvalidInputError, match=r"validation is not possible.*test_step"):
         DeepNetEstimator(**options, validationIndicatorCol="held").fit(df)
-    judge = DeepNetModel(model=fitted.toKeras().discriminator)
+    judge = DeepNetModel(model=loaded.discriminator)
     assert judge.transform(df).select("prediction").distinct().count() > 5

@@ -118,6 +118,13 @@ def test_layers_have_their_names_in_other_processes(tmp_path, classifier):
     assert list(layers_by_name(classifier)) == list(network.layers)
 
 
+def test_layers_of_a_class_within_a_functional_model():
+    x = keras.Input((4,))
+    model = keras.Model(x, usermodels.Classifier(name="inner")(x))
+    loaded = load_model(Network.of(model).archive)  # in the same process, Keras would number them on
+    assert list(layers_by_name(loaded)) == list(layers_by_name(model))
+
+
 # ── without call ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
