@@ -34,8 +34,12 @@ def all_layers(model: Any) -> Sequence[Any]:
 
 
 def loss_arguments(loss: Any) -> dict[str, Any]:
-    """The arguments of a loss object that Keras 3.15 leaves out of its configuration (Huber's delta). Unknown: none."""
-    return dict(getattr(loss, "_fn_kwargs", {}))
+    """The arguments of a loss object that Keras 3.15 leaves out of its configuration (Huber's delta). Unknown: none.
+
+    Its dtype is one, too, where it is not that of every loss; a loss of the user's own need not take it.
+    """
+    builtin, dtype = type(loss).__module__.startswith("keras."), getattr(loss, "dtype", "float32")
+    return dict(getattr(loss, "_fn_kwargs", {})) | ({"dtype": dtype} if builtin and dtype != "float32" else {})
 
 
 def excluded_from_decay(optimizer: Any, variables: Sequence[Any]) -> tuple[list[str], list[int], int]:
