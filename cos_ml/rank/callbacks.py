@@ -117,7 +117,7 @@ def _looks_at_steps(callback: Any) -> bool:
 
 
 class CheckAgreement(keras.callbacks.Callback):
-    """Ends a training whose ranks have come apart, as a ``train_step`` with an optimizer that nobody finds lets them.
+    """Ends a training whose ranks have come apart, as a ``train_step`` that changes weights by itself lets them.
 
     Args:
         plan: the trainer's.
@@ -135,8 +135,8 @@ class CheckAgreement(keras.callbacks.Callback):
         if highest != -lowest:
             raise RankError(
                 f"After epoch {epoch + 1} the ranks have different weights: the train_step of "
-                f"{type(self.model).__name__} changes weights by itself, or by an optimizer that is no attribute of "
-                "the model. Make each optimizer an attribute, and change weights by its apply only."
+                f"{type(self.model).__name__} changes weights by itself. Change them by the apply of an optimizer that "
+                "is an attribute of the model, whose gradients the ranks share."
             )
 
 

@@ -14,6 +14,7 @@ optimizes the graph, and would drop a sum that nobody uses, on this rank alone.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,10 +23,11 @@ from typing import Any, Self
 import keras
 import tensorflow as tf
 
+from cos_ml.errors import InvalidInputError
 from cos_ml.network.step import Step
 from cos_ml.rank.collectives import Communicator
 
-__all__ = ["Need", "SharedStep", "optimizers_of", "share_gradients", "share_result"]
+__all__ = ["Need", "SharedStep", "optimizers_of", "refuse_hidden_optimizers", "share_gradients", "share_result"]
 
 Tensors = Sequence[Any]
 
@@ -217,6 +219,26 @@ def share_gradients(optimizer: Any) -> None:
             step.apply(weighed, need)
 
     optimizer.apply = apply_shared
+
+
+def refuse_hidden_optimizers() -> None:
+    """Let an optimizer whose gradients nobody shares raise InvalidInputError within a step of several ranks."""
+    kind = keras.optimizers.Optimizer
+    apply = kind.apply
+    if hasattr(apply, "__wrapped__"):
+        return
+
+    @functools.wraps(apply)
+    def apply_shared_only(self: Any, *arguments: Any, **options: Any) -> Any:
+        step = Step.current
+        if isinstance(step, SharedStep) and step.communicator.size > 1 and not step.applying:
+            raise InvalidInputError(
+                f"Param model: its train_step applies an optimizer ({type(self).__name__}) that is no attribute of the "
+                "model, so the ranks can't share its gradients. Make it an attribute, also in a list or a dict."
+            )
+        return apply(self, *arguments, **options)
+
+    kind.apply = apply_shared_only
 
 
 def share_result(metric: Any) -> None:

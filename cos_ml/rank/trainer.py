@@ -21,7 +21,14 @@ from cos_ml.network.step import install_hooks
 from cos_ml.network.structure import fixed_batch_size
 from cos_ml.rank.collectives import Communicator
 from cos_ml.rank.feed import Feed
-from cos_ml.rank.shared_step import Need, SharedStep, optimizers_of, share_gradients, share_result
+from cos_ml.rank.shared_step import (
+    Need,
+    SharedStep,
+    optimizers_of,
+    refuse_hidden_optimizers,
+    share_gradients,
+    share_result,
+)
 from cos_ml.spec import TrainSpec
 
 __all__ = ["DistributedTrainer", "NonFiniteTracker", "Plan", "make_trainer"]
@@ -46,6 +53,7 @@ def make_trainer(network: Any, spec: TrainSpec, communicator: Communicator, feed
     """
     _check_batches(network, spec, feeds)
     install_hooks()
+    refuse_hidden_optimizers()
     compile_network(network, spec)
     trainer = DistributedTrainer(Plan(network, spec, communicator, feeds))
     if communicator.size > 1:

@@ -4,7 +4,6 @@ import io
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from cos_ml.data.columns import Column
 from cos_ml.network.keras_import import import_keras
