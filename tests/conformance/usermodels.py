@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import layers as L
 from keras import ops
 
-registered = keras.saving.register_keras_serializable("conformance")
+registered = keras.saving.register_keras_serializable("subclassed")
 serialize, deserialize = keras.saving.serialize_keras_object, keras.saving.deserialize_keras_object
 
 
