@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import types as T
 
 from tests.conformance.case import Case
 from tests.conformance.pair import gap
@@ -35,14 +36,14 @@ def data_frame(spark: SparkSession, name: str) -> DataFrame:
     parts = shares(case_of(name), 2)
     columns = {key: rows for key, rows in parts[0].items() if key != "held"}
     schema = frame(columns).schema
-    rows = [[tuple(_plain(part[key][row]) for key in schema.fieldNames()) for row in range(len(part["held"]))]
+    rows = [[tuple(_plain(part[one.name][row], one.dataType) for one in schema) for row in range(len(part["held"]))]
             for part in parts]  # fmt: skip
     return spark.createDataFrame(spark.sparkContext.parallelize(rows, 2).flatMap(list), schema)
 
 
-def _plain(value: np.ndarray) -> object:
-    array = np.asarray(value)
-    return array.ravel().tolist() if array.ndim and (array.size > 1 or array.dtype == object) else array.item()
+def _plain(value: np.ndarray, kind: T.DataType) -> object:
+    numbers = np.asarray(value).ravel().tolist()
+    return numbers if isinstance(kind, T.ArrayType) else numbers[0]
 
 
 @pytest.mark.parametrize("names", GROUPS, ids=lambda names: names[0])
