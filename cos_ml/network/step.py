@@ -88,7 +88,6 @@ class PartialStep(Step):
         known = tf.pad(self.counts, [[0, tf.maximum(0, len(self.found) - tf.size(self.counts))]], constant_values=1)
         return tf.cast(known[index], count.dtype)
 
-
     def element_weights(self, weights: Any) -> Any:
         """The weights times the length of a row, so that batches that are padded to different lengths add up."""
         length = tf.cast(tf.size(weights) / tf.maximum(tf.shape(weights)[0], 1), tf.float32)

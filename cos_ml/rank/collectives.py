@@ -49,6 +49,8 @@ class Communicator:
     ) -> list[Any]:
         """Sum tensors over the ranks, inside a step: one message for each dtype, and two for each sparse tensor.
 
+        One after the other: TensorFlow would merge two that send the same, on ranks whose tensors are the same alone.
+
         Args:
             tensors: dense tensors, whose shapes are the same on all ranks, or ``tf.IndexedSlices``, which stay sparse:
                 their slices on all ranks one after the other.
@@ -61,26 +63,42 @@ class Communicator:
             return list(tensors)
         import tensorflow as tf
 
-        dense = {at: _wide(one) for at, one in enumerate(tensors) if not isinstance(one, tf.IndexedSlices)}
-        sums = {at: self._gathered(one, f"{name}.{at}", mean) for at, one in enumerate(tensors) if at not in dense}
-        for dtype in sorted({one.dtype.name for one in dense.values()}):
-            places = [at for at, one in dense.items() if one.dtype.name == dtype]
-            chosen = self._hvd.Compression.fp16 if compression == "fp16" else self._hvd.Compression.none
-            summed = self._hvd.grouped_allreduce(
-                [dense[at] for at in places], op=self._hvd.Average if mean else self._hvd.Sum, compression=chosen,
-                name=f"{name}.{dtype}", ignore_name_scope=True,
-            )  # fmt: skip
-            sums |= {at: tf.cast(one, tensors[at].dtype) for at, one in zip(places, summed, strict=True)}
+        sums: dict[int, Any] = {}
+        kinds = [None if isinstance(one, tf.IndexedSlices) else _wide(one).dtype for one in tensors]
+        previous: list[Any] = []
+        for at in [at for at, kind in enumerate(kinds) if kind is None]:
+            with tf.control_dependencies(previous):
+                sums[at] = self._gathered(tensors[at], f"{name}.{at}", mean)
+            previous = [sums[at].values]
+        for kind in sorted({kind for kind in kinds if kind is not None}, key=lambda kind: kind.name):
+            places = [at for at, one in enumerate(kinds) if one == kind]
+            with tf.control_dependencies(previous):
+                summed = self._reduced([tensors[at] for at in places], f"{name}.{kind.name}", mean, compression)
+            sums |= dict(zip(places, summed, strict=True))
+            previous = [summed[0]]
             if anchored:
                 self.anchor.assign(tf.cast(tf.reshape(summed[0], [-1])[0], tf.float32))
         return [sums[at] for at in range(len(tensors))]
+
+    def _reduced(self, tensors: Sequence[Any], name: str, mean: bool, compression: str) -> list[Any]:
+        """The sums, or means, of dense tensors that are sent in the same type."""
+        import tensorflow as tf
+
+        hvd = self._hvd
+        summed = hvd.grouped_allreduce(
+            [_wide(one) for one in tensors], op=hvd.Average if mean else hvd.Sum,
+            compression=hvd.Compression.fp16 if compression == "fp16" else hvd.Compression.none,
+            name=name, ignore_name_scope=True,
+        )  # fmt: skip
+        return [tf.cast(one, tensor.dtype) for one, tensor in zip(summed, tensors, strict=True)]
 
     def _gathered(self, slices: Any, name: str, mean: bool) -> Any:
         """The slices of a sparse gradient on all ranks, as one process would have them."""
         import tensorflow as tf
 
         values = self._hvd.allgather(_wide(slices.values), name=f"{name}.values", ignore_name_scope=True)
-        indices = self._hvd.allgather(slices.indices, name=f"{name}.indices", ignore_name_scope=True)
+        with tf.control_dependencies([values]):
+            indices = self._hvd.allgather(slices.indices, name=f"{name}.indices", ignore_name_scope=True)
         values = tf.cast(values, slices.values.dtype)
         return tf.IndexedSlices(values / self.size if mean else values, indices, slices.dense_shape)
 

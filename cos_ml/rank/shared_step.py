@@ -76,6 +76,7 @@ class SharedStep(Step, tf.distribute.ReplicaContext):
         self.communicator, self.name, self.rows = communicator, name, rows
         self.equal, self.compression, self.kept, self.own_logs = equal, compression, kept, own_logs
         self.needs: list[Need] = []
+        self.previous: list[Any] = []
         self.applying = False
         self.failures: Any = None
         self.gradients: tuple[list[Any], Need] | None = None
@@ -100,7 +101,12 @@ class SharedStep(Step, tf.distribute.ReplicaContext):
         name = f"{self.name}.{len(self.needs)}"
         mean = self.equal and need.gradients
         compression = self.compression if need.gradients else "none"
-        return self.communicator.sum_tensors(tensors, name, mean, compression, anchored and need.act is None)
+        graph = tf.compat.v1.get_default_graph()  # a step that runs eagerly is in order anyway
+        here = [one for one in self.previous if not tf.executing_eagerly() and one.graph is graph]
+        with tf.control_dependencies(here):  # in order, so that none is merged with another that sends the same
+            sums = self.communicator.sum_tensors(tensors, name, mean, compression, anchored and need.act is None)
+        self.previous = [one for one in sums if not isinstance(one, tf.IndexedSlices)][:1]
+        return sums
 
     def whole_count(self, count: Any) -> Any:
         """The sum of a scalar over the ranks."""
@@ -139,10 +145,9 @@ class SharedStep(Step, tf.distribute.ReplicaContext):
         """Take part in a step without having rows; returns the last sums."""
         done: list[Any] = []
         for need in needs:
-            with tf.control_dependencies([one for one in done if not isinstance(one, tf.IndexedSlices)]):
-                done = self.sum(need.give(self.rows), need)
-                if need.act is not None:
-                    need.act(self, done)
+            done = self.sum(need.give(self.rows), need)
+            if need.act is not None:
+                need.act(self, done)
         return done
 
     def all_reduce(self, reduce_op: Any, value: Any, options: Any = None) -> Any:

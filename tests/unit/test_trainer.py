@@ -65,3 +65,31 @@ def test_a_callback_on_one_rank_ends_the_epoch_of_all(ranks):
 def test_batches_of_a_fixed_size_have_to_divide_the_rows(ranks):
     with pytest.raises(InvalidInputError, match=r"batches of 8 rows, which do not divide the 12 train rows of rank 1"):
         ranks.fit([spec_of()], [network(batch_size=8)], parts_of(16, 12))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_sums_that_send_the_same_on_a_rank_without_rows(ranks, masked):
+    """TensorFlow merges operations that look the same: two tables of one size, two losses with one mask."""
+    ids = keras.Input((3,), dtype="int64")
+    tables = [keras.layers.Embedding(9, 2, mask_zero=masked)(ids) for _ in range(2)]
+    if masked:
+        outputs = [keras.layers.Dense(1, name=name)(table) for name, table in zip("ab", tables, strict=True)]
+    else:
+        outputs = keras.layers.Dense(1)(keras.layers.Flatten()(keras.layers.Concatenate()(tables)))
+    model, random = keras.Model(ids, outputs), np.random.default_rng(0)
+    labels = [
+        Column(name, f"y{index}", (3, 1) if masked else (1,)) for index, name in enumerate("ab" if masked else "a")
+    ]
+    spec = spec_of(inputs=(Column("ids", "x0", (3,), "int64"),), labels=tuple(labels))
+    parts = [
+        {"x0": random.integers(0, 9, (count, 3))}
+        | {one.field: random.normal(size=(count, *one.shape)).astype("f4") for one in labels}
+        for count in (16, 8)
+    ]
+    (trained,) = ranks.fit([spec], [model], parts)
+    model.compile("sgd", "mse")
+    order = [np.concatenate([parts[0][name][:8], parts[1][name], parts[0][name][8:]]) for name in parts[0]]
+    history = model.fit(order[0], order[1:], batch_size=16, shuffle=False, verbose=0).history
+    np.testing.assert_allclose(trained.history["loss"], history["loss"], rtol=1e-5)
+    for one, other in zip(trained.network.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
