@@ -52,7 +52,7 @@ test-cluster: setup
 
 # Two rank processes train all cases, one after the other: they use both cores.
 test-conformance: setup
-	$(BIN)/python -m pytest tests/conformance
+	$(BIN)/python -m pytest -n 2 --dist load tests/conformance
 
 # A process has sessions of Spark Connect or others, never both: so it is a run of its own.
 test-latest:

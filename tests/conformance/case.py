@@ -55,6 +55,7 @@ class Case:
         refused: words of the error that the driver raises before the job; empty for what trains.
         plain: makes the network for plain Keras, where a Param of the product changes what Keras is told otherwise.
         train, valid: the number of rows. The last step is uneven (8 and 3 rows), or rank 1 has none in it (5 and 0).
+        steps: the Param stepsPerExecution; None for the default.
         split: "even", or "first" for a second rank without any row.
         reseeded: plain Keras has its seeds set as the product does it at the beginning of each epoch.
         check: called in the end with the folders of plain Keras and of the product.
@@ -72,6 +73,7 @@ class Case:
     plain: Callable[[], Any] | None = None
     train: int = 2 * 16 + 11
     valid: int = 16 + 5
+    steps: int | None = None
     split: str = "even"
     reseeded: bool = False
     check: Callable[[Any, Any], None] = lambda plain, product: None

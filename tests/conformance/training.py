@@ -117,6 +117,8 @@ def estimator(case: Case, ranks: int, folder: Path) -> DeepNetEstimator:
     }  # fmt: skip
     if labels:
         params["labelCols"] = labels
+    if case.steps is not None:
+        params["stepsPerExecution"] = case.steps
     return DeepNetEstimator(**params | {"model": fresh(case.build)} | case.params())
 
 
