@@ -7,7 +7,7 @@ READY = $(VENV)/.ready-$(STACK)
 # Two processes, each with the tests of a file at a time: a fit waits as long as it computes.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test unit local test-conformance test-latest test-cluster test-processes test-newest params lint format benchmark clean
+.PHONY: help setup demo test unit local test-conformance test-conformance-all test-latest test-cluster test-processes test-newest params lint format benchmark clean
 
 help:
 	@echo "make demo            train, save, reload and score a Pipeline on real data (sets everything up)"
@@ -52,6 +52,9 @@ test-cluster: setup
 
 # Two rank processes train all cases, one after the other: they use both cores.
 test-conformance: setup
+	$(BIN)/python -m pytest -n 2 --dist load tests/conformance -m "not more"
+
+test-conformance-all: setup
 	$(BIN)/python -m pytest -n 2 --dist load tests/conformance
 
 # A process has sessions of Spark Connect or others, never both: so it is a run of its own.

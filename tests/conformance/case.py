@@ -56,6 +56,7 @@ class Case:
         plain: makes the network for plain Keras, where a Param of the product changes what Keras is told otherwise.
         train, valid: the number of rows. The last step is uneven (8 and 3 rows), or rank 1 has none in it (5 and 0).
         steps: the Param stepsPerExecution; None for the default.
+        more: whether the case is one of those that only ``make test-conformance-all`` runs.
         split: "even", or "first" for a second rank without any row.
         reseeded: plain Keras has its seeds set as the product does it at the beginning of each epoch.
         check: called in the end with the folders of plain Keras and of the product.
@@ -74,6 +75,7 @@ class Case:
     train: int = 2 * 16 + 11
     valid: int = 16 + 5
     steps: int | None = None
+    more: bool = False
     split: str = "even"
     reseeded: bool = False
     check: Callable[[Any, Any], None] = lambda plain, product: None

@@ -11,7 +11,9 @@ from tests.conformance.table import CASES
 MOVED = 1e-4  # training that changes the weights by less would prove nothing
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=name, marks=[pytest.mark.more] * case.more) for name, case in CASES.items()]
+)
 def test_case(case, pair):
     result = pair.run(case.name)
     assert "error" not in result, result["error"]
