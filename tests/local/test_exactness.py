@@ -101,7 +101,7 @@ def test_same_seed_same_weights_with_shuffle_batch_normalization_and_dropout(spa
 
 
 def test_weights_are_those_of_logistic_regression(spark):
-    """Both minimize the weighted mean of the log-loss; so weights times 10, or rows repeated by weight, are the same."""
+    """Both minimize the weighted mean of the log-loss; weights times 10, or rows repeated by weight, change nothing."""
     features, _, _ = reference.data(200)
     features, random = features[:, :3], np.random.default_rng(4)
     labels = (features.sum(axis=1) + random.normal(size=200) > 0).astype(np.float32)
