@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,7 @@ def arrow(column: Column, rows: np.ndarray) -> pa.Array:
         return pa.array([row.tolist() for row in rows] if rows.ndim > 1 else rows.tolist())
     if rows.dtype == object:
         return pa.array([row.astype(dtype).ravel() for row in rows], pa.list_(pa.from_numpy_dtype(dtype)))
-    flat = rows.astype(dtype).reshape(len(rows), -1)
+    flat = rows.astype(dtype).reshape(len(rows), math.prod(rows.shape[1:]))
     return pa.array(flat[:, 0]) if flat.shape[1] == 1 else as_list_array(np.ascontiguousarray(flat))
 
 
