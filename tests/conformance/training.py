@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
