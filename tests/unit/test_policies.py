@@ -57,12 +57,13 @@ def test_what_has_a_type_of_its_own_keeps_it(own):
     ],
 )
 def test_whole_numbers_stay_whole(whole):
+    keras.utils.set_random_seed(0)
     ids = keras.Input((1,), dtype="int64")
     network = keras.Model(ids, layers.Flatten()(layers.Embedding(3000, 1)(whole(ids))))
     rows = np.arange(2000, 2100)[:, None]
     right = network(rows).numpy()
     with training_settings(network, "mixed_float16", ()):
-        np.testing.assert_allclose(network(rows), right, rtol=1e-3)
+        np.testing.assert_allclose(network(rows), right, rtol=1e-3, atol=1e-4)
     assert (network(rows).numpy() == right).all()
 
 
@@ -72,7 +73,7 @@ def test_preprocessing_is_not_rounded():
     network = keras.Sequential([keras.Input((1,)), layers.Rescaling(1.0, -1_700_000.0), layers.Dense(1)])
     right = network(rows).numpy()
     with training_settings(network, "mixed_float16", ()):
-        np.testing.assert_allclose(network(rows), right, rtol=1e-3)
+        np.testing.assert_allclose(network(rows), right, rtol=1e-3, atol=1e-4)
 
 
 def test_the_usual_policy_is_what_most_layers_have():
