@@ -238,7 +238,8 @@ def plain(case: Case, folder: Path) -> tuple[list[np.ndarray], list[np.ndarray],
     """The weights before and after, and the history, of Keras's own ``fit`` on the global batches."""
     model = fresh(case.plain or case.build)
     before = weights_of(model)
-    model.run_eagerly = model.run_eagerly or case.steps == 1  # the same numbers, and nothing to trace
+    # Nothing to trace, and the same numbers but for losses of single outputs, which then go by rows.
+    model.run_eagerly = model.run_eagerly or (case.steps == 1 and len(getattr(model, "outputs", None) or "12") == 1)
     data = case.data(np.random.default_rng(1), case.train + case.valid)
     unused = np.zeros((case.train + case.valid, 1), "float32")  # Keras wants a label for each output
     data = Data(data.x, [unused if y is None else y for y in data.y] if isinstance(data.y, list) else data.y, data.w)
