@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -138,7 +139,8 @@ def fit(trainer: DistributedTrainer, context: RankContext) -> dict[str, Any]:
     writer = checkpoint = None
     if spec.checkpoint:
         context.heartbeat.enter("looking for a checkpoint")
-        state = TrainerState(plan, user_callbacks | {"log": log})
+        kept = {name: one for name, one in user_callbacks.items() if not isinstance(one, keras.callbacks.CSVLogger)}
+        state = TrainerState(plan, kept | {"log": log})  # a table's state is its file
         writer = CheckpointCallback(state, spec.checkpoint, context, statistics.average, spec.stop_at_non_finite)
         checkpoint = writer.checkpoint
     epoch, step = (checkpoint.epoch, checkpoint.step) if checkpoint else (0, 0)
@@ -198,10 +200,14 @@ def _report_pairs(plan: Plan, context: RankContext) -> None:
 
 
 def _continue_files(user_callbacks: Iterable[Any], epoch: int) -> None:
-    """Let files of a training that resumes keep the epochs before."""
+    """Let the tables of a training that resumes keep the epochs before, and only those."""
     for one in user_callbacks:
-        if epoch and isinstance(one, keras.callbacks.CSVLogger):
-            one.append = True
+        if not epoch or not isinstance(one, keras.callbacks.CSVLogger):
+            continue
+        one.append, path = True, Path(one.filename)
+        if path.is_file():
+            rows = [(row.split(one.sep)[0], row) for row in path.read_text().splitlines(keepends=True)]
+            path.write_text("".join(row for first, row in rows if not first.isdecimal() or int(first) < epoch))
 
 
 def _limit_threads(local_size: int) -> None:

@@ -194,6 +194,19 @@ class Remembering(keras.callbacks.Callback):
         self.model.optimizer.learning_rate = 0.1 / (1 + len(self.seen))
 
 
+def test_a_table_of_logs_has_each_epoch_once(trained, tmp_path):
+    logger = callback("CSVLogger", filename=str(tmp_path / "log.csv"))
+    cut = spec(tmp_path, callbacks=(logger,), epochs=5)
+    with pytest.raises(InterruptedTraining):
+        trained(cut, data_of(40), (2, 0))  # the third epoch is logged, and has no checkpoint
+    _, summary, _ = trained(cut, data_of(40))
+    header, *rows = [line.split(",") for line in (tmp_path / "log.csv").read_text().splitlines()]
+    assert header[0] == "epoch"
+    assert [row[0] for row in rows] == ["0", "1", "2", "3", "4"]
+    column = header.index("loss")
+    np.testing.assert_allclose([float(row[column]) for row in rows], summary["history"]["loss"], rtol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["dict", "tuple", "deque", "array"])
 def test_what_a_callback_remembers(trained, tmp_path, kind):
     options = {"callbacks": (callback(Remembering, kind=kind),), "epochs": 5, "learning_rate": 0.1}
