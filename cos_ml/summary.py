@@ -60,7 +60,7 @@ class TrainingSummary:
         )
 
     def _curves(self) -> dict[str, list[float]]:
-        """The history by number: a metric with one for each class, as F1Score, becomes "f1_score_0" and so on."""
+        """The history by name, one number each: F1Score, with one per class, becomes "f1_score_0" and so on."""
         curves: dict[str, list[float]] = {}
         for name, values in self.history.items():
             arrays = np.asarray(values, float)

@@ -93,7 +93,7 @@ class SharedStep(Step, tf.distribute.ReplicaContext):
         An anchored sum is computed even if nobody uses it.
         """
         if self.kept and self.communicator.size > 1:
-            raise NotImplementedError(
+            raise InvalidInputError(
                 "Param jitCompile: this step needs sums over the ranks before its gradients (masks, synchronized "
                 "BatchNormalization), which XLA can't compile. Set jitCompile=False."
             )
@@ -128,7 +128,7 @@ class SharedStep(Step, tf.distribute.ReplicaContext):
     def keep(self, gradients: list[Any], need: Need) -> None:
         """Keep the gradients, which are summed and applied after the part of the step that XLA compiles."""
         if self.gradients is not None:
-            raise NotImplementedError(
+            raise InvalidInputError(
                 "Param jitCompile: a step with several optimizers, or several updates, can't be compiled by XLA on "
                 "several ranks. Set jitCompile=False."
             )

@@ -162,18 +162,18 @@ class Plan:
         return [*self.network.weights, *(one for optimizer in self.optimizers for one in optimizer.variables)]
 
     def step(self, part: str, rows: Any, total: Any, **options: Any) -> SharedStep:
-        """A step of this part, to be traced."""
+        """A new step of this part, for one trace."""
         compression, equal = self.spec.compression, self.feeds[part].equal
         return SharedStep(self.communicator, part, rows, total, equal=equal, compression=compression, **options)
 
     def function(self, part: str) -> Callable[[Any], Any]:
-        """The step of the user's model; of one that is a ``tf.function`` the Python code, as hooks see only a trace."""
+        """The user's step; the Python code of one that is a ``tf.function``, because hooks act only while it is traced."""
         method = getattr(self.network, "train_step" if part == "train" else "test_step")
         return getattr(method, "python_function", method)
 
 
 class DistributedTrainer(keras.Model):
-    """A model around the user's, for Keras's own loop. Its data are ``(columns, rows here, rows on all ranks)``."""
+    """A model around the user's, for Keras's own loop. Its data is ``(columns, rows here, rows on all ranks)``."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
@@ -257,7 +257,7 @@ class DistributedTrainer(keras.Model):
         return logs
 
     def _count(self, step: SharedStep, failed: Any) -> None:
-        """Count a step of training, and the losses of it that are not finite on any rank, as far as it is known."""
+        """Count one step of training, and how many of its losses are known not to be finite."""
         found = [one for one in (step.failures, failed, step.lost()) if one is not None]
         self.plan.finite.count(tf.add_n(found))
 
