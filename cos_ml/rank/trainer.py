@@ -167,7 +167,7 @@ class Plan:
         return SharedStep(self.communicator, part, rows, total, equal=equal, compression=compression, **options)
 
     def function(self, part: str) -> Callable[[Any], Any]:
-        """The user's step; the Python code of one that is a ``tf.function``, because hooks act only while it is traced."""
+        """The user's step; of a ``tf.function`` its Python code, because hooks act only while it is traced."""
         method = getattr(self.network, "train_step" if part == "train" else "test_step")
         return getattr(method, "python_function", method)
 
