@@ -15,7 +15,8 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from cos_ml import spark_internals
-from cos_ml.data.columns import Column, expression
+from cos_ml.data.columns import Column
+from cos_ml.data.expressions import expression
 from cos_ml.errors import InvalidInputError
 from cos_ml.network import checks
 from cos_ml.network.archive import Network, find_layer

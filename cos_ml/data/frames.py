@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cos_ml import spark_internals
-from cos_ml.data.columns import expression
+from cos_ml.data.expressions import expression
 from cos_ml.errors import InvalidInputError
 from cos_ml.spec import TrainSpec
 

@@ -61,7 +61,7 @@ LONG: dict[str, str] = {}
 MAX_BODY = 40  # lines, without the docstring
 MAX_MODULE = 500  # lines
 # Lines, without what reads and converts data sets and builds Horovod: what is there now, so that growth is a decision.
-MAX_PACKAGE = 13000
+MAX_PACKAGE = 14500
 
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
