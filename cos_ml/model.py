@@ -34,7 +34,8 @@ from cos_ml.summary import TrainingSummary
 __all__ = ["DeepNetModel"]
 
 COMPILED = ("loss", "metrics", "loss_weights", "weighted_metrics")  # arguments of keras.Model.compile for evaluate
-PREDICTIONS = {"prediction": "predictionCol", "probability": "probabilityCol", "rawPrediction": "rawPredictionCol"}
+# In the order in which Spark's classifiers append them.
+PREDICTIONS = {"rawPrediction": "rawPredictionCol", "probability": "probabilityCol", "prediction": "predictionCol"}
 
 
 class DeepNetModel(Model, ModelParams, NetworkStage):

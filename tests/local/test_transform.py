@@ -53,7 +53,7 @@ def values(df: Any, column: str) -> np.ndarray:
 def test_every_row_in_order_with_all_other_columns(df, part):
     network = reference.network()
     out = DeepNetModel(model=network, featureLayers=["hidden"], outputCols=["code"]).transform(df)
-    assert out.columns == [*df.columns, "code", "prediction", "probability", "rawPrediction"]
+    assert out.columns == [*df.columns, "code", "rawPrediction", "probability", "prediction"]
     assert out.drop("code", "prediction", "probability", "rawPrediction").collect() == df.collect()
     expected = network(part[0]).numpy()
     np.testing.assert_allclose(values(out, "probability"), expected, atol=1e-6)
