@@ -1,0 +1,131 @@
+"""Names of columns, resolved as Spark resolves those of its own stages (driver side)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cos_ml.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame
+    from pyspark.sql import types as T
+
+__all__ = ["Resolved", "find", "fold", "is_case_sensitive", "last_part", "resolve", "taken"]
+
+PART = r"`(?:[^`]|``)+`|[^`.]+"  # of a name: what stands in backticks may contain dots
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A column of a DataFrame, or a field of one of its structs.
+
+    Attributes:
+        path: the exact names of the column, and of the fields within it.
+        data_type: its type.
+        nullable: whether it may be null; so is a field of a struct that may be.
+        metadata: the metadata of the column or the field.
+    """
+
+    path: tuple[str, ...]
+    data_type: T.DataType
+    nullable: bool
+    metadata: dict[str, Any]
+
+    @property
+    def values(self) -> Column:
+        """The Spark expression that reads it."""
+        from pyspark.sql import functions as F
+
+        return F.col(".".join(map(_quoted, self.path)))
+
+
+def resolve(df: DataFrame, name: str) -> Resolved:
+    """The column that a name means to Spark: ``x`` finds ``X``, ``s.x`` a field of a struct, "`a.b`" a column ``a.b``.
+
+    Upper and lower case differ only with ``spark.sql.caseSensitive``. A name that Spark does not find is taken as it is
+    written, so that a column ``a.b`` needs no backticks where there is no ``a``.
+
+    Raises:
+        InvalidInputError: there is no such column, or more than one.
+    """
+    found = find(df, name)
+    if found is not None:
+        return found
+    parts = _parts(name) or ()
+    struct = find(df, _quoted(parts[0])) if len(parts) > 1 else None
+    if struct is not None:
+        kind = struct.data_type
+        fields = f" has the fields {kind.fieldNames()}" if _is_struct(kind) else f" is of type {kind.simpleString()}"
+        raise InvalidInputError(f"There is no column {name!r}: {parts[0]!r}{fields}.")
+    raise InvalidInputError(f"There is no column {name!r}. The DataFrame has columns {df.columns}.")
+
+
+def find(df: DataFrame, name: str) -> Resolved | None:
+    """As ``resolve``; None where there is no such column."""
+    exact = is_case_sensitive(df)
+    return _within(df.schema, _parts(name) or (), name, exact) or _within(df.schema, (name,), name, exact)
+
+
+def taken(df: DataFrame, name: str) -> bool:
+    """Whether a new column ``name`` would replace one of ``df``, or could not be told from it."""
+    exact = is_case_sensitive(df)
+    return fold(name, exact) in {fold(other, exact) for other in df.columns}
+
+
+def is_case_sensitive(df: DataFrame) -> bool:
+    """Whether names that differ only in case are different columns in the session of ``df``."""
+    return (df.sparkSession.conf.get("spark.sql.caseSensitive", None) or "false").lower() == "true"
+
+
+def fold(name: str, case_sensitive: bool = False) -> str:
+    """What is the same for names that Spark takes for one: Java's ``equalsIgnoreCase`` folds each character alone."""
+    if case_sensitive:
+        return name
+    return "".join((char.upper() if len(char.upper()) == 1 else char).lower()[0] for char in name)
+
+
+def last_part(name: str) -> str:
+    """The name of the column or field that a path leads to, as ``select`` would name it."""
+    return (_parts(name) or (name,))[-1]
+
+
+def _within(schema: T.StructType, parts: Sequence[str], name: str, exact: bool) -> Resolved | None:
+    """The column at the path ``parts``, with the names that it has in ``schema``."""
+    kind: Any = schema
+    path: tuple[str, ...] = ()
+    nullable = False
+    field = None
+    for part in parts:
+        if not _is_struct(kind):
+            return None
+        same = [one for one in kind.fields if fold(one.name, exact) == fold(part, exact)]
+        if len(same) > 1:
+            inside = f" of struct {'.'.join(path)!r}" if path else ""
+            raise InvalidInputError(
+                f"Column {name!r} is ambiguous: it means each of {[one.name for one in same]}{inside}. Drop or rename "
+                f"the others{', or set spark.sql.caseSensitive=true' if len({one.name for one in same}) > 1 else ''}."
+            )
+        if not same:
+            return None
+        field = same[0]
+        path, kind, nullable = (*path, field.name), field.dataType, nullable or field.nullable
+    return None if field is None else Resolved(path, kind, nullable, dict(field.metadata or {}))
+
+
+def _is_struct(kind: T.DataType) -> bool:
+    return hasattr(kind, "fields")
+
+
+def _quoted(part: str) -> str:
+    return "`" + part.replace("`", "``") + "`"
+
+
+def _parts(name: str) -> tuple[str, ...] | None:
+    """The parts of a name between its dots, each maybe in backticks; None where Spark could not read it."""
+    if not re.fullmatch(rf"(?:{PART})(?:\.(?:{PART}))*", name):
+        return None
+    parts = re.findall(PART, name)
+    return tuple(part[1:-1].replace("``", "`") if part.startswith("`") else part for part in parts)
