@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -10,14 +11,16 @@ import numpy as np
 
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.archive import Tensor
-from cos_ml.network.losses import label_kind, loss_family, loss_name, takes_logits
+from cos_ml.network.losses import label_kind, loss_family, loss_name, losses_by_output, takes_logits
 
 __all__ = [
     "OutputKind",
     "check_loss",
     "is_classifier",
     "label_classes",
+    "num_classes",
     "output_kind",
+    "output_kinds",
     "predictions",
 ]
 
@@ -58,9 +61,22 @@ def output_kind(output: Tensor, loss: Any = None) -> OutputKind:
     return OutputKind.VECTOR
 
 
+def output_kinds(outputs: Sequence[Tensor], loss: Any) -> tuple[OutputKind, ...]:
+    """The kind of prediction of each output; ``loss`` is the argument of ``keras.Model.compile``."""
+    losses = losses_by_output(loss, outputs)
+    return tuple(output_kind(output, one) for output, one in zip(outputs, losses, strict=True))
+
+
 def is_classifier(kind: str) -> bool:
     """Whether an output of this kind has the columns probability and rawPrediction."""
     return kind not in (OutputKind.NUMBER, OutputKind.VECTOR)
+
+
+def num_classes(output: Tensor, kind: str) -> int | None:
+    """The number of classes of an output of this kind; None for one that is no classifier's."""
+    if not is_classifier(kind):
+        return None
+    return 2 if kind in (OutputKind.PROBABILITY, OutputKind.LOGIT) else output.units
 
 
 def label_classes(output: Tensor, loss: Any) -> int | None:
@@ -94,12 +110,13 @@ def check_loss(output: Tensor, loss: Any) -> None:
         )
 
 
-def predictions(kind: str, output: np.ndarray) -> dict[str, np.ndarray]:
+def predictions(kind: str, output: np.ndarray, thresholds: Sequence[float] = ()) -> dict[str, np.ndarray]:
     """An output's values as the columns of Spark ML (scoring task side).
 
     Args:
         kind: the kind of prediction, from ``output_kind``.
         output: [rows, ...], the values that the network computed.
+        thresholds: a classifier's, one per class: the class with the largest probability / threshold is predicted.
 
     Returns:
         dict[str, np.ndarray]: "prediction", float64 [rows] (for a vector: [rows, size]). For a classifier also
@@ -122,8 +139,17 @@ def predictions(kind: str, output: np.ndarray) -> dict[str, np.ndarray]:
             logit = flat if given else _log(flat) - _log(1 - flat)
             positive = np.exp(-np.logaddexp(0, -flat)) if given else flat
             probability, raw = np.hstack([1 - positive, positive]), np.hstack([-logit, logit])
-        prediction = np.where(np.isnan(flat).any(axis=1), np.nan, probability.argmax(axis=1))
+        prediction = np.where(np.isnan(flat).any(axis=1), np.nan, _chosen(probability, thresholds))
     return {"prediction": prediction, "probability": probability, "rawPrediction": raw}
+
+
+def _chosen(probability: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+    """The predicted class of each row. As in Spark, a threshold of 0 wins, but not if the probability is 0 as well."""
+    if not len(thresholds):
+        return probability.argmax(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scaled = probability / np.asarray(thresholds)
+    return np.where(np.isnan(scaled), -np.inf, scaled).argmax(axis=1)
 
 
 def _log(values: np.ndarray) -> np.ndarray:

@@ -9,10 +9,13 @@ from cos_ml.network.archive import Tensor
 from cos_ml.network.keras_import import import_keras
 from cos_ml.network.losses import loss_family
 from cos_ml.network.outputs import (
+    OutputKind,
     check_loss,
     is_classifier,
     label_classes,
+    num_classes,
     output_kind,
+    output_kinds,
     predictions,
 )
 
@@ -213,3 +216,47 @@ def test_number_and_vector():
 )  # fmt: skip
 def test_no_rows(kind, shape):
     assert {len(values) for values in predictions(kind, np.empty(shape, np.float32)).values()} == {0}
+
+
+def test_num_classes():
+    assert num_classes(output(10, "softmax"), OutputKind.CLASS_PROBABILITIES) == 10
+    assert num_classes(output(3), OutputKind.CLASS_LOGITS) == 3
+    assert num_classes(output(1), OutputKind.LOGIT) == num_classes(output(1), OutputKind.PROBABILITY) == 2
+    assert num_classes(output(1), OutputKind.NUMBER) is num_classes(output(4), OutputKind.VECTOR) is None
+
+
+def test_kinds_of_several_outputs():
+    outputs = [output(3, "softmax", "digit"), output(1, "linear", "size"), output(1, "linear", "odd")]
+    assert output_kinds(outputs, {"size": "mse", "odd": BINARY_LOGITS}) == ("classes", "number", "logit")
+    assert output_kinds(outputs[1:], "mse") == ("number", "number")
+
+
+# ── thresholds: what Spark's ProbabilisticClassificationModel does ────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "expected"),
+    [
+        ((), [1, 0, 1]),
+        ((0.2, 0.2, 0.2), [1, 0, 1]),
+        ((0.2, 0.7, 0.5), [0, 0, 1]),
+        ((0.5, 0.5, 0.1), [2, 0, 2]),
+        ((0.5, 0.5, 0.0), [2, 0, 2]),  # 0 wins, but not for a class of probability 0
+        ((0.5, 1.0, 0.5), [0, 0, 1]),  # a tie: the first class
+    ],
+)
+def test_thresholds(thresholds, expected):
+    probability = np.array([[0.25, 0.5, 0.25], [1.0, 0.0, 0.0], [0.0, 0.75, 0.25]], np.float32)
+    found = predictions("classes", probability, thresholds)
+    assert found["prediction"].tolist() == expected
+    assert (found["probability"] == probability).all()
+
+
+def test_thresholds_of_one_unit():
+    values = np.array([[0.25], [0.5], [0.75], [np.nan]], np.float32)
+    assert predictions("probability", values)["prediction"][:3].tolist() == [0, 0, 1]
+    found = predictions("probability", values, (0.8, 0.2))["prediction"]
+    assert found[:3].tolist() == [1, 1, 1]
+    assert np.isnan(found[3])
+    assert predictions("probability", values, (0.25, 0.75))["prediction"][:3].tolist() == [0, 0, 0]
+    assert predictions("logit", np.array([[-1.0], [1.0]]), (0.0, 1.0))["prediction"].tolist() == [0, 0]
