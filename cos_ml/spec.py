@@ -8,7 +8,7 @@ from typing import Any
 
 from cos_ml.data.columns import Column
 
-__all__ = ["ANY_RUN", "CheckpointConfig", "TrainSpec"]
+__all__ = ["ANY_RUN", "CheckpointConfig", "ClassWeights", "TrainSpec"]
 
 ANY_RUN = "auto"
 
@@ -33,6 +33,21 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class ClassWeights:
+    """The weights of classes in the loss of the training rows.
+
+    Attributes:
+        label: the field of the label column: class ids, or one-hot rows.
+        count: the number of classes.
+        weights: the weight of each class; None to weigh them so that each has the same sum over the training rows.
+    """
+
+    label: str
+    count: int
+    weights: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
 class TrainSpec:
     """One training, as plain values.
 
@@ -41,6 +56,7 @@ class TrainSpec:
     Attributes:
         inputs, labels: the columns of the network's inputs and outputs, in its order.
         weight: the column of row weights; None for none.
+        class_weights: the weights of classes, by which those of training rows are multiplied; None for none.
         validation: the boolean column that marks validation rows; None for none.
         compile: arguments of ``keras.Model.compile``, each in Keras's serialized form.
         run_eagerly: whether steps run without being traced, as the network was compiled.
@@ -58,6 +74,7 @@ class TrainSpec:
     labels: tuple[Column, ...]
     weight: Column | None = None
     validation: Column | None = None
+    class_weights: ClassWeights | None = None
     compile: dict[str, Any] = field(default_factory=dict)
     modules: tuple[str, ...] = ()
     learning_rate: float | None = None
@@ -114,10 +131,14 @@ class TrainSpec:
             values[name] = _column(values[name]) if values[name] else None
         for name in ("modules", "frozen", "callbacks"):
             values[name] = tuple(values[name])
+        if classes := values["class_weights"]:
+            weights = None if classes["weights"] is None else tuple(classes["weights"])
+            values["class_weights"] = ClassWeights(**classes | {"weights": weights})
         values["checkpoint"] = CheckpointConfig(**values["checkpoint"]) if values["checkpoint"] else None
         return cls(**values)
 
 
 def _column(values: dict[str, Any]) -> Column:
     alternatives = tuple(map(tuple, values["alternatives"]))
-    return Column(**values | {"shape": tuple(values["shape"]), "alternatives": alternatives})
+    shape, parts = tuple(values["shape"]), tuple(values["parts"])
+    return Column(**values | {"shape": shape, "alternatives": alternatives, "parts": parts})

@@ -10,7 +10,7 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import IO, Any
@@ -27,6 +27,7 @@ from cos_ml.spec import TrainSpec
 __all__ = ["PARTS", "Batch", "Spool", "SpooledRows", "local_folder", "raise_on_invalid", "usable_rows"]
 
 PARTS = ("train", "validation")
+SCANNED = 8192  # rows that are looked at together
 MAPPED = 256 << 20  # bytes of the largest column that is memory-mapped; pages read from a map count as memory in use
 OFFSETS = ".offsets"  # suffix of a field: where its strings start and end
 ROWS = ".rows"  # suffix of a field: where its rows start and end, if they differ in length
@@ -264,10 +265,10 @@ class SpooledRows:
         other.arrays = {column.field: _reshaped(self.arrays[column.field], column) for column in columns}
         return other
 
-    def weight_sum(self) -> float:
-        """The sum of the row weights, which does not depend on the order of the rows; their number without weights."""
-        weights = self.arrays.get("w")
-        return float(self.count) if weights is None else math.fsum(weights[:].tolist())
+    def scan(self, fields: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+        """The rows of some fields, a few thousand at a time."""
+        for start in range(0, self.count, SCANNED):
+            yield {field: self.arrays[field][start : start + SCANNED] for field in fields}
 
     def ordered(self, shuffle: bool, seed: tuple[int, ...]) -> Pass:
         """A pass over all rows, in a random order that depends only on ``seed``, or in the order of the spool."""

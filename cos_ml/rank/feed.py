@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from cos_ml.data.ragged import bucket
 from cos_ml.data.spool import SpooledRows
 from cos_ml.errors import InvalidInputError
 from cos_ml.rank.context import RankContext
+from cos_ml.rank.row_weights import RowWeights
 from cos_ml.rank.shard_rows import ShardRows
 from cos_ml.spec import TrainSpec
 
@@ -23,6 +25,7 @@ class Feed:
     """This rank's rows of one part, training or validation, as a dataset with as many steps as on every other rank.
 
     Attributes:
+        spec: the training, whose columns are those of a step: with the weights, where the rows of this part have any.
         error: why a row could not be used, once that happened while the dataset was read.
         steps: the number of steps in an epoch.
         total_rows: the number of rows on all ranks.
@@ -35,7 +38,7 @@ class Feed:
     def __init__(self, part: str, spec: TrainSpec, context: RankContext, rows: SpooledRows | ShardRows) -> None:
         self.error: InvalidInputError | None = None
         counts = [task["rows"][part] for task in context.tasks]
-        self.spec, self.communicator, self.partition = spec, context.communicator, context.partition
+        self.communicator, self.partition = context.communicator, context.partition
         self.rank = context.rank
         self.rows = rows.reshaped(spec.columns)
         self.total_rows = sum(counts)
@@ -47,18 +50,15 @@ class Feed:
         self.rows_by_rank = np.clip(np.array(counts) - starts, 0, spec.batch_size).astype(np.int32)  # [steps, ranks]
         self.idle = bool((self.rows_by_rank == 0).any())
         self.equal = len(set(counts)) == 1
-        self.weight_scale = 1.0
-        if spec.weight and self.total_rows:
-            # A weighted mean is then Keras's own arithmetic, which divides by rows.
-            total = self.communicator.exact_sum(self.rows.weight_sum())
-            self.weight_scale = self.total_rows / total if total else 1.0
+        self.weights = RowWeights(part, spec, self.rows, self.communicator, self.total_rows)
+        self.spec = replace(spec, weight=self.weights.column)
+        self.no_rows = {"w": ((), np.dtype("float32"))} if self.weights.column else {}
+        self.no_rows |= {field: (array.shape[1:], array.dtype) for field, array in self.rows.arrays.items()}
 
     def signature(self) -> Any:
         """The ``tf.TensorSpec`` of each array of a step."""
-        columns = tuple(
-            tf.TensorSpec([None, *self.rows.arrays[column.field].shape[1:]], self.rows.arrays[column.field].dtype)
-            for column in self.spec.columns
-        )
+        rows = [self.no_rows[column.field] for column in self.spec.columns]
+        columns = tuple(tf.TensorSpec([None, *shape], dtype) for shape, dtype in rows)
         return columns, tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.int32)
 
     def dataset(self) -> Any:
@@ -95,10 +95,10 @@ class Feed:
     def _columns(self, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         """The arrays of a step in the order of the spec's columns; without rows, where there are none."""
         if not arrays:
-            rows = {field: (array.shape[1:], array.dtype) for field, array in self.rows.arrays.items()}
-            arrays = {field: np.empty((0, *(side or 0 for side in row)), dtype) for field, (row, dtype) in rows.items()}
-        elif "w" in arrays:
-            arrays = arrays | {"w": (arrays["w"] * self.weight_scale).astype(arrays["w"].dtype)}
+            rows = self.no_rows.items()
+            arrays = {field: np.empty((0, *(side or 0 for side in shape)), dtype) for field, (shape, dtype) in rows}
+        elif self.weights.column:
+            arrays = arrays | {"w": self.weights.of(arrays)}
         return tuple(arrays[column.field] for column in self.spec.columns)
 
 

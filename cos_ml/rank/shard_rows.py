@@ -58,15 +58,14 @@ class ShardRows:
         """The same rows in the shapes of ``columns``: the networks of one job may expect different ones."""
         return ShardRows(self.part, self.spec, self.shards, self.rank, columns)
 
-    def weight_sum(self) -> float:
-        """The sum of the row weights, which does not depend on the order of the rows; their number without weights."""
-        weight = self.spec.weight
-        if weight is None or not self.count:
-            return float(self.count)
-        weights = np.concatenate([window["w"] for window in self.windows((weight,), 1, shuffle=False)])
-        if len(weights) != self.count:
-            raise self.changed(len(weights))
-        return math.fsum(weights.tolist())
+    def scan(self, fields: Sequence[str]) -> Iterator[Arrays]:
+        """The rows of some fields, a window at a time; raises InvalidInputError if the files have changed."""
+        columns, seen = tuple(column for column in self.columns if column.field in fields), 0
+        for window in self.windows(columns, 1, shuffle=False) if self.count else ():
+            seen += _length(window)
+            yield window
+        if seen != self.count:
+            raise self.changed(seen)
 
     def changed(self, seen: int) -> InvalidInputError:
         """The error of files that had another number of rows when the fit began."""

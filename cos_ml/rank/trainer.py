@@ -245,7 +245,7 @@ class DistributedTrainer(keras.Model):
             if plan.spec.jit_compile and part == "train" and plan.communicator.size > 1:
                 logs, failed = self._compiled(step, columns, rows, total)
             else:
-                logs, failed = plan.function(part)(pack_batch(self.model, plan.spec, columns)), None
+                logs, failed = plan.function(part)(self._packed(part, columns)), None
             logs = keras.tree.map_structure(tf.convert_to_tensor, logs)  # a metric's result may be a dict
             if own and plan.communicator.size > 1:  # what is no metric is taken for a mean over the rows
                 means = [tf.cast(tf.reduce_mean(one), tf.float32) for one in keras.tree.flatten(logs)]
@@ -255,6 +255,9 @@ class DistributedTrainer(keras.Model):
                 self._count(step, failed)
         plan.needs[part] = step.needs
         return logs
+
+    def _packed(self, part: str, columns: Any) -> Any:
+        return pack_batch(self.model, self.plan.feeds[part].spec, columns)
 
     def _count(self, step: SharedStep, failed: Any) -> None:
         """Count one step of training, and how many of its losses are known not to be finite."""
@@ -278,7 +281,7 @@ class DistributedTrainer(keras.Model):
         @tf.function(jit_compile=True, autograph=False)
         def compute(columns: Any, rows: Any, total: Any) -> Any:
             with self.plan.step("train", rows, total, kept=True).active() as inner:
-                logs = self.plan.function("train")(pack_batch(self.model, self.plan.spec, columns))
+                logs = self.plan.function("train")(self._packed("train", columns))
             gradients, need = inner.gradients or ([], None)
             kept[:] = [need] if need else []
             return keras.tree.map_structure(tf.convert_to_tensor, logs), gradients, inner.lost()
@@ -301,7 +304,7 @@ class DistributedTrainer(keras.Model):
             def record(columns: Any, rows: Any, total: Any, part: str = part) -> None:
                 kept = self.plan.spec.jit_compile and part == "train"
                 with self.plan.step(part, rows, total, kept=kept).active() as step:
-                    logs = self.plan.function(part)(pack_batch(self.model, self.plan.spec, columns))
+                    logs = self.plan.function(part)(self._packed(part, columns))
                 if set(logs) != set(self.model.get_metrics_result()):
                     self.plan.own_logs[part] = keras.tree.map_structure(lambda _: 0, logs)
                 self.plan.needs[part] = step.needs

@@ -91,8 +91,7 @@ def test_rows_mix_within_windows_and_row_groups_move(tmp_path, monkeypatch):
 def test_weights_add_up(tmp_path):
     rows = shard(write(tmp_path / "rows", [7, 3, 8, 2, 6]), SPEC, 2, 1)
     labels = np.concatenate([batch.arrays["y0"] for batch in rows.ordered(True, (1, 2, 1)).batches(4, 2, {})])
-    assert rows.weight_sum() == (labels % 5).sum()
-    assert ShardRows("train", TrainSpec(inputs=(X,), labels=(Y,)), rows.shards, 1).weight_sum() == 5
+    assert sum(piece["w"].sum() for piece in rows.scan(["w"])) == (labels % 5).sum()
 
 
 def test_batches_are_full_and_then_empty(tmp_path):
@@ -106,7 +105,7 @@ def test_batches_are_full_and_then_empty(tmp_path):
 
 def test_a_rank_without_a_row_group(tmp_path):
     rows = shard(write(tmp_path / "rows", [5, 5]), SPEC, 3, 2)
-    assert rows.count == rows.weight_sum() == 0
+    assert rows.count == len(list(rows.scan(["w"]))) == 0
     batches = list(rows.ordered(True, (1,)).batches(4, 2, {}))
     assert [(batch.num_valid, batch.arrays["x0"].shape) for batch in batches] == [(0, (0, 2))] * 2
 
@@ -186,7 +185,7 @@ def test_files_that_change_during_a_fit_are_an_error(tmp_path, before, after, we
         list(itertools.islice(one.batches(4, steps, {}), steps))
     if weighted:
         with pytest.raises(InvalidInputError, match="changed during the fit"):
-            rows.weight_sum()
+            list(rows.scan(["w"]))
 
 
 def test_windows_count_what_strings_take(tmp_path, monkeypatch):
@@ -346,4 +345,4 @@ def test_a_petastorm_without_its_pool_is_an_error_that_says_so(tmp_path, monkeyp
     monkeypatch.setattr("petastorm.reader.make_batch_reader", lambda *_, **__: nullcontext())
     rows = shard(write(tmp_path / "rows", [3]), SPEC, 1, 0)
     with pytest.raises(SetupError, match=r"This version of petastorm is not supported"):
-        rows.weight_sum()
+        list(rows.scan(["y0"]))
