@@ -52,7 +52,7 @@ class Feed:
         self.equal = len(set(counts)) == 1
         self.weights = RowWeights(part, spec, self.rows, self.communicator, self.total_rows)
         self.spec = replace(spec, weight=self.weights.column)
-        self.no_rows = {"w": ((), np.dtype("float32"))} if self.weights.column else {}
+        self.no_rows: dict[str, Any] = {"w": ((), np.dtype("float32"))} if self.weights.column else {}
         self.no_rows |= {field: (array.shape[1:], array.dtype) for field, array in self.rows.arrays.items()}
 
     def signature(self) -> Any:

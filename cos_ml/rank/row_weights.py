@@ -70,7 +70,7 @@ def _by_class(classes: ClassWeights, rows: SpooledRows | ShardRows, communicator
     return np.append(balanced, 1.0)
 
 
-def _classes(classes: ClassWeights, labels: np.ndarray) -> np.ndarray:
+def _classes(classes: ClassWeights, labels: Any) -> np.ndarray:
     """int64 [B]: the classes of ids or of one-hot rows; ``classes.count`` for an ignored label."""
     rows = labels.reshape(len(labels), math.prod(labels.shape[1:]))
     found = rows.argmax(axis=1) if rows.shape[1] > 1 else rows[:, 0]
