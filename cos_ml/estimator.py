@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from pyspark import keyword_only
-from pyspark.ml import Estimator
+from pyspark.ml import Predictor
 from pyspark.sql import DataFrame, SparkSession
 
 from cos_ml.data import frames, parquet
@@ -36,7 +36,7 @@ keras = import_keras()
 ABBREVIATIONS = ("accuracy", "acc", "crossentropy", "ce")  # metrics that Keras resolves once it knows the outputs
 
 
-class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
+class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
     """Trains a Keras network on a DataFrame, with one Horovod rank in each of ``numTrainWorkers`` barrier tasks.
 
     Every row trains once per epoch, and the gradient of a step is the mean over its rows on all ranks, weighted by
@@ -109,6 +109,9 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
         predictionCol: str = "prediction",
         probabilityCol: str = "probability",
         rawPredictionCol: str = "rawPrediction",
+        predictedLabelCol: str | None = None,
+        labels: list[str] | None = None,
+        thresholds: list[float] | None = None,
         handleInvalid: str = "error",
         paddingValue: float = 0.0,
         predictBatchSize: int = 1024,
@@ -225,7 +228,7 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
         weight, validation = self.value_or_none(self.weightCol), self.value_or_none(self.validationIndicatorCol)
         spec = TrainSpec(
             inputs=input_columns(network, self.input_columns(), self.getPaddingValue()),
-            labels=self.label_columns(dataset.schema, network, loss),
+            labels=self.label_columns(dataset, network, loss),
             weight=None if weight is None else Column(weight, "w", low=0.0),
             validation=None if validation is None else Column(validation, "v", dtype="bool"),
             compile=arguments,
@@ -238,7 +241,7 @@ class DeepNetEstimator(Estimator[DeepNetModel], EstimatorParams, NetworkStage):
         )
         check_layers(network, self.getFeatureLayers())
         kinds = tuple(output_kind(output, one) for output, one in zip(network.outputs, losses, strict=True))
-        check_outputs(self, dataset.schema, network, kinds)
+        check_outputs(self, dataset, network, kinds)
         frames.select_columns(dataset, spec)  # raises for columns that are missing or of the wrong type
         return spec
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 from pyspark import keyword_only
-from pyspark.ml import Model
 from pyspark.ml.functions import array_to_vector
 from pyspark.sql import Column as SparkColumn
 from pyspark.sql import DataFrame
@@ -16,20 +15,24 @@ from pyspark.sql import types as T
 
 from cos_ml import spark_internals
 from cos_ml.data.columns import Column
-from cos_ml.data.expressions import expression
+from cos_ml.data.expressions import expression, given_type
+from cos_ml.data.frames import check_not_streaming
+from cos_ml.data.names import fold, is_case_sensitive, taken
 from cos_ml.errors import InvalidInputError
 from cos_ml.network import checks
 from cos_ml.network.archive import Network, find_layer
-from cos_ml.network.losses import losses_by_output, with_output_keys
-from cos_ml.network.outputs import is_classifier, output_kind
+from cos_ml.network.losses import with_output_keys
+from cos_ml.network.outputs import is_classifier
 from cos_ml.network.registered import custom_modules
 from cos_ml.network.signature import input_columns
 from cos_ml.params import ModelParams
 from cos_ml.persistence import NetworkStage
+from cos_ml.prediction import RowPredictor, class_labels
 from cos_ml.scoring import evaluate, predict
 from cos_ml.scoring.udf_arguments import udf_arguments
 from cos_ml.spec import TrainSpec
-from cos_ml.summary import TrainingSummary
+from cos_ml.summary import EvaluationSummary, TrainingSummary
+from cos_ml.training_params import TrainingParams
 
 __all__ = ["DeepNetModel"]
 
@@ -37,11 +40,14 @@ COMPILED = ("loss", "metrics", "loss_weights", "weighted_metrics")  # arguments 
 # In the order in which Spark's classifiers append them.
 PREDICTIONS = {"rawPrediction": "rawPredictionCol", "probability": "probabilityCol", "prediction": "predictionCol"}
 
+PREDICTED_LABEL = (0, "predictedLabel")  # the name of the class that (0, "prediction") is the index of
 
-class DeepNetModel(Model, ModelParams, NetworkStage):
+
+class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
     """A Keras network as a Transformer that adds columns of predictions and layer activations to each row.
 
-    ``DeepNetEstimator.fit`` returns one; made from a pretrained network, it needs no training.
+    ``DeepNetEstimator.fit`` returns one, which has the Params of its training too: ``getEpochs()`` and so on tell what
+    a grid chose. Made from a pretrained network, it needs no training.
 
     Args: every Param by keyword; ``explainParams()`` and README's table describe them all.
         model: a built ``keras.Model``, or the path of a ``.keras`` file.
@@ -73,6 +79,9 @@ class DeepNetModel(Model, ModelParams, NetworkStage):
         predictionCol: str = "prediction",
         probabilityCol: str = "probability",
         rawPredictionCol: str = "rawPrediction",
+        predictedLabelCol: str | None = None,
+        labels: list[str] | None = None,
+        thresholds: list[float] | None = None,
         handleInvalid: str = "error",
         paddingValue: float = 0.0,
         predictBatchSize: int = 1024,
@@ -107,22 +116,24 @@ class DeepNetModel(Model, ModelParams, NetworkStage):
 
         Spark's validators copy the estimator's grid to the models, and its Param model is the untrained network.
         """
-        if self.compiled is not None and extra:
-            extra = {param: value for param, value in extra.items() if param.name != "model"}
+        if self.compiled is not None and isinstance(extra, dict):
+            extra = {param: value for param, value in extra.items() if param != self.model}
         return super().copy(extra)
 
-    def evaluate(self, dataset: DataFrame) -> dict[str, Any]:
+    def evaluate(self, dataset: DataFrame) -> EvaluationSummary:
         """Compute the loss and the metrics over all rows, on the cluster.
 
         Rows are weighted as in training: by ``weightCol`` in the loss and in weighted metrics. Each partition computes
         the state of the metrics (sums and counts), and only these states are sent to the driver.
 
         Returns:
-            dict[str, Any]: "loss" and the metrics, by their names in ``summary.history``; NaN without rows.
+            EvaluationSummary: a dict of "loss" and the metrics, by their names in ``summary.history``; NaN without
+            rows. Its attributes are those of Spark's own summaries: ``predictions``, ``accuracy`` and so on.
 
         Raises:
             InvalidInputError: a column or a row is invalid, or the network has no loss.
         """
+        check_not_streaming(dataset, "evaluate")
         network = self._network()
         checks.check_call(network, "evaluate", "test_step")
         compiled = self.compiled or network.compiled
@@ -138,14 +149,14 @@ class DeepNetModel(Model, ModelParams, NetworkStage):
             arguments = {"optimizer": "sgd"} | given
         spec = TrainSpec(
             inputs=input_columns(network, self.input_columns(), self.getPaddingValue()),
-            labels=self.label_columns(dataset.schema, network, checks.loss_of(network, arguments)),
+            labels=self.label_columns(dataset, network, checks.loss_of(network, arguments)),
             weight=Column(self.getWeightCol(), "w", low=0.0) if self.isSet(self.weightCol) else None,
             compile=arguments,
             modules=tuple(sorted({*network.modules, *custom_modules(compiled)})),
             batch_size=self.getPredictBatchSize(),
             handle_invalid=self.getHandleInvalid(),
         )
-        return evaluate.evaluate(dataset, network, spec)
+        return EvaluationSummary(evaluate.evaluate(dataset, network, spec), self.copy(), dataset)
 
     def _network(self) -> Network:
         if not self.isSet(self.model):
@@ -159,9 +170,9 @@ class DeepNetModel(Model, ModelParams, NetworkStage):
     def _transform(self, dataset: DataFrame) -> DataFrame:
         network = self._network()
         checks.check_call(network, "transform")
-        losses = losses_by_output(checks.loss_of(network, self.compiled or {}), network.outputs)
-        kinds = tuple(output_kind(output, loss) for output, loss in zip(network.outputs, losses, strict=True))
-        columns = check_outputs(self, dataset.schema, network, kinds)
+        kinds = self._output_kinds(network)
+        columns = check_outputs(self, dataset, network, kinds)
+        labels = class_labels(self, network.outputs[0], kinds[0])
         inputs = input_columns(network, self.input_columns(), self.getPaddingValue())
         if not columns:
             return dataset
@@ -173,22 +184,32 @@ class DeepNetModel(Model, ModelParams, NetworkStage):
             inputs=inputs,
             layers=tuple(find_layer(network.layers, name) for name in self.getFeatureLayers()),
             kinds=kinds,
-            wanted=tuple(key for key in columns if isinstance(key, tuple)),
+            wanted=tuple(dict.fromkeys(_computed(key) for key in columns if isinstance(key, tuple))),
             batch_size=self.getPredictBatchSize(),
             handle_invalid=self.getHandleInvalid(),
+            thresholds=tuple(self.value_or_none(self.thresholds) or ()),
         )
-        values = {column.field: expression(dataset.schema, column) for column in inputs}
+        values = {column.field: expression(dataset, column) for column in inputs}
         if scorer.handle_invalid != "error":
-            values = {column.field: _with_nulls(values[column.field], column, dataset.schema) for column in inputs}
+            values = {column.field: _with_nulls(values[column.field], column, dataset) for column in inputs}
         temporary, scored = f"{self.uid}_inputs", f"{self.uid}_scored"
         out, arguments = udf_arguments(dataset, values, temporary)
         out = out.withColumn(scored, _udf(scorer)(*arguments))
         if scorer.handle_invalid == "skip":
             out = out.filter(F.col(scored)[scorer.fields[0]].isNotNull())
-        for field, type_, name in zip(scorer.fields, _types(scorer), columns.values(), strict=True):
+        fields = dict(zip([*self.getFeatureLayers(), *scorer.wanted], zip(scorer.fields, _types(scorer)), strict=True))
+        for key, name in columns.items():
+            field, type_ = fields[_computed(key)]
             value = F.col(scored)[field]
+            if key == PREDICTED_LABEL:
+                value = F.when(~F.isnan(value), F.get(F.lit(labels), value.try_cast("int")))
             out = out.withColumn(name, value if type_ == T.DoubleType() else array_to_vector(value))
         return out.drop(scored, temporary)
+
+
+def _computed(key: Any) -> Any:
+    """The key of the column that a network computes for this output column."""
+    return (0, "prediction") if key == PREDICTED_LABEL else key
 
 
 def check_layers(network: Network, layers: list[str]) -> None:
@@ -198,7 +219,7 @@ def check_layers(network: Network, layers: list[str]) -> None:
 
 
 def check_outputs(
-    params: ModelParams, schema: T.StructType, network: Network, kinds: tuple[str, ...]
+    params: ModelParams, dataset: DataFrame, network: Network, kinds: tuple[str, ...]
 ) -> dict[str | tuple[int, str], str]:
     """The names of the output columns, in order, by a layer's name or by an output's index and key in PREDICTIONS.
 
@@ -217,20 +238,30 @@ def check_outputs(
             name = params.getOrDefault(param)
             if name and (key == "prediction" or is_classifier(kind)):
                 columns[index, key] = f"{name}_{output.name}" if index else name
-    existing = [name for name in columns.values() if name in schema.fieldNames()]
-    repeated = sorted({name for name in columns.values() if list(columns.values()).count(name) > 1})
-    if existing or repeated:
-        reason = "is in the DataFrame already" if existing else "would be added twice"
-        raise InvalidInputError(
-            f"Output column {(existing or repeated)[0]!r} {reason}. Drop or rename it, or set another name; "
-            '"" omits predictionCol, probabilityCol or rawPredictionCol.'
-        )
+    if name := params.value_or_none(params.predictedLabelCol):
+        columns[PREDICTED_LABEL] = name
+    _check_names(dataset, list(columns.values()))
     return columns
 
 
-def _with_nulls(value: SparkColumn, column: Column, schema: T.StructType) -> SparkColumn:
+def _check_names(dataset: DataFrame, names: list[str]) -> None:
+    """Raises InvalidInputError for new columns that Spark could not tell from others, or from each other."""
+    exact = is_case_sensitive(dataset)
+    keys = [fold(name, exact) for name in names]
+    existing = [name for name in names if taken(dataset, name)]
+    repeated = [name for name, key in zip(names, keys, strict=True) if keys.count(key) > 1]
+    if existing or repeated:
+        same = "" if len(set(repeated)) < 2 else f", because upper and lower case are the same to Spark: {repeated}"
+        reason = "is in the DataFrame already" if existing else f"would be added twice{same}"
+        raise InvalidInputError(
+            f"Output column {(existing or repeated)[0]!r} {reason}. Drop or rename it, or set another name (outputCols "
+            'for those of featureLayers); "" omits predictionCol, probabilityCol or rawPredictionCol.'
+        )
+
+
+def _with_nulls(value: SparkColumn, column: Column, dataset: DataFrame) -> SparkColumn:
     """A column whose nulls cost no digits: pandas makes doubles of integers, but not of arrays, where some are null."""
-    wide = column.dtype in ("int64", "uint64") and isinstance(schema[column.name].dataType, T.NumericType)
+    wide = column.dtype in ("int64", "uint64") and isinstance(given_type(dataset, column), T.NumericType)
     return F.when(value.isNotNull(), F.array(value)) if wide else value
 
 

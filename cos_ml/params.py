@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pyspark.ml.param import Param, Params, shared
+from pyspark.sql import DataFrame
 
 from cos_ml.accessors import ModelAccessors
-from cos_ml.converters import finite_number, integer, names, one_of, string
+from cos_ml.converters import class_labels, class_thresholds, finite_number, integer, names, one_of, string
 from cos_ml.data.columns import Column
-from cos_ml.errors import InvalidInputError
+from cos_ml.data.names import find
+from cos_ml.errors import InvalidInputError, ParamTypeError
 from cos_ml.network import checks
 from cos_ml.network.archive import Network, load_model, network_from_file
 from cos_ml.network.signature import label_columns
@@ -24,12 +26,13 @@ T = TypeVar("T")
 class DeclaredParam(Param[T]):
     """A Spark Param with everything that follows from it, declared once as an attribute of a StageParams class.
 
-    The attribute names the Param and gives its class a getter and a setter, unless the class defines them. README's
-    table and ``accessors.pyi`` are generated from the declarations; a test compares the constructors' signatures.
+    The attribute names the Param and gives its class a getter and a setter, unless the class defines them; a class
+    with ``setters=False`` leaves the setters to its subclasses. README's table and ``accessors.pyi`` are generated from
+    the declarations; a test compares the constructors' signatures.
 
     Args:
-        convert: converts what a user sets, or raises ValueError with what it expected; its return annotation is the
-            type of the value.
+        convert: converts what a user sets, or raises TypeError or ValueError with what it expected; its return annotation is
+            the type of the value.
         doc: what the Param means, for ``explainParams``, README and docstrings.
         default: the default value; None for a Param that is unset by default.
         accepts: the type that users may set, as source text, where it is wider than that of the value.
@@ -56,10 +59,21 @@ class DeclaredParam(Param[T]):
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
-        for method in self._accessors():
-            if method.__name__ not in vars(owner):
-                setattr(owner, method.__name__, method)
-                self.generated = (*self.generated, method.__name__)
+        self.add_accessor(owner, "get", lambda stage: copy.deepcopy(stage.getOrDefault(name)))
+
+    def add_accessor(self, owner: type, verb: str, method: Callable[..., Any]) -> None:
+        """Adds a getter or a setter to a class that does not define it."""
+        method.__name__ = f"{verb}{self.name[0].upper()}{self.name[1:]}"
+        method.__doc__ = f"{verb.capitalize()}s {self.name}: {self.doc}."
+        if method.__name__ not in vars(owner):
+            setattr(owner, method.__name__, method)
+            self.generated = (*self.generated, method.__name__)
+
+    def add_setter(self, owner: type) -> None:
+        """Adds the setter to a class that declares this Param, or inherits it without one."""
+        name = self.name
+        if name in vars(owner) or not hasattr(owner, f"set{name[0].upper()}{name[1:]}"):
+            self.add_accessor(owner, "set", lambda stage, value: stage._set(**{name: value}))
 
     def _converted(self, value: Any) -> T:
         try:
@@ -67,23 +81,18 @@ class DeclaredParam(Param[T]):
         except InvalidInputError:
             raise
         except (TypeError, ValueError, OverflowError) as error:
-            raise InvalidInputError(f"Param {self.name}: {error}, received {value!r}.") from error
-
-    def _accessors(self) -> Iterator[Callable[..., Any]]:
-        def get(stage: Any) -> T:
-            return copy.deepcopy(stage.getOrDefault(self.name))
-
-        def set_(stage: Any, value: Any) -> Any:
-            return stage._set(**{self.name: value})
-
-        for verb, method in (("get", get), ("set", set_)):
-            method.__name__ = f"{verb}{self.name[0].upper()}{self.name[1:]}"
-            method.__doc__ = f"{verb.capitalize()}s {self.name}: {self.doc}."
-            yield method
+            kind = ParamTypeError if isinstance(error, TypeError) else InvalidInputError
+            raise kind(f"Param {self.name}: {error}, received {value!r}.") from error
 
 
 class StageParams(Params):
     """Base class of stages whose Params are DeclaredParams."""
+
+    def __init_subclass__(cls, setters: bool = True, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for param in [getattr(cls, name, None) for name in dir(cls)] if setters else []:
+            if isinstance(param, DeclaredParam):
+                param.add_setter(cls)
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,14 +105,15 @@ class StageParams(Params):
     def _set(self, **kwargs: Any) -> Any:
         """Sets Params by keyword; None unsets one, as the constructors' signatures promise."""
         for name, value in kwargs.items():
+            param = self.getParam(name)
             if value is None:
-                self.clear(self.getParam(name))
-            else:
-                super()._set(**{name: value})
+                self.clear(param)
+            else:  # converted before, because Spark would replace a ParamTypeError by its own TypeError
+                super()._set(**{name: param.typeConverter(value)})
         return self
 
     def set(self, param: Param, value: Any) -> None:
-        """Sets a Param of this stage; Spark's own ``set`` would wrap InvalidInputError."""
+        """Sets a Param of this stage."""
         if param not in self.params:
             raise ValueError(f"{param!r} is not a Param of {self.uid}.")
         self._set(**{param.name: value})
@@ -125,14 +135,15 @@ def _network(value: Any) -> Network:
 class ModelParams(
     ModelAccessors,
     StageParams,
+    shared.HasLabelCol,  # these three in the order of Spark's own Predictor
     shared.HasFeaturesCol,
+    shared.HasPredictionCol,
     shared.HasInputCols,
     shared.HasOutputCols,
-    shared.HasPredictionCol,
     shared.HasProbabilityCol,
     shared.HasRawPredictionCol,
+    shared.HasThresholds,
     shared.HasHandleInvalid,
-    shared.HasLabelCol,
     shared.HasWeightCol,
 ):
     """The Params that DeepNetEstimator and DeepNetModel share."""
@@ -170,6 +181,19 @@ class ModelParams(
     rawPredictionCol = DeclaredParam(
         string, "output column of a classifier's logits or log-probabilities; '' omits it", "rawPrediction"
     )
+    predictedLabelCol = DeclaredParam(
+        string, "output column of the name of the predicted class, a string, of the first output. Unset: none"
+    )
+    labels = DeclaredParam(
+        class_labels,
+        "names of the classes of the first output, in their order. Unset: those that StringIndexer has left in the "
+        "metadata of the label column of a fit",
+    )
+    thresholds = DeclaredParam(
+        class_thresholds,
+        "a number (>= 0, at most one of them 0) per class of the first output: the class with the largest probability "
+        "/ threshold is predicted. Unset: the most probable class",
+    )
     handleInvalid = DeclaredParam(
         one_of("error", "skip", "keep"),
         "what to do with rows that contain a null, a NaN or the wrong number of values: 'error' (raise an error that "
@@ -201,15 +225,17 @@ class ModelParams(
         """The label columns: labelCols where it is set, else labelCol alone."""
         return copy.copy(self.getOrDefault(self.labelCols)) if self.isSet(self.labelCols) else [self.getLabelCol()]
 
-    def label_columns(self, schema: Any, network: Network, loss: Any) -> tuple[Column, ...]:
+    def label_columns(self, dataset: DataFrame, network: Network, loss: Any) -> tuple[Column, ...]:
         """The label columns that a training or an evaluation reads; none where the network looks at no labels.
 
         Args:
-            schema: the schema of the DataFrame.
+            dataset: the rows.
             network: the network.
             loss: the argument ``loss`` of ``keras.Model.compile``; None if the network has a loss of its own.
         """
-        names, types = self.getLabelCols(), {field.name: field.dataType for field in schema.fields}
+        names = self.getLabelCols()
+        found = {name: find(dataset, name) for name in names}
+        types = {name: column.data_type for name, column in found.items() if column is not None}
         chosen = self.isSet(self.labelCol) or self.isSet(self.labelCols)
         if not (loss or chosen or (names[0] in types and checks.takes_labels(network))):
             return ()

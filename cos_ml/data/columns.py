@@ -35,6 +35,7 @@ class Column:
         alternatives: other shapes that rows may have: the first row that is not empty decides for all of a partition.
         ignored: a class that the loss ignores, allowed besides the others.
         hint: what to do about rows of another size.
+        parts: the user's names of the columns that are joined to this one; empty for a single column.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Column:
     alternatives: tuple[tuple[int | None, ...], ...] = ()
     ignored: float | None = None
     hint: str = ""
+    parts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.shape.count(None) > 1:

@@ -3,32 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import Column as SparkColumn
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from cos_ml.data.columns import Column
+from cos_ml.data.names import resolve
 from cos_ml.errors import InvalidInputError
 
-__all__ = ["expression"]
+__all__ = ["expression", "given_type"]
+
+NUMBERS = (T.NumericType, T.BooleanType)
 
 
-def expression(schema: T.StructType, column: Column) -> SparkColumn:
+def expression(df: DataFrame, column: Column) -> SparkColumn:
     """The Spark expression that brings ``column`` into the form that ``columns.decode`` takes.
 
     Dense and sparse Vectors and arrays become arrays of the column's own number type, which may take half the bytes of
-    a Vector; binary columns stay as they are.
+    a Vector; binary columns stay as they are. Several columns become one array.
 
     Raises:
         InvalidInputError: the DataFrame has no such column, or its type is not numeric.
     """
-    if column.name not in schema.fieldNames():
-        raise InvalidInputError(f"There is no column {column.name!r}. The DataFrame has columns {schema.fieldNames()}.")
-    given = schema[column.name].dataType
-    source = F.col("`" + column.name.replace("`", "``") + "`")
+    if column.parts:
+        return _joined(df, column)
+    found = resolve(df, column.name)
+    return _converted(found.values, found.data_type, column)
+
+
+def given_type(df: DataFrame, column: Column) -> T.DataType:
+    """The type of the column in ``df``; that of ``expression`` where it joins several columns."""
+    if column.parts:
+        return T.ArrayType(T.StringType() if column.dtype == "string" else _spark_type(column.dtype, T.LongType()))
+    return resolve(df, column.name).data_type
+
+
+def _joined(df: DataFrame, column: Column) -> SparkColumn:
+    """The arrays of several columns end to end; null where one of them is null and no number."""
+    found = [resolve(df, name) for name in column.parts]
+    arrays, scalars = [], 0
+    for name, one in zip(column.parts, found, strict=True):
+        if isinstance(one.data_type, T.BinaryType):
+            raise InvalidInputError(
+                f"Param inputCols: column {name!r} is binary, and can't be joined with others. Make an array of it."
+            )
+        values = _converted(one.values, one.data_type, replace(column, name=name))
+        scalar = isinstance(one.data_type, (*NUMBERS, T.StringType))
+        scalars += scalar
+        arrays.append(F.array(values) if scalar else values)
+    if column.size is not None and (scalars > column.size or scalars == len(found) != column.size):
+        raise InvalidInputError(
+            f"Param inputCols: the columns {list(column.parts)} make {scalars} values per row; the network expects "
+            f"{column.size}, of shape {column.shape}."
+        )
+    return F.concat(*arrays)
+
+
+def _converted(source: SparkColumn, given: T.DataType, column: Column) -> SparkColumn:
+    """The values of a column of the type ``given``, as ``expression`` describes them."""
     if column.dtype == "string":
         return _strings(source, given, column)
     if isinstance(given, T.BinaryType) and column.field.startswith(("x", "y")):
@@ -42,7 +79,7 @@ def expression(schema: T.StructType, column: Column) -> SparkColumn:
         element = element.elementType
         if isinstance(element, T.ArrayType):
             source = F.flatten(source)
-    if isinstance(element, (T.NumericType, T.BooleanType)):
+    if isinstance(element, NUMBERS):
         target = _spark_type(column.dtype, element)
         return source if nested and element == target else _cast_or_null(source, element, target, nested)
     raise InvalidInputError(
@@ -63,6 +100,8 @@ def _strings(source: SparkColumn, given: T.DataType, column: Column) -> SparkCol
 
 def _conversion(given: T.DataType) -> str:
     """How to make numbers of a column of this type."""
+    if isinstance(given, T.UserDefinedType) and given.module() == "pyspark.mllib.linalg":
+        return "It is an old mllib Vector: convert it with pyspark.mllib.util.MLUtils.convertVectorColumnsToML(df)."
     if isinstance(given, (T.DateType, T.TimestampType, T.TimestampNTZType)):
         return (
             "Make numbers of it first, for example with unix_timestamp or datediff for the time that has passed, or "

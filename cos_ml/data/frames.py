@@ -32,7 +32,7 @@ _lock = threading.Lock()
 
 def select_columns(df: DataFrame, spec: TrainSpec) -> DataFrame:
     """Select the columns that ranks read, under their fixed names and as arrays of the network's number types."""
-    return df.select(*(expression(df.schema, column).alias(column.field) for column in spec.stored))
+    return df.select(*(expression(df, column).alias(column.field) for column in spec.stored))
 
 
 def repartition_to_ranks(df: DataFrame, partitions: int) -> DataFrame:
@@ -82,7 +82,10 @@ def small_batches(spark: SparkSession, spec: TrainSpec) -> Iterator[None]:
             requests.apply(spark.conf)
 
 
-def check_not_streaming(df: DataFrame) -> None:
+def check_not_streaming(df: DataFrame, method: str = "fit") -> None:
     """Raises InvalidInputError for a streaming DataFrame, which has no end."""
     if df.isStreaming:
-        raise InvalidInputError("fit() needs a batch DataFrame, but this one is streaming. Train on stored rows.")
+        raise InvalidInputError(
+            f"{method}() needs a batch DataFrame, but this one is streaming. Store its rows first. (transform() takes "
+            "streams.)"
+        )

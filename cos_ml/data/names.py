@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from cos_ml.errors import InvalidInputError
 
@@ -58,7 +58,7 @@ def resolve(df: DataFrame, name: str) -> Resolved:
     struct = find(df, _quoted(parts[0])) if len(parts) > 1 else None
     if struct is not None:
         kind = struct.data_type
-        fields = f" has the fields {kind.fieldNames()}" if _is_struct(kind) else f" is of type {kind.simpleString()}"
+        fields = f" has the fields {kind.names}" if _is_struct(kind) else f" is of type {kind.simpleString()}"
         raise InvalidInputError(f"There is no column {name!r}: {parts[0]!r}{fields}.")
     raise InvalidInputError(f"There is no column {name!r}. The DataFrame has columns {df.columns}.")
 
@@ -115,7 +115,7 @@ def _within(schema: T.StructType, parts: Sequence[str], name: str, exact: bool) 
     return None if field is None else Resolved(path, kind, nullable, dict(field.metadata or {}))
 
 
-def _is_struct(kind: T.DataType) -> bool:
+def _is_struct(kind: T.DataType) -> TypeGuard[T.StructType]:
     return hasattr(kind, "fields")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cos_ml.data.columns import INTEGRAL, Column, spark_dtype
+from cos_ml.data.names import fold, last_part
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.archive import Network, Tensor
 from cos_ml.network.losses import (
@@ -32,6 +33,8 @@ __all__ = ["input_columns", "label_columns"]
 def input_columns(network: Network, names: list[str], padding: float = 0.0) -> tuple[Column, ...]:
     """The columns of the network's inputs, in its order: matched by the inputs' names if all match, else by position.
 
+    Several columns for a single input are joined, in their order.
+
     Args:
         network: the network.
         names: the input columns.
@@ -40,11 +43,14 @@ def input_columns(network: Network, names: list[str], padding: float = 0.0) -> t
     Raises:
         InvalidInputError: the number of columns is not the number of inputs, or an input can't hold ``padding``.
     """
-    inputs = [tensor.name for tensor in network.inputs]
-    _check_count("input", inputs, names)
-    ordered = inputs if set(names) == set(inputs) else names
     for tensor in network.inputs:
         _check_padding(tensor, padding)
+    if len(network.inputs) == 1 and len(names) > 1:
+        (tensor,), joined = network.inputs, ", ".join(names)
+        return (Column(joined, "x0", tensor.shape, spark_dtype(tensor.dtype), padding=padding, parts=tuple(names)),)
+    inputs = [tensor.name for tensor in network.inputs]
+    _check_count("input", inputs, names)
+    ordered = _matched(names, inputs) or names
     return tuple(
         Column(name, f"x{index}", tensor.shape, spark_dtype(tensor.dtype), padding=padding)
         for index, (name, tensor) in enumerate(zip(ordered, network.inputs, strict=True))
@@ -114,9 +120,19 @@ def _check_count(what: str, tensors: list[str], names: list[str]) -> None:
 def _ordered(names: list[str], outputs: Sequence[Tensor]) -> list[str]:
     """The names in the order of the outputs that they name; in their own order if they name none."""
     for known in ([output.key for output in outputs], [output.name for output in outputs]):
-        if set(known) == set(names):
-            return [str(one) for one in known]
+        if matched := _matched(names, known):
+            return matched
     return names
+
+
+def _matched(names: list[str], known: Sequence[str | None]) -> list[str] | None:
+    """The columns in the order of the names of a network that they have, in any case; None unless all have one."""
+    for key in (str, last_part, lambda name: fold(last_part(name))):
+        by_key = {key(name): name for name in names}
+        wanted = [key(str(one)) for one in known]
+        if len(by_key) == len(set(wanted)) == len(names) and by_key.keys() == set(wanted):
+            return [by_key[one] for one in wanted]
+    return None
 
 
 @dataclass(frozen=True)
@@ -135,10 +151,9 @@ class _Values:
 
 def _values(given: T.DataType | None) -> _Values:
     """What a column of this type holds."""
-    from pyspark.ml.linalg import VectorUDT
     from pyspark.sql import types as T
 
-    if isinstance(given, VectorUDT):
+    if isinstance(given, T.UserDefinedType):
         return _Values("float64", 1, vector=True)
     if isinstance(given, T.BinaryType):
         return _Values("uint8", 1)
