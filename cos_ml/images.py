@@ -18,6 +18,7 @@ from pyspark.sql import types as T
 
 from cos_ml.accessors import ImageAccessors
 from cos_ml.converters import integer, one_of, string
+from cos_ml.data.names import quoted, resolve, taken
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.keras_import import import_keras
 from cos_ml.params import DeclaredParam, StageParams
@@ -94,33 +95,30 @@ class ImageAssembler(
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         import_pillow()
-        self._check(dataset.schema)
+        source = self._source(dataset)
         name, output, temporary = self.getInputCol(), self.getOutputCol(), f"{self.uid}_data"
         spec = ImageSpec(self.getHeight(), self.getWidth(), self.getChannels(), self.getResize(), self.getOutputType())
-        out, arguments = udf_arguments(dataset, {"data": _column(name)}, temporary)
+        out, arguments = udf_arguments(dataset, {"data": source}, temporary)
         out = out.withColumn(output, _udf(spec, name, self.getHandleInvalid())(*arguments)).drop(temporary)
-        return out.filter(_column(output).isNotNull()) if self.getHandleInvalid() == "skip" else out
+        return out.filter(F.col(quoted(output)).isNotNull()) if self.getHandleInvalid() == "skip" else out
 
-    def _check(self, schema: T.StructType) -> None:
+    def _source(self, dataset: DataFrame) -> SparkColumn:
+        """The input column, after checking Params and columns against each other."""
         name, output = self.getInputCol(), self.getOutputCol()
         for param in (self.height, self.width):
             if not self.isDefined(param):
                 raise InvalidInputError(f"Param {param.name} is not set: set it to the size of the network's input.")
-        if name not in schema.fieldNames():
-            raise InvalidInputError(f"There is no column {name!r}. The DataFrame has {schema.fieldNames()}.")
-        if not isinstance(schema[name].dataType, T.BinaryType):
+        source = resolve(dataset, name)
+        if not isinstance(source.data_type, T.BinaryType):
             raise InvalidInputError(
-                f"Column {name!r} is of type {schema[name].dataType.simpleString()}: expected binary, one image file "
+                f"Column {name!r} is of type {source.data_type.simpleString()}: expected binary, one image file "
                 'per row, as cos_ml.read_images and Spark\'s source "binaryFile" read them.'
             )
-        if output in schema.fieldNames():
+        if taken(dataset, output):
             raise InvalidInputError(
                 f"Output column {output!r} is in the DataFrame already: drop it, or set another outputCol."
             )
-
-
-def _column(name: str) -> SparkColumn:
-    return F.col("`" + name.replace("`", "``") + "`")
+        return source.values
 
 
 def preprocessing_layers(

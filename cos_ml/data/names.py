@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
     from pyspark.sql import types as T
 
-__all__ = ["Resolved", "find", "fold", "is_case_sensitive", "last_part", "resolve", "taken"]
+__all__ = ["Resolved", "find", "fold", "is_case_sensitive", "last_part", "quoted", "resolve", "taken"]
 
 PART = r"`(?:[^`]|``)+`|[^`.]+"  # of a name: what stands in backticks may contain dots
 
@@ -39,7 +39,7 @@ class Resolved:
         """The Spark expression that reads it."""
         from pyspark.sql import functions as F
 
-        return F.col(".".join(map(_quoted, self.path)))
+        return F.col(".".join(map(quoted, self.path)))
 
 
 def resolve(df: DataFrame, name: str) -> Resolved:
@@ -55,7 +55,7 @@ def resolve(df: DataFrame, name: str) -> Resolved:
     if found is not None:
         return found
     parts = _parts(name) or ()
-    struct = find(df, _quoted(parts[0])) if len(parts) > 1 else None
+    struct = find(df, quoted(parts[0])) if len(parts) > 1 else None
     if struct is not None:
         kind = struct.data_type
         fields = f" has the fields {kind.names}" if _is_struct(kind) else f" is of type {kind.simpleString()}"
@@ -119,7 +119,8 @@ def _is_struct(kind: T.DataType) -> TypeGuard[T.StructType]:
     return hasattr(kind, "fields")
 
 
-def _quoted(part: str) -> str:
+def quoted(part: str) -> str:
+    """The name of one column or field, as Spark reads it whatever it contains."""
     return "`" + part.replace("`", "``") + "`"
 
 

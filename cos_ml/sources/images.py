@@ -9,6 +9,7 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from cos_ml.data.names import resolve
 from cos_ml.errors import InvalidInputError
 from cos_ml.sources.records import DATUM_SCHEMA, DATUMS, datum_columns
 from cos_ml.spark_internals import is_connect
@@ -92,12 +93,10 @@ def write_sequence_file(df: DataFrame, path: str, *, idCol: str = "id", dataCol:
             a row contains a null.
     """
     _check_classic(df.sparkSession, "write")
-    for name in (idCol, dataCol):
-        if name not in df.columns:
-            raise InvalidInputError(f"There is no column {name!r}. The DataFrame has columns {df.columns}.")
-    if (kind := df.schema[dataCol].dataType.simpleString()) != "binary":
+    key, data = resolve(df, idCol), resolve(df, dataCol)
+    if (kind := data.data_type.simpleString()) != "binary":
         raise InvalidInputError(f"Column {dataCol!r} is of type {kind}: expected binary.")
-    pairs = df.select(df[idCol].cast("string"), df[dataCol]).rdd.map(_pair)
+    pairs = df.select(key.values.cast("string"), data.values).rdd.map(_pair)
     pairs.saveAsSequenceFile(path)
 
 
