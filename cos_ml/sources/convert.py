@@ -25,6 +25,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 import cos_ml
+from cos_ml.data.names import fold
 from cos_ml.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -163,8 +164,8 @@ def parquet_to_lmdb(source: str, target: str, *, id_column: str = "id", raw: boo
     from cos_ml.sources.records import to_records
 
     dataset = _parquet(source)
-    schema = _to_write(dataset.schema.names, id_column, raw)
-    columns = {field.name: ds.field(id_column if field.name == "id" else field.name) for field in schema}
+    stored = _to_write(dataset.schema.names, id_column, raw)
+    schema, columns = pa.schema(list(stored)), {field.name: ds.field(name) for field, name in stored.items()}
     files = [group for fragment in dataset.get_fragments() for group in fragment.split_by_row_group()]
     rows = dataset.count_rows()
 
@@ -326,16 +327,26 @@ def _parquet(source: str) -> ds.Dataset:
     return dataset
 
 
-def _to_write(names: Sequence[str], id_column: str, raw: bool) -> pa.Schema:
-    """The columns of a database for which there are columns in ``names``."""
+def _to_write(names: Sequence[str], id_column: str, raw: bool) -> dict[pa.Field, str]:
+    """The columns of a database for which there are columns in ``names``, and those: in any case, where one has it."""
     from cos_ml.sources.records import DATUMS, RECORDS
 
     known = RECORDS if raw else DATUMS
-    found = {field.name for field in known if (id_column if field.name == "id" else field.name) in names}
+    stored = {field: _find(names, id_column if field.name == "id" else field.name) for field in known}
+    columns = {field: name for field, name in stored.items() if name is not None}
+    found = {field.name for field in columns}
     if not ({"key", "value"} <= found if raw else "id" in found and {"data", "float_data"} & found):
         wanted = "key and value" if raw else f"{id_column}, and data or float_data"
         raise InvalidInputError(f"Expected columns {wanted}, received {list(names)}.")
-    return pa.schema([field for field in known if field.name in found])
+    return columns
+
+
+def _find(names: Sequence[str], wanted: str) -> str | None:
+    """The column of a name: as it is written, else in any case."""
+    same = [name for name in names if name == wanted] or [name for name in names if fold(name) == fold(wanted)]
+    if len(same) > 1:
+        raise InvalidInputError(f"Column {wanted!r} is ambiguous: it means each of {same}. Rename the others.")
+    return same[0] if same else None
 
 
 def _cast(batch: pa.RecordBatch, schema: pa.Schema, source: str) -> dict[str, pa.Array]:

@@ -28,6 +28,7 @@ from pyspark.sql.datasource import (
     WriterCommitMessage,
 )
 
+from cos_ml.data.names import fold
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.sources.lmdb_pages import even_keys
 from cos_ml.sources.records import DATUM_SCHEMA, RAW_SCHEMA, RECORDS, datum_columns, to_records
@@ -149,10 +150,11 @@ class LmdbReader(DataSourceReader):
         assert isinstance(partition, KeyRange)
         with _opened(self.path) as environment, environment.begin() as transaction:
             for keys, values in _batches(transaction.cursor(), partition):
+                names = list(map(fold, self.columns))
                 columns = (
-                    [pa.array(keys if name == "key" else values, pa.binary()) for name in self.columns]
+                    [pa.array(keys if name == "key" else values, pa.binary()) for name in names]
                     if self.raw
-                    else datum_columns(self.columns, keys, values, self.path)
+                    else datum_columns(names, keys, values, self.path)
                 )
                 yield pa.RecordBatch.from_arrays(columns, self.columns)
 
@@ -184,7 +186,7 @@ class LmdbWriter(DataSourceArrowWriter):
         file = Path(self.folder, f"{uuid.uuid4().hex}.arrow")
         with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, RECORDS) as stream:
             for batch in iterator:
-                columns = {name: batch.column(at) for at, name in enumerate(self.columns)}
+                columns = {fold(name): batch.column(at) for at, name in enumerate(self.columns)}
                 stream.write_batch(to_records(columns))
         return Part(str(file))
 
@@ -249,14 +251,14 @@ def _path(options: Mapping[str, str]) -> str:
 
 
 def _checked(schema: T.StructType, known: str) -> list[str]:
-    """The names of the columns of ``schema``.
+    """The names of the columns of ``schema``, in any case.
 
     Raises:
         InvalidInputError: a column does not exist in the format, or has another type there.
     """
     types = dict(column.rsplit(" ", 1) for column in known.split(", "))
     for field in schema.fields:
-        if types.get(field.name) != field.dataType.simpleString():
+        if types.get(fold(field.name)) != field.dataType.simpleString():
             raise InvalidInputError(
                 f"There is no column {field.name!r} of type {field.dataType.simpleString()}: expected some of {known}."
             )
@@ -264,11 +266,13 @@ def _checked(schema: T.StructType, known: str) -> list[str]:
 
 
 def _checked_to_write(schema: T.StructType, raw: bool) -> list[str]:
-    names = _checked(schema, RAW_SCHEMA if raw else DATUM_SCHEMA)
+    names = list(map(fold, _checked(schema, RAW_SCHEMA if raw else DATUM_SCHEMA)))
     missing = {"key", "value"} - set(names) if raw else {"id"} - set(names)
     if missing or not (raw or {"data", "float_data"} & set(names)):
         wanted = "key and value" if raw else "id, and data or float_data"
         raise InvalidInputError(f"Expected columns {wanted}, received {names}.")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidInputError(f"Expected each column once, received {repeated[0]!r} twice: {schema.fieldNames()}.")
     return names
 
 
