@@ -16,6 +16,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from cos_ml import gpus, spark_internals
 from cos_ml.data import frames, parquet
+from cos_ml.data.names import resolve
 from cos_ml.data.parquet_cache import parquet_cache
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.job import barrier, preflight
@@ -89,8 +90,7 @@ def fit(
     archives = tuple({candidate.network.archive: None for candidate in candidates})
     rows = frames.select_columns(dataset, spec)
     specs = tuple(_completed(one, rows.schema.simpleString(), archives) for one in candidates)
-    names = {column.field: column.name for column in spec.stored}
-    shards = None if url is None else parquet.plan(url, spec, names, options.ranks)  # may refuse the dataset
+    shards = None if url is None else parquet.plan(url, spec, _stored_names(dataset, spec), options.ranks)  # may refuse
     if not spark_internals.is_connect(spark):  # whose client may not reach what the executors do
         for config in filter(None, (one.checkpoint for one in specs)):
             acquire(config)
@@ -124,6 +124,21 @@ def check_horovod() -> None:
             "(here and in the executors' environment). A single rank, numTrainWorkers=1, does not need it."
         )
     importlib.import_module("cos_ml.job.rendezvous_server")  # raises where Horovod has changed
+
+
+def _stored_names(dataset: DataFrame, spec: TrainSpec) -> dict[str, str]:
+    """The names of the columns in the files of a Parquet dataset, by field.
+
+    Raises:
+        InvalidInputError: a column is part of one in the files, or made of several.
+    """
+    for column in spec.stored:
+        if column.parts or len(resolve(dataset, column.name).path) > 1:
+            raise InvalidInputError(
+                f"fitParquet reads whole columns, so it can't {'join' if column.parts else 'read'} {column.name!r}: "
+                "pass the DataFrame to fit(), or store the column as it is needed."
+            )
+    return {column.field: resolve(dataset, column.name).path[0] for column in spec.stored}
 
 
 def _completed(candidate: Candidate, types: str, archives: tuple[bytes, ...]) -> TrainSpec:
