@@ -1,7 +1,8 @@
 """Converters of Param values (driver side).
 
-Each takes what a user set and returns it as plain data that JSON can hold, or raises ValueError with what it expected;
-the Param adds its own name and the value received. The return annotation is the type that getters show.
+Each takes what a user set and returns it as plain data that JSON can hold, or raises TypeError (the wrong type) or
+ValueError (out of range) with what it expected; the Param adds its own name and the value received. The return annotation
+is the type that getters show.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from cos_ml.network.registered import custom_modules
 
 __all__ = [
     "boolean",
+    "class_labels",
+    "class_thresholds",
     "integer",
     "keras_callbacks",
     "keras_objects",
@@ -35,7 +38,7 @@ __all__ = [
 def boolean(value: Any) -> bool:
     """True or False, and no number."""
     if not isinstance(value, bool):
-        raise ValueError("expected True or False")
+        raise TypeError("expected True or False")
     return value
 
 
@@ -43,9 +46,12 @@ def integer(low: int) -> Callable[[Any], int]:
     """A converter to an integer >= ``low``; an integral float, as 2.0, is one."""
 
     def convert(value: Any) -> int:
+        expected = f"expected an integer >= {low}"
         integral = isinstance(value, Integral) or (isinstance(value, Real) and float(value).is_integer())
-        if isinstance(value, bool) or not integral or value < low:
-            raise ValueError(f"expected an integer >= {low}")
+        if isinstance(value, bool) or not integral:
+            raise TypeError(expected)
+        if value < low:
+            raise ValueError(expected)
         return int(value)
 
     return convert
@@ -53,28 +59,34 @@ def integer(low: int) -> Callable[[Any], int]:
 
 def positive_number(value: Any) -> float:
     """A finite number > 0."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < float("inf"):
-        raise ValueError("expected a number > 0")
-    return float(value)
+    return _number(value, lambda number: 0 < number < float("inf"), "expected a number > 0")
 
 
 def finite_number(value: Any) -> float:
     """A finite number."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(float(value)):
-        raise ValueError("expected a finite number")
+    return _number(value, math.isfinite, "expected a finite number")
+
+
+def _number(value: Any, valid: Callable[[float], bool], expected: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(expected)
+    if not valid(float(value)):
+        raise ValueError(expected)
     return float(value)
 
 
 def string(value: Any) -> str:
     """A string, which may be empty."""
     if not isinstance(value, str):
-        raise ValueError("expected a string")
+        raise TypeError("expected a string")
     return str(value)
 
 
 def non_empty_string(value: Any) -> str:
     """A string of at least one character."""
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str):
+        raise TypeError("expected a non-empty string")
+    if not value:
         raise ValueError("expected a non-empty string")
     return str(value)
 
@@ -82,17 +94,42 @@ def non_empty_string(value: Any) -> str:
 def names(value: Any) -> list[str]:
     """A new list of distinct non-empty strings."""
     items = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [None]
-    if not all(isinstance(item, str) and item for item in items) or len(set(items)) < len(items):
+    if not all(isinstance(item, str) for item in items):
+        raise TypeError("expected a list of distinct names")
+    if not all(items) or len(set(items)) < len(items):
         raise ValueError("expected a list of distinct names")
     return [str(item) for item in items]
+
+
+def class_labels(value: Any) -> list[str]:
+    """A new list of distinct strings, one of which may be empty."""
+    items = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [None]
+    if not all(isinstance(item, str) for item in items):
+        raise TypeError("expected a list of strings")
+    if len(set(items)) < len(items):
+        raise ValueError("expected a list of distinct strings")
+    return [str(item) for item in items]
+
+
+def class_thresholds(value: Any) -> list[float]:
+    """A new list of numbers >= 0, at most one of them 0."""
+    numbers = list(value) if isinstance(value, (list, tuple, range, np.ndarray)) else [None]
+    expected = "expected a list of numbers >= 0, at most one of them 0"
+    thresholds = [_number(number, lambda one: one >= 0, expected) for number in numbers]
+    if thresholds.count(0.0) > 1:
+        raise ValueError(expected)
+    return thresholds
 
 
 def one_of(*choices: str) -> Callable[[Any], str]:
     """A converter to one of these strings."""
 
     def convert(value: Any) -> str:
-        if not isinstance(value, str) or value not in choices:
-            raise ValueError(f"expected one of {', '.join(map(repr, choices))}")
+        expected = f"expected one of {', '.join(map(repr, choices))}"
+        if not isinstance(value, str):
+            raise TypeError(expected)
+        if value not in choices:
+            raise ValueError(expected)
         return str(value)
 
     return convert
@@ -101,7 +138,7 @@ def one_of(*choices: str) -> Callable[[Any], str]:
 def keras_callbacks(value: Any) -> list[dict[str, Any]]:
     """Keras callbacks as plain data; raises InvalidInputError for what is not from ``cos_ml.callback``."""
     if not isinstance(value, (list, tuple)):
-        raise ValueError("expected a list")
+        raise TypeError("expected a list")
     return [plain_callback(item) for item in value]
 
 

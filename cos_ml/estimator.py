@@ -14,6 +14,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from cos_ml.data import frames, parquet
 from cos_ml.data.columns import Column
+from cos_ml.data.names import resolve
 from cos_ml.errors import CosMLError, InvalidInputError
 from cos_ml.estimator_params import EstimatorParams
 from cos_ml.job import horovod_env, preflight
@@ -23,10 +24,11 @@ from cos_ml.network import checks
 from cos_ml.network.archive import Network, find_layer
 from cos_ml.network.keras_import import import_keras
 from cos_ml.network.losses import losses_by_output, with_output_keys
-from cos_ml.network.outputs import check_loss, output_kind
+from cos_ml.network.outputs import check_loss, output_kinds
 from cos_ml.network.registered import custom_modules
 from cos_ml.network.signature import input_columns
 from cos_ml.persistence import NetworkStage
+from cos_ml.prediction import class_labels
 from cos_ml.spec import ANY_RUN, CheckpointConfig, TrainSpec
 
 __all__ = ["DeepNetEstimator"]
@@ -220,7 +222,6 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
             )
         arguments, callbacks = self._compile_arguments(network), self.getCallbacks()
         loss = checks.loss_of(network, arguments)
-        losses = losses_by_output(loss, network.outputs)
         frozen = tuple(find_layer(network.layers, name, "frozenLayers") for name in self.getFrozenLayers())
         fields = self.spec_fields(unset=checks.compiled_settings(network))
         self._check_training(network, arguments, frozen, fields)
@@ -240,10 +241,19 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
             **fields,
         )
         check_layers(network, self.getFeatureLayers())
-        kinds = tuple(output_kind(output, one) for output, one in zip(network.outputs, losses, strict=True))
-        check_outputs(self, dataset, network, kinds)
+        check_outputs(self, dataset, network, output_kinds(network.outputs, loss))
+        self._labels(dataset, network, spec)
         frames.select_columns(dataset, spec)  # raises for columns that are missing or of the wrong type
         return spec
+
+    def _labels(self, dataset: DataFrame, network: Network, spec: TrainSpec) -> list[str] | None:
+        """The names of the classes: the Param labels, else those in the metadata of the first output's label column."""
+        if not network.outputs:
+            return None
+        kind = output_kinds(network.outputs, checks.loss_of(network, spec.compile))[0]
+        column = next((column.name for column in spec.labels if column.field == "y0"), None)
+        metadata = {} if column is None else resolve(dataset, column).metadata
+        return class_labels(self, network.outputs[0], kind, metadata)
 
     def _check_training(
         self, network: Network, arguments: dict[str, Any], frozen: tuple[str, ...], fields: dict[str, Any]
@@ -309,10 +319,11 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
             run=ANY_RUN if self.getResume() == "auto" else uuid.uuid4().hex[:12],
         )
 
-    def _trained_model(self, candidate: Candidate, trained: Trained) -> DeepNetModel:
+    def _trained_model(self, dataset: DataFrame, candidate: Candidate, trained: Trained) -> DeepNetModel:
         model = DeepNetModel()._resetUid(self.uid)
         self._copyValues(model)
         model._set(model=candidate.network.with_archive(trained.archive))
+        model._set(labels=self._labels(dataset, candidate.network, candidate.spec))
         model.compiled = {name: value for name, value in candidate.spec.compile.items() if name != "optimizer"}
         model.training_summary = trained.summary
         return model
@@ -344,7 +355,7 @@ def _train(
     """Train the candidates, each of its estimator, in one barrier job; on the Parquet dataset at ``url``, if given."""
     trained = fit(dataset, candidates, estimators[0]._options(), url)
     jobs = zip(estimators, candidates, trained, strict=True)
-    return [estimator._trained_model(candidate, result) for estimator, candidate, result in jobs]
+    return [estimator._trained_model(dataset, candidate, result) for estimator, candidate, result in jobs]
 
 
 class _Models:

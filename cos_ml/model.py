@@ -197,10 +197,10 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
         out = out.withColumn(scored, _udf(scorer)(*arguments))
         if scorer.handle_invalid == "skip":
             out = out.filter(F.col(scored)[scorer.fields[0]].isNotNull())
-        fields = dict(zip([*self.getFeatureLayers(), *scorer.wanted], zip(scorer.fields, _types(scorer)), strict=True))
+        keys = [*self.getFeatureLayers(), *scorer.wanted]
+        fields, types = (dict(zip(keys, of_each, strict=True)) for of_each in (scorer.fields, _types(scorer)))
         for key, name in columns.items():
-            field, type_ = fields[_computed(key)]
-            value = F.col(scored)[field]
+            value, type_ = F.col(scored)[fields[_computed(key)]], types[_computed(key)]
             if key == PREDICTED_LABEL:
                 value = F.when(~F.isnan(value), F.get(F.lit(labels), value.try_cast("int")))
             out = out.withColumn(name, value if type_ == T.DoubleType() else array_to_vector(value))

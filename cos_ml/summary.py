@@ -1,8 +1,10 @@
-"""The summary of a fit (driver side)."""
+"""The summaries of a fit and of an evaluation (driver side)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +15,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["TrainingSummary"]
+__all__ = ["EvaluationSummary", "TrainingSummary"]
+
+# The attributes of Spark's summaries that Spark's evaluators compute, and what these call them.
+MULTICLASS = {
+    f"weighted{name}": f"weighted{name}" for name in ("Precision", "Recall", "TruePositiveRate", "FalsePositiveRate")
+} | {"accuracy": "accuracy"}
+BY_LABEL = ("truePositiveRateByLabel", "falsePositiveRateByLabel", "precisionByLabel", "recallByLabel")
+BINARY = {"areaUnderROC": "areaUnderROC"}
+REGRESSION = {
+    "meanSquaredError": "mse",
+    "rootMeanSquaredError": "rmse",
+    "meanAbsoluteError": "mae",
+    "r2": "r2",
+    "explainedVariance": "var",
+}
+COLUMNS = ("featuresCol", "labelCol", "weightCol", "predictionCol", "probabilityCol", "rawPredictionCol")
 
 
 @dataclass(frozen=True)
@@ -71,6 +88,16 @@ class TrainingSummary:
             curves |= {f"{name}_{index}": flat[:, index].tolist() for index in range(flat.shape[1])}
         return curves
 
+    @property
+    def objectiveHistory(self) -> list[float]:
+        """The loss of each epoch."""
+        return list(self.history["loss"])
+
+    @property
+    def totalIterations(self) -> int:
+        """The number of epochs."""
+        return len(self.epochSeconds)
+
     def plot(self, path: str | None = None) -> Figure:
         """Plot the history: one panel per metric, with its values on training and validation rows.
 
@@ -113,3 +140,90 @@ class TrainingSummary:
             (epoch, *map(float, values)) for epoch, values in enumerate(zip(*curves.values(), strict=True), start=1)
         ]
         return spark.createDataFrame(rows, ", ".join(["epoch int", *(f"`{name}` double" for name in curves)]))
+
+
+class EvaluationSummary(dict[str, Any]):
+    """What ``DeepNetModel.evaluate`` returns: the loss and Keras's metrics by name, as a dict.
+
+    Beside it, what Spark's own summaries of a classification or a regression have, about the network's first output:
+    the DataFrame ``predictions`` and the names of its columns (``labelCol``, ``predictionCol`` and so on), and metrics
+    of its predictions, each computed by a Spark job when it is first read: ``accuracy``, ``weightedPrecision``,
+    ``weightedRecall``, ``weightedFMeasure()``, ``precisionByLabel`` and so on; ``areaUnderROC`` of two classes;
+    ``rootMeanSquaredError``, ``r2`` and so on of a regression.
+    """
+
+    def __init__(self, values: dict[str, Any], model: Any, dataset: DataFrame) -> None:
+        super().__init__(values)
+        for key in ("predictionCol", "probabilityCol", "rawPredictionCol"):  # omitted ones have names of their own here
+            if not model.getOrDefault(key):
+                model._set(**{key: f"{key.removesuffix('Col')}_{model.uid}"})
+        self._model, self._dataset = model, dataset
+        self._known: dict[Any, float] = {}
+
+    @cached_property
+    def predictions(self) -> DataFrame:
+        """The rows, with the columns of the model's ``transform``."""
+        return self._model.transform(self._dataset)  # type: ignore[no-any-return]
+
+    @cached_property
+    def labels(self) -> list[float]:
+        """The labels that occur, in ascending order."""
+        return sorted(float(row[0]) for row in self.predictions.select(self.labelCol).distinct().collect())
+
+    def weightedFMeasure(self, beta: float = 1.0) -> float:
+        """The F measure of each label, weighted by how often it occurs."""
+        return self._value("Multiclass", "weightedFMeasure", beta=beta)
+
+    def fMeasureByLabel(self, beta: float = 1.0) -> list[float]:
+        """The F measure of each of ``labels``."""
+        return [self._value("Multiclass", "fMeasureByLabel", beta=beta, metricLabel=label) for label in self.labels]
+
+    def __getattr__(self, name: str) -> Any:
+        metrics = {} if name.startswith("_") else self._metrics()
+        if name not in metrics:
+            raise AttributeError(f"This summary has no {name!r}.")
+        return metrics[name]()
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._metrics()]
+
+    def __reduce__(self) -> Any:
+        return dict, (dict(self),)  # the values alone: a DataFrame belongs to its session
+
+    def _metrics(self) -> dict[str, Callable[[], Any]]:
+        """What the attributes of the model's kind are computed by."""
+        found: dict[str, Callable[[], Any]] = {
+            name: partial(self._model.getOrDefault, name)
+            for name in COLUMNS
+            if self._model.isDefined(name) and (self._classes or not name.startswith(("prob", "raw")))
+        }
+        if self._model.isSet("labelCols"):
+            found["labelCol"] = lambda: self._model.getLabelCols()[0]
+        if not self._classes:
+            return found | {name: partial(self._value, "Regression", metric) for name, metric in REGRESSION.items()}
+        found |= {name: partial(self._value, "Multiclass", metric) for name, metric in MULTICLASS.items()}
+        for name in BY_LABEL:
+            found[name] = partial(self._by_label, name)
+        binary = BINARY if self._classes == 2 else {}
+        return found | {name: partial(self._value, "Binary", metric) for name, metric in binary.items()}
+
+    @cached_property
+    def _classes(self) -> int | None:
+        return getattr(self._model, "numClasses", None)
+
+    def _by_label(self, metric: str) -> list[float]:
+        return [self._value("Multiclass", metric, metricLabel=label) for label in self.labels]
+
+    def _value(self, kind: str, metric: str, **options: Any) -> float:
+        """What one of Spark's evaluators computes of the predictions."""
+        from pyspark.ml import evaluation
+
+        key = (metric, *sorted(options.items()))
+        if key not in self._known:
+            column = "rawPredictionCol" if kind == "Binary" else "predictionCol"
+            options |= {"labelCol": self.labelCol, column: self._model.getOrDefault(column)}
+            if self._model.isDefined("weightCol"):
+                options["weightCol"] = self.weightCol
+            name = "RegressionEvaluator" if kind == "Regression" else f"{kind}ClassificationEvaluator"
+            self._known[key] = getattr(evaluation, name)(metricName=metric, **options).evaluate(self.predictions)
+        return self._known[key]

@@ -45,6 +45,7 @@ class Scorer:
             "rawPrediction".
         batch_size: rows per forward pass.
         handle_invalid: "error", "skip" (null values for an invalid row) or "keep" (NaN).
+        thresholds: those of the classes of the first output, or none.
     """
 
     archive: bytes
@@ -56,6 +57,7 @@ class Scorer:
     wanted: tuple[tuple[int, str], ...]
     batch_size: int
     handle_invalid: str
+    thresholds: tuple[float, ...] = ()
 
     @property
     def fields(self) -> list[str]:
@@ -133,16 +135,21 @@ def _forward(scorer: Scorer, forward: ForwardPass, arrays: Sequence[np.ndarray |
         lengths = [array[rows].lengths for array in arrays if isinstance(array, Ragged)]
         kinds = [*scorer.kinds, *[OutputKind.VECTOR] * len(scorer.layers)]
         wanted = {index for index, _ in scorer.wanted} | set(range(len(scorer.kinds), len(kinds)))
-        predicted = {
-            index: _predictions(kinds[index], tensors[index], forward.shapes[index], lengths) for index in wanted
-        }
+        predicted = {}
+        for index in wanted:
+            thresholds = () if index else scorer.thresholds
+            predicted[index] = _predictions(kinds[index], tensors[index], forward.shapes[index], lengths, thresholds)
         vectors = [predicted[index]["prediction"] for index in range(len(scorer.kinds), len(kinds))]
         parts.append(vectors + [predicted[index][what] for index, what in scorer.wanted])
     return [_concatenated(column) for column in zip(*parts, strict=True)]
 
 
 def _predictions(
-    kind: OutputKind, result: np.ndarray, shape: tuple[int | None, ...], lengths: Sequence[np.ndarray]
+    kind: OutputKind,
+    result: np.ndarray,
+    shape: tuple[int | None, ...],
+    lengths: Sequence[np.ndarray],
+    thresholds: Sequence[float],
 ) -> dict[str, np.ndarray | Ragged]:
     """``predictions`` without what was computed for padding, where a vector has a step for each step of its row.
 
@@ -151,6 +158,7 @@ def _predictions(
         result: what the network has computed, [rows, ...].
         shape: the shape of a row, with None for a dimension that the network does not determine.
         lengths: the lengths of the rows of each input whose rows differ in length.
+        thresholds: those of the classes.
     """
     same = len(lengths) > 0 and all((other == lengths[0]).all() for other in lengths)
     if kind == OutputKind.VECTOR and same and None in shape and len(result):
@@ -162,7 +170,7 @@ def _predictions(
             sizes = own * (math.prod(result.shape[1:]) // count)
             values = result[np.broadcast_to(real, result.shape)].astype(np.float64)
             return {"prediction": Ragged(values, offsets_of(sizes), (None,))}
-    return dict(predictions(kind, result))
+    return dict(predictions(kind, result, thresholds))
 
 
 def _concatenated(parts: Sequence[np.ndarray | Ragged]) -> np.ndarray | Ragged:

@@ -1,0 +1,198 @@
+"""What a model predicts of one row on the driver, and what it knows of its classes (driver side)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import pyarrow as pa
+from pyspark.ml import PredictionModel
+from pyspark.ml.linalg import DenseVector, Vector
+
+from cos_ml.data.columns import Column, decode, spark_dtype
+from cos_ml.data.ragged import cut
+from cos_ml.data.spool import raise_on_invalid
+from cos_ml.errors import InvalidInputError
+from cos_ml.network import checks
+from cos_ml.network.archive import Network, Tensor, load_model
+from cos_ml.network.forward import ForwardPass
+from cos_ml.network.outputs import OutputKind, num_classes, output_kinds, predictions
+
+if TYPE_CHECKING:
+    from cos_ml.params import ModelParams
+
+__all__ = ["RowPredictor", "class_labels", "labels_in_metadata"]
+
+# Of networks that have predicted a row, for as long as a model has them.
+_loaded: WeakKeyDictionary[Network, ForwardPass] = WeakKeyDictionary()
+
+
+class RowPredictor(PredictionModel[Any]):
+    """The methods that Spark's models of a regression or a classification have besides ``transform``.
+
+    They are about the network's first output, that of ``predictionCol``.
+    """
+
+    @property
+    def numFeatures(self) -> int:
+        """The number of values in a row of the network's inputs; -1 if it is unknown."""
+        network = self._network_or_none()
+        if network is None or any(None in tensor.shape for tensor in network.inputs):
+            return -1
+        return sum(int(np.prod(tensor.shape, dtype=int)) for tensor in network.inputs)
+
+    @property
+    def numClasses(self) -> int:
+        """The number of classes; as Spark's regression models, a model that is no classifier has no such attribute."""
+        classes = self._num_classes()
+        if classes is None:
+            raise AttributeError(f"{self.uid} has no numClasses: it is no classifier.")
+        return classes
+
+    def predict(self, value: Any) -> Any:
+        """The prediction for one row, computed on the driver.
+
+        Args:
+            value: the features: a Vector, an array of numbers, a number, bytes or a string, as in a column; for a
+                network of several inputs a tuple with one for each.
+
+        Returns:
+            float: the class, or a regressor's number; a Vector where ``transform`` writes one.
+
+        Raises:
+            InvalidInputError: the features do not fit the network; with ``handleInvalid="keep"`` NaN is returned for
+                what ``transform`` takes for an invalid row.
+        """
+        prediction = self._predicted(value)["prediction"]
+        return DenseVector(prediction) if prediction.ndim else float(prediction)
+
+    def predictRaw(self, value: Any) -> DenseVector:
+        """A classifier's logits or log-probabilities for one row; see ``predict``."""
+        return DenseVector(self._predicted(value, "predictRaw")["rawPrediction"])
+
+    def predictProbability(self, value: Any) -> DenseVector:
+        """A classifier's probabilities for one row; see ``predict``."""
+        return DenseVector(self._predicted(value, "predictProbability")["probability"])
+
+    def __repr__(self) -> str:
+        classes = self._num_classes()
+        facts = {"uid": self.uid, "numClasses": classes, "numFeatures": self.numFeatures}
+        known = ", ".join(f"{name}={value}" for name, value in facts.items() if value not in (None, -1))
+        return f"{type(self).__name__}: {known}"
+
+    def _output_kinds(self, network: Network) -> tuple[OutputKind, ...]:
+        """The kind of prediction of each output: a training's loss tells logits from numbers."""
+        return output_kinds(network.outputs, checks.loss_of(network, getattr(self, "compiled", None) or {}))
+
+    def _network_or_none(self) -> Network | None:
+        return self._network() if self.isSet("model") else None  # type: ignore[attr-defined, no-any-return]
+
+    def _num_classes(self) -> int | None:
+        network = self._network_or_none()
+        if network is None or not network.outputs:
+            return None
+        return num_classes(network.outputs[0], self._output_kinds(network)[0])
+
+    def _predicted(self, value: Any, method: str = "") -> dict[str, np.ndarray]:
+        """The values of the first output's columns for one row."""
+        params: Any = self
+        network: Network = params._network()
+        checks.check_call(network, "predict")
+        kind = self._output_kinds(network)[0]
+        class_labels(params, network.outputs[0], kind)
+        if method and num_classes(network.outputs[0], kind) is None:
+            raise InvalidInputError(f"{method} needs a classifier: output {network.outputs[0].name!r} is none.")
+        arrays, errors = _row(network.inputs, value, params.getFeaturesCol(), params.getPaddingValue())
+        if errors:
+            raise_on_invalid(errors, "keep" if params.getHandleInvalid() == "keep" else "error")
+        if network not in _loaded:
+            _loaded[network] = ForwardPass(load_model(network.archive, network.modules), ())
+        result = _loaded[network](*cut(arrays, slice(0, 1)).values())[0].numpy()
+        found = predictions(kind, result, params.value_or_none(params.thresholds) or ())
+        return {name: np.where(bool(errors), np.nan, values[0]) for name, values in found.items()}
+
+
+def class_labels(
+    params: ModelParams, output: Tensor, kind: str, metadata: dict[str, Any] | None = None
+) -> list[str] | None:
+    """The names of the classes: the Param labels, else those in the metadata of a label column that names each class.
+
+    Raises:
+        InvalidInputError: labels or thresholds are not one for each class of the output, or there are no labels for
+            the Param predictedLabelCol.
+    """
+    classes = num_classes(output, kind)
+    for param in (params.labels, params.thresholds):
+        given = params.value_or_none(param)
+        if given is not None and classes is None:
+            raise InvalidInputError(
+                f"Param {param.name}: expected a classifier, but output {output.name!r} computes no probabilities of "
+                f"classes, received {given}. Unset it."
+            )
+        if given is not None and len(given) != classes:
+            raise InvalidInputError(
+                f"Param {param.name}: expected one for each of the {classes} classes of output {output.name!r}, "
+                f"received {len(given)}: {given}."
+            )
+    labels = params.value_or_none(params.labels)
+    if labels is None and classes is not None:
+        labels = labels_in_metadata(metadata or {}, classes)
+    if labels is None and params.value_or_none(params.predictedLabelCol):
+        raise InvalidInputError(
+            f"Param predictedLabelCol: there are no names of {classes or 'the'} classes. Set the Param labels, or fit "
+            "to a label column from StringIndexer, whose metadata has them."
+        )
+    return labels
+
+
+def labels_in_metadata(metadata: dict[str, Any], classes: int) -> list[str] | None:
+    """The names of so many classes in the metadata of a column from StringIndexer or OneHotEncoder, if it has them."""
+    attributes = metadata.get("ml_attr") or {}
+    values = attributes.get("vals")
+    if values is None and attributes.get("num_attrs") == classes:
+        slots = [slot for kind in attributes.get("attrs", {}).values() for slot in kind]
+        values = [slot.get("name") for slot in sorted(slots, key=lambda slot: slot["idx"])]
+    if not values or None in values or len(values) != classes or len(set(values)) < classes:
+        return None
+    return [str(value) for value in values]
+
+
+def _row(inputs: tuple[Tensor, ...], value: Any, name: str, padding: float) -> tuple[dict[str, Any], list[Any]]:
+    """The arrays of one row by input, and what is wrong with it."""
+    values = value if len(inputs) > 1 and isinstance(value, (tuple, list)) else (value,)
+    if len(values) != len(inputs):
+        raise InvalidInputError(
+            f"Expected a tuple of values for the network's inputs {[tensor.name for tensor in inputs]}, received "
+            f"{type(value).__name__}."
+        )
+    arrays, errors = {}, []
+    for index, (tensor, one) in enumerate(zip(inputs, values, strict=True)):
+        shown = tensor.name if len(inputs) > 1 else name
+        column = Column(shown, f"x{index}", tensor.shape, spark_dtype(tensor.dtype), padding=padding)
+        arrays[column.field], found = decode(_arrow(one, column), column)
+        errors += found
+    return arrays, errors
+
+
+def _arrow(value: Any, column: Column) -> pa.Array:
+    """One value as the Arrow column that scoring tasks get."""
+    if isinstance(value, Vector):
+        value = value.toArray()
+    if isinstance(value, str) or value is None:
+        return pa.array([value], pa.large_string() if column.dtype == "string" else None)
+    if isinstance(value, (bytes, bytearray)):
+        return pa.array([bytes(value)], pa.binary())
+    try:
+        numbers = np.asarray(value)
+    except ValueError:
+        numbers = np.asarray(None)
+    strings = column.dtype == "string"
+    if numbers.dtype.kind not in ("U" if strings else "biuf"):
+        raise InvalidInputError(
+            f"Expected {'strings' if strings else 'a Vector or numbers'} for {column.name!r}, received {value!r:.60}."
+        )
+    if numbers.dtype.kind == "f" and column.dtype == "float32":
+        with np.errstate(over="ignore"):
+            numbers = numbers.astype(np.float32)
+    return pa.array([numbers.reshape(-1) if numbers.ndim else numbers.item()])
