@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["EstimatorAccessors", "ImageAccessors", "ModelAccessors"]
+__all__ = ["EstimatorAccessors", "ImageAccessors", "ModelAccessors", "TrainingAccessors"]
 
 
 class ModelAccessors:
@@ -16,10 +16,17 @@ class ModelAccessors:
 
     def setParams(self: Any, **kwargs: Any) -> Any:
         """Sets any of the Params by keyword, as the constructor does; None unsets one."""
+        for name in kwargs:
+            if not (self.hasParam(name) and hasattr(self, f"set{name[0].upper()}{name[1:]}")):
+                raise TypeError(f"setParams() got an unexpected keyword argument {name!r}")
         return self._set(**kwargs)
 
 
-class EstimatorAccessors(ModelAccessors):
+class TrainingAccessors(ModelAccessors):
+    """Getters of the Params of a training."""
+
+
+class EstimatorAccessors(TrainingAccessors):
     """Getters and setters of DeepNetEstimator's Params."""
 
 

@@ -18,6 +18,9 @@ class ModelAccessors:
         predictionCol: str | None = ...,
         probabilityCol: str | None = ...,
         rawPredictionCol: str | None = ...,
+        predictedLabelCol: str | None = ...,
+        labels: list[str] | None = ...,
+        thresholds: list[float] | None = ...,
         handleInvalid: str | None = ...,
         paddingValue: float | None = ...,
         predictBatchSize: int | None = ...,
@@ -71,6 +74,24 @@ class ModelAccessors:
         """Gets rawPredictionCol: output column of a classifier's logits or log-probabilities; '' omits it."""
     def setRawPredictionCol(self, value: str) -> Self:
         """Sets rawPredictionCol: output column of a classifier's logits or log-probabilities; '' omits it."""
+    def getPredictedLabelCol(self) -> str:
+        """Gets predictedLabelCol: output column of the name of the predicted class, a string, of the first output.
+        Unset: none."""
+    def setPredictedLabelCol(self, value: str) -> Self:
+        """Sets predictedLabelCol: output column of the name of the predicted class, a string, of the first output.
+        Unset: none."""
+    def getLabels(self) -> list[str]:
+        """Gets labels: names of the classes of the first output, in their order. Unset: those that StringIndexer has
+        left in the metadata of the label column of a fit."""
+    def setLabels(self, value: list[str]) -> Self:
+        """Sets labels: names of the classes of the first output, in their order. Unset: those that StringIndexer has
+        left in the metadata of the label column of a fit."""
+    def getThresholds(self) -> list[float]:
+        """Gets thresholds: a number (>= 0, at most one of them 0) per class of the first output: the class with the
+        largest probability / threshold is predicted. Unset: the most probable class."""
+    def setThresholds(self, value: list[float]) -> Self:
+        """Sets thresholds: a number (>= 0, at most one of them 0) per class of the first output: the class with the
+        largest probability / threshold is predicted. Unset: the most probable class."""
     def getHandleInvalid(self) -> str:
         """Gets handleInvalid: what to do with rows that contain a null, a NaN or the wrong number of values: 'error'
         (raise an error that names row and column), 'skip' (drop them) or 'keep' (NaN in, NaN out)."""
@@ -96,7 +117,93 @@ class ModelAccessors:
         """Sets handleMismatch: what to do when the outputs of a loaded model differ from those recorded when it was
         saved: 'warn', 'error' or 'ignore' (no check)."""
 
-class EstimatorAccessors(ModelAccessors):
+class TrainingAccessors(ModelAccessors):
+    """Getters of the Params of a training."""
+    def getValidationIndicatorCol(self) -> str:
+        """Gets validationIndicatorCol: boolean column: true rows validate every epoch instead of training."""
+    def getLoss(self) -> Any:
+        """Gets loss: Keras identifier or serializable object. Unset: a compiled model's."""
+    def getMetrics(self) -> Any:
+        """Gets metrics: Keras identifiers or serializable objects. Unset: a compiled model's."""
+    def getLossWeights(self) -> Any:
+        """Gets lossWeights: weight of each output's loss. Unset: a compiled model's."""
+    def getOptimizer(self) -> Any:
+        """Gets optimizer: Keras identifier or serializable object. A compiled model's own replaces the default."""
+    def getClassWeights(self) -> dict[int, float] | str:
+        """Gets classWeights: weight (>= 0) of each class in the loss of the training rows, times weightCol's: a dict by
+        class (classes that it lacks: 1), or 'balanced': rows / (classes that occur * rows of the class)."""
+    def getLearningRate(self) -> float:
+        """Gets learningRate: learning rate in place of the optimizer's (> 0); never scaled by the number of ranks."""
+    def getBatchSize(self) -> int:
+        """Gets batchSize: rows per rank and step (>= 1); the global batch is batchSize * numTrainWorkers."""
+    def getEpochs(self) -> int:
+        """Gets epochs: passes over the training rows (>= 1)."""
+    def getShuffle(self) -> bool:
+        """Gets shuffle: reorder each rank's rows in every epoch."""
+    def getSeed(self) -> int:
+        """Gets seed: seed of row order and of Dropout."""
+    def getPatience(self) -> int:
+        """Gets patience: stop after this many epochs (>= 0) without a better val_loss (loss, if no rows validate).
+        Unset: never."""
+    def getRestoreBestWeights(self) -> bool:
+        """Gets restoreBestWeights: end with the weights of the epoch of the best val_loss (loss, if no rows validate),
+        not of the last epoch."""
+    def getCallbacks(self) -> list[dict[str, Any]]:
+        """Gets callbacks: Keras callbacks that run in the ranks, each made with cos_ml.callback(class, arguments)."""
+    def getFrozenLayers(self) -> list[str]:
+        """Gets frozenLayers: layers, or models inside the model, whose weights do not change."""
+    def getFeed(self) -> str:
+        """Gets feed: how rows reach the ranks: 'arrow' (from Spark to each rank's local disk) or 'petastorm' (written
+        once as Parquet under cacheDir and read from there in every epoch)."""
+    def getCacheDir(self) -> str:
+        """Gets cacheDir: where the petastorm feed writes its Parquet files: a URL that Spark, fsspec and all ranks can
+        open."""
+    def getKeepCache(self) -> bool:
+        """Gets keepCache: keep the petastorm feed's Parquet files after the fit."""
+    def getCheckpointDir(self) -> str:
+        """Gets checkpointDir: folder for this fit's checkpoints: a URL that fsspec can write and all executors reach.
+        The same fit, started again after a failure, resumes from there. Unset: no checkpoints."""
+    def getCheckpointInterval(self) -> int:
+        """Gets checkpointInterval: epochs between two checkpoints (>= 1)."""
+    def getCheckpointSteps(self) -> int:
+        """Gets checkpointSteps: steps between two checkpoints within an epoch (>= 1), rounded up to whole calls of
+        stepsPerExecution steps. Unset: checkpoints at the ends of epochs only."""
+    def getResume(self) -> str:
+        """Gets resume: 'auto' resumes from checkpoints of the same fit in checkpointDir; 'never' discards them and
+        starts over."""
+    def getHandleNonFiniteLoss(self) -> str:
+        """Gets handleNonFiniteLoss: what to do when the loss becomes NaN or infinite: 'error' or 'keep' training."""
+    def getStallTimeout(self) -> float:
+        """Gets stallTimeout: seconds (> 0) after which a rank that makes no progress fails the attempt, and Spark
+        starts the ranks again. The first 16 steps, 16 steps of validation, a callback and a checkpoint must each take
+        less."""
+    def getNumTrainWorkers(self) -> int:
+        """Gets numTrainWorkers: ranks (>= 1): tasks that run at the same time."""
+    def getUseGpu(self) -> bool:
+        """Gets useGpu: train each rank on the GPU that Spark assigned to its task."""
+    def getGradientCompression(self) -> str:
+        """Gets gradientCompression: how gradients travel between ranks: 'none' (unchanged) or 'fp16' (half the bytes,
+        three digits)."""
+    def getGradientAccumulationSteps(self) -> int:
+        """Gets gradientAccumulationSteps: steps (>= 1) whose gradients are averaged into one update: a batch that is so
+        many times larger."""
+    def getDtypePolicy(self) -> str:
+        """Gets dtypePolicy: Keras dtype policy while training: 'mixed_float16' (with loss scaling) and 'mixed_bfloat16'
+        compute in half precision on float32 weights; 'float32'. Unset: each layer's own. The trained network has its
+        own again."""
+    def getJitCompile(self) -> bool:
+        """Gets jitCompile: compile loss and gradients with XLA (mostly for GPUs)."""
+    def getStepsPerExecution(self) -> int:
+        """Gets stepsPerExecution: steps per call of TensorFlow (>= 1); callbacks, progress and checkpoints run between
+        calls. Unset: 16."""
+    def getHorovodOptions(self) -> dict[str, Any]:
+        """Gets horovodOptions: Horovod settings of every rank: fusionThreshold (bytes), cycleTime (ms), timeline (a
+        file on rank 0's host), autotune (bool), networkInterface (a name such as eth0), and HOROVOD_... and NCCL_...
+        variables."""
+    def getProgress(self) -> bool:
+        """Gets progress: show a progress bar, and a line per epoch, on standard error."""
+
+class EstimatorAccessors(TrainingAccessors):
     """Getters and setters of DeepNetEstimator's Params."""
     def setParams(
         self,
@@ -112,6 +219,7 @@ class EstimatorAccessors(ModelAccessors):
         metrics: Any = ...,
         lossWeights: Any = ...,
         optimizer: Any = ...,
+        classWeights: dict[int, float] | str | None = ...,
         learningRate: float | None = ...,
         batchSize: int | None = ...,
         epochs: int | None = ...,
@@ -143,6 +251,9 @@ class EstimatorAccessors(ModelAccessors):
         predictionCol: str | None = ...,
         probabilityCol: str | None = ...,
         rawPredictionCol: str | None = ...,
+        predictedLabelCol: str | None = ...,
+        labels: list[str] | None = ...,
+        thresholds: list[float] | None = ...,
         handleInvalid: str | None = ...,
         paddingValue: float | None = ...,
         predictBatchSize: int | None = ...,
@@ -196,6 +307,12 @@ class EstimatorAccessors(ModelAccessors):
         """Gets optimizer: Keras identifier or serializable object. A compiled model's own replaces the default."""
     def setOptimizer(self, value: Any) -> Self:
         """Sets optimizer: Keras identifier or serializable object. A compiled model's own replaces the default."""
+    def getClassWeights(self) -> dict[int, float] | str:
+        """Gets classWeights: weight (>= 0) of each class in the loss of the training rows, times weightCol's: a dict by
+        class (classes that it lacks: 1), or 'balanced': rows / (classes that occur * rows of the class)."""
+    def setClassWeights(self, value: dict[int, float] | str) -> Self:
+        """Sets classWeights: weight (>= 0) of each class in the loss of the training rows, times weightCol's: a dict by
+        class (classes that it lacks: 1), or 'balanced': rows / (classes that occur * rows of the class)."""
     def getLearningRate(self) -> float:
         """Gets learningRate: learning rate in place of the optimizer's (> 0); never scaled by the number of ranks."""
     def setLearningRate(self, value: float) -> Self:
@@ -354,6 +471,24 @@ class EstimatorAccessors(ModelAccessors):
         """Gets rawPredictionCol: output column of a classifier's logits or log-probabilities; '' omits it."""
     def setRawPredictionCol(self, value: str) -> Self:
         """Sets rawPredictionCol: output column of a classifier's logits or log-probabilities; '' omits it."""
+    def getPredictedLabelCol(self) -> str:
+        """Gets predictedLabelCol: output column of the name of the predicted class, a string, of the first output.
+        Unset: none."""
+    def setPredictedLabelCol(self, value: str) -> Self:
+        """Sets predictedLabelCol: output column of the name of the predicted class, a string, of the first output.
+        Unset: none."""
+    def getLabels(self) -> list[str]:
+        """Gets labels: names of the classes of the first output, in their order. Unset: those that StringIndexer has
+        left in the metadata of the label column of a fit."""
+    def setLabels(self, value: list[str]) -> Self:
+        """Sets labels: names of the classes of the first output, in their order. Unset: those that StringIndexer has
+        left in the metadata of the label column of a fit."""
+    def getThresholds(self) -> list[float]:
+        """Gets thresholds: a number (>= 0, at most one of them 0) per class of the first output: the class with the
+        largest probability / threshold is predicted. Unset: the most probable class."""
+    def setThresholds(self, value: list[float]) -> Self:
+        """Sets thresholds: a number (>= 0, at most one of them 0) per class of the first output: the class with the
+        largest probability / threshold is predicted. Unset: the most probable class."""
     def getHandleInvalid(self) -> str:
         """Gets handleInvalid: what to do with rows that contain a null, a NaN or the wrong number of values: 'error'
         (raise an error that names row and column), 'skip' (drop them) or 'keep' (NaN in, NaN out)."""

@@ -11,7 +11,7 @@ import json
 import warnings
 from typing import Any
 
-from cos_ml.errors import InvalidInputError
+from cos_ml.errors import InvalidInputError, ParamTypeError
 from cos_ml.network.keras_import import import_keras
 from cos_ml.network.registered import custom_modules
 
@@ -98,7 +98,7 @@ def plain_callback(value: Any) -> dict[str, Any]:
             return dict(value)
     elif isinstance(value, (str, type)):
         return callback(value)
-    raise InvalidInputError(
+    raise ParamTypeError(
         f"Param callbacks: expected what cos_ml.callback(...) returns, received {value!r}. Callback objects can't be "
         f"sent to the ranks: use cos_ml.callback({type(value).__name__!r}, ...) with the arguments."
     )
@@ -120,5 +120,5 @@ def _class(kind: Any) -> type:
         except (AttributeError, ImportError) as error:
             raise InvalidInputError(f"Param callbacks: there is no {kind!r}: {error}.") from error
     if not (isinstance(cls, type) and issubclass(cls, callbacks.Callback)):
-        raise InvalidInputError(f"Param callbacks: expected a class of keras.callbacks, received {kind!r}.")
+        raise ParamTypeError(f"Param callbacks: expected a class of keras.callbacks, received {kind!r}.")
     return cls

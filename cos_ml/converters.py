@@ -24,15 +24,20 @@ __all__ = [
     "boolean",
     "class_labels",
     "class_thresholds",
+    "class_weights",
     "integer",
     "keras_callbacks",
     "keras_objects",
+    "keras_optimizer",
+    "loss_weights",
     "names",
     "non_empty_string",
     "one_of",
     "positive_number",
     "string",
 ]
+
+EXPECTED = "expected a Keras identifier or a serializable Keras object"
 
 
 def boolean(value: Any) -> bool:
@@ -121,6 +126,30 @@ def class_thresholds(value: Any) -> list[float]:
     return thresholds
 
 
+def class_weights(value: Any) -> dict[int, float] | str:
+    """A new dict of numbers >= 0 by class, or "balanced"."""
+    expected = 'expected a dict of finite numbers >= 0 by class (0, 1, ...), or "balanced"'
+    if isinstance(value, str) and value == "balanced":
+        return str(value)
+    if not isinstance(value, dict):
+        raise (ValueError if isinstance(value, str) else TypeError)(expected)
+    classes = {_class(key, expected): _number(weight, _is_weight, expected) for key, weight in value.items()}
+    return dict(sorted(classes.items()))
+
+
+def _class(value: Any, expected: str) -> int:
+    try:
+        return integer(0)(int(value) if isinstance(value, str) else value)  # JSON has no keys but strings
+    except ValueError:
+        raise ValueError(expected) from None
+    except TypeError:
+        raise TypeError(expected) from None
+
+
+def _is_weight(number: float) -> bool:
+    return 0 <= number < float("inf")
+
+
 def one_of(*choices: str) -> Callable[[Any], str]:
     """A converter to one of these strings."""
 
@@ -142,29 +171,69 @@ def keras_callbacks(value: Any) -> list[dict[str, Any]]:
     return [plain_callback(item) for item in value]
 
 
+def keras_optimizer(value: Any) -> Any:
+    """The name of an optimizer as it is, and an optimizer in Keras's serialized form."""
+    serialized = isinstance(value, dict) and "class_name" in value
+    if not (isinstance(value, str) or serialized or isinstance(value, import_keras().optimizers.Optimizer)):
+        raise TypeError(EXPECTED)
+    return keras_objects(value)
+
+
 def keras_objects(value: Any) -> Any:
     """Keras identifiers as they are and Keras objects in Keras's serialized form, also within lists and dicts."""
-    if value is None or isinstance(value, (str, int, float)):
+    if isinstance(value, (bool, int, float)):
+        raise TypeError(EXPECTED)
+    if value is None or isinstance(value, str):
         return value
     if isinstance(value, (list, tuple)):
         return [keras_objects(item) for item in value]
     if isinstance(value, dict):
-        return {key: keras_objects(item) for key, item in value.items()}
+        return _plain(value) if "class_name" in value else {_key(key): keras_objects(one) for key, one in value.items()}
     return _serialized(value)
 
 
+def loss_weights(value: Any) -> Any:
+    """A finite number for each output, in a list or by name; None within them is Keras's default."""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [None if item is None else _weight(item) for item in value]
+    if isinstance(value, dict):
+        return {_key(key): None if item is None else _weight(item) for key, item in value.items()}
+    return _weight(value)
+
+
+def _weight(value: Any) -> float:
+    number = _number(value, math.isfinite, "expected finite numbers, one for each output")
+    return int(number) if isinstance(value, Integral) else number
+
+
+def _key(key: Any) -> str:
+    if not isinstance(key, str):
+        raise TypeError("expected names of outputs as keys")
+    return key
+
+
+def _plain(value: Any) -> Any:
+    """A serialized object as its own copy, with any Keras object in it serialized as well."""
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return {key: _plain(one) for key, one in value.items()} if isinstance(value, dict) else _serialized(value)
+
+
 def _serialized(value: Any) -> Any:
+    if not (callable(value) or hasattr(value, "get_config")):
+        raise TypeError(EXPECTED)
     keras = import_keras()
-    expected = "expected a Keras identifier or a serializable Keras object"
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*lambda", category=UserWarning)  # which are refused below
             plain = keras.saving.serialize_keras_object(value)
         if not isinstance(plain, dict) or "class_name" not in plain:
-            raise ValueError(expected)
+            raise ValueError(EXPECTED)
         modules = custom_modules(plain)
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"{expected} ({error})") from error
+        raise ValueError(f"{EXPECTED} ({error})") from error
     if plain["class_name"] == "function":
         if not modules:  # Keras's own function, which has a short name, too
             return plain["config"]

@@ -2,6 +2,7 @@
 
 CosMLError
 ├── InvalidInputError (ValueError)    a Param, a column, a row or a network is invalid
+│   └── ParamTypeError (TypeError)    the value of a Param has the wrong type
 ├── SavedModelError   (ValueError)    a saved stage can't be loaded, or a path can't be saved to
 ├── ClusterError      (RuntimeError)  the cluster can't run the requested ranks
 ├── RankError         (RuntimeError)  a rank failed during training; contains its traceback and last output
@@ -18,6 +19,7 @@ __all__ = [
     "ClusterError",
     "CosMLError",
     "InvalidInputError",
+    "ParamTypeError",
     "RankError",
     "SavedModelError",
     "SetupError",
@@ -31,6 +33,10 @@ class CosMLError(Exception):
 
 class InvalidInputError(CosMLError, ValueError):
     """A Param, a column, a row or a network is invalid; the message names it and says what to do."""
+
+
+class ParamTypeError(InvalidInputError, TypeError):
+    """The value of a Param has the wrong type: a TypeError, as from Spark's own stages."""
 
 
 class SavedModelError(CosMLError, ValueError):

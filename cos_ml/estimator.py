@@ -22,6 +22,7 @@ from cos_ml.job.fit import Candidate, FitOptions, Trained, check_horovod, fit
 from cos_ml.model import COMPILED, DeepNetModel, check_layers, check_outputs
 from cos_ml.network import checks
 from cos_ml.network.archive import Network, find_layer
+from cos_ml.network.class_weights import with_class_weights
 from cos_ml.network.keras_import import import_keras
 from cos_ml.network.losses import losses_by_output, with_output_keys
 from cos_ml.network.outputs import check_loss, output_kinds
@@ -50,6 +51,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
             number, binary (uint8) or string. Flat rows take the shape of the input.
         labelCol, labelCols: a column, or one per output of the network: a number, a Vector or an array.
         weightCol, validationIndicatorCol: columns of row weights (>= 0) and of a boolean that marks validation rows.
+        classWeights: weights of classes in the loss of the training rows, or "balanced".
         loss, metrics, lossWeights, optimizer: Keras identifiers, or Keras objects that are serializable.
         batchSize, epochs, shuffle, seed, learningRate, patience, restoreBestWeights: how a network is trained.
         callbacks: Keras callbacks, each made with ``cos_ml.callback``.
@@ -80,6 +82,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         metrics: Any = None,
         lossWeights: Any = None,
         optimizer: Any = "adam",
+        classWeights: dict[int, float] | str | None = None,
         learningRate: float | None = None,
         batchSize: int = 32,
         epochs: int = 1,
@@ -227,11 +230,14 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         self._check_training(network, arguments, frozen, fields)
         modules = {*network.modules, *custom_modules(arguments), *custom_modules(callbacks)}
         weight, validation = self.value_or_none(self.weightCol), self.value_or_none(self.validationIndicatorCol)
+        labels = self.label_columns(dataset, network, loss)
+        labels, classes = with_class_weights(self.value_or_none(self.classWeights), network, labels, loss)
         spec = TrainSpec(
             inputs=input_columns(network, self.input_columns(), self.getPaddingValue()),
-            labels=self.label_columns(dataset, network, loss),
+            labels=labels,
             weight=None if weight is None else Column(weight, "w", low=0.0),
             validation=None if validation is None else Column(validation, "v", dtype="bool"),
+            class_weights=classes,
             compile=arguments,
             modules=tuple(sorted(modules)),
             frozen=frozen,

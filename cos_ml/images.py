@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,9 @@ __all__ = ["ImageAssembler", "preprocessing_layers"]
 
 
 def _channels(value: Any) -> int:
-    if isinstance(value, bool) or value not in tuple(MODES):
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError("expected 1 or 3")
+    if value not in tuple(MODES):
         raise ValueError("expected 1 or 3")
     return int(value)
 

@@ -11,6 +11,7 @@ from cos_ml import accessors
 from cos_ml.estimator import DeepNetEstimator
 from cos_ml.images import ImageAssembler
 from cos_ml.params import DeclaredParam, ModelParams
+from cos_ml.training_params import TrainingParams
 
 ROOT = Path(__file__).resolve().parent.parent
 STUB = ROOT / "cos_ml/accessors.pyi"
@@ -18,6 +19,7 @@ README = ROOT / "README.md"
 BEGIN, END = "<!-- begin Params: make params -->", "<!-- end Params -->"
 CLASSES = {
     accessors.ModelAccessors: ModelParams,
+    accessors.TrainingAccessors: TrainingParams,
     accessors.EstimatorAccessors: DeepNetEstimator,
     accessors.ImageAccessors: ImageAssembler,
 }
@@ -41,17 +43,24 @@ def _stub_of(base: type, stage: type) -> str:
     parents = ", ".join(parent.__name__ for parent in base.__bases__ if parent is not object)
     lines = [f"\nclass {base.__name__}{f'({parents})' if parents else ''}:", *_docstring(base.__doc__ or "", 4)]
     params = declarations(stage)
+    if not hasattr(stage, f"set{params[-1].name[0].upper()}{params[-1].name[1:]}"):
+        return "\n".join(lines + [line for param in params for line in _getter(stage, param)]) + "\n"
     lines += ["    def setParams(", "        self,", "        *,"]
     lines += [f"        {param.name}: {_nullable(param.accepts)} = ...," for param in params]
     lines += ["    ) -> Self:", *_docstring(accessors.ModelAccessors.setParams.__doc__ or "", 8)]
     for param in params:
         upper = param.name[0].upper() + param.name[1:]
-        if f"get{upper}" in param.generated:
-            doc = getattr(stage, f"get{upper}").__doc__
-            lines += [f"    def get{upper}(self) -> {param.returns}:", *_docstring(doc, 8)]
+        lines += _getter(stage, param)
         doc = getattr(stage, f"set{upper}").__doc__
         lines += [f"    def set{upper}(self, value: {param.accepts}) -> Self:", *_docstring(doc, 8)]
     return "\n".join(lines) + "\n"
+
+
+def _getter(stage: type, param: DeclaredParam[Any]) -> list[str]:
+    name = f"get{param.name[0].upper()}{param.name[1:]}"
+    if name not in param.generated:
+        return []
+    return [f"    def {name}(self) -> {param.returns}:", *_docstring(getattr(stage, name).__doc__, 8)]
 
 
 def _docstring(text: str, indent: int) -> list[str]:

@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict
 from typing import Any
 
-from cos_ml.errors import InvalidInputError
+from cos_ml.errors import InvalidInputError, ParamTypeError
 from cos_ml.interfaces import INTERFACE, local_addresses
 from cos_ml.job.placement import RankInfo
 from cos_ml.job.rendezvous import JOIN_TIMEOUT
@@ -25,7 +25,7 @@ RESERVED = re.compile(r"HOROVOD_((LOCAL_|CROSS_)?(RANK|SIZE)|HOSTNAME|CONTROLLER
 def converted(value: Any) -> dict[str, Any]:
     """Converter of the Param; raises InvalidInputError for unknown settings and for settings of the wrong type."""
     if not isinstance(value, dict):
-        raise InvalidInputError(f"Param horovodOptions: expected a dict, received {value!r}.")
+        raise ParamTypeError(f"Param horovodOptions: expected a dict, received {value!r}.")
     for name, setting in value.items():
         known = isinstance(name, str) and (name in NAMES or (VARIABLE.fullmatch(name) and not RESERVED.fullmatch(name)))
         if not known:
@@ -42,7 +42,8 @@ def converted(value: Any) -> dict[str, Any]:
             text = isinstance(setting, str) and "\0" not in setting
             valid, expected = text or isinstance(setting, (bool, int, float)), "a string or a number"
         if not valid:
-            raise InvalidInputError(f"Param horovodOptions: {name}: expected {expected}, received {setting!r}.")
+            kind = InvalidInputError if number or "\0" in str(setting) else ParamTypeError
+            raise kind(f"Param horovodOptions: {name}: expected {expected}, received {setting!r}.")
     return dict(value)
 
 

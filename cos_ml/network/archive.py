@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cos_ml.errors import InvalidInputError, SavedModelError
+from cos_ml.errors import InvalidInputError, ParamTypeError, SavedModelError
 from cos_ml.network import untrusted
 from cos_ml.network.compiled import compile_arguments
 from cos_ml.network.keras_import import import_keras
@@ -107,7 +107,7 @@ class Network:
         """
         if not isinstance(model, import_keras().Model):
             received = f"{type(model).__name__} {model!r:.60}"
-            raise InvalidInputError(f"Param model: expected a keras.Model, received {received}.")
+            raise ParamTypeError(f"Param model: expected a keras.Model, received {received}.")
         _check_built(model)
         archive = _saved(model)
         config = untrusted.config_of(archive)

@@ -1,0 +1,168 @@
+"""The Params of a training, which DeepNetEstimator sets and a trained DeepNetModel keeps (driver side)."""
+
+from __future__ import annotations
+
+from pyspark.ml.param import shared
+
+from cos_ml.accessors import TrainingAccessors
+from cos_ml.converters import (
+    boolean,
+    class_weights,
+    integer,
+    keras_callbacks,
+    keras_objects,
+    keras_optimizer,
+    loss_weights,
+    names,
+    non_empty_string,
+    one_of,
+    positive_number,
+    string,
+)
+from cos_ml.job import horovod_env
+from cos_ml.params import DeclaredParam, ModelParams
+
+__all__ = ["TrainingParams"]
+
+
+class TrainingParams(
+    TrainingAccessors,
+    ModelParams,
+    shared.HasValidationIndicatorCol,
+    shared.HasLearningRate,
+    shared.HasBatchSize,
+    shared.HasSeed,
+    shared.HasNumTrainWorkers,
+    shared.HasCheckpointInterval,
+    setters=False,
+):
+    """The Params of a training: on a model they tell how it was trained, so it has no setters of them."""
+
+    validationIndicatorCol = DeclaredParam(string, "boolean column: true rows validate every epoch instead of training")
+    loss = DeclaredParam(keras_objects, "Keras identifier or serializable object. Unset: a compiled model's")
+    metrics = DeclaredParam(keras_objects, "Keras identifiers or serializable objects. Unset: a compiled model's", [])
+    lossWeights = DeclaredParam(loss_weights, "weight of each output's loss. Unset: a compiled model's")
+    optimizer = DeclaredParam(
+        keras_optimizer, "Keras identifier or serializable object. A compiled model's own replaces the default", "adam"
+    )
+    classWeights = DeclaredParam(
+        class_weights,
+        "weight (>= 0) of each class in the loss of the training rows, times weightCol's: a dict by class (classes "
+        "that it lacks: 1), or 'balanced': rows / (classes that occur * rows of the class)",
+        identifies=True,
+    )
+    learningRate = DeclaredParam(
+        positive_number,
+        "learning rate in place of the optimizer's (> 0); never scaled by the number of ranks",
+        spec="learning_rate",
+        identifies=True,
+    )
+    batchSize = DeclaredParam(
+        integer(1),
+        "rows per rank and step (>= 1); the global batch is batchSize * numTrainWorkers",
+        32,
+        spec="batch_size",
+        identifies=True,
+    )
+    epochs = DeclaredParam(integer(1), "passes over the training rows (>= 1)", 1, spec="epochs", identifies=True)
+    shuffle = DeclaredParam(boolean, "reorder each rank's rows in every epoch", True, spec="shuffle", identifies=True)
+    seed = DeclaredParam(integer(-(2**63)), "seed of row order and of Dropout", 0, spec="seed", identifies=True)
+    patience = DeclaredParam(
+        integer(0),
+        "stop after this many epochs (>= 0) without a better val_loss (loss, if no rows validate). Unset: never",
+        spec="patience",
+        identifies=True,
+    )
+    restoreBestWeights = DeclaredParam(
+        boolean,
+        "end with the weights of the epoch of the best val_loss (loss, if no rows validate), not of the last epoch",
+        False,
+        spec="restore_best",
+        identifies=True,
+    )
+    callbacks = DeclaredParam(
+        keras_callbacks,
+        "Keras callbacks that run in the ranks, each made with cos_ml.callback(class, arguments)",
+        [],
+        accepts="list[Any]",
+        identifies=True,
+    )
+    frozenLayers = DeclaredParam(names, "layers, or models inside the model, whose weights do not change", [])
+    feed = DeclaredParam(
+        one_of("arrow", "petastorm"),
+        "how rows reach the ranks: 'arrow' (from Spark to each rank's local disk) or 'petastorm' (written once as "
+        "Parquet under cacheDir and read from there in every epoch)",
+        "arrow",
+        identifies=True,
+    )
+    cacheDir = DeclaredParam(
+        non_empty_string,
+        "where the petastorm feed writes its Parquet files: a URL that Spark, fsspec and all ranks can open",
+    )
+    keepCache = DeclaredParam(boolean, "keep the petastorm feed's Parquet files after the fit", False)
+    checkpointDir = DeclaredParam(
+        non_empty_string,
+        "folder for this fit's checkpoints: a URL that fsspec can write and all executors reach. The same fit, started "
+        "again after a failure, resumes from there. Unset: no checkpoints",
+    )
+    checkpointInterval = DeclaredParam(integer(1), "epochs between two checkpoints (>= 1)", 1)
+    checkpointSteps = DeclaredParam(
+        integer(1),
+        "steps between two checkpoints within an epoch (>= 1), rounded up to whole calls of stepsPerExecution steps. "
+        "Unset: checkpoints at the ends of epochs only",
+        identifies=True,
+    )
+    resume = DeclaredParam(
+        one_of("auto", "never"),
+        "'auto' resumes from checkpoints of the same fit in checkpointDir; 'never' discards them and starts over",
+        "auto",
+    )
+    handleNonFiniteLoss = DeclaredParam(
+        one_of("error", "keep"), "what to do when the loss becomes NaN or infinite: 'error' or 'keep' training", "error"
+    )
+    stallTimeout = DeclaredParam(
+        positive_number,
+        "seconds (> 0) after which a rank that makes no progress fails the attempt, and Spark starts the ranks again. "
+        "The first 16 steps, 16 steps of validation, a callback and a checkpoint must each take less",
+        1800.0,
+        spec="stall_timeout",
+    )
+    numTrainWorkers = DeclaredParam(integer(1), "ranks (>= 1): tasks that run at the same time", 1, identifies=True)
+    useGpu = DeclaredParam(boolean, "train each rank on the GPU that Spark assigned to its task", False, spec="use_gpu")
+    gradientCompression = DeclaredParam(
+        one_of("none", "fp16"),
+        "how gradients travel between ranks: 'none' (unchanged) or 'fp16' (half the bytes, three digits)",
+        "none",
+        spec="compression",
+        identifies=True,
+    )
+    gradientAccumulationSteps = DeclaredParam(
+        integer(1),
+        "steps (>= 1) whose gradients are averaged into one update: a batch that is so many times larger",
+        1,
+        spec="accumulation",
+        identifies=True,
+    )
+    dtypePolicy = DeclaredParam(
+        one_of("float32", "mixed_float16", "mixed_bfloat16"),
+        "Keras dtype policy while training: 'mixed_float16' (with loss scaling) and 'mixed_bfloat16' compute in half "
+        "precision on float32 weights; 'float32'. Unset: each layer's own. The trained network has its own again",
+        spec="dtype_policy",
+        identifies=True,
+    )
+    jitCompile = DeclaredParam(
+        boolean, "compile loss and gradients with XLA (mostly for GPUs)", False, spec="jit_compile"
+    )
+    stepsPerExecution = DeclaredParam(
+        integer(1),
+        "steps per call of TensorFlow (>= 1); callbacks, progress and checkpoints run between calls. Unset: 16",
+        spec="steps_per_execution",
+        identifies=True,
+    )
+    horovodOptions = DeclaredParam(
+        horovod_env.converted,
+        "Horovod settings of every rank: fusionThreshold (bytes), cycleTime (ms), timeline (a file on rank 0's host), "
+        "autotune (bool), networkInterface (a name such as eth0), and HOROVOD_... and NCCL_... variables",
+        {},
+    )
+    progress = DeclaredParam(boolean, "show a progress bar, and a line per epoch, on standard error", True)
