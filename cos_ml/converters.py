@@ -1,8 +1,8 @@
 """Converters of Param values (driver side).
 
 Each takes what a user set and returns it as plain data that JSON can hold, or raises TypeError (the wrong type) or
-ValueError (out of range) with what it expected; the Param adds its own name and the value received. The return annotation
-is the type that getters show.
+ValueError (out of range) with what it expected; the Param adds its own name and the value received. The return
+annotation is the type that getters show.
 """
 
 from __future__ import annotations

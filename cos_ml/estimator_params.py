@@ -17,7 +17,7 @@ def _pretrained(value: Any) -> DeepNetModel:
     return value.copy() if isinstance(value, DeepNetModel) else DeepNetModel(model=value)
 
 
-class EstimatorParams(EstimatorAccessors, TrainingParams):
+class EstimatorParams(EstimatorAccessors, TrainingParams, setters=True):
     """The Params of DeepNetEstimator: those of a training, and the network that it starts from."""
 
     model = DeclaredParam(

@@ -27,12 +27,12 @@ class DeclaredParam(Param[T]):
     """A Spark Param with everything that follows from it, declared once as an attribute of a StageParams class.
 
     The attribute names the Param and gives its class a getter and a setter, unless the class defines them; a class
-    with ``setters=False`` leaves the setters to its subclasses. README's table and ``accessors.pyi`` are generated from
-    the declarations; a test compares the constructors' signatures.
+    with ``setters=False`` leaves the setters to a subclass with ``setters=True``. README's table and ``accessors.pyi``
+    are generated from the declarations; a test compares the constructors' signatures.
 
     Args:
-        convert: converts what a user sets, or raises TypeError or ValueError with what it expected; its return annotation is
-            the type of the value.
+        convert: converts what a user sets, or raises TypeError or ValueError with what it expected; its return
+            annotation is the type of the value.
         doc: what the Param means, for ``explainParams``, README and docstrings.
         default: the default value; None for a Param that is unset by default.
         accepts: the type that users may set, as source text, where it is wider than that of the value.
@@ -88,9 +88,11 @@ class DeclaredParam(Param[T]):
 class StageParams(Params):
     """Base class of stages whose Params are DeclaredParams."""
 
-    def __init_subclass__(cls, setters: bool = True, **kwargs: Any) -> None:
+    def __init_subclass__(cls, setters: bool | None = None, **kwargs: Any) -> None:
+        """Adds setters of the Params that a class declares; if True, also of inherited ones without; if False, none."""
         super().__init_subclass__(**kwargs)
-        for param in [getattr(cls, name, None) for name in dir(cls)] if setters else []:
+        names = [] if setters is False else dir(cls) if setters else list(vars(cls))
+        for param in [getattr(cls, name, None) for name in names]:
             if isinstance(param, DeclaredParam):
                 param.add_setter(cls)
 

@@ -58,6 +58,20 @@ class NetworkStage(Params, DefaultParamsReadable[Any], DefaultParamsWritable):
         """The network of this stage, whose Param model is set."""
         raise NotImplementedError
 
+    def _inner(self) -> dict[str, Any] | None:
+        """What to save of the stage that is this one's Param model, beside its network; None if it is no stage."""
+        inner = self.getOrDefault("model") if self.isSet("model") else None
+        if not isinstance(inner, NetworkStage):
+            return None
+        return {"uid": inner.uid, "compiled": inner.compiled, "params": _chosen(inner)}
+
+    def _set_inner(self, saved: dict[str, Any] | None) -> None:
+        """Gives the stage that is this one's Param model what ``_inner`` has saved."""
+        if saved:
+            inner = self.getOrDefault("model")._resetUid(saved["uid"])
+            inner.compiled = saved["compiled"]
+            inner._set(**saved["params"])
+
 
 class StageWriter(DefaultParamsWriter):
     """Writes a stage: Spark ML's metadata, and the network as Parquet rows of at most 8 MiB."""
@@ -74,16 +88,15 @@ class StageWriter(DefaultParamsWriter):
         """Save the stage to ``path``; raises SavedModelError if something already exists there."""
         instance: Any = self.instance
         network: Network | None = instance._network() if instance.isSet(instance.model) else None
-        chosen = [param for param in instance.params if instance.isSet(param) and param.name != "model"]
         extra = {
             "format": FORMAT,
             "versions": recorded_versions(),
             "network": json.loads(network.facts()) | {"sha256": network.digest} if network else None,
             "compiled": instance.compiled,
+            "inner": instance._inner(),
         }
-        values = {param.name: instance.getOrDefault(param) for param in chosen}
         try:
-            self.saveMetadata(instance, path, self.sparkSession, extra, values)
+            self.saveMetadata(instance, path, self.sparkSession, extra, _chosen(instance))
         except Exception as error:
             if "already exists" in str(error).lower() or "PATH_ALREADY_EXISTS" in str(error):
                 raise SavedModelError(
@@ -132,7 +145,7 @@ class StageReader(DefaultParamsReader[Stage]):
                 "cos_ml that saved it."
             )
         stage: Any = self.cls()._resetUid(metadata["uid"])  # type: ignore[attr-defined]
-        untrusted.check_config(metadata["paramMap"])
+        untrusted.check_config([metadata["paramMap"], metadata.get("inner")])
         self.getAndSetParams(stage, metadata)
         if metadata["network"] is None:
             return stage
@@ -147,12 +160,19 @@ class StageReader(DefaultParamsReader[Stage]):
         untrusted.check_config(metadata["compiled"])
         _check_imported({*network.modules, *untrusted.modules_of(network.archive)})
         stage._set(model=network)
+        stage._set_inner(metadata.get("inner"))
         stage.compiled = metadata["compiled"]
         if stage.getHandleMismatch() != "ignore" and "golden" in items:
             check_golden(network, items["golden"], metadata["versions"], stage.getHandleMismatch() == "error")
         else:
             load_model(network.archive, network.modules)  # what Keras refuses is refused here, not by the executors
         return stage
+
+
+def _chosen(stage: Params) -> dict[str, Any]:
+    """The values of the Params that are set, by name, without the network."""
+    return {param.name: stage.getOrDefault(param) for param in stage.params
+            if stage.isSet(param) and param.name != "model"}  # fmt: skip
 
 
 def golden_rows(network: Network) -> bytes:

@@ -42,7 +42,8 @@ def converted(value: Any) -> dict[str, Any]:
             text = isinstance(setting, str) and "\0" not in setting
             valid, expected = text or isinstance(setting, (bool, int, float)), "a string or a number"
         if not valid:
-            kind = InvalidInputError if number or "\0" in str(setting) else ParamTypeError
+            of_type = number if expected == "a number >= 0" else isinstance(setting, str)
+            kind = InvalidInputError if of_type and name != "autotune" else ParamTypeError
             raise kind(f"Param horovodOptions: {name}: expected {expected}, received {setting!r}.")
     return dict(value)
 

@@ -9,7 +9,7 @@ from pyspark.ml.param import Param
 from pyspark.ml.tuning import ParamGridBuilder
 
 from cos_ml import DeepNetEstimator, DeepNetModel, ImageAssembler
-from cos_ml.errors import InvalidInputError
+from cos_ml.errors import InvalidInputError, ParamTypeError
 from cos_ml.estimator_params import EstimatorParams
 from cos_ml.network.archive import Network
 from cos_ml.network.keras_import import import_keras
@@ -33,6 +33,7 @@ DEFAULTS = {
     "metrics": [],
     "lossWeights": None,
     "optimizer": "adam",
+    "classWeights": None,
     "learningRate": None,
     "batchSize": 32,
     "epochs": 1,
@@ -44,6 +45,9 @@ DEFAULTS = {
     "predictionCol": "prediction",
     "probabilityCol": "probability",
     "rawPredictionCol": "rawPrediction",
+    "predictedLabelCol": None,
+    "labels": None,
+    "thresholds": None,
     "handleInvalid": "error",
     "paddingValue": 0.0,
     "predictBatchSize": 1024,
@@ -67,8 +71,8 @@ DEFAULTS = {
 }
 SHARED = [
     "model", "featuresCol", "inputCols", "labelCol", "labelCols", "weightCol", "featureLayers", "outputCols",
-    "predictionCol", "probabilityCol", "rawPredictionCol", "handleInvalid", "paddingValue", "predictBatchSize",
-    "handleMismatch",
+    "predictionCol", "probabilityCol", "rawPredictionCol", "predictedLabelCol", "labels", "thresholds",
+    "handleInvalid", "paddingValue", "predictBatchSize", "handleMismatch",
 ]  # fmt: skip
 VALUES = {
     "featuresCol": "pixels",
@@ -81,6 +85,7 @@ VALUES = {
     "metrics": ["mae"],
     "lossWeights": [0.5, 2.0],
     "optimizer": "sgd",
+    "classWeights": {0: 1.0, 1: 2.5},
     "learningRate": 0.5,
     "batchSize": 64,
     "epochs": 3,
@@ -93,6 +98,9 @@ VALUES = {
     "predictionCol": "p",
     "probabilityCol": "",
     "rawPredictionCol": "r",
+    "predictedLabelCol": "word",
+    "labels": ["cat", "dog"],
+    "thresholds": [0.5, 0.25],
     "handleInvalid": "skip",
     "paddingValue": -1.0,
     "predictBatchSize": 16,
@@ -173,7 +181,8 @@ def test_spec_fields_have_the_defaults_of_their_params():
         if name != "steps_per_execution":  # unset by default, which the field resolves
             assert fields[name] == param.default, param.name
     by_hand = {"inputs", "labels", "weight", "validation", "compile", "modules", "frozen", "callbacks", "checkpoint",
-               "stop_at_non_finite", "variables", "network", "name", "run_eagerly"}  # fmt: skip
+               "stop_at_non_finite", "variables", "network", "name", "run_eagerly",
+               "class_weights"}  # fmt: skip
     assert set(declared) | by_hand == set(fields)
     assert not set(declared) & by_hand
 
@@ -183,7 +192,7 @@ def test_what_identifies_a_fit():
     assert {param.name for param in DeepNetEstimator().params if param.identifies} == {
         "learningRate", "batchSize", "epochs", "shuffle", "seed", "handleInvalid", "callbacks", "patience",
         "restoreBestWeights", "numTrainWorkers", "feed", "checkpointSteps", "gradientCompression",
-        "gradientAccumulationSteps", "dtypePolicy", "stepsPerExecution", "paddingValue",
+        "gradientAccumulationSteps", "dtypePolicy", "stepsPerExecution", "paddingValue", "classWeights",
     }  # fmt: skip
 
 
@@ -425,6 +434,68 @@ def test_unknown_and_positional_arguments():
         DeepNetEstimator(batch_size=3)
     with pytest.raises(TypeError):
         DeepNetEstimator("features")
+
+
+@pytest.mark.parametrize(("stage", "param"), DECLARED, ids=lambda value: getattr(value, "name", None))
+def test_a_wrong_type_is_a_type_error(stage, param):
+    made, name, wrong = stage(), param.name, object()
+    for attempt in (
+        lambda: stage(**{name: wrong}),
+        lambda: made.set(made.getParam(name), wrong),
+        lambda: made.copy({made.getParam(name): wrong}),
+        lambda: ParamGridBuilder().addGrid(made.getParam(name), [wrong]).build(),
+        lambda: made.setParams(**{name: wrong}),
+        lambda: getattr(made, accessor("set", name))(wrong),
+    ):
+        of_training = stage is DeepNetModel and name not in SHARED  # a model has no keyword and no setter for it
+        with pytest.raises((TypeError, AttributeError) if of_training else ParamTypeError):
+            attempt()
+    assert not made.isSet(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("loss", 5),
+        ("loss", True),
+        ("loss", {1: "mse"}),
+        ("metrics", 0.5),
+        ("metrics", ["mae", 3]),
+        ("optimizer", ["adam"]),
+        ("optimizer", 0.1),
+        ("optimizer", keras.losses.Huber()),
+        ("lossWeights", "mse"),
+        ("lossWeights", ["1"]),
+        ("lossWeights", {"a": True}),
+        ("epochs", 2.5),
+        ("inputCols", [1]),
+        ("shuffle", np.bool_(True)),
+        ("callbacks", [3]),
+        ("horovodOptions", {"cycleTime": "1"}),
+        ("horovodOptions", {"autotune": 1}),
+    ],
+)
+def test_what_a_param_does_not_take(name, wrong):
+    with pytest.raises(ParamTypeError, match=f"Param {name}"):
+        DeepNetEstimator(**{name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("epochs", 0), ("learningRate", float("nan")), ("resume", "always"), ("inputCols", ["a", "a"]), ("cacheDir", ""),
+     ("lossWeights", [float("inf")]), ("horovodOptions", {"cycleTime": -1}), ("horovodOptions", {"color": 1})],
+)  # fmt: skip
+def test_what_is_out_of_range_is_a_value_error(name, value):
+    with pytest.raises(InvalidInputError) as error:
+        DeepNetEstimator(**{name: value})
+    assert not isinstance(error.value, TypeError)
+
+
+def test_set_params_takes_what_the_constructor_takes():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'epoch'"):
+        DeepNetEstimator().setParams(epoch=1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'epochs'"):
+        DeepNetModel().setParams(epochs=1)
 
 
 # ── Keras's objects ───────────────────────────────────────────────────────────────────────────────────────────────────
