@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from decimal import Decimal
 
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
@@ -19,6 +21,8 @@ from cos_ml.errors import InvalidInputError
 __all__ = ["expression", "given_type"]
 
 NUMBERS = (T.NumericType, T.BooleanType)
+FRACTIONS = (T.FloatType, T.DoubleType)
+LARGEST = 2.0**63 - 2.0**10  # the largest double that a bigint holds
 
 
 def expression(df: DataFrame, column: Column) -> SparkColumn:
@@ -44,24 +48,31 @@ def given_type(df: DataFrame, column: Column) -> T.DataType:
 
 
 def _joined(df: DataFrame, column: Column) -> SparkColumn:
-    """The arrays of several columns end to end; null where one of them is null and no number."""
-    found = [resolve(df, name) for name in column.parts]
-    arrays, scalars = [], 0
-    for name, one in zip(column.parts, found, strict=True):
-        if isinstance(one.data_type, T.BinaryType):
+    """The values of several columns as one array; null where an array or a Vector is."""
+    arrays: list[SparkColumn | list[SparkColumn]] = []
+    scalars = 0
+    for name in column.parts:
+        found = resolve(df, name)
+        if isinstance(found.data_type, T.BinaryType):
             raise InvalidInputError(
                 f"Param inputCols: column {name!r} is binary, and can't be joined with others. Make an array of it."
             )
-        values = _converted(one.values, one.data_type, replace(column, name=name))
-        scalar = isinstance(one.data_type, (*NUMBERS, T.StringType))
-        scalars += scalar
-        arrays.append(F.array(values) if scalar else values)
-    if column.size is not None and (scalars > column.size or scalars == len(found) != column.size):
+        values = _converted(found.values, found.data_type, replace(column, name=name))
+        if not isinstance(found.data_type, (*NUMBERS, T.StringType)):
+            arrays.append(values)
+            continue
+        scalars += 1
+        if arrays and isinstance(arrays[-1], list):
+            arrays[-1].append(values)
+        else:
+            arrays.append([values])
+    if column.size is not None and (scalars > column.size or scalars == len(column.parts) != column.size):
         raise InvalidInputError(
             f"Param inputCols: the columns {list(column.parts)} make {scalars} values per row; the network expects "
             f"{column.size}, of shape {column.shape}."
         )
-    return F.concat(*arrays)
+    joined = [F.array(*one) if isinstance(one, list) else one for one in arrays]
+    return joined[0] if len(joined) == 1 else F.concat(*joined)
 
 
 def _converted(source: SparkColumn, given: T.DataType, column: Column) -> SparkColumn:
@@ -113,6 +124,8 @@ def _conversion(given: T.DataType) -> str:
 def _spark_type(dtype: str, given: T.DataType) -> T.DataType:
     """The smallest of Spark's types that holds every number of a NumPy type; ``given`` is the type of the column."""
     if dtype == "uint64":  # Spark's integers are signed: only a decimal holds the upper half
+        if isinstance(given, FRACTIONS):  # as a decimal, large doubles would have the digits that Java prints
+            return T.DoubleType()
         wide = isinstance(given, T.DecimalType) and given.precision - given.scale > 18
         return T.DecimalType(20, 0) if wide else T.LongType()
     return {
@@ -123,14 +136,26 @@ def _spark_type(dtype: str, given: T.DataType) -> T.DataType:
 
 
 def _cast_or_null(source: SparkColumn, given: T.DataType, target: T.DataType, nested: bool) -> SparkColumn:
-    """Numbers, or arrays of them, cast to another type; null where it can't hold the number (NaN, out of range)."""
+    """Numbers, or arrays of them, cast to another type; null where it can't hold the number (1.5, NaN, out of range)."""
 
     def each(change: Callable[[SparkColumn], SparkColumn], values: SparkColumn) -> SparkColumn:
         return F.transform(values, change) if nested else change(values)
 
-    if isinstance(target, T.BooleanType) and isinstance(given, (T.FloatType, T.DoubleType)):  # Spark casts NaN to true
-        source = each(lambda number: F.when(~F.isnan(number), number), source)
-    cast = source.try_cast(T.ArrayType(target) if nested else target)
+    def cast(values: SparkColumn, kind: T.DataType) -> SparkColumn:
+        return values.try_cast(T.ArrayType(kind) if nested else kind)
+
+    if isinstance(target, T.BooleanType) and isinstance(given, FRACTIONS):  # Spark casts NaN to true
+        source = each(lambda number: F.when(F.abs(number) < math.inf, number), source)
+    found = cast(source, target)
+    if isinstance(target, (T.IntegralType, T.DecimalType)) and isinstance(given, (*FRACTIONS, T.DecimalType)):
+        # Spark cuts fractions off, and takes a double of 2**63 for a bigint. To look at each number is slow, and needed
+        # only where one has changed.
+        limit = F.lit(LARGEST if isinstance(given, FRACTIONS) else Decimal(10**38 - 1))
+        whole = each(
+            lambda number: F.when((F.floor(number).try_cast(given) == number) & (number <= limit), number), source
+        )
+        kept = cast(found, given).eqNullSafe(source) & ((F.array_max(source) if nested else source) <= limit)
+        found = F.when(kept, found).otherwise(cast(whole, target))
     if isinstance(target, T.DecimalType):
-        cast = each(lambda number: F.when(number.between(0, 2**64 - 1), number), cast)
-    return cast
+        found = each(lambda number: F.when(number.between(Decimal(0), Decimal(2**64 - 1)), number), found)
+    return found
