@@ -179,7 +179,7 @@ def _arrow(value: Any, column: Column) -> pa.Array:
     """One value as the Arrow column that scoring tasks get."""
     if isinstance(value, Vector):
         value = value.toArray()
-    if isinstance(value, str) or value is None:
+    if value is None or (isinstance(value, str) and column.dtype == "string"):
         return pa.array([value], pa.large_string() if column.dtype == "string" else None)
     if isinstance(value, (bytes, bytearray)):
         return pa.array([bytes(value)], pa.binary())
@@ -192,7 +192,20 @@ def _arrow(value: Any, column: Column) -> pa.Array:
         raise InvalidInputError(
             f"Expected {'strings' if strings else 'a Vector or numbers'} for {column.name!r}, received {value!r:.60}."
         )
+    if column.dtype.startswith(("int", "uint")):
+        return _integers(numbers, column.dtype)
     if numbers.dtype.kind == "f" and column.dtype == "float32":
         with np.errstate(over="ignore"):
             numbers = numbers.astype(np.float32)
     return pa.array([numbers.reshape(-1) if numbers.ndim else numbers.item()])
+
+
+def _integers(numbers: np.ndarray, dtype: str) -> pa.Array:
+    """Numbers as integers of a type; null for what it can't hold."""
+    limits = np.iinfo(dtype)
+    held = [
+        int(one) if limits.min <= one <= limits.max and one == int(one) else None
+        for one in numbers.reshape(-1).tolist()
+    ]
+    target = pa.from_numpy_dtype(np.dtype(dtype))
+    return pa.array([held], pa.list_(target)) if numbers.ndim else pa.array(held, target)
