@@ -7,7 +7,7 @@ READY = $(VENV)/.ready-$(STACK)
 # Two processes, each with the tests of a file at a time: a fit waits as long as it computes.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test unit local test-conformance test-conformance-all test-latest test-cluster test-processes test-newest params lint format benchmark clean
+.PHONY: help setup demo test unit local test-conformance test-conformance-all test-latest test-cluster test-processes test-newest fuzz-lmdb params lint format benchmark clean
 
 help:
 	@echo "make demo            train, save, reload and score a Pipeline on real data (sets everything up)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-processes  the tests of kills, hangs, fresh processes and the examples, with ranks started as a user's are"
 	@echo "make test-cluster    the tests on executor processes and on a standalone cluster; VENV=... names the environment"
 	@echo "make test-newest     the tests on the newest releases that exist, to see whether bounds in setup.cfg can be raised"
+	@echo "make fuzz-lmdb       reads 100,000 damaged LMDB files; SEED=... for others"
 	@echo "make unit, local     a part of make test, without lint"
 	@echo "make lint            ruff and mypy"
 	@echo "make format          ruff format, and ruff's automatic fixes"
@@ -80,6 +81,10 @@ format: setup
 
 params: setup
 	PYTHONPATH=. $(BIN)/python tools/generate_params.py
+
+# A damaged file is read or refused: 100,000 of them, each batch in a process of its own.
+fuzz-lmdb: setup
+	$(BIN)/python -m tests.support.lmdb_fuzz 100000 $(SEED)
 
 benchmark: setup
 	$(BIN)/python -m tests.benchmarks

@@ -117,13 +117,17 @@ def _add_convert(commands: Any) -> None:
     images.add_argument("--labels", required=True, metavar="FILE", help=labels)
     lmdb = "LMDB database: a folder that contains data.mdb, or a file"
     to_parquet = add("lmdb-to-parquet", convert.lmdb_to_parquet, "an LMDB of Caffe Datums to Parquet", lmdb)
-    add("lmdb-to-sequencefile", convert.lmdb_to_sequence_file, "an LMDB to SequenceFiles of (Text, BytesWritable)",
-        lmdb)  # fmt: skip
+    to_files = add(
+        "lmdb-to-sequencefile", convert.lmdb_to_sequence_file, "an LMDB to SequenceFiles of (Text, BytesWritable)",
+        lmdb,
+    )  # fmt: skip
     to_lmdb = add(
         "parquet-to-lmdb", convert.parquet_to_lmdb, "Parquet to an LMDB of Caffe Datums",
         "Parquet file or folder with columns id, data, label, encoded, channels, height, width, float_data",
     )  # fmt: skip
     to_lmdb.add_argument("--id", default="id", dest="id_column", metavar="COLUMN", help="column of the LMDB keys")
+    for parser in (to_parquet, to_files):
+        parser.add_argument("--database", metavar="NAME", help="the database to read, in a file with named ones")
     for parser in (to_parquet, to_lmdb):
         parser.add_argument("--raw", action="store_true", help="use columns key and value instead of Datums")
 

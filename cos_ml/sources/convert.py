@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 import cos_ml
 from cos_ml.data.names import fold
 from cos_ml.errors import InvalidInputError
+from cos_ml.paths import as_string
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -44,7 +45,7 @@ Item = TypeVar("Item")
 WritePart = Callable[[int, Callable[[int], Any]], None]
 
 
-def images_to_parquet(source: str, target: str, *, labels: str) -> None:
+def images_to_parquet(source: str | Path, target: str | Path, *, labels: str | Path) -> None:
     """Store image files, not decoded, with their labels.
 
     Args:
@@ -80,33 +81,33 @@ def images_to_parquet(source: str, target: str, *, labels: str) -> None:
         _in_parts(work, len(parts), len(listed), lambda *part: write_parquet_part(work, IMAGES, read, *part))
 
 
-def lmdb_to_parquet(source: str, target: str, *, raw: bool = False) -> None:
+def lmdb_to_parquet(source: str | Path, target: str | Path, *, raw: bool = False, database: str | None = None) -> None:
     """Store the records of an LMDB database as Parquet files.
 
     Args:
         source: the database, as ``spark.read.format("lmdb")`` takes it.
         target: the folder of Parquet files to create, with the columns of the format "lmdb".
         raw: store keys and values instead of decoding Caffe's Datums.
+        database: the name of the database, in a file with named ones.
 
     Raises:
         InvalidInputError: ``target`` already exists, ``source`` is not a database, or a value is not a Datum.
-        SetupError: the package lmdb is missing.
     """
     from cos_ml.sources.lmdb import LmdbReader
     from cos_ml.sources.records import DATUMS, RECORDS
 
     schema = RECORDS if raw else DATUMS
-    reader = LmdbReader(source, raw, None, schema.names)
+    reader = LmdbReader(as_string(source), raw, None, schema.names, database)
     ranges = reader.partitions()
 
     def write(number: int, advance: Callable[[int], Any]) -> None:
         write_parquet_part(work, schema, lambda part: reader.read(ranges[part]), number, advance)
 
-    with working_folder(target, ["lmdb-to-parquet", _stamps([reader.file]), str(ranges), raw]) as work:
+    with working_folder(target, ["lmdb-to-parquet", _stamps([reader.file]), str(ranges), raw, database]) as work:
         _in_parts(work, len(ranges), reader.count_rows(), write)
 
 
-def lmdb_to_sequence_file(source: str, target: str) -> None:
+def lmdb_to_sequence_file(source: str | Path, target: str | Path, *, database: str | None = None) -> None:
     """Store the records of an LMDB database, not decoded; bytes of keys that are not UTF-8 become ``\\xNN``.
 
     Spark writes the files, on this machine. ``read_sequence_file(spark, target, values="datum")`` decodes them as the
@@ -115,16 +116,16 @@ def lmdb_to_sequence_file(source: str, target: str) -> None:
     Args:
         source: the database, as ``spark.read.format("lmdb")`` takes it.
         target: the folder of SequenceFiles to create, with keys of Text and values of BytesWritable.
+        database: the name of the database, in a file with named ones.
 
     Raises:
         InvalidInputError: ``target`` already exists, or ``source`` is not a database.
-        SetupError: the package lmdb is missing.
     """
     from cos_ml.sources.images import write_sequence_file
     from cos_ml.sources.lmdb import LmdbReader
     from cos_ml.sources.records import RECORDS, keys_as_strings
 
-    reader = LmdbReader(source, True, None, RECORDS.names)
+    reader = LmdbReader(as_string(source), True, None, RECORDS.names, database)
     ranges = reader.partitions()
 
     def write(number: int, advance: Callable[[int], Any]) -> None:
@@ -134,18 +135,18 @@ def lmdb_to_sequence_file(source: str, target: str) -> None:
             return
         table = pa.concat_tables(tables)
         shutil.rmtree(work / "part", ignore_errors=True)
-        write_sequence_file(spark.createDataFrame(table).coalesce(1), (work / "part").as_uri())
+        write_sequence_file(spark.createDataFrame(table).coalesce(1), f"file://{work / 'part'}")
         os.replace(work / "part" / "part-00000", work / "out" / f"part-{number:05d}")
         advance(len(table))
 
     with (
-        working_folder(target, ["lmdb-to-sequencefile", _stamps([reader.file]), str(ranges)]) as work,
+        working_folder(target, ["lmdb-to-sequencefile", _stamps([reader.file]), str(ranges), database]) as work,
         _spark() as spark,
     ):
         _in_parts(work, len(ranges), reader.count_rows(), write)
 
 
-def parquet_to_lmdb(source: str, target: str, *, id_column: str = "id", raw: bool = False) -> None:
+def parquet_to_lmdb(source: str | Path, target: str | Path, *, id_column: str = "id", raw: bool = False) -> None:
     """Store the rows of Parquet files as the records of an LMDB database.
 
     Args:
@@ -163,6 +164,7 @@ def parquet_to_lmdb(source: str, target: str, *, id_column: str = "id", raw: boo
     from cos_ml.sources.lmdb import opened_to_write, put_records
     from cos_ml.sources.records import to_records
 
+    source = as_string(source)
     dataset = _parquet(source)
     stored = _to_write(dataset.schema.names, id_column, raw)
     schema, columns = pa.schema(list(stored)), {field.name: ds.field(name) for field, name in stored.items()}
@@ -189,7 +191,7 @@ def parquet_to_lmdb(source: str, target: str, *, id_column: str = "id", raw: boo
 
 
 @contextmanager
-def working_folder(target: str, inputs: Sequence[Any]) -> Iterator[Path]:
+def working_folder(target: str | Path, inputs: Sequence[Any]) -> Iterator[Path]:
     """The working folder; its folder ``out`` becomes ``target`` at the end.
 
     Args:
@@ -292,7 +294,7 @@ def _stamps(files: Iterable[str | Path]) -> list[tuple[str, int, int]]:
     return [(os.path.abspath(file), (found := os.stat(file)).st_size, found.st_mtime_ns) for file in files]
 
 
-def _listed(labels: str) -> list[tuple[str, int]]:
+def _listed(labels: str | Path) -> list[tuple[str, int]]:
     """The paths and labels in the lines of a text file."""
     if not os.path.isfile(labels):
         raise InvalidInputError(f"There is no file {labels}: expected lines with an image's path and an integer.")

@@ -10,11 +10,10 @@ import shutil
 import socket
 import time
 import uuid
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +29,18 @@ from pyspark.sql.datasource import (
 
 from cos_ml.data.names import fold
 from cos_ml.errors import InvalidInputError, SetupError
-from cos_ml.sources.lmdb_pages import even_keys
+from cos_ml.paths import local_path
+from cos_ml.sources.lmdb_pages import Malformed, NamedDatabase, PageFile, Records, Span, Tree, open_pages
 from cos_ml.sources.records import DATUM_SCHEMA, RAW_SCHEMA, RECORDS, datum_columns, to_records
 
-__all__ = ["KeyRange", "LmdbDataSource", "LmdbReader", "LmdbWriter", "Part", "opened_to_write", "put_records"]
+__all__ = ["LmdbDataSource", "LmdbReader", "LmdbWriter", "PageRange", "Part", "opened_to_write", "put_records"]
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 1 << 20
 PARTITION_BYTES = 32 << 20
 SPARE = 16 << 20  # bytes that a new database may need besides its records, before it grows
 ATTEMPTS = 20  # to remove a folder
+NAMES = 20  # of databases that a message shows
 
 
 class LmdbDataSource(DataSource):
@@ -57,22 +58,23 @@ class LmdbDataSource(DataSource):
     driver that is killed leaves a folder ``.NAME.*`` behind. Mode "append" only creates a new database; Spark offers
     no other modes for Python data sources.
 
-    A database is memory-mapped, never loaded: a task holds a few MB of rows, and the kernel reclaims the pages of the
-    file when it needs them. (A limit on the address space, spark.executor.pyspark.memory, must leave room for the
-    whole file.) Errors are InvalidInputErrors in Spark's Python workers; Spark quotes them in its own exceptions.
+    A task holds a few MB of rows. In a database with the flag ``MDB_DUPSORT``, each value of a key is a row. Files may
+    come from anywhere: one that contradicts its format is an error. Reading does not need the package lmdb. Errors are
+    InvalidInputErrors in Spark's Python workers; Spark quotes them in its own exceptions.
 
     Options:
-        numPartitions: the approximate number of key ranges to read. Default: one per 32 MB, and at least one per core
-            of the driver's machine.
+        numPartitions: the approximate number of parts to read. Default: one per 32 MB, and at least one per core of the
+            driver's machine.
         values: "datum" (default), or "raw" for binary columns ``key`` and ``value``.
+        database: the name of the database to read, in a file with named ones.
     """
 
     def __init__(self, options: Mapping[str, str]) -> None:
         super().__init__(options)  # type: ignore[arg-type]
-        _lmdb()  # fail early if the package is missing
         self.raw = _one_of(options, "values", "datum", "raw") == "raw"
         self.count = _positive_int(options, "numPartitions")
         self.path = _path(options)
+        self.database = options.get("database")
 
     @classmethod
     def name(cls) -> str:
@@ -85,19 +87,24 @@ class LmdbDataSource(DataSource):
 
     def reader(self, schema: T.StructType) -> LmdbReader:
         """A reader of the columns of ``schema``."""
-        return LmdbReader(self.path, self.raw, self.count, _checked(schema, self.schema()))
+        return LmdbReader(self.path, self.raw, self.count, _checked(schema, self.schema()), self.database)
 
     def writer(self, schema: T.StructType, overwrite: bool) -> LmdbWriter:
         """A writer of rows of ``schema``."""
+        if self.database is not None:
+            raise InvalidInputError(
+                f"Option database: a database that is written has no named ones in it, received {self.database!r}. "
+                "Leave the option out."
+            )
+        _lmdb()  # fail early if the package is missing
         return LmdbWriter(self.path, self.raw, _checked_to_write(schema, self.raw), overwrite)
 
 
 @dataclass
-class KeyRange(InputPartition):
-    """The keys from ``start`` to ``stop``, which is excluded; None means no limit."""
+class PageRange(InputPartition):
+    """The records to read: nodes of pages, with what is below them."""
 
-    start: bytes | None
-    stop: bytes | None
+    spans: list[Span]
 
 
 @dataclass
@@ -108,55 +115,90 @@ class Part(WriterCommitMessage):
 
 
 class LmdbReader(DataSourceReader):
-    """Divides the keys into ranges on the driver; each task reads one range."""
+    """Divides the pages into ranges on the driver; each task reads one range."""
 
-    def __init__(self, path: str, raw: bool, count: int | None, columns: Sequence[str]) -> None:
+    def __init__(
+        self, path: str, raw: bool, count: int | None, columns: Sequence[str], database: str | None = None
+    ) -> None:
         self.path = path
         self.raw = raw
         self.count = count
         self.columns = list(columns)
+        self.database = database
 
     @property
     def file(self) -> str:
         """The file of the database."""
         return _data_file(self.path)
 
-    def partitions(self) -> list[KeyRange]:
-        """Half-open ranges of keys with about equal numbers of records; each record is in exactly one of them.
+    def partitions(self) -> list[PageRange]:
+        """Ranges with about equal numbers of records; each record is in exactly one of them.
 
         Planning reads a few hundred pages, however large the database is.
 
         Raises:
-            InvalidInputError: there is no database, or its file is truncated or of another format.
+            InvalidInputError: there is no database, its file is truncated, damaged or of another format, or it has
+                named databases, of which none is chosen.
         """
-        with _opened(self.path) as environment:
-            size = environment.stat()["psize"] * (environment.info()["last_pgno"] + 1)
-            count = self.count or max(size // PARTITION_BYTES, os.cpu_count() or 1)
-            inner = even_keys(environment, self.file, count)
-        bounds = [None, *inner, None]
-        return [KeyRange(*ends) for ends in pairwise(bounds)]
+        with self._opened() as (file, tree):
+            count = self.count or max(file.size * file.count // PARTITION_BYTES, os.cpu_count() or 1)
+            ranges = [PageRange(spans) for spans in file.parts(tree, count)]
+        for batches in map(self._records, ranges[:1]):
+            next(batches, None)  # here rather than in a task: are the records named databases?
+        return ranges or [PageRange([])]
 
     def count_rows(self) -> int:
         """The number of records, which the database stores."""
-        with _opened(self.path) as environment:
-            return int(environment.stat()["entries"])
+        with self._opened() as (_, tree):
+            return tree.entries
 
     def read(self, partition: InputPartition) -> Iterator[pa.RecordBatch]:
         """Read the rows of one range, in batches of a few MB.
 
         Raises:
-            InvalidInputError: a value is not a Datum.
+            InvalidInputError: a value is not a Datum, or the file is damaged.
         """
-        assert isinstance(partition, KeyRange)
-        with _opened(self.path) as environment, environment.begin() as transaction:
-            for keys, values in _batches(transaction.cursor(), partition):
-                names = list(map(fold, self.columns))
-                columns = (
-                    [pa.array(keys if name == "key" else values, pa.binary()) for name in names]
-                    if self.raw
-                    else datum_columns(names, keys, values, self.path)
-                )
-                yield pa.RecordBatch.from_arrays(columns, self.columns)
+        assert isinstance(partition, PageRange)
+        for keys, values in _batches(self._records(partition)):
+            columns = (
+                [pa.array(keys if name == "key" else values, pa.binary()) for name in self.columns]
+                if self.raw
+                else datum_columns(self.columns, keys, values, self.path)
+            )
+            yield pa.RecordBatch.from_arrays(columns, self.columns)
+
+    def _records(self, part: PageRange) -> Iterator[Records]:
+        with self._opened() as (file, _):
+            yield from file.records(part.spans)
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[PageFile, Tree]]:
+        """The open file and the tree to read; what goes wrong while it is open is an InvalidInputError."""
+        if not os.path.isfile(self.file):
+            raise InvalidInputError(
+                f"There is no LMDB database at {self.path}: expected a folder with data.mdb, or a file."
+            )
+        try:
+            with open_pages(self.file) as file:
+                yield file, file.main if self.database is None else self._chosen(file)
+        except NamedDatabase:
+            raise InvalidInputError(
+                f"{self.file} has named databases: choose one of {_names(self.file)} with the option database."
+            ) from None
+        except Malformed as error:
+            raise InvalidInputError(f"{self.file} {error}.") from error
+        except OSError as error:
+            raise InvalidInputError(f"{self.file} is not a readable LMDB database: {error.strerror}.") from error
+
+    def _chosen(self, file: PageFile) -> Tree:
+        for name, tree in file.databases():
+            if name == str(self.database).encode():
+                return tree
+        names = _names(self.file)
+        raise InvalidInputError(
+            f"Option database: {self.file} has no database {self.database!r}. "
+            + (f"Choose one of {names}." if names else "It has no named ones: leave the option out.")
+        )
 
 
 class LmdbWriter(DataSourceArrowWriter):
@@ -241,13 +283,21 @@ def _positive_int(options: Mapping[str, str], name: str) -> int | None:
 
 def _path(options: Mapping[str, str]) -> str:
     path = options.get("path", "")
-    if path.startswith("file:"):
-        path = "/" + path.removeprefix("file:").lstrip("/")
-    if not path or "://" in path:
+    found = local_path(path) if path else None
+    if found is None:
         raise InvalidInputError(
             f"Expected the path of an LMDB database on a file system of this machine, received {path!r}."
         )
-    return os.path.abspath(path)  # executors may have another working directory
+    return os.path.abspath(found)  # executors may have another working directory
+
+
+def _names(path: str) -> list[str]:
+    """The names of the databases in a file, as far as a message shows them and the file is whole."""
+    found = []
+    with suppress(Malformed), open_pages(path) as file:
+        for name, _ in islice(file.databases(), NAMES):
+            found.append(str(name, "utf-8", "backslashreplace"))
+    return found
 
 
 def _checked(schema: T.StructType, known: str) -> list[str]:
@@ -280,52 +330,20 @@ def _data_file(path: str) -> str:
     return os.path.join(path, "data.mdb") if os.path.isdir(path) else path
 
 
-@contextmanager
-def _opened(path: str) -> Iterator[Any]:
-    """The database at ``path``, opened read-only and without a lock file, for read-only file systems."""
-    lmdb = _lmdb()
-    file = _data_file(path)
-    if not os.path.isfile(file):
-        raise InvalidInputError(f"There is no LMDB database at {path}: expected a folder with data.mdb, or a file.")
-    try:
-        environment = lmdb.open(file, subdir=False, readonly=True, lock=False, max_spare_txns=0)
-    except lmdb.Error as error:
-        raise InvalidInputError(f"{file} is not a readable LMDB database: {error}") from error
-    with environment:
-        needed = environment.stat()["psize"] * (environment.info()["last_pgno"] + 1)
-        # Without this check a signal (SIGBUS) would kill the process when it touches a missing page.
-        if os.path.getsize(file) < needed:
-            raise InvalidInputError(f"{file} is truncated: it has {os.path.getsize(file):,} of {needed:,} bytes.")
-        try:
-            yield environment
-        except lmdb.Error as error:
-            raise InvalidInputError(f"{file} is damaged: {error}") from error
-
-
-def _batches(cursor: Any, keys: KeyRange) -> Iterator[tuple[list[bytes], list[bytes]]]:
-    """The keys and values of a range, a few MB at a time."""
-    if not (cursor.first() if keys.start is None else cursor.set_range(keys.start)):
-        return
-    records = cursor.iternext()
-    found: list[bytes] = []
+def _batches(records: Iterator[Records]) -> Iterator[Records]:
+    """Records in batches of a few MB."""
+    keys: list[bytes] = []
     values: list[bytes] = []
     size = 0
-    step = 1
-    while chunk := list(islice(records, step)):
-        # Lists of bytes, which the garbage collector ignores; thousands of tuples would trigger it again and again.
-        some_keys, some_values = zip(*chunk, strict=True)
-        if keys.stop is not None and some_keys[-1] >= keys.stop:
-            inside = bisect_left(some_keys, keys.stop)
-            yield found + list(some_keys[:inside]), values + list(some_values[:inside])
-            return
-        found += some_keys
+    for some_keys, some_values in records:
+        keys += some_keys
         values += some_values
         size += sum(map(len, some_values))
-        step = min(max(BATCH_BYTES * len(found) // (4 * size + 1), 1), 512)
-        if size >= BATCH_BYTES or len(found) >= BATCH_ROWS:
-            yield found, values
-            found, values, size = [], [], 0
-    yield found, values
+        if size >= BATCH_BYTES or len(keys) >= BATCH_ROWS:
+            yield keys, values
+            keys, values, size = [], [], 0
+    if keys:
+        yield keys, values
 
 
 def _check_target(path: str, overwrite: bool) -> None:

@@ -26,7 +26,7 @@ from pyspark.sql.datasource import DataSource, DataSourceReader, InputPartition
 from pyspark.sql.types import StructType
 
 from cos_ml.sources import datum, register
-from cos_ml.sources.lmdb import BATCH_BYTES, BATCH_ROWS, KeyRange, LmdbReader
+from cos_ml.sources.lmdb import BATCH_BYTES, BATCH_ROWS, LmdbReader, PageRange
 from cos_ml.sources.records import DATUM_SCHEMA, DATUMS
 from tests.benchmarks import data
 
@@ -112,7 +112,7 @@ def _write(folder: str, rows: int, shape: list[int]) -> None:
             transaction.put(b"%08d" % row, value, append=True)
 
 
-def _read(reader: LmdbReader, part: KeyRange) -> int:
+def _read(reader: LmdbReader, part: PageRange) -> int:
     return sum(batch.num_rows for batch in reader.read(part))
 
 
