@@ -194,18 +194,16 @@ def _arrow(value: Any, column: Column) -> pa.Array:
         )
     if column.dtype.startswith(("int", "uint")):
         return _integers(numbers, column.dtype)
-    if numbers.dtype.kind == "f" and column.dtype == "float32":
+    if column.dtype.startswith("float"):
         with np.errstate(over="ignore"):
-            numbers = numbers.astype(np.float32)
+            numbers = numbers.astype(column.dtype)
     return pa.array([numbers.reshape(-1) if numbers.ndim else numbers.item()])
 
 
 def _integers(numbers: np.ndarray, dtype: str) -> pa.Array:
     """Numbers as integers of a type; null for what it can't hold."""
     limits = np.iinfo(dtype)
-    held = [
-        int(one) if limits.min <= one <= limits.max and one == int(one) else None
-        for one in numbers.reshape(-1).tolist()
-    ]
+    values = numbers.reshape(-1).tolist()
+    held = [int(one) if limits.min <= one <= limits.max and one == int(one) else None for one in values]
     target = pa.from_numpy_dtype(np.dtype(dtype))
     return pa.array([held], pa.list_(target)) if numbers.ndim else pa.array(held, target)
