@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from cos_ml.data.ragged import Ragged, offsets_of
 from cos_ml.errors import InvalidInputError
 
-__all__ = ["Column", "RowError", "as_list_array", "decode", "renumber", "settle", "spark_dtype"]
+__all__ = ["Column", "RowError", "as_list_array", "decode", "inconsistent_shapes", "renumber", "settle", "spark_dtype"]
 
 INTEGRAL = ("int", "uint", "bool")  # how the names of the types begin that hold no fractions
 
@@ -31,8 +31,10 @@ class Column:
         dtype: NumPy's name of the element type, or "string".
         classes: the number of classes, for a column of class labels.
         low, high: the smallest and the largest allowed value, for a column of numbers.
+        below: the number of rows of the Embedding that takes the column's numbers as indices.
         padding: the number at the end of rows that are shorter than the longest of their batch.
-        alternatives: other shapes that rows may have: the first row that is not empty decides for all of a partition.
+        alternatives: other shapes that rows may have: all of them the same one, and none is empty. Where it is known
+            which, that one.
         ignored: a class that the loss ignores, allowed besides the others.
         hint: what to do about rows of another size.
         parts: the user's names of the columns that are joined to this one; empty for a single column.
@@ -50,6 +52,7 @@ class Column:
     ignored: float | None = None
     hint: str = ""
     parts: tuple[str, ...] = ()
+    below: int | None = None
 
     def __post_init__(self) -> None:
         if self.shape.count(None) > 1:
@@ -72,6 +75,10 @@ class Column:
     def may_vary(self) -> bool:
         """Whether rows may differ in length."""
         return any(None in shape for shape in (self.shape, *self.alternatives))
+
+    def with_shape(self, shape: tuple[int | None, ...]) -> Column:
+        """The same column, whose rows are known to have this one of the shapes that they may have."""
+        return replace(self, shape=shape, alternatives=(shape,) if self.alternatives else ())
 
     def shape_of(self, stored: Sequence[int | None]) -> tuple[int | None, ...]:
         """The shape, among those that rows may have, of rows that are stored in the shape ``stored``."""
@@ -101,17 +108,33 @@ def spark_dtype(tensor_dtype: str) -> str:
 
 
 def settle(values: pa.Array, column: Column) -> Column:
-    """``column`` with the one shape that its rows have: the first row that is not empty decides, if there is one."""
+    """``column`` with the one shape that its rows have; as it is where no row has any of its shapes.
+
+    A row has the first shape that is right for its size, whatever the rows beside it have.
+
+    Raises:
+        InvalidInputError: two rows have different ones of these shapes.
+    """
     return _settled(column, _flatten(values)[1]) if column.alternatives else column
 
 
 def _settled(column: Column, sizes: np.ndarray) -> Column:
-    first = next(iter(sizes[sizes > 0].tolist()), 0)
-    if not column.alternatives or not first:
+    """``settle`` by the sizes of the rows."""
+    if not column.alternatives:
         return column
-    shapes = (column.shape, *column.alternatives)
-    shape = next((shape for shape in shapes if _fits(shape, np.array(first))), column.shape)
-    return replace(column, shape=shape, alternatives=())
+    shapes = sorted((column.shape, *column.alternatives), key=lambda shape: None in shape)
+    fits = np.array([_fits(shape, sizes) & (sizes > 0) for shape in shapes])
+    chosen = fits.argmax(axis=0)[fits.any(axis=0)]
+    if not len(chosen):
+        return column
+    if (chosen != chosen[0]).any():
+        raise inconsistent_shapes(column, shapes[chosen[chosen != chosen[0]][0]], shapes[chosen[0]])
+    return column.with_shape(shapes[chosen[0]])
+
+
+def inconsistent_shapes(column: Column, shape: tuple[Any, ...], expected: tuple[Any, ...]) -> InvalidInputError:
+    """The error of rows of another shape than those before them."""
+    return InvalidInputError(f"Column {column.name!r} has inconsistent row shapes: {shape} after {expected}.")
 
 
 def _fits(shape: tuple[int | None, ...], sizes: np.ndarray) -> Any:
@@ -145,11 +168,12 @@ def decode(values: pa.Array, column: Column) -> tuple[np.ndarray | Ragged, list[
         return _decode_ragged(flat, sizes, column)
     if values.null_count == 0 and flat.null_count == 0 and (sizes == column.known_size).all():
         numbers = flat.to_numpy(zero_copy_only=False).reshape(len(values), *column.shape)
-        row_errors = [] if _has_no_nan(numbers) else _nan_errors(numbers, column)
+        numbers, row_errors = _finite(numbers, column)
     else:
         numbers, row_errors = _decode_bad(flat, sizes, column)
     if _is_cast(flat, numbers, column):
         numbers, row_errors = _to_integers(numbers, row_errors, column)
+    numbers, row_errors = _indices(numbers, row_errors, column)
     row_errors += _out_of_range(numbers, column, {error.row for error in row_errors})
     return numbers, sorted(row_errors, key=lambda error: error.row)
 
@@ -158,12 +182,12 @@ def _decode_ragged(flat: pa.Array, sizes: np.ndarray, column: Column) -> tuple[R
     """``decode`` of rows that may differ in length."""
     numbers, (good, row_errors) = _filled(flat), _check_rows(flat, sizes, column)
     owners = np.repeat(np.arange(len(sizes)), np.maximum(sizes, 0))  # the row of each number
-    if not _has_no_nan(numbers):
+    if not _is_finite(numbers):
         places = np.arange(len(numbers)) - np.repeat(offsets_of(np.maximum(sizes, 0))[:-1], np.maximum(sizes, 0))
-        rows, first = np.unique(owners[np.isnan(numbers)], return_index=True)
-        where = dict(zip(rows.tolist(), places[np.isnan(numbers)][first].tolist(), strict=True))
+        rows, first = np.unique(owners[~np.isfinite(numbers)], return_index=True)
+        where = dict(zip(rows.tolist(), np.flatnonzero(~np.isfinite(numbers))[first].tolist(), strict=True))
         bad = np.isin(np.arange(len(sizes)), rows) & good
-        row_errors += _errors(bad, column, lambda row: f"has NaN at position {where[row]}")
+        row_errors += _errors(bad, column, lambda row: f"{_has(numbers[where[row]])} at position {places[where[row]]}")
         good &= ~bad
     # The checks of values take each number for a row of its own.
     one = replace(column, shape=())
@@ -172,12 +196,18 @@ def _decode_ragged(flat: pa.Array, sizes: np.ndarray, column: Column) -> tuple[R
         bad = np.isin(np.arange(len(sizes)), owners[[error.row for error in found]]) & good
         row_errors += _errors(bad, column, lambda _: found[0].what)
         good &= ~bad
+    if column.below is not None:
+        found = _indices(numbers, [], one)[1]
+        first = {int(owners[error.row]): error for error in reversed(found)}
+        bad = np.isin(np.arange(len(sizes)), list(first)) & good
+        row_errors += _errors(bad, column, lambda row: first[row].what)
+        good &= ~bad
     known = set(np.flatnonzero(~good[owners]).tolist())
     row_errors += [replace(error, row=int(owners[error.row])) for error in _out_of_range(numbers, one, known)]
     row_errors.sort(key=lambda error: error.row)
     if not good.all():
         sizes, raw = np.where(good, sizes, column.known_size), numbers
-        numbers = np.full(sizes.sum(), _nothing(raw.dtype), raw.dtype)
+        numbers = np.full(sizes.sum(), _nothing(raw.dtype, column), raw.dtype)
         numbers[np.repeat(good, sizes)] = raw[good[owners]]
     if numbers.dtype == np.uint8 and column.padding not in range(256):
         numbers = numbers.astype(column.dtype)
@@ -189,18 +219,20 @@ def _from_decimals(flat: pa.Array, dtype: np.dtype[Any]) -> pa.Array:
     if dtype.kind in "iu":
         low, high = (pa.scalar(Decimal(int(limit))) for limit in (np.iinfo(dtype).min, np.iinfo(dtype).max))
         fits = pc.and_(pc.greater_equal(flat, low), pc.less_equal(flat, high))
+        fits = pc.and_(fits, pc.equal(flat, pc.trunc(flat)))
         flat = pc.if_else(fits, flat, pa.scalar(None, flat.type))
     return flat.cast(pa.from_numpy_dtype(dtype if dtype.kind in "iu" else np.dtype("float64")), safe=False)
 
 
 def _is_cast(flat: pa.Array, numbers: np.ndarray, column: Column) -> bool:
-    """Whether the values still have to become the column's whole numbers or booleans; bytes stay what they are."""
-    return column.dtype.startswith(INTEGRAL) and numbers.dtype != column.dtype and flat.type != pa.uint8()
+    """Whether the values still have to become the column's whole numbers or booleans; most bytes stay what they are."""
+    is_stored = flat.type == pa.uint8() and column.dtype != "int8"
+    return column.dtype.startswith(INTEGRAL) and numbers.dtype != column.dtype and not is_stored
 
 
-def _nothing(dtype: np.dtype[Any]) -> Any:
-    """What bad rows are filled with."""
-    return {"O": b"", "f": np.nan}.get(dtype.kind, 0)
+def _nothing(dtype: np.dtype[Any], column: Column) -> Any:
+    """What bad rows are filled with: where indices are expected, with one that exists."""
+    return {"O": b"", "f": np.nan if column.below is None else 0}.get(dtype.kind, 0)
 
 
 def as_list_array(rows: np.ndarray | Ragged, empty: np.ndarray | None = None) -> pa.Array:
@@ -241,11 +273,11 @@ def _nulls(values: pa.Array) -> np.ndarray:
     return values.is_null().to_numpy(zero_copy_only=False)
 
 
-def _has_no_nan(numbers: np.ndarray) -> bool:
-    # A sum of squares is NaN if any number is, and otherwise at most infinite: one fast pass, no temporary array.
+def _is_finite(numbers: np.ndarray) -> bool:
+    # A sum of squares is NaN or infinite if any number is: one fast pass, no temporary array. So is that of large ones.
     flat = numbers.reshape(-1)
     with np.errstate(over="ignore"):
-        return flat.dtype.kind != "f" or not np.isnan(np.dot(flat, flat))
+        return flat.dtype.kind != "f" or bool(np.isfinite(np.dot(flat, flat)) or np.isfinite(flat).all())
 
 
 def _errors(bad_rows: np.ndarray, column: Column, what: Callable[[int], str]) -> list[RowError]:
@@ -257,10 +289,26 @@ def _flat_rows(numbers: np.ndarray) -> np.ndarray:
     return numbers.reshape(len(numbers), math.prod(numbers.shape[1:]))
 
 
-def _nan_errors(numbers: np.ndarray, column: Column) -> list[RowError]:
-    bad = _flat_rows(np.isnan(numbers))
-    where = "is NaN" if bad.shape[1] == 1 else "has NaN at position {}"
-    return _errors(bad.any(axis=1), column, lambda row: where.format(bad[row].argmax()))
+def _finite(numbers: np.ndarray, column: Column) -> tuple[np.ndarray, list[RowError]]:
+    """The numbers with NaN in place of infinite ones, and an error for each row that has one that is not finite."""
+    if _is_finite(numbers):
+        return numbers, []
+    rows = _flat_rows(numbers)
+    bad = ~np.isfinite(rows)
+
+    def what(row: int) -> str:
+        first = int(bad[row].argmax())
+        if rows.shape[1] == 1:
+            return "is NaN" if np.isnan(rows[row, 0]) else "is infinite"
+        return f"{_has(rows[row, first])} at position {first}"
+
+    row_errors = _errors(bad.any(axis=1), column, what)
+    numbers = np.where(np.isinf(numbers), np.array(np.nan, numbers.dtype), numbers)
+    return numbers, row_errors
+
+
+def _has(number: float) -> str:
+    return "has NaN" if np.isnan(number) else "has an infinite number"
 
 
 def _filled(flat: pa.Array) -> np.ndarray:
@@ -276,7 +324,7 @@ def _check_rows(flat: pa.Array, sizes: np.ndarray, column: Column) -> tuple[np.n
     with_null = np.zeros(len(sizes), bool)
     if flat.null_count:
         with_null[np.repeat(np.arange(len(sizes)), np.maximum(sizes, 0))[_nulls(flat)]] = True
-    fits = _fits(column.shape, sizes)
+    fits = _fits(column.shape, sizes) & ((sizes > 0) | (not column.alternatives))
     wrong_size = ~fits & (sizes >= 0)
     # Spark has replaced numbers that are not of an integer type by null.
     other = f" or not {_a(column.dtype)}" if column.dtype.startswith(INTEGRAL) else ""
@@ -292,11 +340,11 @@ def _check_rows(flat: pa.Array, sizes: np.ndarray, column: Column) -> tuple[np.n
 def _decode_bad(flat: pa.Array, sizes: np.ndarray, column: Column) -> tuple[np.ndarray, list[RowError]]:
     """The rare case: a row is null, contains a null, or has the wrong size."""
     raw, (good, row_errors) = _filled(flat), _check_rows(flat, sizes, column)
-    numbers = np.full((len(sizes), *column.shape), _nothing(raw.dtype), raw.dtype)  # type: ignore[arg-type]
+    numbers = np.full((len(sizes), *column.shape), _nothing(raw.dtype, column), raw.dtype)  # type: ignore[arg-type]
     numbers[good] = raw[np.repeat(good, np.maximum(sizes, 0))].reshape(-1, *column.shape)
-    if raw.dtype.kind == "f":
-        good_rows = np.flatnonzero(good).tolist()
-        row_errors += [replace(error, row=good_rows[error.row]) for error in _nan_errors(numbers[good], column)]
+    numbers[good], found = _finite(numbers[good], column)
+    good_rows = np.flatnonzero(good).tolist()
+    row_errors += [replace(error, row=good_rows[error.row]) for error in found]
     return numbers, row_errors
 
 
@@ -306,15 +354,42 @@ def _a(dtype: str) -> str:
 
 def _to_integers(numbers: np.ndarray, errors: list[RowError], column: Column) -> tuple[np.ndarray, list[RowError]]:
     """Cast to the column's integer type or bool; bad rows, and those with a number it can't hold, become 0."""
-    if numbers.dtype.kind == "f":
-        numbers = np.trunc(np.where(np.isnan(numbers), 0, numbers))
-    with np.errstate(invalid="ignore"):
+    if numbers.dtype.kind == "f" and column.dtype != "bool":
+        limits = np.iinfo(column.dtype)
+        # The largest number of a type may have no float of its own, but the one above it has: a power of two.
+        fits = (numbers >= float(limits.min)) & (numbers < float(int(limits.max) + 1)) & (numbers == np.trunc(numbers))
+        integers = np.where(fits, numbers, 0).astype(column.dtype)
+    else:
         integers = numbers.astype(column.dtype)
-    differs = _flat_rows((integers != numbers) & (column.dtype != "bool")).any(axis=1)
+        fits = (integers == numbers) | (column.dtype == "bool")
+    differs = _flat_rows(~fits).any(axis=1)
     differs[[error.row for error in errors]] = False  # reported already
     errors = errors + _errors(differs, column, lambda _: f"contains a number that is not {_a(column.dtype)}")
     integers[[error.row for error in errors]] = 0
     return integers, errors
+
+
+def _indices(numbers: np.ndarray, errors: list[RowError], column: Column) -> tuple[np.ndarray, list[RowError]]:
+    """Find rows with an index that the Embedding does not have; bad rows become 0, which it has."""
+    if column.below is None:
+        return numbers, errors
+    rows = _flat_rows(numbers)
+    bad = ~((rows > -1) & (rows < column.below))  # Keras cuts fractions off
+    bad[[error.row for error in errors]] = False  # reported already
+
+    def what(row: int) -> str:
+        index, single = int(bad[row].argmax()), rows.shape[1] == 1
+        is_number = f"is {rows[row, index]:g}" if single else f"has {rows[row, index]:g} at position {index}"
+        return (
+            f"{is_number}; expected an index from 0 to {column.below - 1}, because the network's Embedding has "
+            f"{column.below} rows"
+        )
+
+    errors = errors + _errors(bad.any(axis=1), column, what)
+    if errors:
+        numbers = numbers.copy()
+        numbers[[error.row for error in errors]] = 0
+    return numbers, errors
 
 
 def _out_of_range(numbers: np.ndarray, column: Column, known: set[int]) -> list[RowError]:

@@ -15,12 +15,13 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from cos_ml.data.columns import Column
-from cos_ml.data.names import resolve
+from cos_ml.data.names import Resolved, resolve
 from cos_ml.errors import InvalidInputError
 
 __all__ = ["expression", "given_type"]
 
 NUMBERS = (T.NumericType, T.BooleanType)
+SCALARS = (*NUMBERS, T.StringType)
 FRACTIONS = (T.FloatType, T.DoubleType)
 LARGEST = 2.0**63 - 2.0**10  # the largest double that a bigint holds
 
@@ -42,37 +43,49 @@ def expression(df: DataFrame, column: Column) -> SparkColumn:
 
 def given_type(df: DataFrame, column: Column) -> T.DataType:
     """The type of the column in ``df``; that of ``expression`` where it joins several columns."""
-    if column.parts:
-        return T.ArrayType(T.StringType() if column.dtype == "string" else _spark_type(column.dtype, T.LongType()))
-    return resolve(df, column.name).data_type
+    return df.select(_joined(df, column)).schema[0].dataType if column.parts else resolve(df, column.name).data_type
 
 
 def _joined(df: DataFrame, column: Column) -> SparkColumn:
     """The values of several columns as one array; null where an array or a Vector is."""
+    found = {name: resolve(df, name) for name in column.parts}
+    _check_sizes(column, [_size(found[name]) for name in column.parts])
     arrays: list[SparkColumn | list[SparkColumn]] = []
-    scalars = 0
     for name in column.parts:
-        found = resolve(df, name)
-        if isinstance(found.data_type, T.BinaryType):
+        given = found[name].data_type
+        if isinstance(given, T.BinaryType):
             raise InvalidInputError(
                 f"Param inputCols: column {name!r} is binary, and can't be joined with others. Make an array of it."
             )
-        values = _converted(found.values, found.data_type, replace(column, name=name))
-        if not isinstance(found.data_type, (*NUMBERS, T.StringType)):
+        values = _converted(found[name].values, given, replace(column, name=name))
+        if not isinstance(given, SCALARS):
             arrays.append(values)
-            continue
-        scalars += 1
-        if arrays and isinstance(arrays[-1], list):
+        elif arrays and isinstance(arrays[-1], list):
             arrays[-1].append(values)
         else:
             arrays.append([values])
-    if column.size is not None and (scalars > column.size or scalars == len(column.parts) != column.size):
-        raise InvalidInputError(
-            f"Param inputCols: the columns {list(column.parts)} make {scalars} values per row; the network expects "
-            f"{column.size}, of shape {column.shape}."
-        )
     joined = [F.array(*one) if isinstance(one, list) else one for one in arrays]
     return joined[0] if len(joined) == 1 else F.concat(*joined)
+
+
+def _size(column: Resolved) -> int | None:
+    """The number of values in a row, where the type or the metadata of a Vector column tell it."""
+    if isinstance(column.data_type, SCALARS):
+        return 1
+    size = column.metadata.get("ml_attr", {}).get("num_attrs")
+    attrs = column.metadata.get("ml_attr", {}).get("attrs", {})
+    return size if size is not None or not attrs else sum(map(len, attrs.values()))
+
+
+def _check_sizes(column: Column, sizes: list[int | None]) -> None:
+    """Raises InvalidInputError for columns to join whose rows can't have the size that the network expects."""
+    least = sum(size or 0 for size in sizes)
+    if column.size is not None and (least > column.size or None not in sizes and least != column.size):
+        more = " or more" if None in sizes else ""
+        raise InvalidInputError(
+            f"Param inputCols: the columns {list(column.parts)} make {least}{more} values per row; the network expects "
+            f"{column.size}, of shape {column.shape}."
+        )
 
 
 def _converted(source: SparkColumn, given: T.DataType, column: Column) -> SparkColumn:
@@ -136,7 +149,7 @@ def _spark_type(dtype: str, given: T.DataType) -> T.DataType:
 
 
 def _cast_or_null(source: SparkColumn, given: T.DataType, target: T.DataType, nested: bool) -> SparkColumn:
-    """Numbers, or arrays of them, cast to another type; null where it can't hold the number (1.5, NaN, out of range)."""
+    """Numbers, or arrays of them, cast to another type; null where it can't hold the number (1.5, NaN, 2**63)."""
 
     def each(change: Callable[[SparkColumn], SparkColumn], values: SparkColumn) -> SparkColumn:
         return F.transform(values, change) if nested else change(values)
@@ -151,9 +164,8 @@ def _cast_or_null(source: SparkColumn, given: T.DataType, target: T.DataType, ne
         # Spark cuts fractions off, and takes a double of 2**63 for a bigint. To look at each number is slow, and needed
         # only where one has changed.
         limit = F.lit(LARGEST if isinstance(given, FRACTIONS) else Decimal(10**38 - 1))
-        whole = each(
-            lambda number: F.when((F.floor(number).try_cast(given) == number) & (number <= limit), number), source
-        )
+        is_whole = lambda number: (F.floor(number).try_cast(given) == number) & (number <= limit)  # noqa: E731
+        whole = each(lambda number: F.when(is_whole(number), number), source)
         kept = cast(found, given).eqNullSafe(source) & ((F.array_max(source) if nested else source) <= limit)
         found = F.when(kept, found).otherwise(cast(whole, target))
     if isinstance(target, T.DecimalType):

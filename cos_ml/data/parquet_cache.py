@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from cos_ml.data.columns import Column
+from cos_ml.data.columns import Column, inconsistent_shapes
 from cos_ml.data.frames import small_batches
 from cos_ml.data.ragged import Ragged, offsets_of
-from cos_ml.data.spool import inconsistent_shapes, usable_rows
+from cos_ml.data.spool import usable_rows
 from cos_ml.errors import InvalidInputError, from_spark
 from cos_ml.spec import TrainSpec
 
@@ -105,6 +105,7 @@ def usable_batches(spec: TrainSpec, batches: Iterable[pa.RecordBatch]) -> Iterat
     seen = 0
     shapes: dict[str, tuple[int | None, ...]] = {}
     settled: dict[str, Column] = {}
+    keeps = spec.handle_invalid == "keep"  # bad rows, whose values have changed
     for batch in batches:
         arrays, kept = usable_rows(batch, spec, seen, settled)
         seen += batch.num_rows
@@ -113,7 +114,7 @@ def usable_batches(spec: TrainSpec, batches: Iterable[pa.RecordBatch]) -> Iterat
             if shape != shapes.setdefault(column.field, shape):
                 raise inconsistent_shapes(column, shape, shapes[column.field])
         columns = [
-            to_stored(arrays[name][kept], values.type) if name in arrays else values.filter(pa.array(kept))
+            to_stored(arrays[name][kept], values.type) if name in arrays and keeps else values.filter(pa.array(kept))
             for name, values in zip(batch.schema.names, batch.columns, strict=True)
         ]
         yield pa.RecordBatch.from_arrays(columns, batch.schema.names)

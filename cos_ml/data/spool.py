@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from cos_ml.data.columns import Column, RowError, decode, renumber, settle
+from cos_ml.data.columns import Column, RowError, decode, inconsistent_shapes, renumber, settle
 from cos_ml.data.disk_arrays import RowsOnDisk, Strings, map_array, map_offsets, map_strings
 from cos_ml.data.ragged import Ragged, cut, offsets_of
 from cos_ml.errors import InvalidInputError
@@ -130,11 +130,6 @@ class Spool:
                 file.close()
 
 
-def inconsistent_shapes(column: Column, shape: tuple[Any, ...], expected: tuple[Any, ...]) -> InvalidInputError:
-    """The error of rows of another shape than those before them."""
-    return InvalidInputError(f"Column {column.name!r} has inconsistent row shapes: {shape} after {expected}.")
-
-
 def usable_rows(
     batch: pa.RecordBatch, spec: TrainSpec, first_row: int, settled: dict[str, Column] | None = None
 ) -> tuple[dict[str, np.ndarray | Ragged], np.ndarray]:
@@ -148,15 +143,23 @@ def usable_rows(
             the same dict with each batch of a partition, so that all of its rows have one shape.
 
     Raises:
-        InvalidInputError: a row is bad and may not be skipped; the message counts rows from ``first_row``.
+        InvalidInputError: a row is bad and may not be skipped, the message counts rows from ``first_row``; or rows have
+            several of the shapes that a column allows.
     """
     arrays, row_errors = {}, []
     settled = {} if settled is None else settled
     for column in spec.columns:
         values = batch.column(column.field)
-        settled[column.field] = settle(values, settled.get(column.field, column))
+        own, before = settle(values, column), settled.get(column.field, column)
+        if column not in (own, before) and own.shape != before.shape:
+            raise inconsistent_shapes(column, own.shape, before.shape)
+        settled[column.field] = before if own == column else own
         arrays[column.field], found = decode(values, settled[column.field])
         row_errors += renumber(found, first_row)
+    if spec.validation:
+        marks = batch.column(spec.validation.field)
+        nulls = np.flatnonzero(marks.is_null().to_numpy(zero_copy_only=False)).tolist() if marks.null_count else []
+        row_errors += [RowError(first_row + row, spec.validation.name, "is null") for row in nulls]
     kept = np.ones(batch.num_rows, bool)
     if row_errors:
         raise_on_invalid(row_errors, spec.handle_invalid)

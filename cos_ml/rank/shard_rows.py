@@ -8,7 +8,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ class ShardRows:
     ) -> None:
         self.part, self.spec, self.shards, self.rank = part, spec, shards, rank
         self.columns = tuple(
-            replace(column, shape=column.shape_of(shards.shapes[column.field]), alternatives=())
+            column.with_shape(column.shape_of(shards.shapes[column.field]))
             for column in (spec.columns if columns is None else columns)
         )
         self.count = shards.rows[rank][part]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from cos_ml.data.columns import Column, RowError, as_list_array, decode, renumber, settle, spark_dtype
+from cos_ml.errors import InvalidInputError
 
 PIXELS = Column("pixels", "x0", (2,))
 NUMBER = Column("size", "x0")
@@ -126,16 +127,30 @@ def test_no_numbers():
     assert row_errors == []
 
 
-def test_infinities_are_numbers():
-    for values in ([np.inf, 1.0], [-np.inf, np.inf]):
-        numbers, row_errors = decode(pa.array([values]), PIXELS)
-        assert numbers.tolist() == [values]
-        assert row_errors == []
+@pytest.mark.parametrize("dtype", [pa.float32(), pa.float64()])
+def test_infinite_numbers(dtype):
+    values = [[1.0, 2.0], [np.inf, np.nan], [1.0, -np.inf], None]
+    numbers, row_errors = decode(pa.array(values, pa.list_(dtype)), PIXELS)
+    assert messages(row_errors) == [
+        "column 'pixels', row 1: has an infinite number at position 0",
+        "column 'pixels', row 2: has an infinite number at position 1",
+        "column 'pixels', row 3: is null",
+    ]
+    assert np.isnan(numbers).tolist() == [[False, False], [True, True], [False, True], [True, True]]
+    _, row_errors = decode(pa.array([np.inf, -np.inf, np.nan, 1.0], dtype), Column("weight", "w", low=0.0))
+    assert messages(row_errors) == [
+        f"column 'weight', row {row}: {what}" for row, what in enumerate(["is infinite", "is infinite", "is NaN"])
+    ]
+    rows, row_errors = decode(pa.array([[1.0], [], [1.0, np.inf]], pa.list_(dtype)), Column("steps", "x0", (None,)))
+    assert messages(row_errors) == ["column 'steps', row 2: has an infinite number at position 1"]
+    assert np.isnan(rows[2:].values).tolist() == [True]
 
 
-def test_nan_beside_infinities_is_found():
-    _, row_errors = decode(pa.array([[np.inf, -np.inf], [np.inf, np.nan]]), PIXELS)
-    assert messages(row_errors) == ["column 'pixels', row 1: has NaN at position 1"]
+def test_large_numbers_are_finite():
+    values = np.array([[3e38, -3e38], [1e30, 0.0]], np.float32)  # whose squares are infinite
+    numbers, row_errors = decode(as_list_array(values), PIXELS)
+    assert (numbers == values).all()
+    assert row_errors == []
 
 
 @given(st.integers(0, 5), st.integers(0, 6), st.sampled_from([np.float32, np.float64, np.int32]), st.data())
@@ -220,13 +235,25 @@ def test_no_numbers_for_an_unknown_dimension(values):
 
 
 @pytest.mark.parametrize(("size", "shape"), [(6, (3, 2)), (3, (3,)), (5, (None,)), (1, (None,)), (12, (None,))])
-def test_the_first_row_chooses_among_shapes(size, shape):
+def test_the_rows_choose_among_shapes(size, shape):
     column = Column("tags", "y0", (3, 2), alternatives=((3,), (None,)))
-    values = pa.array([None, [], list(range(size)), [1] * 7], pa.list_(pa.float32()))
-    assert settle(values, column) == Column("tags", "y0", shape)
+    values = pa.array([None, [], list(range(size)), [1] * size], pa.list_(pa.float32()))
+    assert settle(values, column) == Column("tags", "y0", shape, alternatives=(shape,))
+    assert [error.row for error in decode(values, column)[1]] == [0, 1]
     assert decode(values, column)[0].shape[1:] == shape
     assert settle(values[:2], column) == column
     assert settle(values, Column("tags", "y0", (3, 2), alternatives=((3,),))).shape == (shape if shape[0] else (3, 2))
+
+
+@given(st.permutations([6, 6, 3, 5, 12]), st.integers(1, 5))
+def test_rows_of_several_shapes_are_an_error_in_any_order(sizes, count):
+    column = Column("tags", "y0", (3, 2), alternatives=((3,), (None,)))
+    values = pa.array([[1.0] * size for size in sizes[:count]])
+    if len({{6: (3, 2), 3: (3,)}.get(size) for size in sizes[:count]}) == 1:
+        settle(values, column)
+    else:
+        with pytest.raises(InvalidInputError, match="'tags' has inconsistent row shapes"):
+            settle(values, column)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint64", "int64", "float64"])
@@ -237,7 +264,7 @@ def test_decimals(dtype):
     if dtype == "float64":
         assert numbers[:4].tolist() == [-1, 2.5, 2.0**64, 2.0**64]
     else:
-        right = [value is not None and low <= value <= high for value in values]
+        right = [value is not None and low <= value <= high and value == int(value) for value in values]
         assert numbers.tolist() == [int(value) if good else 0 for value, good in zip(values, right, strict=True)]
         assert [error.row for error in row_errors] == [row for row, good in enumerate(right) if not good]
 
@@ -354,7 +381,7 @@ def test_a_row_is_good_or_has_an_error(rows):
             assert numbers[index].tolist() == row
 
 
-@pytest.mark.parametrize(("value", "shown"), [(3.0, "3"), (-1.0, "-1"), (0.5, "0.5"), (np.inf, "inf")])
+@pytest.mark.parametrize(("value", "shown"), [(3.0, "3"), (-1.0, "-1"), (0.5, "0.5")])
 def test_labels_out_of_range(value, shown):
     _, row_errors = decode(pa.array([0.0, 2.0, value]), Column("digit", "y0", classes=3))
     assert messages(row_errors) == [
@@ -440,6 +467,69 @@ def test_integers_keep_every_digit(dtype):
     assert numbers.dtype == dtype
     assert numbers[0].tolist() == values
     assert messages(row_errors) == [f"column 'ids', row 1: is null or not {'an' if dtype[0] == 'i' else 'a'} {dtype}"]
+
+
+WHOLE = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
+
+
+@given(st.sampled_from(WHOLE), st.floats(width=32) | st.integers(-(2**65), 2**65).map(float), st.data())
+def test_a_float_is_a_whole_number_that_the_type_holds_or_a_bad_row(dtype, value, data):
+    kind = data.draw(st.sampled_from([pa.float32(), pa.float64()]))
+    value = pa.scalar(value, pa.float64()).cast(kind, safe=False).as_py()
+    limits = np.iinfo(dtype)
+    right = np.isfinite(value) and value == int(value) and limits.min <= int(value) <= limits.max
+    for column, values in ((Column("c", "x0", (), dtype), [value]), (Column("c", "x0", (None,), dtype), [[value]])):
+        numbers, row_errors = decode(pa.array(values, kind if column.size else pa.list_(kind)), column)
+        assert len(row_errors) == (not right)
+        found = numbers if column.size else numbers.flat_values
+        assert found.dtype == dtype
+        assert found.tolist() == [int(value) if right else 0]
+
+
+@pytest.mark.parametrize("dtype", WHOLE)
+@pytest.mark.parametrize("kind", [pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.float64(), pa.decimal128(38, 2)])
+def test_the_limits_of_whole_numbers(dtype, kind):
+    limits = np.iinfo(dtype)
+    for value in (limits.min, limits.max, int(limits.min) - 1, int(limits.max) + 1):
+        value = int(value)
+        try:
+            values = pa.array([Decimal(value) if pa.types.is_decimal(kind) else value], kind)
+        except (pa.ArrowInvalid, OverflowError):
+            continue  # the column's own type does not hold it
+        if values[0].as_py() != value:
+            continue
+        numbers, row_errors = decode(values, Column("c", "x0", (), dtype))
+        right = limits.min <= value <= limits.max
+        assert (numbers.tolist(), len(row_errors)) == ([value if right else 0], not right)
+
+
+def test_fractions_are_no_whole_numbers():
+    column = Column("ids", "x0", (2,), "int32")
+    for kind in (pa.float32(), pa.float64()):
+        _, row_errors = decode(pa.array([[1, 2], [1, 1.5]], pa.list_(kind)), column)
+        assert messages(row_errors) == ["column 'ids', row 1: contains a number that is not an int32"]
+
+
+def test_bytes_for_signed_ones():
+    numbers, row_errors = decode(pa.array([b"\x7f", b"\x80"]), Column("c", "x0", (1,), "int8"))
+    assert numbers.tolist() == [[127], [0]]
+    assert messages(row_errors) == ["column 'c', row 1: contains a number that is not an int8"]
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("int32", pa.int32()), ("float32", pa.float32()), ("uint8", pa.uint8())])
+def test_indices_of_an_embedding(dtype, kind):
+    column = Column("ids", "x0", (2,), dtype, below=9)
+    values = [[0, 8], [1, 9], [3, 4], None, [-1 if kind != pa.uint8() else 200, 1]]
+    numbers, row_errors = decode(pa.array(values, pa.list_(kind)), column)
+    expected = "expected an index from 0 to 8, because the network's Embedding has 9 rows"
+    assert messages(row_errors)[0] == f"column 'ids', row 1: has 9 at position 1; {expected}"
+    assert [error.row for error in row_errors] == [1, 3, 4]
+    assert not any(error.fatal for error in row_errors)
+    assert numbers.tolist() == [[0, 8], [0, 0], [3, 4], [0, 0], [0, 0]]
+    ragged, found = decode(pa.array(values, pa.list_(kind)), Column("ids", "x0", (None,), dtype, below=9))
+    assert [str(error) for error in found][::2] == [str(error).replace("has", "is", 1).replace(
+        " at position 1", "").replace(" at position 0", "") for error in row_errors][::2]  # fmt: skip
+    assert ragged.padded().tolist() == [[0, 8], [0, 0], [3, 4], [0, 0], [0, 0]]
 
 
 @pytest.mark.parametrize(("dtype", "value"), [("uint8", -1), ("uint8", 256), ("int8", 128), ("uint32", -1)])

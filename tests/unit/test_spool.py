@@ -1,5 +1,6 @@
 import itertools
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def test_any_split_of_batches_gives_the_same_bytes(count, cuts):
 
 
 def test_rows_are_split_by_their_mark(spool):
-    data = columns(5) | {"v": pa.array([False, True, None, True, False])}
+    data = columns(5) | {"v": pa.array([False, True, False, True, False])}
     spec = TrainSpec(inputs=(X,), labels=(Y,), validation=Column("held", "v", dtype="bool"))
     spooled = spool(spec, data, size=2)
     assert spooled.rows == {"train": 3, "validation": 2}
@@ -114,19 +115,32 @@ def test_rows_of_one_shape_after_rows_of_another(spool):
         spool(spec, {"y0": pa.array([[], [1.0, 2.0, 3.0]])}, size=1)
 
 
+@pytest.mark.parametrize(("handle_invalid", "train"), [("skip", [0, 2]), ("keep", [0, 1, 2])])
+def test_a_row_whose_mark_is_null(spool, handle_invalid, train):
+    data = columns(5) | {"v": pa.array([False, None, False, True, True])}
+    spec = TrainSpec(inputs=(X,), labels=(Y,), validation=Column("held", "v", dtype="bool"))
+    with pytest.raises(InvalidInputError, match="column 'held', row 1: is null"):
+        spool(spec, data, size=2)
+    spooled = spool(replace(spec, handle_invalid=handle_invalid), data, size=2)
+    assert rows_of(spooled, "train").arrays["y0"].tolist() == train
+    assert rows_of(spooled, "validation").arrays["y0"].tolist() == [3, 4]
+
+
 @pytest.mark.parametrize("size", [1, 2, 4])
-@pytest.mark.parametrize(
-    ("first", "shape", "bad"),
-    [([1.0], (None,), []), ([1.0] * 2, (2,), [1]), ([1.0] * 4, (2, 2), [1])],
-)
-def test_the_first_row_with_numbers_chooses_the_shape_of_a_partition(spool, size, first, shape, bad):
+@pytest.mark.parametrize(("others", "shape"), [([1.0], (None,)), ([1.0] * 3, (None,)), ([1.0] * 4, (2, 2))])
+def test_the_shape_of_a_partition_is_that_of_all_its_rows(spool, size, others, shape):
     column = Column("tags", "y0", (2, 2), alternatives=((2,), (None,)))
     spec = TrainSpec(inputs=(), labels=(column,), handle_invalid="skip")
-    good = [first] * 2
-    spooled = spool(spec, {"y0": pa.array([first, [1.0] * 3, *good], pa.list_(pa.float32()))}, size)
-    assert spooled.shapes["y0"] == shape
-    assert spooled.skipped == len(bad)
-    assert len(rows_of(spooled).arrays["y0"]) == 4 - len(bad)
+
+    def spooled(rows):
+        return spool(spec, {"y0": pa.array(rows, pa.list_(pa.float32()))}, size)
+
+    rows = [[], others, None, others]  # what has no shape is skipped
+    assert spooled(rows).shapes["y0"] == shape
+    assert spooled(rows).skipped == 2
+    for mixed in ([*rows, [1.0] * 2], [[1.0] * 2, *rows]):
+        with pytest.raises(InvalidInputError, match="'tags' has inconsistent row shapes"):
+            spooled(mixed)
 
 
 ROWS = st.lists(st.lists(st.integers(0, 255), max_size=5), max_size=12)
