@@ -23,7 +23,7 @@ from cos_ml.data.names import quoted, resolve, taken
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.keras_import import import_keras
 from cos_ml.params import DeclaredParam, StageParams
-from cos_ml.scoring.udf_arguments import udf_arguments
+from cos_ml.scoring.udf_arguments import with_udf
 from cos_ml.sources.pixels import MODES, ImageSpec, decode_batches, import_pillow
 
 __all__ = ["ImageAssembler", "preprocessing_layers"]
@@ -34,7 +34,7 @@ def _channels(value: Any) -> int:
         raise TypeError("expected 1 or 3")
     if value not in tuple(MODES):
         raise ValueError("expected 1 or 3")
-    return int(value)
+    return int(float(value))
 
 
 class ImageAssembler(
@@ -99,10 +99,9 @@ class ImageAssembler(
     def _transform(self, dataset: DataFrame) -> DataFrame:
         import_pillow()
         source = self._source(dataset)
-        name, output, temporary = self.getInputCol(), self.getOutputCol(), f"{self.uid}_data"
+        name, output = self.getInputCol(), self.getOutputCol()
         spec = ImageSpec(self.getHeight(), self.getWidth(), self.getChannels(), self.getResize(), self.getOutputType())
-        out, arguments = udf_arguments(dataset, {"data": source}, temporary)
-        out = out.withColumn(output, _udf(spec, name, self.getHandleInvalid())(*arguments)).drop(temporary)
+        out = with_udf(dataset, {"data": source}, output, _udf(spec, name, self.getHandleInvalid()))
         return out.filter(F.col(quoted(output)).isNotNull()) if self.getHandleInvalid() == "skip" else out
 
     def _source(self, dataset: DataFrame) -> SparkColumn:
@@ -184,5 +183,4 @@ def _udf(spec: ImageSpec, column: str, handle_invalid: str) -> Any:
     def decode(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
         return decode_batches(batches, spec, column, handle_invalid)
 
-    # Spark would push the filter that skips invalid rows below a deterministic UDF, and run the UDF twice.
-    return decode.asNondeterministic() if handle_invalid == "skip" else decode
+    return decode

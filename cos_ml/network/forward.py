@@ -9,7 +9,7 @@ from cos_ml.network.archive import layers_by_name
 from cos_ml.network.keras_import import import_keras, import_tensorflow
 from cos_ml.network.structure import input_structure, input_tensors
 
-__all__ = ["ForwardPass", "pack_inputs", "traced"]
+__all__ = ["ForwardPass", "pack_inputs", "shapes_of_rows", "traced"]
 
 
 def pack_inputs(model: Any, inputs: Sequence[Any]) -> Any:
@@ -48,6 +48,17 @@ class ForwardPass:
         results = [*import_tensorflow().nest.flatten(outputs), *(self.recorded[name] for name in self.layers)]
         self.shapes = [tuple(result.shape[1:]) for result in results]  # known while the graph is traced, not later
         return results
+
+
+def shapes_of_rows(network: Any, layers: Sequence[str]) -> list[tuple[int | None, ...]]:
+    """``ForwardPass.shapes`` without a pass; empty where only rows can tell."""
+    tf, forward = import_tensorflow(), ForwardPass(network, layers)
+    specs = [tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype) for tensor in input_tensors(network)]
+    try:
+        tf.function(forward._forward, autograph=False).get_concrete_function(*specs)
+    except Exception:  # of layers that want a number of rows or a length
+        return []
+    return forward.shapes
 
 
 def _recording(call: Callable[..., Any], recorded: dict[str, Any], name: str) -> Callable[..., Any]:
