@@ -92,6 +92,11 @@ def _converted(source: SparkColumn, given: T.DataType, column: Column) -> SparkC
     """The values of a column of the type ``given``, as ``expression`` describes them."""
     if column.dtype == "string":
         return _strings(source, given, column)
+    if column.field == "v" and not isinstance(given, T.BooleanType):
+        raise InvalidInputError(
+            f"Param validationIndicatorCol: column {column.name!r} is of type {given.simpleString()}: expected boolean. "
+            "Make a boolean column of it, for example with a comparison."
+        )
     if isinstance(given, T.BinaryType) and column.field.startswith(("x", "y")):
         return source
     single = "float32" if column.dtype == "float32" else "float64"
