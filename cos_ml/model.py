@@ -27,7 +27,7 @@ from cos_ml.network.registered import custom_modules
 from cos_ml.network.signature import input_columns
 from cos_ml.params import ModelParams
 from cos_ml.persistence import NetworkStage
-from cos_ml.prediction import RowPredictor, class_labels
+from cos_ml.prediction import RowPredictor, class_labels, kinds_of
 from cos_ml.scoring import evaluate, predict
 from cos_ml.scoring.udf_arguments import udf_arguments
 from cos_ml.spec import TrainSpec
@@ -136,6 +136,8 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
         check_not_streaming(dataset, "evaluate")
         network = self._network()
         checks.check_call(network, "evaluate", "test_step")
+        for output, kind in zip(network.outputs[:1], kinds_of(self, network), strict=False):
+            class_labels(self, output, kind)
         compiled = self.compiled or network.compiled
         if not compiled or not (checks.loss_of(network, compiled) or checks.needs_no_loss(network)):
             raise InvalidInputError(
@@ -170,7 +172,7 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
     def _transform(self, dataset: DataFrame) -> DataFrame:
         network = self._network()
         checks.check_call(network, "transform")
-        kinds = self._output_kinds(network)
+        kinds = kinds_of(self, network)
         columns = check_outputs(self, dataset, network, kinds)
         labels = class_labels(self, network.outputs[0], kinds[0])
         inputs = input_columns(network, self.input_columns(), self.getPaddingValue())
@@ -187,7 +189,7 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
             wanted=tuple(dict.fromkeys(_computed(key) for key in columns if isinstance(key, tuple))),
             batch_size=self.getPredictBatchSize(),
             handle_invalid=self.getHandleInvalid(),
-            thresholds=tuple(self.value_or_none(self.thresholds) or ()),
+            thresholds=tuple(self.getThresholds() if self.isSet(self.thresholds) else ()),
         )
         values = {column.field: expression(dataset, column) for column in inputs}
         if scorer.handle_invalid != "error":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -22,7 +23,7 @@ from cos_ml.network.outputs import OutputKind, num_classes, output_kinds, predic
 if TYPE_CHECKING:
     from cos_ml.params import ModelParams
 
-__all__ = ["RowPredictor", "class_labels", "labels_in_metadata"]
+__all__ = ["RowPredictor", "class_labels", "kinds_of", "labels_in_metadata"]
 
 # Of networks that have predicted a row, for as long as a model has them.
 _loaded: WeakKeyDictionary[Network, ForwardPass] = WeakKeyDictionary()
@@ -37,10 +38,9 @@ class RowPredictor(PredictionModel[Any]):
     @property
     def numFeatures(self) -> int:
         """The number of values in a row of the network's inputs; -1 if it is unknown."""
-        network = self._network_or_none()
-        if network is None or any(None in tensor.shape for tensor in network.inputs):
-            return -1
-        return sum(int(np.prod(tensor.shape, dtype=int)) for tensor in network.inputs)
+        shapes = [tensor.shape for tensor in self._network().inputs] if self.isSet("model") else [(None,)]
+        known = [[side for side in shape if side is not None] for shape in shapes]
+        return sum(map(math.prod, known)) if known == [list(shape) for shape in shapes] else -1
 
     @property
     def numClasses(self) -> int:
@@ -81,25 +81,22 @@ class RowPredictor(PredictionModel[Any]):
         known = ", ".join(f"{name}={value}" for name, value in facts.items() if value not in (None, -1))
         return f"{type(self).__name__}: {known}"
 
-    def _output_kinds(self, network: Network) -> tuple[OutputKind, ...]:
-        """The kind of prediction of each output: a training's loss tells logits from numbers."""
-        return output_kinds(network.outputs, checks.loss_of(network, getattr(self, "compiled", None) or {}))
-
-    def _network_or_none(self) -> Network | None:
-        return self._network() if self.isSet("model") else None  # type: ignore[attr-defined, no-any-return]
+    def _network(self) -> Network:
+        """The network of this model, whose Param model is set."""
+        raise NotImplementedError
 
     def _num_classes(self) -> int | None:
-        network = self._network_or_none()
+        network = self._network() if self.isSet("model") else None
         if network is None or not network.outputs:
             return None
-        return num_classes(network.outputs[0], self._output_kinds(network)[0])
+        return num_classes(network.outputs[0], kinds_of(self, network)[0])
 
     def _predicted(self, value: Any, method: str = "") -> dict[str, np.ndarray]:
         """The values of the first output's columns for one row."""
         params: Any = self
-        network: Network = params._network()
+        network = self._network()
         checks.check_call(network, "predict")
-        kind = self._output_kinds(network)[0]
+        kind = kinds_of(self, network)[0]
         class_labels(params, network.outputs[0], kind)
         if method and num_classes(network.outputs[0], kind) is None:
             raise InvalidInputError(f"{method} needs a classifier: output {network.outputs[0].name!r} is none.")
@@ -113,6 +110,11 @@ class RowPredictor(PredictionModel[Any]):
         return {name: np.where(bool(errors), np.nan, values[0]) for name, values in found.items()}
 
 
+def kinds_of(model: Any, network: Network) -> tuple[OutputKind, ...]:
+    """The kind of prediction of each output of a model's network: a training's loss tells logits from numbers."""
+    return output_kinds(network.outputs, checks.loss_of(network, model.compiled or {}))
+
+
 def class_labels(
     params: ModelParams, output: Tensor, kind: str, metadata: dict[str, Any] | None = None
 ) -> list[str] | None:
@@ -124,7 +126,7 @@ def class_labels(
     """
     classes = num_classes(output, kind)
     for param in (params.labels, params.thresholds):
-        given = params.value_or_none(param)
+        given = params.getOrDefault(param) if params.isDefined(param) else None
         if given is not None and classes is None:
             raise InvalidInputError(
                 f"Param {param.name}: expected a classifier, but output {output.name!r} computes no probabilities of "
@@ -138,7 +140,7 @@ def class_labels(
     labels = params.value_or_none(params.labels)
     if labels is None and classes is not None:
         labels = labels_in_metadata(metadata or {}, classes)
-    if labels is None and params.value_or_none(params.predictedLabelCol):
+    if labels is None and params.isDefined(params.predictedLabelCol) and params.getPredictedLabelCol():
         raise InvalidInputError(
             f"Param predictedLabelCol: there are no names of {classes or 'the'} classes. Set the Param labels, or fit "
             "to a label column from StringIndexer, whose metadata has them."
