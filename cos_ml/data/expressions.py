@@ -94,8 +94,8 @@ def _converted(source: SparkColumn, given: T.DataType, column: Column) -> SparkC
         return _strings(source, given, column)
     if column.field == "v" and not isinstance(given, T.BooleanType):
         raise InvalidInputError(
-            f"Param validationIndicatorCol: column {column.name!r} is of type {given.simpleString()}: expected boolean. "
-            "Make a boolean column of it, for example with a comparison."
+            f"Param validationIndicatorCol: column {column.name!r} is of type {given.simpleString()}: expected a "
+            "boolean, which a comparison makes."
         )
     if isinstance(given, T.BinaryType) and column.field.startswith(("x", "y")):
         return source

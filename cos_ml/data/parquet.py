@@ -145,7 +145,11 @@ def _count(file: Any, index: int, spec: TrainSpec, names: dict[str, str]) -> tup
     metadata = file.metadata.row_group(index)
     validation = 0
     if spec.validation:
-        validation = int(validation_mask(file.read_row_group(index, columns=[names["v"]]).column(0)).sum())
+        marks = file.read_row_group(index, columns=[names["v"]]).column(0)
+        validation = int(validation_mask(marks).sum())
+        if marks.null_count:
+            row = int(marks.is_null().to_numpy().argmax())
+            raise_on_invalid([RowError(row, spec.validation.name, "is null")], spec.handle_invalid, IN_ROW_GROUP)
     varying = {names[one.field]: one.dtype for one in spec.columns if one.dtype == "string" or one.may_vary}
     size = 0
     for chunk in map(metadata.column, range(metadata.num_columns)):

@@ -31,6 +31,7 @@ from cos_ml.network.state import (
     without_effect,
 )
 from cos_ml.network.structure import (
+    embedded_below,
     has_call,
     input_structure,
     input_tensors,
@@ -63,6 +64,8 @@ class Tensor:
         dtype: its Keras dtype.
         activation: the activation of the layer that computes an output; None if unknown.
         key: the output's key, where the network's outputs are a dict.
+        below: the number of rows of the Embedding that takes an input as indices; None where there is none, or it is
+            unknown.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Tensor:
     dtype: str
     activation: str | None = None
     key: str | None = None
+    below: int | None = None
 
     @property
     def units(self) -> int | None:
@@ -362,7 +366,9 @@ def _tensor(tensor: Any, layer: Any = None) -> Tensor:
 def _inputs(model: Any, loaded: Any) -> tuple[Tensor, ...]:
     """The inputs of a model; where a class of its own was built with shapes alone, its use of them tells integers."""
     found = tuple(_tensor(tensor) for tensor in input_tensors(model))
-    if is_functional(model) or not has_call(model) or {one.dtype for one in found} - {"float32", "float64"}:
+    if is_functional(model):
+        return tuple(replace(one, below=below) for one, below in zip(found, embedded_below(model), strict=True))
+    if not has_call(model) or {one.dtype for one in found} - {"float32", "float64"}:
         return found
     kinds = integer_inputs(loaded, input_tensors(model))
     return tuple(replace(one, dtype=kind or one.dtype) for one, kind in zip(found, kinds, strict=True))

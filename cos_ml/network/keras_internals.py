@@ -12,12 +12,27 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-__all__ = ["all_layers", "excluded_from_decay", "loss_arguments", "loss_module", "mask_of", "producer", "uncompiled"]
+__all__ = [
+    "all_layers",
+    "excluded_from_decay",
+    "inputs_of_calls",
+    "loss_arguments",
+    "loss_module",
+    "mask_of",
+    "producer",
+    "uncompiled",
+]
 
 
 def producer(tensor: Any) -> Any:
     """The layer that computes a symbolic tensor. Unknown: None."""
     return getattr(getattr(tensor, "_keras_history", None), "operation", None)
+
+
+def inputs_of_calls(layer: Any) -> list[list[Any]]:
+    """The symbolic tensors of each call of a layer. Unknown: none."""
+    nodes = getattr(layer, "_inbound_nodes", ())
+    return [list(getattr(getattr(node, "arguments", None), "keras_tensors", ())) for node in nodes]
 
 
 def mask_of(tensor: Any) -> Any:

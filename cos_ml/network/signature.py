@@ -46,15 +46,18 @@ def input_columns(network: Network, names: list[str], padding: float = 0.0) -> t
     for tensor in network.inputs:
         _check_padding(tensor, padding)
     if len(network.inputs) == 1 and len(names) > 1:
-        (tensor,), joined = network.inputs, ", ".join(names)
-        return (Column(joined, "x0", tensor.shape, spark_dtype(tensor.dtype), padding=padding, parts=tuple(names)),)
+        return (_input(network.inputs[0], ", ".join(names), "x0", padding=padding, parts=tuple(names)),)
     inputs = [tensor.name for tensor in network.inputs]
     _check_count("input", inputs, names)
     ordered = _matched(names, inputs) or names
     return tuple(
-        Column(name, f"x{index}", tensor.shape, spark_dtype(tensor.dtype), padding=padding)
+        _input(tensor, name, f"x{index}", padding=padding)
         for index, (name, tensor) in enumerate(zip(ordered, network.inputs, strict=True))
     )
+
+
+def _input(tensor: Tensor, name: str, field: str, **options: Any) -> Column:
+    return Column(name, field, tensor.shape, spark_dtype(tensor.dtype), below=tensor.below, **options)
 
 
 def label_columns(
@@ -98,6 +101,11 @@ def _unknown(network: Network, names: list[str], types: Mapping[str, T.DataType]
 
 def _check_padding(tensor: Tensor, padding: float) -> None:
     """Raises InvalidInputError if rows of an input are padded with a number that its type can't hold."""
+    if None in tensor.shape and tensor.below is not None and not 0 <= padding < tensor.below:
+        raise InvalidInputError(
+            f"Param paddingValue: expected an index from 0 to {tensor.below - 1}, because the network's input "
+            f"{tensor.name!r} goes into an Embedding with {tensor.below} rows, received {padding:g}."
+        )
     if None not in tensor.shape or not tensor.dtype.startswith(INTEGRAL):
         return
     is_bool = tensor.dtype == "bool"

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from cos_ml.network.keras_import import import_keras, import_tensorflow
-from cos_ml.network.keras_internals import mask_of
+from cos_ml.network.keras_internals import inputs_of_calls, mask_of
 
 __all__ = [
+    "embedded_below",
     "fixed_batch_size",
     "has_call",
     "input_structure",
@@ -144,6 +145,24 @@ def output_tensors(model: Any) -> list[Any]:
         return list(model.outputs)
     found = output_structure(model)
     return [] if found is None else list(import_keras().tree.flatten(found))
+
+
+def embedded_below(model: Any) -> list[int | None]:
+    """For each input of a functional model that is the index of an Embedding: the rows of the smallest; else None."""
+    keras = import_keras()
+    found: dict[int, int] = {}
+    for layer in model.layers:
+        if isinstance(layer, keras.Model) and is_functional(layer):
+            limits = embedded_below(layer)
+        elif isinstance(layer, keras.layers.Embedding) and type(layer).call is keras.layers.Embedding.call:
+            limits = [layer.input_dim]
+        else:
+            continue
+        for tensors in inputs_of_calls(layer):
+            for tensor, limit in zip(tensors, limits, strict=False):
+                if limit is not None:
+                    found[id(tensor)] = min(limit, found.get(id(tensor), limit))
+    return [found.get(id(tensor)) for tensor in model.inputs]
 
 
 def integer_inputs(model: Any, tensors: Sequence[Any]) -> list[str | None]:
