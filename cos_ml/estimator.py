@@ -124,7 +124,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         progress: bool = True,
     ) -> None:
         super().__init__()
-        self._set(**self._input_kwargs)  # type: ignore[attr-defined]
+        self._set(**vars(self).pop("_input_kwargs"))
 
     def fitMultiple(
         self, dataset: DataFrame, paramMaps: Sequence[dict[Any, Any]]

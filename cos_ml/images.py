@@ -94,7 +94,7 @@ class ImageAssembler(
         handleInvalid: str = "error",
     ) -> None:
         super().__init__()
-        self._set(**self._input_kwargs)  # type: ignore[attr-defined]
+        self._set(**vars(self).pop("_input_kwargs"))
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         import_pillow()

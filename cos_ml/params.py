@@ -58,8 +58,16 @@ class DeclaredParam(Param[T]):
         self.generated: tuple[str, ...] = ()  # names of the methods that the class does not define itself
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
+        self.owner, self.name = owner, name
         self.add_accessor(owner, "get", lambda stage: copy.deepcopy(stage.getOrDefault(name)))
+
+    def __copy__(self) -> DeclaredParam[T]:
+        copied: DeclaredParam[T] = object.__new__(type(self))
+        vars(copied).update(vars(self))
+        return copied
+
+    def __reduce__(self) -> tuple[Any, ...]:  # converters are closures, which pickle can't write
+        return _declared, (self.owner, self.name, self.parent)
 
     def add_accessor(self, owner: type, verb: str, method: Callable[..., Any]) -> None:
         """Adds a getter or a setter to a class that does not define it."""
@@ -83,6 +91,13 @@ class DeclaredParam(Param[T]):
         except (TypeError, ValueError, OverflowError) as error:
             kind = ParamTypeError if isinstance(error, TypeError) else InvalidInputError
             raise kind(f"Param {self.name}: {error}, received {value!r}.") from error
+
+
+def _declared(owner: type, name: str, parent: str) -> DeclaredParam[Any]:
+    """The Param of the stage ``parent`` that a class declares."""
+    param: DeclaredParam[Any] = copy.copy(vars(owner)[name])
+    param.parent = parent
+    return param
 
 
 class StageParams(Params):
