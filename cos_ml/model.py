@@ -13,12 +13,13 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from cos_ml import spark_internals
+from cos_ml import broadcasts, spark_internals
 from cos_ml.data.columns import Column
 from cos_ml.data.expressions import expression, given_type
 from cos_ml.data.frames import check_not_streaming
 from cos_ml.data.names import fold, is_case_sensitive, taken
 from cos_ml.errors import InvalidInputError
+from cos_ml.metadata import column_metadata
 from cos_ml.network import checks
 from cos_ml.network.archive import Network, find_layer
 from cos_ml.network.losses import with_output_keys
@@ -29,7 +30,7 @@ from cos_ml.params import ModelParams
 from cos_ml.persistence import NetworkStage
 from cos_ml.prediction import RowPredictor, class_labels, kinds_of
 from cos_ml.scoring import evaluate, predict
-from cos_ml.scoring.udf_arguments import udf_arguments
+from cos_ml.scoring.udf_arguments import with_udf
 from cos_ml.spec import TrainSpec
 from cos_ml.summary import EvaluationSummary, TrainingSummary
 from cos_ml.training_params import TrainingParams
@@ -89,7 +90,7 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
     ) -> None:
         super().__init__()
         self.training_summary: TrainingSummary | None = None
-        self._set(**self._input_kwargs)  # type: ignore[attr-defined]
+        self._set(**vars(self).pop("_input_kwargs"))
         if self.isSet(self.model):
             check_layers(self.getOrDefault(self.model), self.getFeatureLayers())
 
@@ -180,7 +181,7 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
             return dataset
         spark_internals.check_message_size(dataset.sparkSession, [network.archive])
         scorer = predict.Scorer(
-            archive=network.archive,
+            archive=broadcasts.shared(dataset.sparkSession, network),
             digest=network.digest,
             modules=network.modules,
             inputs=inputs,
@@ -194,19 +195,20 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
         values = {column.field: expression(dataset, column) for column in inputs}
         if scorer.handle_invalid != "error":
             values = {column.field: _with_nulls(values[column.field], column, dataset) for column in inputs}
-        temporary, scored = f"{self.uid}_inputs", f"{self.uid}_scored"
-        out, arguments = udf_arguments(dataset, values, temporary)
-        out = out.withColumn(scored, _udf(scorer)(*arguments))
+        scored = f"{self.uid}_scored"
+        out = with_udf(dataset, values, scored, _udf(scorer))
         if scorer.handle_invalid == "skip":
             out = out.filter(F.col(scored)[scorer.fields[0]].isNotNull())
+        metadata = column_metadata(network, kinds, columns, labels)
         keys = [*self.getFeatureLayers(), *scorer.wanted]
         fields, types = (dict(zip(keys, of_each, strict=True)) for of_each in (scorer.fields, _types(scorer)))
         for key, name in columns.items():
             value, type_ = F.col(scored)[fields[_computed(key)]], types[_computed(key)]
             if key == PREDICTED_LABEL:
                 value = F.when(~F.isnan(value), F.get(F.lit(labels), value.try_cast("int")))
-            out = out.withColumn(name, value if type_ == T.DoubleType() else array_to_vector(value))
-        return out.drop(scored, temporary)
+            value = value if type_ == T.DoubleType() else array_to_vector(value)
+            out = out.withColumn(name, value.alias(name, metadata=metadata[key]))
+        return out.drop(scored)
 
 
 def _computed(key: Any) -> Any:
@@ -281,5 +283,4 @@ def _udf(scorer: predict.Scorer) -> Any:
     def score(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
         return predict.score(scorer, batches)
 
-    # Spark would push the filter that skips invalid rows below a deterministic UDF, and run the UDF twice.
-    return score.asNondeterministic() if scorer.handle_invalid == "skip" else score
+    return score

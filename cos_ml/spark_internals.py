@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from py4j.protocol import Py4JError
+from pyspark import SparkContext
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql.types import ArrayType, DoubleType
 
 from cos_ml.errors import ClusterError, InvalidInputError
 
 __all__ = [
-    "check_message_size", "fits_barrier", "is_connect", "max_concurrent_tasks", "not_repeated", "passes_unchanged",
-    "remove_saved", "stage_failures",
+    "broadcast_file", "broadcast_value", "check_message_size", "collect_garbage", "evaluated_once", "fits_barrier",
+    "is_alive", "is_connect", "max_concurrent_tasks", "not_repeated", "passes_unchanged", "remove_saved",
+    "stage_failures",
 ]  # fmt: skip
 
 CHANGED = (AttributeError, TypeError, Py4JError)  # raised by calls that Spark no longer has
@@ -87,6 +90,64 @@ def _stage(rdd: Any) -> Iterator[Any]:
         yield rdd
         dependencies = list(_elements(rdd.dependencies()))
         pending += [one.rdd() for one in dependencies if "Shuffle" not in one.getClass().getSimpleName()]
+
+
+def evaluated_once(df: DataFrame, name: str, udf: Column) -> DataFrame:
+    """``df`` with the column ``name``, a pandas UDF that is computed once for each row, whatever follows.
+
+    Spark pushes a filter on a column below it, and then computes a UDF for the filter and for what passes it. So the
+    plan has the operator that Spark's optimizer makes of a UDF, from the start: filters on its result stay above it,
+    all others and limits pass below it. Unknown, or with Connect: an ordinary column.
+    """
+    out = df.withColumn(name, udf)
+    if is_connect(df.sparkSession):
+        return out
+    try:
+        jvm: Any = df.sparkSession._jvm
+        project = out._jdf.queryExecution().analyzed()
+        alias = project.projectList().last()
+        call = alias.child()
+        results = (jvm.org.apache.spark.api.python.PythonUtils.toSeq([one]) for one in (call, alias.toAttribute()))
+        operator = jvm.org.apache.spark.sql.catalyst.plans.logical.ArrowEvalPython
+        plan = operator(*results, project.child(), call.evalType())
+        made: Any = type(df)
+        return made(
+            jvm.org.apache.spark.sql.classic.Dataset.ofRows(df.sparkSession._jsparkSession, plan), df.sparkSession
+        )
+    except (*CHANGED, PySparkException):
+        return out
+
+
+def broadcast_file(broadcast: Any) -> tuple[Path, Any] | None:
+    """The driver's file of a broadcast, and a weak reference to what the JVM has of it. Unknown: None."""
+    try:
+        jvm = broadcast._sc._jvm
+        return Path(broadcast._path), jvm.java.lang.ref.WeakReference(broadcast._jbroadcast)
+    except CHANGED:
+        return None
+
+
+def is_alive(reference: Any) -> bool:
+    """Whether the JVM still has what ``reference`` of ``broadcast_file`` refers to. Unknown, or it has ended: False."""
+    try:
+        return not reference.refersTo(None)
+    except Exception:  # Py4J raises errors of sockets, too, where the JVM has ended
+        return False
+
+
+def collect_garbage(context: SparkContext) -> None:
+    """Let the JVM find out what nothing refers to any more. Unknown: nothing."""
+    with contextlib.suppress(*CHANGED):
+        jvm: Any = context._jvm
+        jvm.System.gc()
+
+
+def broadcast_value(broadcast: Any) -> Any:
+    """The value of a broadcast, of which PySpark would keep a copy in this process. Unknown: it keeps it."""
+    value = broadcast.value
+    if getattr(broadcast, "_path", None):  # from which it can be read again
+        vars(broadcast).pop("_value", None)
+    return value
 
 
 def passes_unchanged(column: Any) -> bool:

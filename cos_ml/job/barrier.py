@@ -5,17 +5,22 @@ The tasks' side is ``task.py``; a rank starts in ``cos_ml/rank/__main__.py``.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from pyspark.sql import DataFrame, SparkSession
 
-from cos_ml import gpus, spark_internals
+from cos_ml import broadcasts, gpus, spark_internals
 from cos_ml.data import blobs
 from cos_ml.data.frames import repartition_to_ranks, small_batches
 from cos_ml.errors import ClusterError, InvalidInputError, RankError, SetupError, from_spark
 from cos_ml.job import retries, slots
 from cos_ml.job.messages import PARTIAL_RETRY, PEERS_LOST, UNKNOWN, Job, Outcome, peers_lost, raise_reported
 from cos_ml.job.task import run_task
+
+if TYPE_CHECKING:
+    from cos_ml.broadcasts import Archive
 
 __all__ = ["run"]
 
@@ -41,18 +46,19 @@ def run(df: DataFrame, job: Job, ranks: int) -> Outcome:
     spark_internals.check_message_size(df.sparkSession, job.networks)
     limit = retries.max_attempts(df.sparkSession)
     failures: list[str] = []
-    while True:
-        outcome = _try(df, job, ranks, failures)
-        failures = outcome.failures
-        if peers_lost(outcome.results) and len(failures) + 1 < limit:
-            failures = [*failures, PEERS_LOST]  # no task failed, so Spark does not retry
-        elif outcome.results:
-            break
+    with broadcasts.temporary(df.sparkSession, job.networks) as networks:
+        while True:
+            outcome = _try(df, job, networks, ranks, failures)
+            failures = outcome.failures
+            if peers_lost(outcome.results) and len(failures) + 1 < limit:
+                failures = [*failures, PEERS_LOST]  # no task failed, so Spark does not retry
+            elif outcome.results:
+                break
     raise_reported(outcome.results)
     return outcome
 
 
-def _try(df: DataFrame, job: Job, ranks: int, failures: list[str]) -> Outcome:
+def _try(df: DataFrame, job: Job, networks: tuple[Archive, ...], ranks: int, failures: list[str]) -> Outcome:
     """Run the job with the retries that Spark makes or, after ``failures``, with none: Spark would count from 0 again.
 
     The outcome has no results where the job has failed and attempts are left.
@@ -62,7 +68,7 @@ def _try(df: DataFrame, job: Job, ranks: int, failures: list[str]) -> Outcome:
     slots.check_cluster(spark, ranks, profile)
     exclusive = gpus.is_exclusive(spark.conf, job.specs[0].use_gpu)
     tasks = repartition_to_ranks(df, ranks).mapInArrow(
-        partial(run_task, job, ranks), f"rank int, {blobs.SCHEMA}", True, profile
+        partial(run_task, replace(job, networks=()), networks, ranks), f"rank int, {blobs.SCHEMA}", True, profile
     )
     returned = sum(len(job.networks[spec.network]) for spec in job.specs)
     with retries.job_tag(spark) as tag:

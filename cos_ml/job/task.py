@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from pyspark import BarrierTaskContext
 
+from cos_ml import broadcasts
 from cos_ml.data import blobs
 from cos_ml.data.parquet import ShardSpool
 from cos_ml.data.spool import Spool
@@ -21,11 +23,23 @@ from cos_ml.job.peers import PeerInfo, wait_for_peers
 from cos_ml.job.placement import assign_ranks
 from cos_ml.spec import TrainSpec
 
+if TYPE_CHECKING:
+    from cos_ml.broadcasts import Archive
+
 __all__ = ["run_task"]
 
 
-def run_task(job: Job, ranks: int, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Spool the partition, wait for the other tasks, watch the rank, and return its result as rows."""
+def run_task(
+    job: Job, networks: Sequence[Archive], ranks: int, batches: Iterable[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    """Spool the partition, wait for the other tasks, watch the rank, and return its result as rows.
+
+    Args:
+        job: the job, without its networks.
+        networks: the job's networks, as tasks read them.
+        ranks: the number of ranks.
+        batches: the partition's rows.
+    """
     context = BarrierTaskContext.get()
     hosts = [info.address.rsplit(":", 1)[0] for info in context.getTaskInfos()]
     if len(hosts) < ranks:
@@ -33,6 +47,7 @@ def run_task(job: Job, ranks: int, batches: Iterable[pa.RecordBatch]) -> Iterato
         raise RankError(PARTIAL_RETRY)
     rank_infos = assign_ranks(hosts)
     own = rank_infos[context.partitionId()]
+    job = replace(job, networks=tuple(map(broadcasts.read, networks)))
     spool = ShardSpool(job.shards, context.partitionId()) if job.shards else Spool(job.specs[0])
     with contextlib.closing(ChildProcess(job, own, spool)) as process:  # imports TensorFlow while rows arrive
         input_error = _fill(spool, batches)

@@ -10,13 +10,13 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame
 
-from cos_ml import spark_internals
+from cos_ml import broadcasts, spark_internals
 from cos_ml.data import frames, spool
 from cos_ml.data.columns import Column
 from cos_ml.data.ragged import cut
@@ -25,6 +25,9 @@ from cos_ml.network.archive import Network, load_model
 from cos_ml.network.keras_import import import_tensorflow
 from cos_ml.scoring import predict
 from cos_ml.spec import TrainSpec
+
+if TYPE_CHECKING:
+    from cos_ml.broadcasts import Archive
 
 __all__ = ["evaluate"]
 
@@ -73,7 +76,7 @@ def evaluate(dataset: DataFrame, network: Network, spec: TrainSpec) -> dict[str,
     )
     if found.counts or (spec.weight and found.weight != found.rows):
         parts, totals = _parts(selected, network, spec, found), found
-    evaluator = _Evaluator(network.archive, spec.dumps())
+    evaluator = _Evaluator(_Source(network.archive, network.digest), spec.dumps())
     evaluator.build(parts[0]["columns"], totals)
     sums = [np.sum(values, axis=0) for values in zip(*(part["values"] for part in parts), strict=True)]
     for variable, value in zip(evaluator.variables, sums, strict=True):
@@ -86,14 +89,23 @@ def evaluate(dataset: DataFrame, network: Network, spec: TrainSpec) -> dict[str,
 
 def _parts(selected: DataFrame, network: Network, spec: TrainSpec, totals: Totals) -> list[dict[str, Any]]:
     """What ``_sum_up`` returns for each partition that has rows."""
-    summed = partial(_sum_up, network.archive, spec.dumps(), totals)
+    source = _Source(broadcasts.shared(selected.sparkSession, network), network.digest)
+    summed = partial(_sum_up, source, spec.dumps(), totals)
     return [json.loads(row["sums"]) for row in selected.mapInArrow(summed, "sums string").collect()]
 
 
-def _sum_up(archive: bytes, spec: str, totals: Totals, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+@dataclass(frozen=True)
+class _Source:
+    """Where a task finds a network, which its digest identifies."""
+
+    archive: Archive = field(compare=False)
+    digest: str
+
+
+def _sum_up(source: _Source, spec: str, totals: Totals, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """The metrics' sums and counts over the rows of one partition, as one row of JSON; no row if it has no rows."""
     predict.limit_devices()
-    evaluator = _cached_evaluator(archive, spec)
+    evaluator = _cached_evaluator(source, spec)
     evaluator.begin(totals)
     first_row = 0
     columns = None
@@ -113,13 +125,13 @@ def _sum_up(archive: bytes, spec: str, totals: Totals, batches: Iterable[pa.Reco
 class _Evaluator:
     """A compiled network whose test step adds rows to its metrics."""
 
-    def __init__(self, archive: bytes, spec: str) -> None:
+    def __init__(self, source: _Source, spec: str) -> None:
         from cos_ml.network.batch import compile_network, pack_batch  # imports TensorFlow
         from cos_ml.network.step import PartialStep, install_hooks
 
         install_hooks()
         self.spec = TrainSpec.loads(spec)
-        self.network = load_model(archive, self.spec.modules)
+        self.network = load_model(broadcasts.read(source.archive), self.spec.modules)
         compile_network(self.network, self.spec)
         test_step = getattr(self.network.test_step, "python_function", self.network.test_step)
 

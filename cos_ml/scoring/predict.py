@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from cos_ml import gpus
+from cos_ml import broadcasts, gpus
 from cos_ml.data.columns import Column, as_list_array, decode, renumber
 from cos_ml.data.pandas_internals import arrow_frame
 from cos_ml.data.ragged import Ragged, cut, offsets_of
@@ -25,6 +25,8 @@ from cos_ml.network.outputs import OutputKind, predictions
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from cos_ml.broadcasts import Archive
 
 __all__ = ["MAX_NETWORKS", "Scorer", "limit_devices", "score"]
 
@@ -48,7 +50,7 @@ class Scorer:
         thresholds: those of the classes of the first output, or none.
     """
 
-    archive: bytes
+    archive: Archive
     digest: str
     modules: tuple[str, ...]
     inputs: tuple[Column, ...]
@@ -101,6 +103,8 @@ def _arrow(series: pd.Series, column: Column) -> pa.Array:
 
     if isinstance(series.dtype, pd.StringDtype):  # of pandas 3, in which a missing string is NaN
         return pa.Array.from_pandas(series, type=pa.large_string())
+    if isinstance(series.dtype, pd.ArrowDtype):  # from another UDF in this worker, such as ImageAssembler's
+        return pa.array(series.array)
     rows = series.to_numpy()
     if rows.dtype != object:
         return pa.array(rows)
@@ -217,7 +221,7 @@ def _loaded(scorer: Scorer) -> ForwardPass:
     with _loading:
         if key not in networks:
             limit_devices()
-            networks[key] = ForwardPass(load_model(scorer.archive, scorer.modules), scorer.layers)
+            networks[key] = ForwardPass(load_model(broadcasts.read(scorer.archive), scorer.modules), scorer.layers)
             if len(networks) > MAX_NETWORKS:
                 networks.popitem(last=False)
         networks.move_to_end(key)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from pyspark import BarrierTaskContext
@@ -10,11 +11,14 @@ from pyspark import BarrierTaskContext
 from cos_ml.errors import RankError
 from cos_ml.job import barrier, task
 
+if TYPE_CHECKING:
+    from cos_ml.broadcasts import Archive
+
 TASK = task.run_task
 
 
 def repeated_in_part(
-    marker: str, job: barrier.Job, size: int, batches: Iterable[pa.RecordBatch]
+    marker: str, job: barrier.Job, networks: Sequence[Archive], size: int, batches: Iterable[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
     """The first attempt fails, and Spark makes the second one without the other tasks."""
     if BarrierTaskContext.get().partitionId() == 0:  # the other one waits for it, and is ended with it
@@ -24,4 +28,4 @@ def repeated_in_part(
             call = len(calls.readlines())
         if call < 3:
             raise RankError("Rank 0 is gone." if call == 1 else barrier.PARTIAL_RETRY)
-    yield from TASK(job, size, batches)
+    yield from TASK(job, networks, size, batches)

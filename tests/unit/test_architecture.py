@@ -18,7 +18,18 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cos_ml"
 
 # Modules of the root that any package may use: no stage of Spark ML among them.
-HELPERS = {"callbacks", "errors", "gpus", "interfaces", "spark_internals", "spec", "summary", "versions"}
+HELPERS = {
+    "broadcasts",
+    "callbacks",
+    "errors",
+    "gpus",
+    "interfaces",
+    "paths",
+    "spark_internals",
+    "spec",
+    "summary",
+    "versions",
+}
 
 # Package -> what of cos_ml its modules may import, within functions too. The root may import everything.
 ALLOWED = {

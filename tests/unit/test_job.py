@@ -80,7 +80,7 @@ def test_a_task_without_the_others_does_not_train(barrier_context):
     """It would, as a fit of one rank on its part of the rows."""
     barrier_context("host")
     with pytest.raises(RankError, match="Spark repeated only some of the tasks"):
-        next(task.run_task(Job("", (SPEC,), ()), 2, []))
+        next(task.run_task(Job("", (SPEC,), ()), (), 2, []))
 
 
 def spool(rows=3, **shapes):
@@ -139,7 +139,7 @@ def run(monkeypatch, barrier_context):
         monkeypatch.setattr(task, "Spool", lambda spec: spool())
         monkeypatch.setattr(task, "_fill", lambda spool, batches: problem)
         monkeypatch.setattr(task, "wait_for_peers", wait)
-        batches = task.run_task(Job("", (SPEC,), (b"network",), versions={"Keras": "3"}), len(tasks), [])
+        batches = task.run_task(Job("", (SPEC,), (), versions={"Keras": "3"}), (b"network",), len(tasks), [])
         rows = [row for batch in batches for row in batch.to_pylist()]
         assert {row["rank"] for row in rows} == {0}
         return {row["name"]: row["data"] for row in rows}

@@ -1,0 +1,130 @@
+"""Archives of networks as Spark's broadcasts: one for each network, given back with it (driver; ``read`` in tasks)."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from cos_ml import spark_internals
+
+if TYPE_CHECKING:
+    from pyspark import SparkContext
+    from pyspark.core.broadcast import Broadcast
+    from pyspark.sql import SparkSession
+
+    from cos_ml.network.archive import Network
+
+    Archive: TypeAlias = bytes | Broadcast[bytes]
+
+__all__ = ["read", "shared", "temporary"]
+
+MUCH = 256 << 20  # bytes of files without a network, for which the JVM is asked what still uses them
+LONGEST = 60.0  # seconds between two looks at such files
+
+
+class _Shared:
+    """The broadcast of one network in one SparkContext.
+
+    Attributes:
+        broadcast: what tasks are given.
+        file: its file on the driver, with a weak reference to what the JVM has of it; None if unknown.
+        users: the networks that are alive, by ``id``.
+    """
+
+    def __init__(self, broadcast: Broadcast[bytes]) -> None:
+        self.broadcast, self.file = broadcast, spark_internals.broadcast_file(broadcast)
+        self.users: set[int] = set()
+
+
+_known: weakref.WeakKeyDictionary[SparkContext, dict[str, _Shared]] = weakref.WeakKeyDictionary()
+_left: list[tuple[Path, Any]] = []  # files whose networks are gone; lazy DataFrames may still need them
+_lock = threading.RLock()  # networks may end anywhere, also while this thread holds it
+_sweeper: list[threading.Thread] = []
+
+
+def shared(spark: SparkSession, network: Network) -> Archive:
+    """The archive of a network for tasks: a broadcast that all calls share while the network lives.
+
+    A DataFrame that was made with it goes on working when the network is gone. With Connect it is the archive itself.
+    """
+    if spark_internals.is_connect(spark):
+        return network.archive
+    context = spark.sparkContext
+    with _lock:
+        sweep()
+        networks = _known.setdefault(context, {})
+        found = networks.get(network.digest)
+        if found is None:
+            if sum(path.stat().st_size for path, _ in _left if path.exists()) > MUCH:
+                spark_internals.collect_garbage(context)
+            found = networks[network.digest] = _Shared(context.broadcast(network.archive))
+        if id(network) not in found.users:
+            found.users.add(id(network))
+            weakref.finalize(network, _release, weakref.ref(context), network.digest, id(network)).atexit = False
+        return found.broadcast
+
+
+def _release(context: weakref.ref[SparkContext], digest: str, user: int) -> None:
+    """Called when a network is gone: the last one drops the broadcast, which the JVM frees when no plan has it."""
+    with _lock:
+        networks = _known.get(context()) if context() else None  # type: ignore[arg-type]
+        if not networks or digest not in networks:
+            return
+        found = networks[digest]
+        found.users.discard(user)
+        if not found.users:
+            del networks[digest]
+            if found.file:
+                _left.append(found.file)
+            if not _sweeper:
+                _sweeper.append(threading.Thread(target=_sweep_on, name="cos_ml broadcasts", daemon=True))
+                _sweeper[0].start()
+
+
+def sweep() -> None:
+    """Remove the files of networks that are gone and that no plan of the JVM refers to any more."""
+    with _lock:
+        for entry in list(_left):
+            path, reference = entry
+            if not spark_internals.is_alive(reference):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                _left.remove(entry)
+
+
+def _sweep_on() -> None:
+    """Sweep now and then until nothing is left."""
+    pause = 0.5
+    while True:
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST)
+        with _lock:
+            sweep()
+            if not _left:
+                _sweeper.clear()
+                return
+
+
+@contextlib.contextmanager
+def temporary(spark: SparkSession, archives: Sequence[bytes]) -> Iterator[tuple[Archive, ...]]:
+    """``archives`` as broadcasts that end with this block; with Connect they are what they were."""
+    if spark_internals.is_connect(spark):
+        yield tuple(archives)
+        return
+    made = [spark.sparkContext.broadcast(archive) for archive in archives]
+    try:
+        yield tuple(made)
+    finally:
+        for one in made:
+            with contextlib.suppress(Exception):  # the session has ended
+                one.destroy()
+
+
+def read(archive: Archive) -> bytes:
+    """The bytes of an archive, in a task."""
+    return archive if isinstance(archive, bytes) else spark_internals.broadcast_value(archive)
