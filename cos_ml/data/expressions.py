@@ -80,7 +80,7 @@ def _size(column: Resolved) -> int | None:
 def _check_sizes(column: Column, sizes: list[int | None]) -> None:
     """Raises InvalidInputError for columns to join whose rows can't have the size that the network expects."""
     least = sum(size or 0 for size in sizes)
-    if column.size is not None and (least > column.size or None not in sizes and least != column.size):
+    if column.size is not None and (least > column.size or (None not in sizes and least != column.size)):
         more = " or more" if None in sizes else ""
         raise InvalidInputError(
             f"Param inputCols: the columns {list(column.parts)} make {least}{more} values per row; the network expects "

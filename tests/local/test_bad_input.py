@@ -63,8 +63,8 @@ def no_job(spark, monkeypatch):
         ({"featureLayers": ["hidden"], "outputCols": ["a", "b"]}, r"outputCols: expected one name for each"),
         ({"predictionCol": "label"}, r"Output column 'label' is in the DataFrame already"),
         (
-            {"inputCols": ["features", "label"]},
-            r"one input column for each of the network's inputs \['.*'\], received \['features', 'label'\]",
+            {"inputCols": ["weight", "label"]},
+            r"inputCols: the columns \['weight', 'label'\] make 2 values per row; the network expects 12",
         ),
         (
             {"labelCols": ["label", "weight"]},

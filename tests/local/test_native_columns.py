@@ -292,7 +292,9 @@ def test_a_fit_to_several_columns(spark, mixed, tmp_path):
     ("size", "names", "message"),
     [
         (4, ["Age", "income"], r"columns \['Age', 'income'\] make 2 values per row; the network expects 4"),
-        (1, ["Age", "vec", "income"], "make 2 values per row; the network expects 1"),
+        (1, ["Age", "vec", "income"], "make 2 or more values per row; the network expects 1"),
+        (16, ["Age", "features"], "make 14 values per row; the network expects 16"),  # VectorAssembler's metadata
+        (5, ["features", "income"], "make 14 values per row; the network expects 5"),
         (2, ["Age", "nothing"], "no column 'nothing'"),
         (2, ["Age", "word"], "Column 'word' is of type string"),
         (2, ["Age", "bytes"], "column 'bytes' is binary, and can't be joined"),
