@@ -36,17 +36,17 @@ def expression(df: DataFrame, column: Column) -> SparkColumn:
         InvalidInputError: the DataFrame has no such column, or its type is not numeric.
     """
     if column.parts:
-        return _joined(df, column)
+        return _concatenated(df, column)
     found = resolve(df, column.name)
     return _converted(found.values, found.data_type, column)
 
 
 def given_type(df: DataFrame, column: Column) -> T.DataType:
     """The type of the column in ``df``; that of ``expression`` where it joins several columns."""
-    return df.select(_joined(df, column)).schema[0].dataType if column.parts else resolve(df, column.name).data_type
+    return df.select(_concatenated(df, column)).schema[0].dataType if column.parts else resolve(df, column.name).data_type
 
 
-def _joined(df: DataFrame, column: Column) -> SparkColumn:
+def _concatenated(df: DataFrame, column: Column) -> SparkColumn:
     """The values of several columns as one array; null where an array or a Vector is."""
     found = {name: resolve(df, name) for name in column.parts}
     _check_sizes(column, [_size(found[name]) for name in column.parts])
