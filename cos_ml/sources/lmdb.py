@@ -159,11 +159,12 @@ class LmdbReader(DataSourceReader):
             InvalidInputError: a value is not a Datum, or the file is damaged.
         """
         assert isinstance(partition, PageRange)
+        names = list(map(fold, self.columns))
         for keys, values in _batches(self._records(partition)):
             columns = (
-                [pa.array(keys if name == "key" else values, pa.binary()) for name in self.columns]
+                [pa.array(keys if name == "key" else values, pa.binary()) for name in names]
                 if self.raw
-                else datum_columns(self.columns, keys, values, self.path)
+                else datum_columns(names, keys, values, self.path)
             )
             yield pa.RecordBatch.from_arrays(columns, self.columns)
 

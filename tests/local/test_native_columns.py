@@ -15,11 +15,13 @@ from pyspark.ml.functions import array_to_vector, vector_to_array
 from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.mllib.linalg import Vectors as OldVectors
 from pyspark.mllib.util import MLUtils
+from pyspark.sql import Row
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from cos_ml import DeepNetEstimator, DeepNetModel, ImageAssembler
 from cos_ml.errors import InvalidInputError
+from cos_ml.sources import register
 from cos_ml.sources.images import read_sequence_file, write_sequence_file
 from tests.support.reference import assert_same_weights
 
@@ -413,6 +415,20 @@ def test_null_images_are_bad_rows(spark, output_type):
         estimator(model=model, featuresCol="image").fit(images)
     with pytest.raises(InvalidInputError, match="'Image' is in the DataFrame already"):
         assembler.copy({assembler.outputCol: "Image"}).transform(images)
+
+
+def test_lmdb(spark, tmp_path):
+    """As Parquet, of which a schema that is given finds the columns in any case."""
+    register(spark)
+    df = spark.createDataFrame([("a", 3, b"x")], "ID string, Label int, DATA binary").coalesce(1)
+    df.write.format("lmdb").mode("overwrite").save(str(tmp_path / "db"))
+    given = "Id string, DATA binary, LABEL int"
+    assert spark.read.format("lmdb").schema(given).load(str(tmp_path / "db")).collect() == [Row("a", b"x", 3)]
+    df.write.parquet(str(tmp_path / "rows"))
+    assert spark.read.schema(given).parquet(str(tmp_path / "rows")).collect() == [Row("a", b"x", 3)]
+    twice = df.selectExpr("ID", "ID as id", "DATA")
+    with pytest.raises(Exception, match=r"Expected each column once, received 'id' twice|COLUMN_ALREADY_EXISTS"):
+        twice.write.format("lmdb").mode("overwrite").save(str(tmp_path / "twice"))
 
 
 def test_sequence_files(spark, tmp_path):

@@ -144,6 +144,17 @@ def test_numbers_of_other_types_and_a_key_of_another_name(tmp_path):
     assert blob(4, b"x") + number(5, 3) in found[b"1"]
 
 
+def test_columns_in_any_case(tmp_path):
+    pq.write_table(pa.table({"ID": ["a"], "Data": [b"x"], "LABEL": [3]}), tmp_path / "rows.parquet")
+    convert.parquet_to_lmdb(str(tmp_path / "rows.parquet"), str(tmp_path / "out"))
+    assert blob(4, b"x") + number(5, 3) in records_of(tmp_path / "out")[b"a"]
+    pq.write_table(pa.table({"id": ["a"], "Id": ["b"], "DATA": [b"x"]}), tmp_path / "rows.parquet")
+    convert.parquet_to_lmdb(str(tmp_path / "rows.parquet"), str(tmp_path / "exact"))
+    assert list(records_of(tmp_path / "exact")) == [b"a"]
+    with pytest.raises(InvalidInputError, match=r"Column 'ID' is ambiguous: it means each of \['id', 'Id'\]"):
+        convert.parquet_to_lmdb(str(tmp_path / "rows.parquet"), str(tmp_path / "more"), id_column="ID")
+
+
 def test_labels_in_the_names_of_folders(tmp_path):
     for label in (0, 1):
         (tmp_path / f"rows/label={label}").mkdir(parents=True)
