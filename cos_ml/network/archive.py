@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
 import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from cos_ml.network.structure import (
 )
 from cos_ml.network.traits import Traits, find_traits
 from cos_ml.network.untrusted import serialized_objects
+from cos_ml.paths import as_string, local_path
 
 __all__ = [
     "Network",
@@ -73,7 +75,7 @@ class Tensor:
     dtype: str
     activation: str | None = None
     key: str | None = None
-    below: int | None = None
+    below: int | None = field(default=None, compare=False)  # it follows from the network
 
     @property
     def units(self) -> int | None:
@@ -232,7 +234,7 @@ def load_model(archive: bytes, modules: Iterable[str] = ()) -> Any:
     return loaded
 
 
-def network_from_file(path: str) -> Network:
+def network_from_file(path: str | os.PathLike[str]) -> Network:
     """The network in a ``.keras`` file, at any path or URL that fsspec reads.
 
     Raises:
@@ -240,9 +242,14 @@ def network_from_file(path: str) -> Network:
     """
     import fsspec
 
+    path = as_string(path)
     try:
-        with fsspec.open(path, "rb") as file:
-            archive = file.read()
+        local = local_path(path)
+        if local is not None and os.path.isfile(local):  # fsspec takes some characters of a name for its own syntax
+            archive = Path(local).read_bytes()
+        else:
+            with fsspec.open(path, "rb") as file:
+                archive = file.read()
         untrusted.check_archive(archive)
         model = load_model(archive)
         if found := without_effect(model):

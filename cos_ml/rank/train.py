@@ -33,6 +33,7 @@ from cos_ml.rank.callbacks import (
 from cos_ml.rank.collectives import Communicator
 from cos_ml.rank.context import PhaseTimer, RankContext, TrainingLog
 from cos_ml.rank.feed import Feed, open_rows
+from cos_ml.rank.finite import CheckFinite, FiniteEarlyStopping
 from cos_ml.rank.heartbeat import JOINING, TRAINING, Heartbeat
 from cos_ml.rank.resume import CheckpointCallback, TrainerState
 from cos_ml.rank.shard_rows import ShardRows
@@ -149,7 +150,7 @@ def fit(trainer: DistributedTrainer, context: RankContext) -> dict[str, Any]:
     validation.begin(0)
     _report_pairs(plan, context)
     ordered = [
-        statistics, HeartbeatCallback(context.heartbeat, "callbacks"), *user_callbacks.values(),
+        statistics, *_check_finite(plan), HeartbeatCallback(context.heartbeat, "callbacks"), *user_callbacks.values(),
         HeartbeatCallback(context.heartbeat, TRAINING), ReseedCallback(spec.seed, context.partition, checkpoint),
         SyncStopTraining(trainer, context.communicator, user_callbacks.values()),
         ProgressCallback(plan, context, log, (epoch, step)),
@@ -183,10 +184,14 @@ def _user_callbacks(spec: TrainSpec, rank: int, monitor: str) -> dict[str, Any]:
     }
     if spec.patience is not None or spec.restore_best:  # all ranks see the same loss, so they decide alike
         patience = spec.epochs if spec.patience is None else spec.patience
-        made["early stopping"] = keras.callbacks.EarlyStopping(
+        made["early stopping"] = FiniteEarlyStopping(
             monitor, patience=patience, mode="min", restore_best_weights=spec.restore_best
         )
     return made
+
+
+def _check_finite(plan: Plan) -> list[CheckFinite]:
+    return [CheckFinite(plan.network)] if plan.spec.stop_at_non_finite else []
 
 
 def _report_pairs(plan: Plan, context: RankContext) -> None:

@@ -2,7 +2,7 @@ import itertools
 import json
 import math
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow as pa
@@ -112,12 +112,20 @@ def test_a_rank_without_a_row_group(tmp_path):
 
 def test_marked_rows_validate(tmp_path):
     spec = TrainSpec(inputs=(X,), labels=(Y,), weight=SPEC.weight, validation=Column("held", "v", dtype="bool"))
-    url = write(tmp_path / "rows", [6, 6, 6, 6], held=lambda n: None if n % 7 == 3 else n % 3 == 0)
-    held = [n for n in range(24) if n % 3 == 0 and n % 7 != 3]
+    url = write(tmp_path / "rows", [6, 6, 6, 6], held=lambda n: n % 3 == 0)
+    held = [n for n in range(24) if n % 3 == 0]
     validation = [seen(shard(url, spec, 2, rank, "validation"), shuffle=False)[0] for rank in range(2)]
     train = [seen(shard(url, spec, 2, rank))[0] for rank in range(2)]
     assert sorted(itertools.chain(*validation)) == held
     assert sorted(itertools.chain(*train)) == sorted(set(range(24)) - set(held))
+
+
+def test_marks_that_are_null(tmp_path):
+    spec = TrainSpec(inputs=(X,), labels=(Y,), weight=SPEC.weight, validation=Column("held", "v", dtype="bool"))
+    url = write(tmp_path / "rows", [6, 6], held=lambda n: None if n == 9 else n % 3 == 0)
+    with pytest.raises(InvalidInputError, match=r"column 'held', row 3: is null.*within a row group"):
+        plan(url, spec, NAMES, 1)
+    assert 9 in seen(shard(url, replace(spec, handle_invalid="keep"), 1, 0))[0]  # trains
 
 
 def test_each_network_sees_rows_in_its_own_shape(tmp_path):
