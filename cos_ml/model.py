@@ -158,6 +158,7 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
             modules=tuple(sorted({*network.modules, *custom_modules(compiled)})),
             batch_size=self.getPredictBatchSize(),
             handle_invalid=self.getHandleInvalid(),
+            seed=self.getSeed(),
         )
         return EvaluationSummary(evaluate.evaluate(dataset, network, spec), self.copy(), dataset)
 
@@ -191,6 +192,7 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
             batch_size=self.getPredictBatchSize(),
             handle_invalid=self.getHandleInvalid(),
             thresholds=tuple(self.getThresholds() if self.isSet(self.thresholds) else ()),
+            seed=self.getSeed(),
         )
         values = {column.field: expression(dataset, column) for column in inputs}
         if scorer.handle_invalid != "error":
@@ -236,6 +238,8 @@ def check_outputs(
         raise InvalidInputError(
             f"Param outputCols: expected one name for each of the featureLayers {layers}, received {names}."
         )
+    if len(set(layers)) < len(layers):
+        raise InvalidInputError(f"Param featureLayers: expected each layer once, received {layers}.")
     columns: dict[str | tuple[int, str], str] = dict(zip(layers, names, strict=True))
     for index, (output, kind) in enumerate(zip(network.outputs, kinds, strict=True)):
         for key, param in PREDICTIONS.items():

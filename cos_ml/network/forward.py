@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from cos_ml.network.archive import layers_by_name
 from cos_ml.network.keras_import import import_keras, import_tensorflow
 from cos_ml.network.structure import input_structure, input_tensors
@@ -38,10 +40,22 @@ class ForwardPass:
         for name in layers:
             found[name].call = _recording(found[name].call, self.recorded, name)
         self.graph = traced(self._forward, [tensor.shape[1:] for tensor in input_tensors(network)])
+        self.seed: tuple[int, ...] = ()
+        self.seeded: set[int] = set()
+
+    def begin(self, seed: tuple[int, ...]) -> None:
+        """Begin with rows whose random numbers, if layers make any at inference, follow from ``seed``."""
+        self.seed, self.seeded = seed, set()
 
     def __call__(self, *inputs: Any) -> list[Any]:
         """The network's outputs, and those of the layers, for these rows."""
-        return self.graph(*inputs)  # type: ignore[no-any-return]
+        tensors = [import_tensorflow().convert_to_tensor(rows) for rows in inputs]
+        trace = self.graph.trace(*tensors)
+        if self.seed and id(trace) not in self.seeded:
+            new = [one for one in _seeds_of(trace) if id(one) not in self.seeded]
+            reseed(new, self.seed)
+            self.seeded |= {id(trace), *map(id, new)}
+        return trace(*tensors)  # type: ignore[no-any-return]
 
     def _forward(self, *inputs: Any) -> list[Any]:
         outputs = self.network(pack_inputs(self.network, inputs), training=False)
@@ -71,7 +85,58 @@ def _recording(call: Callable[..., Any], recorded: dict[str, Any], name: str) ->
     return record
 
 
-def traced(function: Callable[..., Any], rows: Sequence[Sequence[int | None]] = ()) -> Callable[..., Any]:
+def seed_generators(network: Any) -> list[Any]:
+    """The variables, each of a seed and a count, from which a network makes random numbers."""
+    variables = network.non_trainable_variables
+    return [one for one in variables if "seed_generator" in one.path and len(one.shape) == 1]
+
+
+def _seeds_of(trace: Any) -> list[Any]:
+    """The variables of ``seed_generators`` that a trace uses, with those that no layer has for an attribute."""
+    return [one for one in trace.variables if "seed_generator" in one.name and one.shape.rank == 1]
+
+
+def reseed(variables: Sequence[Any], seed: Sequence[int], counts: Sequence[int] = ()) -> None:
+    """Give each of the variables of ``seed_generators`` a seed that follows from ``seed``, and a count, or 0."""
+    words = np.random.SeedSequence([one % 2**63 for one in seed]).generate_state(len(variables) or 1)
+    for variable, word, count in zip(variables, words, counts or [0] * len(variables), strict=False):
+        variable.assign(np.array([word, count]).astype(getattr(variable.dtype, "as_numpy_dtype", variable.dtype)))
+
+
+class Traced:
+    """A function as a TensorFlow graph; see ``traced``."""
+
+    def __init__(self, function: Callable[..., Any], rows: Sequence[Sequence[int | None]]) -> None:
+        self.graph = import_tensorflow().function(function, autograph=False)
+        self.rows = rows
+        self.known: dict[Any, tuple[list[Any], Any]] = {}  # the shapes that a trace takes, and the trace, by dtypes
+
+    def __call__(self, *data: Any) -> Any:
+        """What the function returns for ``data``."""
+        tf = import_tensorflow()
+        tensors = tf.nest.map_structure(tf.convert_to_tensor, data)
+        return self.trace(*tensors)(*tensors)
+
+    def trace(self, *data: Any) -> Any:
+        """The graph for data of these types and shapes."""
+        tf = import_tensorflow()
+        tensors = tf.nest.map_structure(tf.convert_to_tensor, data)
+        flat = tf.nest.flatten(tensors)
+        key = tuple((tensor.dtype, tensor.shape.rank) for tensor in flat)
+        shapes, trace = self.known.get(key, (_shapes_of(flat, self.rows), None))
+        if trace is None or not all(
+            shape.is_compatible_with(tensor.shape) for shape, tensor in zip(shapes, flat, strict=True)
+        ):
+            shapes = [
+                shape.most_specific_compatible_shape(tensor.shape) for shape, tensor in zip(shapes, flat, strict=True)
+            ]
+            specs = [tf.TensorSpec(shape, tensor.dtype) for shape, tensor in zip(shapes, flat, strict=True)]
+            trace = self.graph.get_concrete_function(*tf.nest.pack_sequence_as(tensors, specs))
+            self.known[key] = shapes, trace
+        return trace
+
+
+def traced(function: Callable[..., Any], rows: Sequence[Sequence[int | None]] = ()) -> Traced:
     """``function`` as a TensorFlow graph, traced once for any number of rows and any length of them.
 
     tf.function would trace it for the first and for the second number of rows, and warn about retracing if there are
@@ -82,27 +147,7 @@ def traced(function: Callable[..., Any], rows: Sequence[Sequence[int | None]] = 
         rows: the shape of a row of each tensor, with None for a dimension that differs between calls. Where it is not
             given, ``function`` is traced once more when a dimension differs for the first time.
     """
-    tf = import_tensorflow()
-    graph = tf.function(function, autograph=False)
-    known: dict[Any, tuple[list[Any], Any]] = {}  # the shapes that a trace takes, and the trace, by dtypes and ranks
-
-    def call(*data: Any) -> Any:
-        tensors = tf.nest.map_structure(tf.convert_to_tensor, data)
-        flat = tf.nest.flatten(tensors)
-        key = tuple((tensor.dtype, tensor.shape.rank) for tensor in flat)
-        shapes, trace = known.get(key, (_shapes_of(flat, rows), None))
-        if trace is None or not all(
-            shape.is_compatible_with(tensor.shape) for shape, tensor in zip(shapes, flat, strict=True)
-        ):
-            shapes = [
-                shape.most_specific_compatible_shape(tensor.shape) for shape, tensor in zip(shapes, flat, strict=True)
-            ]
-            specs = [tf.TensorSpec(shape, tensor.dtype) for shape, tensor in zip(shapes, flat, strict=True)]
-            trace = graph.get_concrete_function(*tf.nest.pack_sequence_as(tensors, specs))
-            known[key] = shapes, trace
-        return trace(*tensors)
-
-    return call
+    return Traced(function, rows)
 
 
 def _shapes_of(tensors: Sequence[Any], rows: Sequence[Sequence[int | None]]) -> list[Any]:

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from cos_ml.errors import RankError
+from cos_ml.network.forward import reseed, seed_generators
 from cos_ml.network.keras_internals import all_layers
 from cos_ml.rank.checkpoint_store import Checkpoint
 from cos_ml.rank.collectives import Communicator
@@ -21,7 +22,7 @@ from cos_ml.rank.trainer import Plan
 
 __all__ = [
     "AverageMovingStats", "CheckAgreement", "HeartbeatCallback", "ProgressCallback", "ReseedCallback",
-    "SkippingCallbackList", "StopAtNonFinite", "SyncStopTraining", "seed_generators",
+    "SkippingCallbackList", "StopAtNonFinite", "SyncStopTraining",
 ]  # fmt: skip
 
 EVENT_INTERVAL = 0.25  # seconds between two "step" events
@@ -244,19 +245,10 @@ class ReseedCallback(keras.callbacks.Callback):
         self.seed, self.partition, self.checkpoint = seed, partition, checkpoint
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        variables = seed_generators(self.model)
-        words = np.random.SeedSequence([self.seed % 2**63, self.partition, epoch]).generate_state(len(variables) or 1)
-        counts = [0] * len(variables)
+        counts: list[int] = []
         if self.checkpoint is not None and self.checkpoint.step and self.checkpoint.epoch == epoch:
             counts = self.checkpoint.plain["counts"]
-        for variable, word, count in zip(variables, words, counts, strict=False):
-            variable.assign(np.array([word, count], variable.dtype))
-
-
-def seed_generators(network: Any) -> list[Any]:
-    """The variables, each of a seed and a count, from which a network makes random numbers."""
-    variables = network.non_trainable_variables
-    return [one for one in variables if "seed_generator" in one.path and len(one.shape) == 1]
+        reseed(seed_generators(self.model), (self.seed, self.partition, epoch), counts)
 
 
 class StopAtNonFinite(keras.callbacks.Callback):

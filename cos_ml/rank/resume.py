@@ -14,8 +14,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from cos_ml.network.forward import seed_generators
 from cos_ml.rank.callback_state import get_state, set_state
-from cos_ml.rank.callbacks import seed_generators
 from cos_ml.rank.checkpoint_store import Checkpoint, CheckpointStore, acquire
 from cos_ml.rank.context import RankContext
 from cos_ml.rank.trainer import Plan

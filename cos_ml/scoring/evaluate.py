@@ -147,6 +147,7 @@ class _Evaluator:
     def begin(self, totals: Totals) -> None:
         """Begin a partition."""
         self.network.reset_metrics()
+        forward.reseed(forward.seed_generators(self.network), (self.spec.seed, predict.partition()))
         self.totals = totals
         self.rows, self.weight = 0, 0.0
         self.counts: Any = 0.0

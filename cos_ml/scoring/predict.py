@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark import TaskContext
 
 from cos_ml import broadcasts, gpus
 from cos_ml.data.columns import Column, as_list_array, decode, renumber
@@ -28,8 +30,10 @@ if TYPE_CHECKING:
 
     from cos_ml.broadcasts import Archive
 
-__all__ = ["MAX_NETWORKS", "Scorer", "limit_devices", "score"]
+__all__ = ["MAX_NETWORKS", "Scorer", "limit_devices", "partition", "score"]
 
+BATCH_BYTES = 16 << 20  # of rows that pass the network, and are returned to Spark, at a time
+FIRST_ROWS = 64  # at first, while the size of the network's outputs is unknown
 MAX_NETWORKS = 4  # that a Python worker keeps loaded, for pipelines and cross-validation
 ARROW_TYPES: dict[type, pa.DataType] = {bytes: pa.binary(), bytearray: pa.binary(), str: pa.large_string()}
 
@@ -48,6 +52,7 @@ class Scorer:
         batch_size: rows per forward pass.
         handle_invalid: "error", "skip" (null values for an invalid row) or "keep" (NaN).
         thresholds: those of the classes of the first output, or none.
+        seed: of the draws of layers that are random at inference.
     """
 
     archive: Archive
@@ -60,6 +65,7 @@ class Scorer:
     batch_size: int
     handle_invalid: str
     thresholds: tuple[float, ...] = ()
+    seed: int = 0
 
     @property
     def fields(self) -> list[str]:
@@ -69,20 +75,72 @@ class Scorer:
 
 
 def score(scorer: Scorer, batches: Iterator[pd.Series | tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
-    """Score Arrow batches, in order: one row of ``scorer.fields`` for every row."""
+    """Score Arrow batches, in order: one row of ``scorer.fields`` for every row, in batches of a few MB."""
     import pandas as pd
 
     forward = _loaded(scorer)
-    first_row = 0
+    forward.begin((scorer.seed, partition()))
+    first_row, row_bytes = 0, 0.0
     for batch in batches:
         columns = (batch,) if isinstance(batch, pd.Series) else batch  # Spark passes a single column without a tuple
-        arrays, invalid = _arrays(scorer, columns, first_row)
-        yield _frame(scorer, _forward(scorer, forward, arrays), invalid)
-        first_row += len(invalid)
+        values = [_arrow(series, column) for series, column in zip(columns, scorer.inputs, strict=True)]
+        ends, start = np.sum([_ends(column) for column in values], axis=0), 0
+        while start < len(ends) or not len(ends):
+            stop = _stop(ends, start, row_bytes, scorer.batch_size)
+            part = [column[start:stop] for column in values]
+            arrays, invalid = _arrays(scorer, part, first_row + start)
+            outputs = _forward(scorer, forward, arrays)
+            row_bytes = sum(_bytes_of(rows) for rows in outputs) / max(len(invalid), 1)
+            yield _frame(scorer, outputs, invalid)
+            start = stop
+            if not len(ends):
+                break
+        first_row += len(ends)
+
+
+def partition() -> int:
+    """The number of the partition that this task reads."""
+    context = TaskContext.get()
+    return context.partitionId() if context else 0
+
+
+def _ends(values: pa.Array) -> np.ndarray:
+    """int64 [rows]: where each row ends, if the rows' bytes lie end to end."""
+    if pa.types.is_list(values.type) and values.type.value_type.num_fields == 0 and _is_number(values.type.value_type):
+        ends = values.offsets.to_numpy()[1:].astype(np.int64)
+        return (ends - values.offsets[0].as_py()) * values.type.value_type.bit_width // 8
+    if pa.types.is_binary(values.type):
+        return np.cumsum(pc.binary_length(values).fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)
+    return np.arange(1, len(values) + 1) * (values.nbytes // max(len(values), 1) + 1)
+
+
+def _is_number(data_type: pa.DataType) -> bool:
+    return pa.types.is_integer(data_type) or pa.types.is_floating(data_type)
+
+
+def _stop(ends: np.ndarray, start: int, row_bytes: float, batch_size: int) -> int:
+    """Where to end the rows that begin at ``start``: neither they nor their outputs are much larger than BATCH_BYTES.
+
+    Args:
+        ends: where each row of the input ends, in bytes.
+        start: the first row.
+        row_bytes: the size of the outputs of a row; 0 for unknown.
+        batch_size: rows per forward pass; more rows than that are a multiple of it.
+    """
+    before = ends[start - 1] if start else 0
+    rows = int(np.searchsorted(ends, before + BATCH_BYTES, "right")) - start
+    rows = min(rows, int(BATCH_BYTES / row_bytes) if row_bytes else FIRST_ROWS)
+    if start + rows >= len(ends):
+        return len(ends)
+    return start + max(rows - rows % batch_size if rows > batch_size else rows, 1)
+
+
+def _bytes_of(rows: np.ndarray | Ragged) -> int:
+    return int(rows.values.nbytes if isinstance(rows, Ragged) else rows.nbytes)
 
 
 def _arrays(
-    scorer: Scorer, columns: tuple[pd.Series, ...], first_row: int
+    scorer: Scorer, columns: Sequence[pd.Series | pa.Array], first_row: int
 ) -> tuple[list[np.ndarray | Ragged], np.ndarray]:
     """The inputs' arrays of [rows, ...], and a mask [rows] of the invalid rows."""
     arrays, errors = [], []
@@ -97,10 +155,12 @@ def _arrays(
     return arrays, invalid
 
 
-def _arrow(series: pd.Series, column: Column) -> pa.Array:
+def _arrow(series: pd.Series | pa.Array, column: Column) -> pa.Array:
     """A column that Spark converted to pandas, as an Arrow array again."""
     import pandas as pd
 
+    if isinstance(series, pa.Array):
+        return series
     if isinstance(series.dtype, pd.StringDtype):  # of pandas 3, in which a missing string is NaN
         return pa.Array.from_pandas(series, type=pa.large_string())
     if isinstance(series.dtype, pd.ArrowDtype):  # from another UDF in this worker, such as ImageAssembler's
