@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cos_ml.data.names import resolve
 from cos_ml.errors import SetupError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import Column, DataFrame, SparkSession
 
 __all__ = ["EvaluationSummary", "TrainingSummary"]
 
-# The attributes of Spark's summaries that Spark's evaluators compute, and what these call them.
-MULTICLASS = {
-    f"weighted{name}": f"weighted{name}" for name in ("Precision", "Recall", "TruePositiveRate", "FalsePositiveRate")
-} | {"accuracy": "accuracy"}
-BY_LABEL = ("truePositiveRateByLabel", "falsePositiveRateByLabel", "precisionByLabel", "recallByLabel")
-BINARY = {"areaUnderROC": "areaUnderROC"}
+# The attributes of Spark's summaries of a regression, and what its evaluator calls them.
 REGRESSION = {
     "meanSquaredError": "mse",
     "rootMeanSquaredError": "rmse",
@@ -98,7 +95,7 @@ class TrainingSummary:
         """The number of epochs."""
         return len(self.epochSeconds)
 
-    def plot(self, path: str | None = None) -> Figure:
+    def plot(self, path: str | PathLike[str] | None = None) -> Figure:
         """Plot the history: one panel per metric, with its values on training and validation rows.
 
         Args:
@@ -147,7 +144,7 @@ class EvaluationSummary(dict[str, Any]):
 
     Beside it, what Spark's own summaries of a classification or a regression have, about the network's first output:
     the DataFrame ``predictions`` and the names of its columns (``labelCol``, ``predictionCol`` and so on), and metrics
-    of its predictions, each computed by a Spark job when it is first read: ``accuracy``, ``weightedPrecision``,
+    of its predictions, computed by a Spark job when they are first read: ``accuracy``, ``weightedPrecision``,
     ``weightedRecall``, ``weightedFMeasure()``, ``precisionByLabel`` and so on; ``areaUnderROC`` of two classes;
     ``rootMeanSquaredError``, ``r2`` and so on of a regression.
     """
@@ -158,7 +155,7 @@ class EvaluationSummary(dict[str, Any]):
             if not model.getOrDefault(key):
                 model._set(**{key: f"{key.removesuffix('Col')}_{model.uid}"})
         self._model, self._dataset = model, dataset
-        self._known: dict[Any, float] = {}
+        self._known: dict[str, float] = {}
 
     @cached_property
     def predictions(self) -> DataFrame:
@@ -168,15 +165,16 @@ class EvaluationSummary(dict[str, Any]):
     @cached_property
     def labels(self) -> list[float]:
         """The labels that occur, in ascending order."""
-        return sorted(float(row[0]) for row in self.predictions.select(self.labelCol).distinct().collect())
-
-    def weightedFMeasure(self, beta: float = 1.0) -> float:
-        """The F measure of each label, weighted by how often it occurs."""
-        return self._value("Multiclass", "weightedFMeasure", beta=beta)
+        return self._counts[0].tolist()  # type: ignore[no-any-return]
 
     def fMeasureByLabel(self, beta: float = 1.0) -> list[float]:
         """The F measure of each of ``labels``."""
-        return [self._value("Multiclass", "fMeasureByLabel", beta=beta, metricLabel=label) for label in self.labels]
+        precision, recall = np.array(self.precisionByLabel), np.array(self.recallByLabel)
+        return _divided((1 + beta**2) * precision * recall, beta**2 * precision + recall).tolist()
+
+    def weightedFMeasure(self, beta: float = 1.0) -> float:
+        """The F measure of each label, weighted by how often it occurs."""
+        return self._weighted(self.fMeasureByLabel(beta))
 
     def __getattr__(self, name: str) -> Any:
         metrics = {} if name.startswith("_") else self._metrics()
@@ -201,29 +199,73 @@ class EvaluationSummary(dict[str, Any]):
             found["labelCol"] = lambda: self._model.getLabelCols()[0]
         if not self._classes:
             return found | {name: partial(self._value, "Regression", metric) for name, metric in REGRESSION.items()}
-        found |= {name: partial(self._value, "Multiclass", metric) for name, metric in MULTICLASS.items()}
-        for name in BY_LABEL:
-            found[name] = partial(self._by_label, name)
-        binary = BINARY if self._classes == 2 else {}
-        return found | {name: partial(self._value, "Binary", metric) for name, metric in binary.items()}
+        by_label = {
+            "truePositiveRate": lambda: self._by_label(lambda right, actual, _: _divided(right, actual, np.nan)),
+            "falsePositiveRate": lambda: self._by_label(lambda r, a, p: _divided(p - r, a.sum() - a, np.nan)),
+            "precision": lambda: self._by_label(lambda right, _, predicted: _divided(right, predicted)),
+        }
+        by_label["recall"] = by_label["truePositiveRate"]
+        for name, values in by_label.items():
+            found[f"{name}ByLabel"] = values
+            found[f"weighted{name[0].upper()}{name[1:]}"] = partial(self._weighted, values)
+        found["accuracy"] = found["weightedRecall"]
+        return found | ({"areaUnderROC": partial(self._value, "Binary", "areaUnderROC")} if self._classes == 2 else {})
 
     @cached_property
     def _classes(self) -> int | None:
         return getattr(self._model, "numClasses", None)
 
-    def _by_label(self, metric: str) -> list[float]:
-        return [self._value("Multiclass", metric, metricLabel=label) for label in self.labels]
+    @cached_property
+    def _counts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The labels that occur, and weights of their rows: those predicted right, those that have it, that get it."""
+        from pyspark.sql import functions as F
 
-    def _value(self, kind: str, metric: str, **options: Any) -> float:
+        scored = self.predictions
+        weight = resolve(scored, self.weightCol).values if self._model.isDefined("weightCol") else F.lit(1.0)
+        columns = [_class_of(scored, self.labelCol), resolve(scored, self.predictionCol).values]
+        rows = scored.groupBy(*columns).agg(F.sum(weight.cast("double"))).collect()
+        actual, predicted, weights = np.array([tuple(row) for row in rows], float).reshape(-1, 3).T
+        labels = np.unique(actual)
+        chosen = (actual == predicted, True, True)
+        keys = (actual, actual, predicted)
+        sums = [(weights * of * (key == labels[:, None])).sum(axis=1) for of, key in zip(chosen, keys, strict=True)]
+        return labels, sums[0], sums[1], sums[2]
+
+    def _by_label(self, metric: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> list[float]:
+        return metric(*self._counts[1:]).tolist()  # type: ignore[no-any-return]
+
+    def _weighted(self, values: list[float] | Callable[[], list[float]]) -> float:
+        """The mean of a metric over the labels, weighted by how often they occur."""
+        actual = self._counts[2]
+        return float(np.dot(values() if callable(values) else values, actual) / (actual.sum() or np.nan))
+
+    def _value(self, kind: str, metric: str) -> float:
         """What one of Spark's evaluators computes of the predictions."""
         from pyspark.ml import evaluation
 
-        key = (metric, *sorted(options.items()))
-        if key not in self._known:
+        if metric not in self._known:
             column = "rawPredictionCol" if kind == "Binary" else "predictionCol"
-            options |= {"labelCol": self.labelCol, column: self._model.getOrDefault(column)}
+            options: dict[str, Any] = {"labelCol": self.labelCol, column: self._model.getOrDefault(column)}
             if self._model.isDefined("weightCol"):
                 options["weightCol"] = self.weightCol
             name = "RegressionEvaluator" if kind == "Regression" else f"{kind}ClassificationEvaluator"
-            self._known[key] = getattr(evaluation, name)(metricName=metric, **options).evaluate(self.predictions)
-        return self._known[key]
+            self._known[metric] = getattr(evaluation, name)(metricName=metric, **options).evaluate(self.predictions)
+        return self._known[metric]
+
+
+def _class_of(df: DataFrame, name: str) -> Column:
+    """The labels of a column as numbers: the position of the largest number of a one-hot Vector or array."""
+    from pyspark.ml.functions import vector_to_array
+    from pyspark.sql import functions as F
+
+    label = resolve(df, name)
+    kind = label.data_type.typeName()
+    if kind not in ("array", "vectorudt"):
+        return label.values.cast("double")
+    numbers = label.values if kind == "array" else vector_to_array(label.values)
+    return (F.array_position(numbers, F.array_max(numbers)) - 1).cast("double")
+
+
+def _divided(part: np.ndarray, whole: np.ndarray, nothing: float = 0.0) -> np.ndarray:
+    """The quotients; ``nothing`` where the divisor is 0."""
+    return np.divide(part, whole, out=np.full(len(part), nothing), where=whole != 0)
