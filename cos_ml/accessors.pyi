@@ -1,5 +1,6 @@
 """Generated from the declarations of Params by ``make params``: do not edit."""
 
+from os import PathLike
 from typing import Any, Self
 
 class ModelAccessors:
@@ -37,10 +38,10 @@ class ModelAccessors:
         number, binary (uint8) or a string. Flat rows take the input's shape."""
     def getInputCols(self) -> list[str]:
         """Gets inputCols: input columns in place of featuresCol, one per input of the network: matched by the inputs'
-        names, else in their order."""
+        names, else in their order. Several columns of a network with one input are joined, as VectorAssembler does."""
     def setInputCols(self, value: list[str]) -> Self:
         """Sets inputCols: input columns in place of featuresCol, one per input of the network: matched by the inputs'
-        names, else in their order."""
+        names, else in their order. Several columns of a network with one input are joined, as VectorAssembler does."""
     def getLabelCol(self) -> str:
         """Gets labelCol: label column: a number, a Vector or an array."""
     def setLabelCol(self, value: str) -> Self:
@@ -230,9 +231,9 @@ class EstimatorAccessors(TrainingAccessors):
         callbacks: list[Any] | None = ...,
         frozenLayers: list[str] | None = ...,
         feed: str | None = ...,
-        cacheDir: str | None = ...,
+        cacheDir: str | PathLike[str] | None = ...,
         keepCache: bool | None = ...,
-        checkpointDir: str | None = ...,
+        checkpointDir: str | PathLike[str] | None = ...,
         checkpointInterval: int | None = ...,
         checkpointSteps: int | None = ...,
         resume: str | None = ...,
@@ -272,10 +273,10 @@ class EstimatorAccessors(TrainingAccessors):
         number, binary (uint8) or a string. Flat rows take the input's shape."""
     def getInputCols(self) -> list[str]:
         """Gets inputCols: input columns in place of featuresCol, one per input of the network: matched by the inputs'
-        names, else in their order."""
+        names, else in their order. Several columns of a network with one input are joined, as VectorAssembler does."""
     def setInputCols(self, value: list[str]) -> Self:
         """Sets inputCols: input columns in place of featuresCol, one per input of the network: matched by the inputs'
-        names, else in their order."""
+        names, else in their order. Several columns of a network with one input are joined, as VectorAssembler does."""
     def getLabelCol(self) -> str:
         """Gets labelCol: label column: a number, a Vector or an array."""
     def setLabelCol(self, value: str) -> Self:
@@ -362,7 +363,7 @@ class EstimatorAccessors(TrainingAccessors):
     def getCacheDir(self) -> str:
         """Gets cacheDir: where the petastorm feed writes its Parquet files: a URL that Spark, fsspec and all ranks can
         open."""
-    def setCacheDir(self, value: str) -> Self:
+    def setCacheDir(self, value: str | PathLike[str]) -> Self:
         """Sets cacheDir: where the petastorm feed writes its Parquet files: a URL that Spark, fsspec and all ranks can
         open."""
     def getKeepCache(self) -> bool:
@@ -372,7 +373,7 @@ class EstimatorAccessors(TrainingAccessors):
     def getCheckpointDir(self) -> str:
         """Gets checkpointDir: folder for this fit's checkpoints: a URL that fsspec can write and all executors reach.
         The same fit, started again after a failure, resumes from there. Unset: no checkpoints."""
-    def setCheckpointDir(self, value: str) -> Self:
+    def setCheckpointDir(self, value: str | PathLike[str]) -> Self:
         """Sets checkpointDir: folder for this fit's checkpoints: a URL that fsspec can write and all executors reach.
         The same fit, started again after a failure, resumes from there. Unset: no checkpoints."""
     def getCheckpointInterval(self) -> int:

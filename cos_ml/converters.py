@@ -8,6 +8,7 @@ annotation is the type that getters show.
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable
 from numbers import Integral, Real
@@ -19,6 +20,7 @@ from cos_ml.callbacks import plain_callback
 from cos_ml.network.compiled import with_exclusions, with_loss_arguments
 from cos_ml.network.keras_import import import_keras
 from cos_ml.network.registered import custom_modules
+from cos_ml.paths import as_string
 
 __all__ = [
     "boolean",
@@ -33,6 +35,7 @@ __all__ = [
     "names",
     "non_empty_string",
     "one_of",
+    "path",
     "positive_number",
     "string",
 ]
@@ -94,6 +97,13 @@ def non_empty_string(value: Any) -> str:
     if not value:
         raise ValueError("expected a non-empty string")
     return str(value)
+
+
+def path(value: Any) -> str:
+    """The path or URL of a folder, as a string or a ``pathlib.Path``."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError("expected a path, as a string or a pathlib.Path")
+    return non_empty_string(as_string(value))
 
 
 def names(value: Any) -> list[str]:

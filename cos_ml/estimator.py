@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 from pyspark import keyword_only
@@ -28,6 +29,7 @@ from cos_ml.network.losses import losses_by_output, with_output_keys
 from cos_ml.network.outputs import check_loss, output_kinds
 from cos_ml.network.registered import custom_modules
 from cos_ml.network.signature import input_columns
+from cos_ml.paths import as_string, literal
 from cos_ml.persistence import NetworkStage
 from cos_ml.prediction import class_labels
 from cos_ml.spec import ANY_RUN, CheckpointConfig, TrainSpec
@@ -93,9 +95,9 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         callbacks: list[Any] | None = None,
         frozenLayers: list[str] | None = None,
         feed: str = "arrow",
-        cacheDir: str | None = None,
+        cacheDir: str | PathLike[str] | None = None,
         keepCache: bool = False,
-        checkpointDir: str | None = None,
+        checkpointDir: str | PathLike[str] | None = None,
         checkpointInterval: int = 1,
         checkpointSteps: int | None = None,
         resume: str = "auto",
@@ -164,7 +166,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
             return f"{'PROBLEM':<19}{error}\n1 problem to fix before fitting."
         return preflight.explain(dataset, candidate.spec, candidate.network, self.getNumTrainWorkers())
 
-    def fitParquet(self, url: str, params: dict[Any, Any] | None = None) -> DeepNetModel:
+    def fitParquet(self, url: str | PathLike[str], params: dict[Any, Any] | None = None) -> DeepNetModel:
         """Fit to a Parquet dataset that the ranks read themselves, through petastorm; Spark reads no rows.
 
         Rank i reads the row groups i, i + numTrainWorkers, and so on. For every rank to have work, a dataset needs at
@@ -186,7 +188,8 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
                 "Param handleInvalid: fitParquet takes the number of rows from the files, so it cannot skip rows: "
                 'expected "error" or "keep", received "skip". Pass the DataFrame to fit() instead.'
             )
-        dataset = SparkSession.active().read.parquet(url)
+        url = as_string(url)
+        dataset = SparkSession.active().read.parquet(literal(url))
         candidate = estimator._candidate(dataset)
         parquet.check_petastorm()
         return _train(dataset, [estimator], [candidate], url)[0]
@@ -301,6 +304,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
                     'Param loss is not set, and the model is not compiled with one: set it, for example to "mse".'
                 )
             arguments.pop("loss", None)
+        checks.check_by_output(network, arguments)
         arguments = {name: with_output_keys(value, network.outputs) for name, value in arguments.items()}
         _check_identifiers(arguments)
         checks.check_compile_arguments(network, arguments, given=not chosen)

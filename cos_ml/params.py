@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -144,7 +145,7 @@ def _network(value: Any) -> Network:
     """The network of a ``keras.Model``, of a ``.keras`` file, or of a DeepNetModel."""
     if isinstance(value, ModelParams):
         value = value.getOrDefault(value.model)
-    if isinstance(value, str):
+    if isinstance(value, (str, os.PathLike)):
         return network_from_file(value)
     return value if isinstance(value, Network) else Network.of(value)
 
@@ -177,7 +178,7 @@ class ModelParams(
     inputCols = DeclaredParam(
         names,
         "input columns in place of featuresCol, one per input of the network: matched by the inputs' names, else in "
-        "their order",
+        "their order. Several columns of a network with one input are joined, as VectorAssembler does",
     )
     labelCol = DeclaredParam(string, "label column: a number, a Vector or an array", "label")
     labelCols = DeclaredParam(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-__all__ = ["as_string", "local_path", "spark_paths"]
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+__all__ = ["as_string", "exists", "literal", "local_path", "readable"]
 
 
 def as_string(path: str | os.PathLike[str]) -> str:
@@ -32,13 +35,23 @@ def local_path(path: str | os.PathLike[str]) -> str | None:
     return found if os.path.lexists(found) else unquote(found)
 
 
-def spark_paths(path: str | os.PathLike[str]) -> Iterator[str]:
-    """What to ask Spark to read, in order, for what is at ``path``: Spark reads ``[x]`` and ``{a,b}`` in it as a glob.
+def literal(path: str | os.PathLike[str]) -> str:
+    """What to ask Spark to read for this path and no other: in names, Spark takes ``[x]`` and ``{a,b}`` for a glob."""
+    return re.sub(r"[\\*?\[\]{}]", r"\\\g<0>", as_string(path))
 
-    The first is ``path`` itself and no other; the second, if it differs, what matches it as a glob.
-    """
+
+def readable(spark: SparkSession, path: str | os.PathLike[str]) -> str:
+    """What to ask Spark to read for this path: itself where it exists, else what matches it as a glob."""
     text = as_string(path)
-    literal = re.sub(r"[\\*?\[\]{}]", r"\\\g<0>", text)
-    yield literal
-    if literal != text:
-        yield text
+    return literal(text) if literal(text) != text and exists(spark, text) else text
+
+
+def exists(spark: SparkSession, path: str) -> bool:
+    """Whether there is a file or a folder, on any file system that Spark supports."""
+    from pyspark.errors import AnalysisException
+
+    try:
+        _ = spark.read.option("recursiveFileLookup", True).text(literal(path)).schema
+    except AnalysisException as error:
+        return "PATH_NOT_FOUND" not in str(error)
+    return True

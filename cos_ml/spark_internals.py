@@ -53,12 +53,16 @@ def check_message_size(spark: SparkSession, archives: Iterable[bytes]) -> None:
         )
 
 
-def remove_saved(path: str) -> None:
-    """Remove what is saved at ``path``, in a session of Connect. Unknown: nothing; writing reports that it exists."""
+def remove_saved(spark: SparkSession, path: str) -> None:
+    """Remove what is saved at ``path``. Unknown: nothing; what writes there next reports that it exists."""
     with contextlib.suppress(ImportError, *CHANGED):
-        from pyspark.ml.connect.readwrite import RemoteMLWriter
+        if is_connect(spark):
+            from pyspark.ml.connect.readwrite import RemoteMLWriter
 
-        RemoteMLWriter.handleOverwrite(path, True)
+            RemoteMLWriter.handleOverwrite(path, True)
+        else:
+            overwrite = spark._jvm.org.apache.spark.ml.util.FileSystemOverwrite()  # type: ignore[union-attr]
+            overwrite.handleOverwrite(path, True, spark._jsparkSession)
 
 
 def fits_barrier(df: DataFrame, partitions: int) -> bool:

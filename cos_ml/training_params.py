@@ -14,8 +14,8 @@ from cos_ml.converters import (
     keras_optimizer,
     loss_weights,
     names,
-    non_empty_string,
     one_of,
+    path,
     positive_number,
     string,
 )
@@ -96,14 +96,16 @@ class TrainingParams(
         identifies=True,
     )
     cacheDir = DeclaredParam(
-        non_empty_string,
+        path,
         "where the petastorm feed writes its Parquet files: a URL that Spark, fsspec and all ranks can open",
+        accepts="str | PathLike[str]",
     )
     keepCache = DeclaredParam(boolean, "keep the petastorm feed's Parquet files after the fit", False)
     checkpointDir = DeclaredParam(
-        non_empty_string,
+        path,
         "folder for this fit's checkpoints: a URL that fsspec can write and all executors reach. The same fit, started "
         "again after a failure, resumes from there. Unset: no checkpoints",
+        accepts="str | PathLike[str]",
     )
     checkpointInterval = DeclaredParam(integer(1), "epochs between two checkpoints (>= 1)", 1)
     checkpointSteps = DeclaredParam(

@@ -35,7 +35,7 @@ def declarations(stage: type) -> list[DeclaredParam[Any]]:
 def stub() -> str:
     """The text of ``accessors.pyi``."""
     head = '"""Generated from the declarations of Params by ``make params``: do not edit."""\n\n'
-    head += "from typing import Any, Self\n"
+    head += "from os import PathLike\nfrom typing import Any, Self\n"
     return head + "".join(_stub_of(base, stage) for base, stage in CLASSES.items())
 
 

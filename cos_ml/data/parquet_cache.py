@@ -20,6 +20,7 @@ from cos_ml.data.frames import small_batches
 from cos_ml.data.ragged import Ragged, offsets_of
 from cos_ml.data.spool import usable_rows
 from cos_ml.errors import InvalidInputError, from_spark
+from cos_ml.paths import literal
 from cos_ml.spec import TrainSpec
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _digest(spark: SparkSession, url: str) -> str:
 
     # Equal rows cancel out in bit_xor but not in the sum, which overflows as a bigint.
     digest = F.concat_ws(" ", F.bit_xor(ROW_HASH), F.sum(F.col(ROW_HASH).cast("decimal(20)")), F.count("*"))
-    return str(spark.read.schema(f"{ROW_HASH} bigint").parquet(url).agg(digest).collect()[0][0])
+    return str(spark.read.schema(f"{ROW_HASH} bigint").parquet(literal(url)).agg(digest).collect()[0][0])
 
 
 def usable_batches(spec: TrainSpec, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

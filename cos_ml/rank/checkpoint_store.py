@@ -102,7 +102,7 @@ def acquire(config: CheckpointConfig) -> None:
                 f"Param checkpointDir: {config.url} contains checkpoints of another fit: {_difference(stored, fit)}. "
                 'Use another folder for this fit, or set resume="never" to delete those checkpoints and start over.'
             )
-        for rows in filesystem.glob(f"{root}/rows-*"):
+        for rows in _rows(filesystem, root):
             filesystem.rm(rows, recursive=True)
         _write_atomically(filesystem, path, [json.dumps(fit, indent=1).encode()])
     except InvalidInputError:
@@ -159,7 +159,7 @@ class CheckpointStore:
             except ValueError as error:
                 self.notes.append(f"The checkpoint {name} is damaged ({error}). The one before it is used, if any.")
                 self._damaged.add(name)
-        others = [path for path in self.filesystem.glob(f"{self.root}/rows-*") if not path.endswith(self.path)]
+        others = [path for path in _rows(self.filesystem, self.root) if not path.endswith(self.path)]
         if not names and others and self.config.run == ANY_RUN:
             self.notes.append(
                 f"The checkpoints in {self.config.url} belong to other rows: this fit starts from its first epoch. "
@@ -197,6 +197,13 @@ def _open(url: str) -> tuple[Any, str]:
 
     filesystem, root = fsspec.core.url_to_fs(url)
     return filesystem, root.rstrip("/")
+
+
+def _rows(filesystem: Any, root: str) -> list[str]:
+    """The folders of checkpoints in ``root``; not by a glob, as its name may contain brackets."""
+    filesystem.invalidate_cache()
+    paths = [path.rstrip("/") for path in filesystem.ls(root, detail=False)] if filesystem.exists(root) else []
+    return [path for path in paths if path.rsplit("/", 1)[-1].startswith("rows-")]
 
 
 def _write_atomically(filesystem: Any, path: str, pieces: Sequence[Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from os import PathLike
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ from pyspark.sql import functions as F
 
 from cos_ml.data.names import resolve
 from cos_ml.errors import InvalidInputError
+from cos_ml.paths import as_string, readable
 from cos_ml.sources.records import DATUM_SCHEMA, DATUMS, datum_columns
 from cos_ml.spark_internals import is_connect
 
@@ -20,7 +22,7 @@ IMAGES = "*.{[jJ][pP][gG],[jJ][pP][eE][gG],[pP][nN][gG]}"
 
 
 def read_images(
-    spark: SparkSession, path: str, *, classes: Sequence[str] | None = None, pattern: str = IMAGES
+    spark: SparkSession, path: str | PathLike[str], *, classes: Sequence[str] | None = None, pattern: str = IMAGES
 ) -> DataFrame:
     """Read the image files in ``path`` and all folders below it, without decoding; ``ImageAssembler`` decodes them.
 
@@ -48,7 +50,7 @@ def read_images(
     return labelled.filter("label >= 0")
 
 
-def image_classes(spark: SparkSession, path: str, *, pattern: str = IMAGES) -> list[str]:
+def image_classes(spark: SparkSession, path: str | PathLike[str], *, pattern: str = IMAGES) -> list[str]:
     """The sorted names of the folders below ``path`` that contain images, for datasets with one folder per class.
 
     Files are listed, but not read.
@@ -56,7 +58,7 @@ def image_classes(spark: SparkSession, path: str, *, pattern: str = IMAGES) -> l
     return sorted(row[0] for row in _files(spark, path, pattern).select(_folder()).distinct().collect())
 
 
-def read_sequence_file(spark: SparkSession, path: str, *, values: str = "raw") -> DataFrame:
+def read_sequence_file(spark: SparkSession, path: str | PathLike[str], *, values: str = "raw") -> DataFrame:
     """Read the records of SequenceFiles with keys of Text (or an integer) and values of BytesWritable.
 
     Args:
@@ -74,12 +76,12 @@ def read_sequence_file(spark: SparkSession, path: str, *, values: str = "raw") -
     _check_classic(spark, "read")
     if values not in ("raw", "datum"):
         raise InvalidInputError(f"values: expected 'raw' or 'datum', received {values!r}.")
-    rows = spark.sparkContext.sequenceFile(path).mapPartitions(_records)
+    rows = spark.sparkContext.sequenceFile(readable(spark, path)).mapPartitions(_records)
     records = spark.createDataFrame(rows, "id string, data binary", verifySchema=False)
     return records if values == "raw" else records.mapInArrow(_datums, DATUM_SCHEMA)
 
 
-def write_sequence_file(df: DataFrame, path: str, *, idCol: str = "id", dataCol: str = "data") -> None:
+def write_sequence_file(df: DataFrame, path: str | PathLike[str], *, idCol: str = "id", dataCol: str = "data") -> None:
     """Write two columns as SequenceFiles, one per partition, with keys of Text and values of BytesWritable.
 
     Args:
@@ -97,12 +99,12 @@ def write_sequence_file(df: DataFrame, path: str, *, idCol: str = "id", dataCol:
     if (kind := data.data_type.simpleString()) != "binary":
         raise InvalidInputError(f"Column {dataCol!r} is of type {kind}: expected binary.")
     pairs = df.select(key.values.cast("string"), data.values).rdd.map(_pair)
-    pairs.saveAsSequenceFile(path)
+    pairs.saveAsSequenceFile(as_string(path))
 
 
-def _files(spark: SparkSession, path: str, pattern: str) -> DataFrame:
+def _files(spark: SparkSession, path: str | PathLike[str], pattern: str) -> DataFrame:
     reader = spark.read.format("binaryFile").option("recursiveFileLookup", True)
-    return reader.option("pathGlobFilter", pattern).load(path)
+    return reader.option("pathGlobFilter", pattern).load(readable(spark, path))
 
 
 def _folder() -> Column:

@@ -89,15 +89,20 @@ def test_nothing_is_removed_where_connect_s_writer_has_changed(monkeypatch, writ
     """Its module, its method or the method's arguments are others."""
     module = None if writer is None else types.SimpleNamespace(RemoteMLWriter=writer)
     monkeypatch.setitem(sys.modules, "pyspark.ml.connect.readwrite", module)
-    spark_internals.remove_saved("/nowhere")
+    spark_internals.remove_saved(ConnectSession(), "/nowhere")
 
 
 def test_what_is_saved_is_removed_where_connect_s_writer_is_known(monkeypatch):
     removed = []
     writer = types.SimpleNamespace(handleOverwrite=lambda path, overwrite: removed.append((path, overwrite)))
     monkeypatch.setitem(sys.modules, "pyspark.ml.connect.readwrite", types.SimpleNamespace(RemoteMLWriter=writer))
-    spark_internals.remove_saved("/saved")
+    spark_internals.remove_saved(ConnectSession(), "/saved")
     assert removed == [("/saved", True)]
+
+
+@changed
+def test_nothing_is_removed_where_the_jvm_has_changed(change):
+    spark_internals.remove_saved(types.SimpleNamespace(_jvm=change), "/nowhere")
 
 
 @changed
