@@ -195,7 +195,7 @@ def _arrow(value: Any, column: Column) -> pa.Array:
             f"Expected {'strings' if strings else 'a Vector or numbers'} for {column.name!r}, received {value!r:.60}."
         )
     if column.dtype.startswith(("int", "uint")):
-        return _integers(numbers, column.dtype)
+        return _integers(np.asarray(value, object), column.dtype)  # as doubles they would lose digits
     if column.dtype.startswith("float"):
         with np.errstate(over="ignore"):
             numbers = numbers.astype(column.dtype)
