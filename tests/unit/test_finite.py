@@ -47,7 +47,7 @@ def test_the_last_step_of_a_fit(trained, steps):
     rows = data_of(4 * steps)
     rows["y0"][:-4] = rows["x0"][:-4].sum(axis=1)  # what the network computes: no gradient before
     with pytest.raises(
-        RankError, match=r"After the last step the weights '\w+/only/kernel' and 1 others are NaN or inf"
+        RankError, match=r"After the last step the weights '(\w+/)?only/kernel' and 1 others are NaN or inf"
     ):
         trained(spec_of(learning_rate=HUGE), rows, network(kernel_initializer="ones"))
     spec = spec_of(learning_rate=HUGE, stop_at_non_finite=False)
@@ -58,7 +58,7 @@ def test_the_last_step_of_a_fit(trained, steps):
 
 def test_several_ranks(ranks):
     parts = [data_of(), data_of()]
-    with pytest.raises(RankError, match=r"After the last step the weights '\w+/only/kernel'"):
+    with pytest.raises(RankError, match=r"After the last step the weights '(\w+/)?only/kernel'"):
         ranks.fit([spec_of(learning_rate=HUGE)], [network()], parts)
 
 
@@ -115,7 +115,7 @@ def test_constants_may_be_infinite():
     allowed = lasting(model)
     check_weights(model, allowed)
     layer.kernel.assign([[np.nan], [0.0]])
-    with pytest.raises(RankError, match=r"'\w+/only/kernel' are"):
+    with pytest.raises(RankError, match=r"'(\w+/)?only/kernel' are"):
         check_weights(model, allowed)
     layer.trainable = True
     assert lasting(model) == set()
