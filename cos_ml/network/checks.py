@@ -18,6 +18,7 @@ from cos_ml.network.traits import Traits, find_traits
 from cos_ml.network.untrusted import serialized_objects
 
 __all__ = [
+    "check_by_output",
     "check_call",
     "check_compile_arguments",
     "check_learning_rate",
@@ -103,6 +104,27 @@ def check_compile_arguments(network: Network, arguments: dict[str, Any], given: 
             f"Param {PARAMS.get(refused[0], refused[0])}: compile of the network's class takes no {refused[0]}: "
             f"{OWN_COMPILE}, or let its compile take **kwargs."
         )
+
+
+def check_by_output(network: Network, arguments: dict[str, Any]) -> None:
+    """Raises InvalidInputError for losses, metrics or weights by output that are not those of the network's outputs."""
+    traits, count = traits_of(network), len(network.outputs)
+    if not count or traits.own_step or {"compile", "compute_metrics"} & set(traits.overrides):
+        return  # the class may take other keys than Keras
+    names = [output.key or output.name for output in network.outputs]
+    has = f"the network has {count} output{'s' if count > 1 else ''} ({', '.join(names)})"
+    for argument in ("loss", "metrics", "weighted_metrics", "loss_weights"):
+        value, param = arguments.get(argument), PARAMS.get(argument, argument)
+        if isinstance(value, (list, tuple)):
+            wrong = {"loss": len(value) > count, "loss_weights": len(value) != count}
+            if wrong.get(argument, 1 < count != len(value) > 0):
+                raise InvalidInputError(
+                    f"Param {param}: {has}, expected a list with an entry for each, received {len(value)}: {value}."
+                )
+        elif isinstance(value, dict) and "class_name" not in value and (count > 1 or "metrics" not in argument):
+            known = {*names, *(output.name for output in network.outputs)}
+            if unknown := [name for name in value if name not in known]:
+                raise InvalidInputError(f"Param {param}: there is no output {unknown[0]!r}; {has}.")
 
 
 def needs_no_loss(network: Network) -> bool:
