@@ -71,9 +71,19 @@ def test_transform_computes_what_the_network_computes(df, model):
 def test_evaluation(df, model):
     _, labels, _ = reference.data(ROWS)
     accuracy = (model.toKeras()(reference.data(ROWS)[0]).numpy().argmax(axis=1) == labels).mean()
-    assert model.evaluate(df)["accuracy"] == pytest.approx(accuracy)
+    found = model.evaluate(df)
+    assert found["accuracy"] == pytest.approx(accuracy)
+    assert found.accuracy == pytest.approx(accuracy)
     evaluator = MulticlassClassificationEvaluator(metricName="accuracy")
     assert evaluator.evaluate(model.transform(df)) == pytest.approx(accuracy)
+
+
+def test_classes_have_thresholds_and_names(df, model):
+    chosen = model.copy({model.thresholds: [1.0, 0.0, 1.0], model.labels: ["a", "b", "c"]}).setPredictedLabelCol("name")
+    row = chosen.transform(df).first()
+    assert (row.prediction, row.name) == (1.0, "b")
+    assert chosen.predict(row.features) == 1.0
+    np.testing.assert_allclose(model.predictProbability(row.features), row.probability, atol=1e-6)
 
 
 def test_a_saved_model_gives_the_same_outputs(df, model, tmp_path):
