@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial, reduce
+from operator import and_
 from typing import Any
 
 import pandas as pd
@@ -18,6 +20,7 @@ from cos_ml.data.columns import Column
 from cos_ml.data.expressions import expression, given_type
 from cos_ml.data.frames import check_not_streaming
 from cos_ml.data.names import fold, is_case_sensitive, taken
+from cos_ml.data.validity import is_valid
 from cos_ml.errors import InvalidInputError
 from cos_ml.metadata import column_metadata
 from cos_ml.network import checks
@@ -190,17 +193,16 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
             kinds=kinds,
             wanted=tuple(dict.fromkeys(_computed(key) for key in columns if isinstance(key, tuple))),
             batch_size=self.getPredictBatchSize(),
-            handle_invalid=self.getHandleInvalid(),
+            handle_invalid="keep" if self.getHandleInvalid() == "keep" else "error",  # no bad row comes with "skip"
             thresholds=tuple(self.getThresholds() if self.isSet(self.thresholds) else ()),
             seed=self.getSeed(),
         )
         values = {column.field: expression(dataset, column) for column in inputs}
-        if scorer.handle_invalid != "error":
+        if scorer.handle_invalid == "keep":
             values = {column.field: _with_nulls(values[column.field], column, dataset) for column in inputs}
         scored = f"{self.uid}_scored"
-        out = with_udf(dataset, values, scored, _udf(scorer))
-        if scorer.handle_invalid == "skip":
-            out = out.filter(F.col(scored)[scorer.fields[0]].isNotNull())
+        is_good = partial(_is_good, inputs) if self.getHandleInvalid() == "skip" else None
+        out = with_udf(dataset, values, scored, _udf(scorer), is_good)
         metadata = column_metadata(network, kinds, columns, labels)
         keys = [*self.getFeatureLayers(), *scorer.wanted]
         fields, types = (dict(zip(keys, of_each, strict=True)) for of_each in (scorer.fields, _types(scorer)))
@@ -238,8 +240,6 @@ def check_outputs(
         raise InvalidInputError(
             f"Param outputCols: expected one name for each of the featureLayers {layers}, received {names}."
         )
-    if len(set(layers)) < len(layers):
-        raise InvalidInputError(f"Param featureLayers: expected each layer once, received {layers}.")
     columns: dict[str | tuple[int, str], str] = dict(zip(layers, names, strict=True))
     for index, (output, kind) in enumerate(zip(network.outputs, kinds, strict=True)):
         for key, param in PREDICTIONS.items():
@@ -265,6 +265,11 @@ def _check_names(dataset: DataFrame, names: list[str]) -> None:
             f"Output column {(existing or repeated)[0]!r} {reason}. Drop or rename it, or set another name (outputCols "
             'for those of featureLayers); "" omits predictionCol, probabilityCol or rawPredictionCol.'
         )
+
+
+def _is_good(inputs: Sequence[Column], values: dict[str, SparkColumn], types: dict[str, T.DataType]) -> SparkColumn:
+    """Whether all inputs of a row can be used."""
+    return reduce(and_, (is_valid(values[one.field], types[one.field], one) for one in inputs))
 
 
 def _with_nulls(value: SparkColumn, column: Column, dataset: DataFrame) -> SparkColumn:
