@@ -6,6 +6,7 @@ It is true exactly where ``columns.decode`` finds no bad row: what skips rows is
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 
 import numpy as np
 from pyspark.sql import Column as SparkColumn
@@ -102,8 +103,8 @@ def _limits(kind: T.DataType, column: Column) -> tuple[SparkColumn, SparkColumn]
             lowest = np.nextafter(lowest, single(math.inf))
         highest = np.nextafter(highest, single(-math.inf))
         return F.lit(float(lowest)), F.lit(float(highest))
-    if isinstance(kind, T.DecimalType):  # that of uint64, where the expression leaves null what is out of range
-        return None if column.below is None else (F.lit(low), F.lit(high))
+    if isinstance(kind, T.DecimalType):  # that of uint64
+        return F.lit(Decimal(low)), F.lit(Decimal(high))
     bits = {T.ByteType: 7, T.ShortType: 15, T.IntegerType: 31, T.LongType: 63}[type(kind)]
     least, most = -(2**bits), 2**bits - 1
     if not column.dtype.startswith(INTEGRAL):
