@@ -7,6 +7,7 @@ All rows count as one step: a mean over rows or over valid elements does not dep
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -20,6 +21,7 @@ from cos_ml import broadcasts, spark_internals
 from cos_ml.data import frames, spool
 from cos_ml.data.columns import Column
 from cos_ml.data.ragged import cut
+from cos_ml.errors import from_spark
 from cos_ml.network import forward
 from cos_ml.network.archive import Network, load_model
 from cos_ml.network.keras_import import import_tensorflow
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from cos_ml.broadcasts import Archive
 
 __all__ = ["evaluate"]
+
+logger = logging.getLogger("cos_ml")
 
 
 @dataclass(frozen=True)
@@ -58,17 +62,17 @@ def evaluate(dataset: DataFrame, network: Network, spec: TrainSpec) -> dict[str,
         spec: the columns, the arguments of ``compile``, the batch size, and how to handle invalid rows.
 
     Returns:
-        dict[str, Any]: the values by name, each a number, or a list for a metric with one per class; only a loss of
-        NaN if there are no rows.
+        dict[str, Any]: the values by name, each a number, or a list for a metric with one per class; NaN if there are no
+        InvalidInputError: a column is missing or has an unusable type, or a row is invalid.
 
     Raises:
-        InvalidInputError: a column is missing or has an unusable type. An invalid row makes the Spark job fail instead.
+        InvalidInputError: a column is missing or has an unusable type. Or a row is invalid.
     """
     spark_internals.check_message_size(dataset.sparkSession, [network.archive])
     selected = frames.select_columns(dataset, spec)
     parts, totals = _parts(selected, network, spec, Totals()), Totals()
     if not parts:
-        return {"loss": float("nan")}
+        return _without_rows(selected, network, spec)
     found = Totals(
         rows=sum(part["rows"] for part in parts),
         weight=sum(part["weight"] for part in parts),
@@ -87,11 +91,29 @@ def evaluate(dataset: DataFrame, network: Network, spec: TrainSpec) -> dict[str,
     return {name: np.asarray(value).astype(float).tolist() for name, value in results.items()}
 
 
+def _without_rows(selected: DataFrame, network: Network, spec: TrainSpec) -> dict[str, Any]:
+    """NaN for each value that rows would have; for the loss alone where only rows tell what there is."""
+    results: dict[str, Any] = {"loss": 0.0}
+    try:
+        schema = selected.limit(0).toArrow().schema
+        arrays, _ = spool.usable_rows(pa.RecordBatch.from_pylist([], schema), spec, 0)
+        evaluator = _Evaluator(_Source(network.archive, network.digest), spec.dumps())
+        evaluator.build({name: [rows.shape[1:], rows.dtype.str] for name, rows in arrays.items()}, Totals())
+        results = evaluator.network.get_metrics_result()
+        results = evaluator.logs if set(evaluator.logs) != set(results) else results
+    except Exception as error:  # of a network that does not compute a row of zeros
+        logger.info("no metrics are known without rows: %s", error)
+    return {name: np.full_like(np.asarray(value, float), np.nan).tolist() for name, value in results.items()}
+
+
 def _parts(selected: DataFrame, network: Network, spec: TrainSpec, totals: Totals) -> list[dict[str, Any]]:
     """What ``_sum_up`` returns for each partition that has rows."""
     source = _Source(broadcasts.shared(selected.sparkSession, network), network.digest)
     summed = partial(_sum_up, source, spec.dumps(), totals)
-    return [json.loads(row["sums"]) for row in selected.mapInArrow(summed, "sums string").collect()]
+    try:
+        return [json.loads(row["sums"]) for row in selected.mapInArrow(summed, "sums string").collect()]
+    except Exception as error:
+        raise from_spark(error) or error from None
 
 
 @dataclass(frozen=True)

@@ -128,3 +128,11 @@ def test_regression(df):
     network.set_weights([theirs.coefficients.toArray().reshape(12, 1), np.array([theirs.intercept])])
     mine = DeepNetModel(model=network)
     same_metrics(RegressionEvaluator(), ["rmse", "mae", "r2", "var"], mine.transform(df), theirs.transform(df))
+
+
+def test_a_bad_row_is_the_same_error_as_in_a_fit(spark):
+    network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    network.compile("sgd", "mse")
+    df = spark.createDataFrame([([1.0, 2.0], 1.0), ([1.0, float("nan")], 1.0)], "features array<double>, label double")
+    with pytest.raises(InvalidInputError, match=r"column 'features', row \d: has NaN at position 1"):
+        DeepNetModel(model=network).evaluate(df)
