@@ -19,7 +19,7 @@ from pyspark.sql import DataFrame
 
 from cos_ml import broadcasts, spark_internals
 from cos_ml.data import frames, spool
-from cos_ml.data.columns import Column
+from cos_ml.data.columns import Column, inconsistent_shapes
 from cos_ml.data.ragged import cut
 from cos_ml.errors import from_spark
 from cos_ml.network import forward
@@ -73,6 +73,7 @@ def evaluate(dataset: DataFrame, network: Network, spec: TrainSpec) -> dict[str,
     parts, totals = _parts(selected, network, spec, Totals()), Totals()
     if not parts:
         return _without_rows(selected, network, spec)
+    _check_shapes(parts, spec)
     found = Totals(
         rows=sum(part["rows"] for part in parts),
         weight=sum(part["weight"] for part in parts),
@@ -104,6 +105,14 @@ def _without_rows(selected: DataFrame, network: Network, spec: TrainSpec) -> dic
     except Exception as error:  # of a network that does not compute a row of zeros
         logger.info("no metrics are known without rows: %s", error)
     return {name: np.full_like(np.asarray(value, float), np.nan).tolist() for name, value in results.items()}
+
+
+def _check_shapes(parts: list[dict[str, Any]], spec: TrainSpec) -> None:
+    """Raises InvalidInputError where rows of partitions have different ones of the shapes that a column allows."""
+    for column in spec.columns:
+        shapes = sorted({tuple(part["columns"][column.field][0]) for part in parts}, key=str)
+        if len(shapes) > 1:
+            raise inconsistent_shapes(column, shapes[1], shapes[0])
 
 
 def _parts(selected: DataFrame, network: Network, spec: TrainSpec, totals: Totals) -> list[dict[str, Any]]:
