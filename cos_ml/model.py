@@ -25,6 +25,7 @@ from cos_ml.errors import InvalidInputError
 from cos_ml.metadata import column_metadata
 from cos_ml.network import checks
 from cos_ml.network.archive import Network, find_layer
+from cos_ml.network.keras_import import import_keras
 from cos_ml.network.losses import with_output_keys
 from cos_ml.network.outputs import is_classifier
 from cos_ml.network.registered import custom_modules
@@ -39,6 +40,8 @@ from cos_ml.summary import EvaluationSummary, TrainingSummary
 from cos_ml.training_params import TrainingParams
 
 __all__ = ["DeepNetModel"]
+
+import_keras()  # quietly, before the program imports it
 
 COMPILED = ("loss", "metrics", "loss_weights", "weighted_metrics")  # arguments of keras.Model.compile for evaluate
 # In the order in which Spark's classifiers append them.

@@ -96,16 +96,16 @@ def _stage(rdd: Any) -> Iterator[Any]:
         pending += [one.rdd() for one in dependencies if "Shuffle" not in one.getClass().getSimpleName()]
 
 
-def evaluated_once(df: DataFrame, name: str, udf: Column) -> DataFrame:
+def evaluated_once(df: DataFrame, name: str, udf: Column) -> DataFrame | None:
     """``df`` with the column ``name``, a pandas UDF that is computed once for each row, whatever follows.
 
     Spark pushes a filter on a column below it, and then computes a UDF for the filter and for what passes it. So the
     plan has the operator that Spark's optimizer makes of a UDF, from the start: filters on its result stay above it,
-    all others and limits pass below it. Unknown, or with Connect: an ordinary column.
+    all others and limits pass below it. Unknown, or with Connect: None.
     """
-    out = df.withColumn(name, udf)
     if is_connect(df.sparkSession):
-        return out
+        return None
+    out = df.withColumn(name, udf)
     try:
         jvm: Any = df.sparkSession._jvm
         project = out._jdf.queryExecution().analyzed()
@@ -119,7 +119,7 @@ def evaluated_once(df: DataFrame, name: str, udf: Column) -> DataFrame:
             jvm.org.apache.spark.sql.classic.Dataset.ofRows(df.sparkSession._jsparkSession, plan), df.sparkSession
         )
     except (*CHANGED, PySparkException):
-        return out
+        return None
 
 
 def broadcast_file(broadcast: Any) -> tuple[Path, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pyspark.sql import Column as SparkColumn
@@ -14,35 +15,42 @@ from cos_ml import spark_internals
 __all__ = ["with_udf"]
 
 
-def with_udf(df: DataFrame, values: dict[str, SparkColumn], name: str, udf: Any) -> DataFrame:
+def with_udf(
+    df: DataFrame,
+    values: dict[str, SparkColumn],
+    name: str,
+    udf: Any,
+    is_good: Callable[..., SparkColumn] | None = None,
+) -> DataFrame:
     """``df`` with the column ``name``: a pandas UDF of ``values``, computed once for each row.
+
+    Spark 4.3 runs a pandas UDF directly on a scan of Parquet, and fails if any column of that scan is a Vector or has
+    another user-defined type: where ``df`` has one, a projection separates the two. Spark pushes what filters the
+    arguments below it, which would compute them twice, but not below an explode of one-element arrays.
 
     Args:
         df: any DataFrame.
         values: the UDF's arguments, by a name for each.
         name: a name that ``df`` does not have.
         udf: the pandas UDF.
+        is_good: takes the argument and the type of each value, by its name, and tells which rows are kept.
     """
     temporary = f"{name}_arguments"
-    prepared, arguments = _arguments(df, values, temporary)
-    out = spark_internals.evaluated_once(prepared, name, udf(*arguments))
-    return out.drop(temporary)
-
-
-def _arguments(df: DataFrame, values: dict[str, SparkColumn], name: str) -> tuple[DataFrame, list[SparkColumn]]:
-    """``values`` as arguments of a pandas UDF that is added to ``df``.
-
-    Spark 4.3 runs a pandas UDF directly on a scan of Parquet, and fails if any column of that scan is a Vector or has
-    another user-defined type. Where ``df`` has one, an explode of one-element arrays separates the two; filters and
-    column pruning still reach the scan.
-
-    Returns:
-        tuple: ``df``, with a temporary column ``name`` where it was needed, and the arguments.
-    """
-    if not _has_user_defined_type(df.schema):
-        return df, list(values.values())
     row = F.struct(*(value.alias(field) for field, value in values.items()))
-    return df.select("*", F.explode(F.array(row)).alias(name)), [F.col(name)[field] for field in values]
+    exploded = df.select("*", F.explode(F.array(row)).alias(temporary))
+    prepared, arguments = exploded, {field: F.col(temporary)[field] for field in values}
+    if is_good:
+        types = {field.name: field.dataType for field in exploded.schema[temporary].dataType}  # type: ignore[attr-defined]
+        prepared = exploded.filter(is_good(arguments, types))
+    elif _has_user_defined_type(df.schema):
+        prepared = df.select("*", row.alias(temporary))
+    else:
+        prepared, arguments = df, values
+    out = spark_internals.evaluated_once(prepared, name, udf(*arguments.values()))
+    if out is None:
+        prepared = exploded if prepared is not df and not is_good else prepared
+        out = prepared.withColumn(name, udf(*arguments.values()))
+    return out.drop(temporary)
 
 
 def _has_user_defined_type(data_type: T.DataType) -> bool:

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,38 @@ class Sampling(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         return inputs + tf.random.normal(tf.shape(inputs))
+
+
+@keras.saving.register_keras_serializable("cos_ml_tests")
+class CountRows(keras.layers.Layer):
+    """Passes its input on; adds a file to ``folder`` for each pass, which holds the number of its rows."""
+
+    def __init__(self, folder: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.folder = folder
+
+    def call(self, inputs: Any) -> Any:
+        def count(rows: Any) -> None:
+            Path(self.folder, uuid.uuid4().hex).write_text(str(int(rows)))
+
+        with tf.control_dependencies([tf.py_function(count, [tf.shape(inputs)[0]], [])]):
+            return tf.identity(inputs)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"folder": self.folder}
+
+
+@keras.saving.register_keras_serializable("cos_ml_tests")
+class Noise(keras.layers.Layer):
+    """Adds noise in inference as well, from Keras's global generator."""
+
+    def call(self, inputs: Any) -> Any:
+        return inputs + keras.random.normal(keras.ops.shape(inputs))
+
+
+@keras.saving.register_keras_serializable("cos_ml_tests")
+class MonteCarloDropout(keras.layers.Dropout):
+    """Drops units in inference as well."""
+
+    def call(self, inputs: Any) -> Any:
+        return super().call(inputs, training=True)
