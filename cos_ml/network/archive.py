@@ -229,6 +229,7 @@ def load_model(archive: bytes, modules: Iterable[str] = ()) -> Any:
             cause = " ".join(str(error).rsplit("Exception encountered: ", 1)[-1].split())
             raise SavedModelError(
                 f"Keras {keras.version()} does not load the network: {type(error).__name__}: {cause:.500}"
+                f"{untrusted.newer_keras(archive)}"
             ) from error
     apply_state(archive, loaded)
     return loaded

@@ -18,14 +18,25 @@ from typing import Any
 
 from cos_ml.errors import SavedModelError
 
-__all__ = ["STATE", "check_archive", "check_config", "check_zip", "config_of", "modules_of", "serialized_objects"]
+__all__ = [
+    "STATE",
+    "check_archive",
+    "check_config",
+    "check_zip",
+    "config_of",
+    "modules_of",
+    "newer_keras",
+    "serialized_objects",
+]
 
 CONFIG = "config.json"
+METADATA = "metadata.json"
 STATE = "cos_ml_state.bin"  # what Keras's format loses, see state.py
 MEMBER = re.compile(rf"(metadata\.json|config\.json|{re.escape(STATE)}|model(_\d+)?\.weights\.(h5|json)|assets/.+)")
 MAX_RATIO = 100  # of unpacked bytes to packed ones; Keras itself does not compress
 HARMLESS_BYTES = 64 << 20  # accepted whatever the ratio
 MAX_CONFIG_BYTES = 64 << 20
+MAX_METADATA_BYTES = 1 << 16
 CODE = ("Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper")
 SYMLINK = 0o12  # file type in the upper bits of a zip member's attributes
 OWN_MODULES = re.compile(r"builtins|keras(?!\.(src\.)?(utils|applications|datasets)|\.src\.saving|\.config)(\.\w+)*")
@@ -36,8 +47,30 @@ def check_archive(archive: bytes) -> None:
 
     Keras checks the weights itself when it loads them.
     """
-    check_zip(archive, "network", MEMBER)
-    check_config(config_of(archive))
+    try:
+        check_zip(archive, "network", MEMBER)
+        check_config(config_of(archive))
+    except SavedModelError as error:
+        raise SavedModelError(f"{error}{newer_keras(archive)}") from error
+
+
+def newer_keras(archive: bytes) -> str:
+    """A remark, with a space before it, on an archive that a newer Keras than this one saved; else nothing."""
+    from cos_ml.network.keras_import import import_keras
+
+    try:
+        with zipfile.ZipFile(io.BytesIO(archive)) as file, file.open(METADATA) as metadata:
+            saved = str(json.loads(metadata.read(MAX_METADATA_BYTES))["keras_version"])
+        current = str(import_keras().version())
+        newer = _numbers(saved) > _numbers(current)
+    except Exception:  # damaged bytes make zipfile and json raise various types
+        return ""
+    what = f" (Keras {saved:.20} saved it, which is newer than Keras {current} here: install Keras {saved:.20}, or "
+    return f"{what}save it with Keras {current})" if newer else ""
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)[:3]]
 
 
 def modules_of(archive: bytes) -> set[str]:

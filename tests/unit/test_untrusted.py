@@ -303,3 +303,31 @@ def test_a_param_takes_a_value_or_says_why_not(name, value):
 def test_golden_rows_that_are_none(data):
     with pytest.raises(SavedModelError):
         untrusted.check_zip(data, "golden rows")
+
+
+@pytest.mark.parametrize(("version", "remark"), [("99.1.0", True), ("3.15.1.dev2", False), ("3.2.0", False)])
+def test_a_network_of_a_newer_keras(archive, tmp_path, version, remark):
+    """Whatever it is that this Keras does not know: layers, their arguments, members of the archive."""
+    metadata = json.dumps({"keras_version": version})
+    current = import_keras().version()
+    expected = (
+        f"(Keras 99.1.0 saved it, which is newer than Keras {current} here: install Keras 99.1.0, or save it with"
+    )
+    for change, members in (
+        (layer(class_name="NewLayer"), {}),
+        (layer(config={"units": 1, "new": 2}), {}),
+        (None, {"new.weights": b""}),
+    ):
+        changed = rebuilt(archive, change, **{"metadata.json": metadata}, **members)
+        (tmp_path / "new.keras").write_bytes(changed)
+        with pytest.raises(InvalidInputError) as raised:
+            archives.network_from_file(tmp_path / "new.keras")
+        assert (expected in str(raised.value)) == remark
+
+
+def test_what_says_nothing_of_its_keras_is_refused_as_ever(archive):
+    for metadata in (b"", b"[]", b'{"keras_version": null}', b"{" * 100_000):
+        changed = rebuilt(archive, layer(class_name="NewLayer"), **{"metadata.json": metadata})
+        with pytest.raises(SavedModelError, match="does not load the network") as raised:
+            archives.load_model(changed)
+        assert "newer" not in str(raised.value)
