@@ -214,8 +214,9 @@ class ModelParams(
     )
     handleInvalid = DeclaredParam(
         one_of("error", "skip", "keep"),
-        "what to do with rows that contain a null, a NaN or the wrong number of values: 'error' (raise an error that "
-        "names row and column), 'skip' (drop them) or 'keep' (NaN in, NaN out)",
+        "what to do with rows that contain a null, a NaN, an infinite number, one that the network's input can't hold, "
+        "or the wrong number of values: 'error' (raise an error that names row and column), 'skip' (drop them) or "
+        "'keep' (NaN in, NaN out)",
         "error",
         spec="handle_invalid",
         identifies=True,
