@@ -42,7 +42,12 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     # Lazy, because ranks import this package too, and start sooner without Spark.
     if name in _HOMES:
+        import contextlib
         import importlib
 
+        from cos_ml.network.keras_import import import_keras
+
+        with contextlib.suppress(ImportError):  # which modules that need Keras raise themselves
+            import_keras()  # quietly, before the program imports it
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -62,11 +62,10 @@ def evaluate(dataset: DataFrame, network: Network, spec: TrainSpec) -> dict[str,
         spec: the columns, the arguments of ``compile``, the batch size, and how to handle invalid rows.
 
     Returns:
-        dict[str, Any]: the values by name, each a number, or a list for a metric with one per class; NaN if there are no
-        InvalidInputError: a column is missing or has an unusable type, or a row is invalid.
+        dict[str, Any]: the values by name, each a number, or a list for a metric with one per class; NaN without rows.
 
     Raises:
-        InvalidInputError: a column is missing or has an unusable type. Or a row is invalid.
+        InvalidInputError: a column is missing or has an unusable type, or a row is invalid.
     """
     spark_internals.check_message_size(dataset.sparkSession, [network.archive])
     selected = frames.select_columns(dataset, spec)
@@ -99,9 +98,9 @@ def _without_rows(selected: DataFrame, network: Network, spec: TrainSpec) -> dic
         schema = selected.limit(0).toArrow().schema
         arrays, _ = spool.usable_rows(pa.RecordBatch.from_pylist([], schema), spec, 0)
         evaluator = _Evaluator(_Source(network.archive, network.digest), spec.dumps())
-        evaluator.build({name: [rows.shape[1:], rows.dtype.str] for name, rows in arrays.items()}, Totals())
-        results = evaluator.network.get_metrics_result()
-        results = evaluator.logs if set(evaluator.logs) != set(results) else results
+        columns = {name: [rows.shape[1:], rows.dtype.str] for name, rows in arrays.items()}
+        logs, results = evaluator.build(columns, Totals()), evaluator.network.get_metrics_result()
+        results = logs if set(logs) != set(results) else results
     except Exception as error:  # of a network that does not compute a row of zeros
         logger.info("no metrics are known without rows: %s", error)
     return {name: np.full_like(np.asarray(value, float), np.nan).tolist() for name, value in results.items()}
@@ -211,14 +210,14 @@ class _Evaluator:
         counts = np.atleast_1d(self.counts).tolist()
         return {"values": values, "rows": self.rows, "weight": self.weight, "counts": counts, "logs": self.logs}
 
-    def build(self, columns: dict[str, Any], totals: Totals) -> None:
-        """Create the metrics' variables; ``columns`` is field -> [shape of a row, dtype]."""
+    def build(self, columns: dict[str, Any], totals: Totals) -> dict[str, Any]:
+        """Create the metrics' variables, and return the logs of a row; ``columns`` is field -> [its shape, dtype]."""
         self.begin(totals)
         arrays = {
             field: np.full((1, *(side or 1 for side in shape)), b"" if dtype == "|O" else 0, dtype)
             for field, (shape, dtype) in columns.items()
         }
-        self._step(arrays, 1)
+        return dict(self._step(arrays, 1)[0])
 
     @property
     def variables(self) -> list[Any]:

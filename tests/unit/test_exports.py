@@ -97,3 +97,11 @@ def test_what_a_rank_starts_with_is_light(name):
     code = f"import sys, {name}; print([heavy for heavy in ('pyspark', 'tensorflow', 'keras') if heavy in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("first", ["from cos_ml import DeepNetModel", "from cos_ml.model import DeepNetModel",
+                                   "from cos_ml import callback", "from cos_ml import read_images"])  # fmt: skip
+def test_an_import_before_that_of_keras_is_quiet(first):
+    """TensorFlow's own lines come only where a program imports it before cos_ml."""
+    done = subprocess.run([sys.executable, "-c", f"{first}; import keras"], capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
