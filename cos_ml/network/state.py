@@ -228,7 +228,7 @@ def check_outputs(model: Any, loaded: Any) -> None:
 
 
 def _outputs(model: Any) -> list[np.ndarray]:
-    """The outputs for a few random rows, always the same ones."""
+    """The outputs for a few random rows and seeds, always the same ones."""
     keras, random = import_keras(), np.random.default_rng(0)
     rows = []
     for tensor in input_tensors(model):
@@ -236,9 +236,10 @@ def _outputs(model: Any) -> list[np.ndarray]:
         kind = str(tensor.dtype)
         numbers = random.integers(0, 2, shape) if kind.startswith(("int", "uint", "bool")) else random.random(shape)
         rows.append(keras.ops.convert_to_tensor(numbers.astype(bool) if kind == "bool" else numbers, kind))
-    weights = ([one.value for one in part] for part in (model.trainable_variables, model.non_trainable_variables))
+    trainable = [one.value for one in model.trainable_variables]
+    others = [keras.ops.zeros_like(one.value) if _is_seed(one) else one.value for one in model.non_trainable_variables]
     packed = keras.tree.pack_sequence_as(input_structure(model), rows)
-    outputs, _ = model.stateless_call(*weights, packed, training=False)
+    outputs, _ = model.stateless_call(trainable, others, packed, training=False)
     return [np.asarray(one, np.float64) for one in keras.tree.flatten(outputs)]
 
 
