@@ -51,12 +51,12 @@ def main(gigabytes: float = 4.0) -> None:
         }
         for name, fit in fits.items():
             start = time.perf_counter()
-            with _peaks() as peaks:
+            with peaks() as seen_peaks:
                 seen = fit().summary.rows
             print(
                 f"{name}: {seen:,} rows, {seen * data.FEATURES * 4 / 1e9:.1f} GB, {time.perf_counter() - start:.0f} s"
             )
-            for (kind, pid), peak in sorted(peaks.items()):
+            for (kind, pid), peak in sorted(seen_peaks.items()):
                 print(
                     f"    {kind:<14}{pid:>8}{peak / 1e9:>8.2f} GB{'' if peak < LIMIT * 1e9 else '  more than wanted'}"
                 )
@@ -89,9 +89,9 @@ def _stored(spark: SparkSession, rows: int, path: str) -> Any:
 
 
 @contextmanager
-def _peaks() -> Iterator[dict[tuple[str, int], int]]:
+def peaks() -> Iterator[dict[tuple[str, int], int]]:
     """Bytes of the largest resident memory of every process below this one, by kind and process."""
-    peaks: dict[tuple[str, int], int] = {}
+    found: dict[tuple[str, int], int] = {}
     done = threading.Event()
 
     def watch() -> None:
@@ -104,12 +104,12 @@ def _peaks() -> Iterator[dict[tuple[str, int], int]]:
                     continue  # it has just ended
                 kind = next((kind for part, kind in KINDS.items() if part in line), "driver")
                 if int(high) << 10 > SMALL:
-                    peaks[kind, process.pid] = int(high) << 10
+                    found[kind, process.pid] = int(high) << 10
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield peaks
+        yield found
     finally:
         done.set()
         thread.join()
