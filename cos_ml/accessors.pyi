@@ -94,11 +94,13 @@ class ModelAccessors:
         """Sets thresholds: a number (>= 0, at most one of them 0) per class of the first output: the class with the
         largest probability / threshold is predicted. Unset: the most probable class."""
     def getHandleInvalid(self) -> str:
-        """Gets handleInvalid: what to do with rows that contain a null, a NaN or the wrong number of values: 'error'
-        (raise an error that names row and column), 'skip' (drop them) or 'keep' (NaN in, NaN out)."""
+        """Gets handleInvalid: what to do with rows that contain a null, a NaN, an infinite number, one that the
+        network's input can't hold, or the wrong number of values: 'error' (raise an error that names row and column),
+        'skip' (drop them) or 'keep' (NaN in, NaN out)."""
     def setHandleInvalid(self, value: str) -> Self:
-        """Sets handleInvalid: what to do with rows that contain a null, a NaN or the wrong number of values: 'error'
-        (raise an error that names row and column), 'skip' (drop them) or 'keep' (NaN in, NaN out)."""
+        """Sets handleInvalid: what to do with rows that contain a null, a NaN, an infinite number, one that the
+        network's input can't hold, or the wrong number of values: 'error' (raise an error that names row and column),
+        'skip' (drop them) or 'keep' (NaN in, NaN out)."""
     def getPaddingValue(self) -> float:
         """Gets paddingValue: number at the end of rows that are shorter than the longest of their batch, for inputs
         with an unknown dimension; strings are padded with ''. A Masking layer's mask_value lets the network ignore
@@ -491,11 +493,13 @@ class EstimatorAccessors(TrainingAccessors):
         """Sets thresholds: a number (>= 0, at most one of them 0) per class of the first output: the class with the
         largest probability / threshold is predicted. Unset: the most probable class."""
     def getHandleInvalid(self) -> str:
-        """Gets handleInvalid: what to do with rows that contain a null, a NaN or the wrong number of values: 'error'
-        (raise an error that names row and column), 'skip' (drop them) or 'keep' (NaN in, NaN out)."""
+        """Gets handleInvalid: what to do with rows that contain a null, a NaN, an infinite number, one that the
+        network's input can't hold, or the wrong number of values: 'error' (raise an error that names row and column),
+        'skip' (drop them) or 'keep' (NaN in, NaN out)."""
     def setHandleInvalid(self, value: str) -> Self:
-        """Sets handleInvalid: what to do with rows that contain a null, a NaN or the wrong number of values: 'error'
-        (raise an error that names row and column), 'skip' (drop them) or 'keep' (NaN in, NaN out)."""
+        """Sets handleInvalid: what to do with rows that contain a null, a NaN, an infinite number, one that the
+        network's input can't hold, or the wrong number of values: 'error' (raise an error that names row and column),
+        'skip' (drop them) or 'keep' (NaN in, NaN out)."""
     def getPaddingValue(self) -> float:
         """Gets paddingValue: number at the end of rows that are shorter than the longest of their batch, for inputs
         with an unknown dimension; strings are padded with ''. A Masking layer's mask_value lets the network ignore

@@ -187,7 +187,9 @@ def _decode_ragged(flat: pa.Array, sizes: np.ndarray, column: Column) -> tuple[R
         rows, first = np.unique(owners[~np.isfinite(numbers)], return_index=True)
         where = dict(zip(rows.tolist(), np.flatnonzero(~np.isfinite(numbers))[first].tolist(), strict=True))
         bad = np.isin(np.arange(len(sizes)), rows) & good
-        row_errors += _errors(bad, column, lambda row: f"{_has(numbers[where[row]])} at position {places[where[row]]}")
+        row_errors += _errors(
+            bad, column, lambda row: f"{_has(float(numbers[where[row]]))} at position {places[where[row]]}"
+        )
         good &= ~bad
     # The checks of values take each number for a row of its own.
     one = replace(column, shape=())
@@ -371,19 +373,17 @@ def _to_integers(numbers: np.ndarray, errors: list[RowError], column: Column) ->
 
 def _indices(numbers: np.ndarray, errors: list[RowError], column: Column) -> tuple[np.ndarray, list[RowError]]:
     """Find rows with an index that the Embedding does not have; bad rows become 0, which it has."""
-    if column.below is None:
+    below = column.below
+    if below is None:
         return numbers, errors
     rows = _flat_rows(numbers)
-    bad = ~((rows > -1) & (rows < column.below))  # Keras cuts fractions off
+    bad = ~((rows > -1) & (rows < below))  # Keras cuts fractions off
     bad[[error.row for error in errors]] = False  # reported already
 
     def what(row: int) -> str:
         index, single = int(bad[row].argmax()), rows.shape[1] == 1
         is_number = f"is {rows[row, index]:g}" if single else f"has {rows[row, index]:g} at position {index}"
-        return (
-            f"{is_number}; expected an index from 0 to {column.below - 1}, because the network's Embedding has "
-            f"{column.below} rows"
-        )
+        return f"{is_number}; expected an index from 0 to {below - 1}, because the network's Embedding has {below} rows"
 
     errors = errors + _errors(bad.any(axis=1), column, what)
     if errors:

@@ -105,7 +105,8 @@ def _limits(kind: T.DataType, column: Column) -> tuple[SparkColumn, SparkColumn]
         return F.lit(float(lowest)), F.lit(float(highest))
     if isinstance(kind, T.DecimalType):  # that of uint64
         return F.lit(Decimal(low)), F.lit(Decimal(high))
-    bits = {T.ByteType: 7, T.ShortType: 15, T.IntegerType: 31, T.LongType: 63}[type(kind)]
+    sizes: dict[type[T.DataType], int] = {T.ByteType: 7, T.ShortType: 15, T.IntegerType: 31, T.LongType: 63}
+    bits = sizes[type(kind)]
     least, most = -(2**bits), 2**bits - 1
     if not column.dtype.startswith(INTEGRAL):
         return None
