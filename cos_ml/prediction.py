@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyspark.ml import PredictionModel
 from pyspark.ml.linalg import DenseVector, Vector
 
-from cos_ml.data.columns import Column, decode, spark_dtype
+from cos_ml.data.columns import Column, decode
 from cos_ml.data.ragged import cut
 from cos_ml.data.spool import raise_on_invalid
 from cos_ml.errors import InvalidInputError
@@ -19,6 +19,7 @@ from cos_ml.network import checks
 from cos_ml.network.archive import Network, Tensor, load_model
 from cos_ml.network.forward import ForwardPass
 from cos_ml.network.outputs import OutputKind, num_classes, output_kinds, predictions
+from cos_ml.network.signature import input_columns
 
 if TYPE_CHECKING:
     from cos_ml.params import ModelParams
@@ -100,11 +101,13 @@ class RowPredictor(PredictionModel[Any]):
         class_labels(params, network.outputs[0], kind)
         if method and num_classes(network.outputs[0], kind) is None:
             raise InvalidInputError(f"{method} needs a classifier: output {network.outputs[0].name!r} is none.")
-        arrays, errors = _row(network.inputs, value, params.getFeaturesCol(), params.getPaddingValue())
+        names = [tensor.name for tensor in network.inputs] if len(network.inputs) > 1 else [params.getFeaturesCol()]
+        arrays, errors = _row(input_columns(network, names, params.getPaddingValue()), value)
         if errors:
             raise_on_invalid(errors, "keep" if params.getHandleInvalid() == "keep" else "error")
         if network not in _loaded:
             _loaded[network] = ForwardPass(load_model(network.archive, network.modules), ())
+            _loaded[network].begin((params.getSeed(),))
         result = _loaded[network](*cut(arrays, slice(0, 1)).values())[0].numpy()
         found = predictions(kind, result, params.value_or_none(params.thresholds) or ())
         return {name: np.where(bool(errors), np.nan, values[0]) for name, values in found.items()}
@@ -160,18 +163,16 @@ def labels_in_metadata(metadata: dict[str, Any], classes: int) -> list[str] | No
     return [str(value) for value in values]
 
 
-def _row(inputs: tuple[Tensor, ...], value: Any, name: str, padding: float) -> tuple[dict[str, Any], list[Any]]:
+def _row(columns: tuple[Column, ...], value: Any) -> tuple[dict[str, Any], list[Any]]:
     """The arrays of one row by input, and what is wrong with it."""
-    values = value if len(inputs) > 1 and isinstance(value, (tuple, list)) else (value,)
-    if len(values) != len(inputs):
+    values = value if len(columns) > 1 and isinstance(value, (tuple, list)) else (value,)
+    if len(values) != len(columns):
         raise InvalidInputError(
-            f"Expected a tuple of values for the network's inputs {[tensor.name for tensor in inputs]}, received "
+            f"Expected a tuple of values for the network's inputs {[column.name for column in columns]}, received "
             f"{type(value).__name__}."
         )
     arrays, errors = {}, []
-    for index, (tensor, one) in enumerate(zip(inputs, values, strict=True)):
-        shown = tensor.name if len(inputs) > 1 else name
-        column = Column(shown, f"x{index}", tensor.shape, spark_dtype(tensor.dtype), padding=padding)
+    for column, one in zip(columns, values, strict=True):
         arrays[column.field], found = decode(_arrow(one, column), column)
         errors += found
     return arrays, errors

@@ -149,6 +149,9 @@ def test_other_inputs_and_outputs():
     words = keras.layers.StringLookup(vocabulary=["a", "b"], output_mode="one_hot")
     text = keras.Sequential([keras.Input((), dtype="string"), words, keras.layers.Dense(1, kernel_initializer="ones")])
     assert DeepNetModel(model=text).predict("b") == 1.0
+    index = keras.Sequential([keras.Input((2,), dtype="int32"), keras.layers.Embedding(5, 2), keras.layers.Flatten()])
+    with pytest.raises(InvalidInputError, match=r"'features', row 0.*5"):
+        DeepNetModel(model=index).predict([4, 5])
     steps = keras.Sequential([keras.Input((None, 2)), keras.layers.GlobalAveragePooling1D()])
     assert DeepNetModel(model=steps).numFeatures == -1
     assert DeepNetModel(model=steps).predict([[1.0, 2.0], [3.0, 4.0]]) == Vectors.dense([2.0, 3.0])
