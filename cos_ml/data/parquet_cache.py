@@ -132,5 +132,5 @@ def to_stored(rows: np.ndarray | Ragged, kind: pa.DataType) -> pa.Array:
         return pa.array([data[start:end] for start, end in itertools.pairwise(ends)], kind)
     element = kind.value_type if pa.types.is_list(kind) else kind
     values = pa.array(flat, pa.binary()).cast(pa.string()) if flat.dtype == object else pa.array(flat)
-    values = values if values.type == element else values.cast(element)
+    values = values if values.type == element else values.cast(element, safe=False)  # it came from there
     return pa.ListArray.from_arrays(offsets_of(sizes).astype(np.int32), values) if pa.types.is_list(kind) else values

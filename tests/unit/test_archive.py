@@ -49,6 +49,17 @@ def test_of_a_functional_model(nested):
     assert {"block", "block/dense", "block/relu", "both", "table", "likely", "dense"} <= set(network.layers)
 
 
+def test_the_rows_of_the_embedding_of_an_input():
+    one, other, third, fourth = (keras.Input((2,)) for _ in range(4))
+    table, flat = layers.Embedding(7, 2), layers.Flatten()
+    inner = keras.Sequential([keras.Input((2,)), layers.Embedding(5, 2), layers.Flatten()])
+    scaled = layers.Embedding(9, 2)(layers.Rescaling(2.0)(fourth))
+    outputs = [flat(table(one)), flat(table(other)), inner(third), inner(other), flat(scaled)]
+    network = Network.of(keras.Model([fourth, third, other, one], layers.Concatenate()(outputs)))
+    assert [tensor.below for tensor in network.inputs] == [None, 5, 5, 7]
+    assert [tensor.below for tensor in Network.from_facts(network.facts(), b"").inputs] == [None, 5, 5, 7]
+
+
 @pytest.mark.parametrize(
     ("last", "activation"),
     [

@@ -94,3 +94,13 @@ def test_the_mask_of_a_tensor():
     assert keras_internals.mask_of(keras.Input((5,))) is None
     del rows._keras_mask
     assert keras_internals.mask_of(rows) is None  # as where Keras no longer has it
+
+
+def test_the_tensors_of_each_call():
+    one, other, table = keras.Input((2,)), keras.Input((2,)), layers.Embedding(4, 2)
+    assert keras_internals.inputs_of_calls(table) == []
+    table(one), table(other)
+    assert [[id(tensor)] for tensor in (one, other)] == [
+        [*map(id, call)] for call in keras_internals.inputs_of_calls(table)
+    ]
+    assert keras_internals.inputs_of_calls(object()) == []  # as where Keras no longer has them
