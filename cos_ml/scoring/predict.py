@@ -84,6 +84,7 @@ def score(scorer: Scorer, batches: Iterator[pd.Series | tuple[pd.Series, ...]]) 
     for batch in batches:
         columns = (batch,) if isinstance(batch, pd.Series) else batch  # Spark passes a single column without a tuple
         values = [_arrow(series, column) for series, column in zip(columns, scorer.inputs, strict=True)]
+        del batch, columns  # a copy of images
         ends, start = np.sum([_ends(column) for column in values], axis=0), 0
         while start < len(ends) or not len(ends):
             stop = _stop(ends, start, row_bytes, scorer.batch_size)
