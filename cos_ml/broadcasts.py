@@ -113,10 +113,11 @@ def _sweep_on() -> None:
 @contextlib.contextmanager
 def temporary(spark: SparkSession, archives: Sequence[bytes]) -> Iterator[tuple[Archive, ...]]:
     """``archives`` as broadcasts that end with this block; with Connect they are what they were."""
-    if spark_internals.is_connect(spark):
+    broadcast = None if spark_internals.is_connect(spark) else getattr(spark.sparkContext, "broadcast", None)
+    if broadcast is None:
         yield tuple(archives)
         return
-    made = [spark.sparkContext.broadcast(archive) for archive in archives]
+    made = [broadcast(archive) for archive in archives]
     try:
         yield tuple(made)
     finally:
