@@ -17,9 +17,9 @@ from pyspark.sql import types as T
 
 from cos_ml import broadcasts, spark_internals
 from cos_ml.data.columns import Column
-from cos_ml.data.expressions import expression, given_type
+from cos_ml.data.expressions import expression
 from cos_ml.data.frames import check_not_streaming
-from cos_ml.data.names import fold, is_case_sensitive, taken
+from cos_ml.data.names import fold, is_case_sensitive, resolve, taken
 from cos_ml.data.validity import is_valid
 from cos_ml.errors import InvalidInputError
 from cos_ml.metadata import column_metadata
@@ -277,7 +277,8 @@ def _is_good(inputs: Sequence[Column], values: dict[str, SparkColumn], types: di
 
 def _with_nulls(value: SparkColumn, column: Column, dataset: DataFrame) -> SparkColumn:
     """A column whose nulls cost no digits: pandas makes doubles of integers, but not of arrays, where some are null."""
-    wide = column.dtype in ("int64", "uint64") and isinstance(given_type(dataset, column), T.NumericType)
+    wide = column.dtype in ("int64", "uint64") and not column.parts  # which make an array
+    wide = wide and isinstance(resolve(dataset, column.name).data_type, T.NumericType)
     return F.when(value.isNotNull(), F.array(value)) if wide else value
 
 

@@ -18,7 +18,7 @@ from cos_ml.data.columns import Column
 from cos_ml.data.names import Resolved, resolve
 from cos_ml.errors import InvalidInputError
 
-__all__ = ["expression", "given_type"]
+__all__ = ["expression"]
 
 NUMBERS = (T.NumericType, T.BooleanType)
 SCALARS = (*NUMBERS, T.StringType)
@@ -39,11 +39,6 @@ def expression(df: DataFrame, column: Column) -> SparkColumn:
         return _concatenated(df, column)
     found = resolve(df, column.name)
     return _converted(found.values, found.data_type, column)
-
-
-def given_type(df: DataFrame, column: Column) -> T.DataType:
-    """The type of the column in ``df``; that of ``expression`` where it joins several columns."""
-    return df.select(_concatenated(df, column)).schema[0].dataType if column.parts else resolve(df, column.name).data_type
 
 
 def _concatenated(df: DataFrame, column: Column) -> SparkColumn:

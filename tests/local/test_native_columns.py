@@ -264,6 +264,9 @@ def test_several_columns_are_one_input(mixed, handle_invalid):
     assembled = DeepNetModel(model=network(13), handleInvalid=handle_invalid).transform(mixed)
     joined = DeepNetModel(model=network(13), inputCols=MIXED, handleInvalid=handle_invalid).transform(mixed)
     assert joined.select("rawPrediction").collect() == assembled.select("rawPrediction").collect()
+    row, model = assembled.first(), DeepNetModel(model=network(13), inputCols=MIXED)
+    assert model.predict(row.features) == row.prediction
+    assert model.numFeatures == 13
 
 
 def test_a_fit_to_several_columns(spark, mixed, tmp_path):
