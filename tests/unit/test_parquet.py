@@ -225,6 +225,8 @@ def test_empty_row_groups_are_not_waited_for(tmp_path, monkeypatch):
         (pa.list_(pa.float64()), [[1, 2], [1, 1e20]], "int64", "contains a number that is not an int64"),
         (pa.list_(pa.float32()), [[1, 2], [1, math.nan]], "bool", "has NaN at position 1"),
         (pa.list_(pa.float32()), [[1, 2], [1, 2, 3]], "float32", "has 3 numbers"),
+        (pa.list_(pa.float64()), [[1, 2], [1e300, -1e300]], "float32", "has an infinite number at position 0"),
+        (pa.list_(pa.float64()), [[1, 2], [1, 1.5]], "int32", "contains a number that is not an int32"),
         (pa.list_(pa.bool_()), [[True, True], [None, True]], "bool", "contains an element that is null or not a bool"),
         (pa.list_(pa.string()), [["a", "b"], ["a", None]], "string", "contains an element that is null"),
     ],
