@@ -295,3 +295,33 @@ def test_a_trained_model_survives_whatever_spark_does_not_answer(monkeypatch, ch
     assert outcome.results == [{"0/network": b"trained"}]
     assert outcome.failures == []
     assert json.dumps(outcome.notes) == "[]"
+
+
+@changed
+def test_without_sparks_operator_a_udf_is_an_ordinary_column(change):
+    class Planned:
+        """A DataFrame whose plan Spark does not show any more."""
+
+        sparkSession, _jdf = Session(change), change
+
+        def __init__(self, *_):
+            pass
+
+        def withColumn(self, *_):
+            return self
+
+    Planned.sparkSession._jvm = Planned.sparkSession._jsparkSession = change
+    assert spark_internals.evaluated_once(Planned(), "scored", None) is None
+
+
+@changed
+def test_without_its_file_a_broadcast_is_kept(change):
+    assert spark_internals.broadcast_file(change) is None
+    assert spark_internals.is_alive(change) in (True, False)
+
+
+def test_the_value_of_a_broadcast_is_not_kept():
+    known = types.SimpleNamespace(value=b"a", _value=b"a", _path="file")
+    assert spark_internals.broadcast_value(known) == b"a"
+    assert not hasattr(known, "_value")
+    assert spark_internals.broadcast_value(types.SimpleNamespace(value=b"a")) == b"a"
