@@ -57,6 +57,8 @@ def shared(spark: SparkSession, network: Network) -> Archive:
     context = spark.sparkContext
     with _lock:
         sweep()
+        for ended in [one for one in _known if one is not context]:  # a process has one SparkContext at a time
+            del _known[ended]
         networks = _known.setdefault(context, {})
         found = networks.get(network.digest)
         if found is None:
