@@ -43,7 +43,7 @@ unit: setup
 	$(PYTEST) tests/unit
 
 local: setup
-	$(PYTEST) tests/local -m "not processes"
+	$(PYTEST) tests/local -m "not processes$(AND)"
 
 test-processes: setup
 	$(PYTEST) tests/local -m processes
@@ -60,7 +60,7 @@ test-conformance-all: setup
 
 # A process has sessions of Spark Connect or others, never both: so it is a run of its own.
 test-latest:
-	$(MAKE) unit local STACK=latest VENV=.venv-latest
+	$(MAKE) unit local STACK=latest VENV=.venv-latest AND=" and not once"
 	.venv-latest/bin/python -m pytest tests/connect
 
 # No constraints and no bounds: installed anew each time.

@@ -20,6 +20,8 @@ from pyspark.sql import functions as F
 from cos_ml import DeepNetEstimator, DeepNetModel
 from cos_ml.errors import InvalidInputError
 
+pytestmark = pytest.mark.once
+
 ANIMALS = ["cat", "dog", "eel"]
 MIXINS = ("FeaturesCol", "LabelCol", "PredictionCol", "ProbabilityCol", "RawPredictionCol", "Thresholds", "WeightCol")
 

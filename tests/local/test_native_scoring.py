@@ -96,8 +96,10 @@ ACTIONS: dict[str, tuple[Callable[[DataFrame, Any], Any], int]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("handle_invalid", INVALID)
-@pytest.mark.parametrize("name", ACTIONS)
+@pytest.mark.parametrize(
+    ("name", "handle_invalid"),
+    [*((name, mode) for name in ACTIONS for mode in ("error", "skip")), ("where both", "keep"), ("limit", "keep")],
+)
 def test_each_row_passes_the_network_once(spark, rows, network, counter, name, handle_invalid):
     action, expected = ACTIONS[name]
     model = DeepNetModel(model=network, featureLayers=["hidden"], handleInvalid=handle_invalid)

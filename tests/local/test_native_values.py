@@ -22,6 +22,8 @@ from cos_ml.data.expressions import expression
 from cos_ml.data.validity import is_valid
 from cos_ml.errors import InvalidInputError
 
+pytestmark = pytest.mark.once
+
 INF, NAN = math.inf, math.nan
 layers = keras.layers
 

@@ -16,6 +16,8 @@ from tests.support import reference
 from tests.support.reference import assert_same_weights
 from tests.support.sessions import frame, rows_of
 
+pytestmark = pytest.mark.once
+
 SIZES = (70, 30)
 
 
