@@ -4,6 +4,7 @@ STACK ?= petastorm
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(STACK)
+SKIP = processes
 # Two processes, each with the tests of a file at a time: a fit waits as long as it computes.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -43,7 +44,7 @@ unit: setup
 	$(PYTEST) tests/unit
 
 local: setup
-	$(PYTEST) tests/local -m "not processes$(AND)"
+	$(PYTEST) tests/local -m "not ($(SKIP))"
 
 test-processes: setup
 	$(PYTEST) tests/local -m processes
@@ -60,7 +61,7 @@ test-conformance-all: setup
 
 # A process has sessions of Spark Connect or others, never both: so it is a run of its own.
 test-latest:
-	$(MAKE) unit local STACK=latest VENV=.venv-latest AND=" and not once"
+	$(MAKE) unit local STACK=latest VENV=.venv-latest SKIP="processes or once"
 	.venv-latest/bin/python -m pytest tests/connect
 
 # No constraints and no bounds: installed anew each time.
