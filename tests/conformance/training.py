@@ -12,6 +12,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -49,6 +50,7 @@ class Frame:
 
     schema: T.StructType
     isStreaming: bool = False
+    sparkSession = SimpleNamespace(conf={})  # with the settings that Spark has by default
 
     @property
     def columns(self) -> list[str]:
