@@ -175,7 +175,8 @@ class TrainingAccessors(ModelAccessors):
         """Gets resume: 'auto' resumes from checkpoints of the same fit in checkpointDir; 'never' discards them and
         starts over."""
     def getHandleNonFiniteLoss(self) -> str:
-        """Gets handleNonFiniteLoss: what to do when the loss becomes NaN or infinite: 'error' or 'keep' training."""
+        """Gets handleNonFiniteLoss: what to do when the loss, the validation loss or a weight becomes NaN or infinite:
+        'error' or 'keep' training."""
     def getStallTimeout(self) -> float:
         """Gets stallTimeout: seconds (> 0) after which a rank that makes no progress fails the attempt, and Spark
         starts the ranks again. The first 16 steps, 16 steps of validation, a callback and a checkpoint must each take
@@ -395,9 +396,11 @@ class EstimatorAccessors(TrainingAccessors):
         """Sets resume: 'auto' resumes from checkpoints of the same fit in checkpointDir; 'never' discards them and
         starts over."""
     def getHandleNonFiniteLoss(self) -> str:
-        """Gets handleNonFiniteLoss: what to do when the loss becomes NaN or infinite: 'error' or 'keep' training."""
+        """Gets handleNonFiniteLoss: what to do when the loss, the validation loss or a weight becomes NaN or infinite:
+        'error' or 'keep' training."""
     def setHandleNonFiniteLoss(self, value: str) -> Self:
-        """Sets handleNonFiniteLoss: what to do when the loss becomes NaN or infinite: 'error' or 'keep' training."""
+        """Sets handleNonFiniteLoss: what to do when the loss, the validation loss or a weight becomes NaN or infinite:
+        'error' or 'keep' training."""
     def getStallTimeout(self) -> float:
         """Gets stallTimeout: seconds (> 0) after which a rank that makes no progress fails the attempt, and Spark
         starts the ranks again. The first 16 steps, 16 steps of validation, a callback and a checkpoint must each take

@@ -120,7 +120,9 @@ class TrainingParams(
         "auto",
     )
     handleNonFiniteLoss = DeclaredParam(
-        one_of("error", "keep"), "what to do when the loss becomes NaN or infinite: 'error' or 'keep' training", "error"
+        one_of("error", "keep"),
+        "what to do when the loss, the validation loss or a weight becomes NaN or infinite: 'error' or 'keep' training",
+        "error",
     )
     stallTimeout = DeclaredParam(
         positive_number,
