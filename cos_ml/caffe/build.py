@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from cos_ml.caffe import build_elements as elements
+from cos_ml.caffe import build_images as images
+from cos_ml.caffe import build_shapes as shapes
 from cos_ml.caffe.blob import Blob
 
 __all__ = ["BUILDERS", "Builder"]
@@ -12,4 +15,30 @@ __all__ = ["BUILDERS", "Builder"]
 # Message of the layer, its bottoms, its name in Keras and the phase -> its tops.
 Builder = Callable[[Any, list[Blob], str, str], list[Blob]]
 
-BUILDERS: dict[str, Builder] = {}
+BUILDERS: dict[str, Builder] = {
+    **elements.ELEMENTWISE,
+    "ArgMax": shapes.argmax,
+    "BatchNorm": elements.batch_norm,
+    "Bias": elements.bias,
+    "Concat": shapes.concat,
+    "Convolution": images.convolution,
+    "Crop": shapes.crop,
+    "Deconvolution": images.deconvolution,
+    "Eltwise": shapes.eltwise,
+    "Embed": images.embed,
+    "Flatten": shapes.flatten,
+    "InnerProduct": images.inner_product,
+    "LRN": elements.lrn,
+    "LSTM": images.recurrent,
+    "MVN": elements.mvn,
+    "PReLU": elements.prelu,
+    "Permute": shapes.permute,
+    "Pooling": images.pooling,
+    "RNN": images.recurrent,
+    "Reshape": shapes.reshape,
+    "Scale": elements.scale,
+    "Silence": shapes.silence,
+    "Slice": shapes.slices,
+    "Softmax": elements.softmax,
+    "Split": shapes.split,
+}
