@@ -55,7 +55,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         weightCol, validationIndicatorCol: columns of row weights (>= 0) and of a boolean that marks validation rows.
         classWeights: weights of classes in the loss of the training rows, or "balanced".
         loss, metrics, lossWeights, optimizer: Keras identifiers, or Keras objects that are serializable.
-        batchSize, epochs, shuffle, seed, learningRate, patience, restoreBestWeights: how a network is trained.
+        batchSize, epochs, maxSteps, shuffle, seed, learningRate, patience, restoreBestWeights: how a network is trained.
         callbacks: Keras callbacks, each made with ``cos_ml.callback``.
         checkpointDir, checkpointInterval, checkpointSteps, resume: where and how often checkpoints are written.
         numTrainWorkers, useGpu: the number of ranks, and whether each trains on the GPU that Spark assigned.
@@ -80,6 +80,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         labelCols: list[str] | None = None,
         weightCol: str | None = None,
         validationIndicatorCol: str | None = None,
+        validationSteps: int | None = None,
         loss: Any = None,
         metrics: Any = None,
         lossWeights: Any = None,
@@ -88,6 +89,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         learningRate: float | None = None,
         batchSize: int = 32,
         epochs: int = 1,
+        maxSteps: int | None = None,
         shuffle: bool = True,
         seed: int = 0,
         patience: int | None = None,

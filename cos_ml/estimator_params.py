@@ -35,6 +35,8 @@ class EstimatorParams(EstimatorAccessors, TrainingParams, setters=True):
         """The fields of a TrainSpec that are Params, where those have a value; else ``unset`` has one."""
         declared = [param for param in self.declarations() if param.spec and self.isDefined(param)]
         fields = {str(param.spec): self.getOrDefault(param) for param in declared}
+        if "max_steps" in fields and not self.isSet(self.epochs):
+            fields["epochs"] = fields["max_steps"]  # an epoch has a step at least, so steps alone count
         chosen = {str(param.spec) for param in declared if self.isSet(param)}
         return fields | {name: value for name, value in (unset or {}).items() if name not in chosen}
 

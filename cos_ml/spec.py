@@ -80,6 +80,8 @@ class TrainSpec:
     learning_rate: float | None = None
     batch_size: int = 32
     epochs: int = 1
+    max_steps: int | None = None
+    validation_steps: int | None = None
     shuffle: bool = True
     seed: int = 0
     handle_invalid: str = "error"

@@ -39,6 +39,13 @@ class TrainingParams(
     """The Params of a training: on a model they tell how it was trained, so it has no setters of them."""
 
     validationIndicatorCol = DeclaredParam(string, "boolean column: true rows validate every epoch instead of training")
+    validationSteps = DeclaredParam(
+        integer(1),
+        "steps (>= 1) after which rows validate, besides the ends of epochs; the history then has a row for each. "
+        "Unset: at the ends of epochs only",
+        spec="validation_steps",
+        identifies=True,
+    )
     loss = DeclaredParam(keras_objects, "Keras identifier or serializable object. Unset: a compiled model's")
     metrics = DeclaredParam(keras_objects, "Keras identifiers or serializable objects. Unset: a compiled model's", [])
     lossWeights = DeclaredParam(loss_weights, "weight of each output's loss. Unset: a compiled model's")
@@ -65,17 +72,25 @@ class TrainingParams(
         identifies=True,
     )
     epochs = DeclaredParam(integer(1), "passes over the training rows (>= 1)", 1, spec="epochs", identifies=True)
+    maxSteps = DeclaredParam(
+        integer(1),
+        "end the training after this many steps (>= 1), also within an epoch, or after epochs, whichever comes first. "
+        "With maxSteps and without epochs, steps alone count",
+        spec="max_steps",
+        identifies=True,
+    )
     shuffle = DeclaredParam(boolean, "reorder each rank's rows in every epoch", True, spec="shuffle", identifies=True)
     seed = DeclaredParam(integer(-(2**63)), "seed of row order and of Dropout", 0, spec="seed", identifies=True)
     patience = DeclaredParam(
         integer(0),
-        "stop after this many epochs (>= 0) without a better val_loss (loss, if no rows validate). Unset: never",
+        "stop after this many epochs (>= 0), or validations with validationSteps, without a better val_loss (loss at "
+        "the ends of epochs, if no rows validate). Unset: never",
         spec="patience",
         identifies=True,
     )
     restoreBestWeights = DeclaredParam(
         boolean,
-        "end with the weights of the epoch of the best val_loss (loss, if no rows validate), not of the last epoch",
+        "end with the weights of the epoch, or validation, of the best val_loss (loss, if no rows validate), not the last",
         False,
         spec="restore_best",
         identifies=True,
