@@ -22,9 +22,10 @@ from cos_ml.data.frames import check_not_streaming
 from cos_ml.data.names import fold, is_case_sensitive, resolve, taken
 from cos_ml.data.validity import is_valid
 from cos_ml.errors import InvalidInputError
+from cos_ml.means import means
 from cos_ml.metadata import column_metadata
 from cos_ml.network import checks
-from cos_ml.network.archive import Network, find_layer
+from cos_ml.network.archive import Network, default_names, find_layer
 from cos_ml.network.keras_import import import_keras
 from cos_ml.network.losses import with_output_keys
 from cos_ml.network.outputs import is_classifier
@@ -168,6 +169,25 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
         )
         return EvaluationSummary(evaluate.evaluate(dataset, network, spec), self.copy(), dataset)
 
+    def mean(self, dataset: DataFrame) -> DataFrame:
+        """Compute the mean of each output column over all rows, on the cluster.
+
+        Output columns are those that ``transform`` adds, those of ``featureLayers`` included; names of classes have no
+        mean. Rows count by ``weightCol``, if that is set.
+
+        Returns:
+            DataFrame: one row with a Vector for each column of Vectors, and a double for each column of numbers.
+
+        Raises:
+            InvalidInputError: a column or a row is invalid, or all output columns are omitted.
+        """
+        check_not_streaming(dataset, "mean")
+        network = self._network()
+        columns = [*check_outputs(self, dataset, network, kinds_of(self, network)).values()]
+        if not columns:
+            raise InvalidInputError("mean() needs an output column, but all are omitted: set predictionCol.")
+        return means(self.transform(dataset), columns, self.value_or_none(self.weightCol))
+
     def _network(self) -> Network:
         if not self.isSet(self.model):
             raise InvalidInputError("Param model is not set: pass a keras.Model to DeepNetModel.")
@@ -176,6 +196,11 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
     def toKeras(self) -> Any:
         """The network as a new ``keras.Model``."""
         return self.getModel()
+
+    def _repr_html_(self) -> str:
+        from cos_ml.display import model_html
+
+        return model_html(self)
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         network = self._network()
@@ -238,7 +263,7 @@ def check_outputs(
         InvalidInputError: outputCols does not match featureLayers, or two columns would have the same name.
     """
     layers = params.getFeatureLayers()
-    names = params.getOutputCols() if params.isSet(params.outputCols) else [name.rsplit("/", 1)[-1] for name in layers]
+    names = params.getOutputCols() if params.isSet(params.outputCols) else default_names(network.layers, layers)
     if len(names) != len(layers):
         raise InvalidInputError(
             f"Param outputCols: expected one name for each of the featureLayers {layers}, received {names}."

@@ -73,6 +73,11 @@ class TrainingSummary:
             f"{len(self.ranks)} ranks\nlast epoch: {last}\nseconds of rank 0: {seconds}"
         )
 
+    def _repr_html_(self) -> str:
+        from cos_ml.display import summary_html
+
+        return summary_html(self, self._curves())
+
     def _curves(self) -> dict[str, list[float]]:
         """The history by name, one number each: F1Score, with one per class, becomes "f1_score_0" and so on."""
         curves: dict[str, list[float]] = {}
@@ -156,6 +161,11 @@ class EvaluationSummary(dict[str, Any]):
                 model._set(**{key: f"{key.removesuffix('Col')}_{model.uid}"})
         self._model, self._dataset = model, dataset
         self._known: dict[str, float] = {}
+
+    def _repr_html_(self) -> str:
+        from cos_ml.display import values_html
+
+        return values_html(self)
 
     @cached_property
     def predictions(self) -> DataFrame:

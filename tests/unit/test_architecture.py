@@ -21,6 +21,7 @@ PACKAGE = ROOT / "cos_ml"
 HELPERS = {
     "broadcasts",
     "callbacks",
+    "display",
     "errors",
     "gpus",
     "interfaces",
@@ -28,6 +29,7 @@ HELPERS = {
     "spark_internals",
     "spec",
     "summary",
+    "thumbnails",
     "versions",
 }
 
