@@ -31,6 +31,7 @@ __all__ = [
     "keras_callbacks",
     "keras_objects",
     "keras_optimizer",
+    "layer_rates",
     "loss_weights",
     "names",
     "non_empty_string",
@@ -209,6 +210,16 @@ def loss_weights(value: Any) -> Any:
     if isinstance(value, dict):
         return {_key(key): None if item is None else _weight(item) for key, item in value.items()}
     return _weight(value)
+
+
+def layer_rates(value: Any) -> dict[str, float]:
+    """A new dict of finite numbers >= 0 by non-empty name."""
+    expected = "expected a dict of finite numbers >= 0 by the name of a layer, or of a weight as 'layer/bias'"
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise TypeError(expected)
+    if not all(value):
+        raise ValueError(expected)
+    return {str(name): _number(factor, _is_weight, expected) for name, factor in value.items()}
 
 
 def _weight(value: Any) -> float:

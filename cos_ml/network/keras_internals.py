@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -20,6 +20,7 @@ __all__ = [
     "loss_module",
     "mask_of",
     "producer",
+    "scale_decay",
     "uncompiled",
 ]
 
@@ -70,6 +71,33 @@ def excluded_from_decay(optimizer: Any, variables: Sequence[Any]) -> tuple[list[
     keys, key_of = getattr(inner, "_exclude_from_weight_decay", ()), getattr(inner, "_var_key", id)
     found = [index for index, variable in enumerate(variables) if key_of(variable) in keys]
     return names, found, len(keys) - len(found)
+
+
+def scale_decay(optimizer: Any, factors: Mapping[int, float], keys: Callable[[Any], Sequence[int]]) -> None:
+    """Let an optimizer shrink each weight, by its decoupled ``weight_decay``, with a factor of its own.
+
+    Args:
+        optimizer: the optimizer.
+        factors: the factor of a weight by each of its keys; others have the factor 1.
+        keys: a weight's keys.
+
+    Raises:
+        RuntimeError: Keras no longer has ``_apply_weight_decay``, so the decay could not be scaled.
+    """
+    decay = getattr(optimizer, "_apply_weight_decay", None)
+    if decay is None:
+        if getattr(optimizer, "weight_decay", None) or getattr(optimizer, "adam_weight_decay", None):
+            raise RuntimeError("This release of Keras applies weight_decay in another way than Keras 3.15. Unset it.")
+        return
+
+    def scaled(variables: Sequence[Any]) -> None:
+        found = [(one, next((factors[key] for key in keys(one) if key in factors), 1.0)) for one in variables]
+        before = [(one, factor, one + 0.0) for one, factor in found if factor != 1]
+        decay(variables)
+        for one, factor, value in before:
+            one.assign(value + (one - value) * factor)
+
+    optimizer._apply_weight_decay = scaled
 
 
 @contextmanager

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from cos_ml.network.archive import find_layer, layers_by_name
 from cos_ml.network.keras_import import import_keras
 from cos_ml.network.keras_internals import all_layers
+from cos_ml.network.rates import weight_rates
 
 __all__ = ["layers_under_policy", "training_settings"]
 
@@ -17,23 +18,29 @@ USUAL = ("float32", "mixed_bfloat16", "mixed_float16")  # a layer with any other
 
 
 @contextmanager
-def training_settings(network: Any, policy: str | None, frozen: tuple[str, ...]) -> Iterator[None]:
+def training_settings(
+    network: Any, policy: str | None, frozen: tuple[str, ...], rates: Mapping[str, float] | None = None
+) -> Iterator[None]:
     """Within the block, layers compute under the dtype policy ``policy`` and the layers ``frozen`` are not trainable.
 
     Args:
         network: a Keras model.
         policy: the name of a Keras dtype policy for ``layers_under_policy``; None leaves each layer its own.
         frozen: names of layers.
+        rates: factors of the learning rate by layer or weight: weights with the factor 0 are not trainable.
     """
     policies = [(layer, layer.dtype_policy) for layer in layers_under_policy(network)] if policy else []
     # A layer's setting changes those of its layers and variables, so they come after it: LoRA freezes single variables.
-    parts = [*all_layers(network), *network.variables] if frozen else []
+    parts = [*all_layers(network), *network.variables] if frozen or rates else []
     trainable = [(part, part.trainable) for part in parts]
     for layer, _ in policies:
         layer.dtype_policy = policy
     layers = layers_by_name(network)
     for name in frozen:
         layers[find_layer(layers, name, "frozenLayers")].trainable = False
+    for weight, factor in weight_rates(network, rates or {}):
+        if not factor:  # no gradient, so its gradient is no part of a clipped norm
+            weight.trainable = False
     try:
         yield
     finally:
