@@ -102,6 +102,8 @@ class ImageAssembler(
         name, output = self.getInputCol(), self.getOutputCol()
         spec = ImageSpec(self.getHeight(), self.getWidth(), self.getChannels(), self.getResize(), self.getOutputType())
         out = with_udf(dataset, {"data": source}, output, _udf(spec, name, self.getHandleInvalid()))
+        shape = {"height": spec.height, "width": spec.width, "channels": spec.channels}  # for display.show
+        out = out.withColumn(output, F.col(quoted(output)).alias(output, metadata={"image": shape}))
         return out.filter(F.col(quoted(output)).isNotNull()) if self.getHandleInvalid() == "skip" else out
 
     def _source(self, dataset: DataFrame) -> SparkColumn:
