@@ -24,6 +24,7 @@ __all__ = [
     "StridedDilatedConv2D",
     "TransposedDense",
     "WeightedSum",
+    "pool_images",
     "pooled_side",
 ]
 
@@ -36,6 +37,43 @@ def pooled_side(side: int, kernel: int, stride: int, pad: int, ceil: bool, padde
     steps = (side + 2 * pad - kernel) / stride
     size = (math.ceil(steps) if ceil else math.floor(steps)) + 1
     return size - 1 if padded and (size - 1) * stride >= side + pad else size
+
+
+def pool_images(
+    inputs: Any, pool: str, kernel: Sequence[int], strides: Sequence[int], padding: Sequence[int], ceil: bool = True
+) -> Any:
+    """Pooling of images, with the arguments of ``Pooling``."""
+    sides = _sides(inputs.shape, kernel, strides, padding, ceil)
+    # Up to the end of the last window, which may also end before the image does.
+    ends = [(out - 1) * s + k for out, s, k in zip(sides, strides, kernel, strict=True)]
+    after = [end - side - p for end, side, p in zip(ends, inputs.shape[1:3], padding, strict=True)]
+    kept = [min(side, side + rest) for side, rest in zip(inputs.shape[1:3], after, strict=True)]
+    pads = [(p, max(0, rest)) for p, rest in zip(padding, after, strict=True)]
+    image = inputs[:, : kept[0], : kept[1], :]
+    fill = -FLOAT_MAX if pool == "max" else 0.0
+    image = ops.pad(image, [(0, 0), *pads, (0, 0)], constant_values=ops.cast(fill, image.dtype))
+    kernel, strides = tuple(kernel), tuple(strides)
+    if pool == "max":
+        return ops.max_pool(image, kernel, strides, "valid")
+    sums = ops.average_pool(image, kernel, strides, "valid") * math.prod(kernel)
+    areas = _areas(inputs.shape, sides, kernel, strides, padding)
+    return sums / ops.cast(areas[None, :, :, None], sums.dtype)
+
+
+def _sides(shape: Any, kernel: Sequence[int], strides: Sequence[int], padding: Sequence[int], ceil: bool) -> list[int]:
+    axes = zip(shape[1:3], kernel, strides, padding, strict=True)
+    return [pooled_side(side, k, s, p, ceil, any(padding)) for side, k, s, p in axes]
+
+
+def _areas(
+    shape: Any, sides: Sequence[int], kernel: Sequence[int], strides: Sequence[int], padding: Sequence[int]
+) -> np.ndarray:
+    """How much of each window lies in the padded image."""
+    lengths = []
+    for side, out, k, s, p in zip(shape[1:3], sides, kernel, strides, padding, strict=True):
+        starts = np.arange(out) * s - p
+        lengths.append(np.maximum(np.minimum(starts + k, side + p) - starts, 0))
+    return np.outer(*lengths).astype(np.float32)
 
 
 @registered
@@ -64,19 +102,7 @@ class Pooling(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         """The largest values, or the means."""
-        sides = self._sides(inputs.shape)
-        # Up to the end of the last window, which may also end before the image does.
-        ends = [(out - 1) * s + k for out, s, k in zip(sides, self.strides, self.kernel_size, strict=True)]
-        after = [end - side - p for end, side, p in zip(ends, inputs.shape[1:3], self.padding, strict=True)]
-        kept = [min(side, side + rest) for side, rest in zip(inputs.shape[1:3], after, strict=True)]
-        pads = [(p, max(0, rest)) for p, rest in zip(self.padding, after, strict=True)]
-        image = inputs[:, : kept[0], : kept[1], :]
-        fill = -FLOAT_MAX if self.pool == "max" else 0.0
-        image = ops.pad(image, [(0, 0), *pads, (0, 0)], constant_values=ops.cast(fill, image.dtype))
-        if self.pool == "max":
-            return ops.max_pool(image, self.kernel_size, self.strides, "valid")
-        sums = ops.average_pool(image, self.kernel_size, self.strides, "valid") * math.prod(self.kernel_size)
-        return sums / ops.cast(self._areas(inputs.shape, sides)[None, :, :, None], sums.dtype)
+        return pool_images(inputs, self.pool, self.kernel_size, self.strides, self.padding, self.ceil)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments."""
@@ -84,17 +110,7 @@ class Pooling(keras.layers.Layer):
         return {**super().get_config(), **own, "ceil": self.ceil}
 
     def _sides(self, shape: Any) -> list[int]:
-        padded = any(self.padding)
-        axes = zip(shape[1:3], self.kernel_size, self.strides, self.padding, strict=True)
-        return [pooled_side(side, k, s, p, self.ceil, padded) for side, k, s, p in axes]
-
-    def _areas(self, shape: Any, sides: Sequence[int]) -> np.ndarray:
-        """How much of each window lies in the padded image."""
-        lengths = []
-        for side, out, k, s, p in zip(shape[1:3], sides, self.kernel_size, self.strides, self.padding, strict=True):
-            starts = np.arange(out) * s - p
-            lengths.append(np.maximum(np.minimum(starts + k, side + p) - starts, 0))
-        return np.outer(*lengths).astype(np.float32)
+        return _sides(shape, self.kernel_size, self.strides, self.padding, self.ceil)
 
 
 @registered

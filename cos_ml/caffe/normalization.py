@@ -8,13 +8,18 @@ from typing import Any
 import keras
 from keras import ops
 
-from cos_ml.caffe.layers import Pooling
+from cos_ml.caffe.layers import pool_images
 
 __all__ = ["LRN", "MVN", "BatchNorm", "Bias", "Scale"]
 
 registered = keras.saving.register_keras_serializable(package="cos_ml")
 DECAY = 0.999  # of Caffe's sums of statistics; a layer may set another moving_average_fraction
 TINY = 1e-30
+
+
+def _is_several(shape: Any) -> bool:
+    """Whether these are the shapes of several inputs; a file has lists for tuples."""
+    return isinstance(shape[0], (list, tuple))
 
 
 class _SameShape(keras.layers.Layer):
@@ -26,7 +31,7 @@ class _SameShape(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The shape of the first input."""
-        return input_shape[0] if isinstance(input_shape, list) else input_shape
+        return input_shape[0] if _is_several(input_shape) else input_shape
 
     def get_config(self) -> dict[str, Any]:
         """The arguments."""
@@ -51,15 +56,14 @@ class LRN(_SameShape):
     ) -> None:  # fmt: skip
         arguments = {"local_size": local_size, "alpha": alpha, "beta": beta, "k": k, "within_channel": within_channel}
         super().__init__(arguments, options)
-        size = (local_size, local_size)
-        self.mean = Pooling("ave", size, (1, 1), (local_size // 2, local_size // 2)) if within_channel else None
 
     def call(self, inputs: Any) -> Any:
         """The inputs divided by a power of their neighbours' squares."""
         size, alpha, beta, k = (self.arguments[name] for name in ("local_size", "alpha", "beta", "k"))
         squares = ops.square(inputs)
-        if self.mean is not None:
-            return inputs * ops.power(1 + alpha * self.mean(squares), -beta)
+        if self.arguments["within_channel"]:
+            mean = pool_images(squares, "ave", (size, size), (1, 1), (size // 2, size // 2))
+            return inputs * ops.power(1 + alpha * mean, -beta)
         channels = inputs.shape[-1]
         squares = ops.pad(squares, [(0, 0)] * (len(inputs.shape) - 1) + [(size // 2, size // 2)])
         total = sum(squares[..., start : start + channels] for start in range(size))
@@ -196,7 +200,7 @@ class Scale(_Affine):
 
     def build(self, input_shape: Any) -> None:
         """Add the weights."""
-        several = isinstance(input_shape, list)
+        several = _is_several(input_shape)
         shape, axes = input_shape[0] if several else input_shape, self.arguments["axes"]
         self.gamma = self.bias = None
         if not several:
@@ -236,7 +240,7 @@ class Bias(_Affine):
 
     def build(self, input_shape: Any) -> None:
         """Add the weights."""
-        several = isinstance(input_shape, list)
+        several = _is_several(input_shape)
         self.bias = None if several else self.add("bias", input_shape, self.bias_initializer, self.arguments["axes"])
 
     def call(self, inputs: Any) -> Any:

@@ -8,9 +8,64 @@ from typing import Any
 import keras
 from keras import ops
 
-__all__ = ["CaffeLSTM", "CaffeRNN"]
+__all__ = ["CaffeLSTM", "CaffeLSTMCell", "CaffeRNN", "CaffeRNNCell"]
 
 registered = keras.saving.register_keras_serializable(package="cos_ml")
+
+
+class _Cell(keras.layers.Layer):
+    """One step of a recurrent layer: gets what its inputs give to the gates, and behind that the mark.
+
+    Args:
+        units: the size of output and state.
+        recurrent_initializer: of the matrix that the state is multiplied by.
+    """
+
+    gates, states = 1, 1
+
+    def __init__(self, units: int, recurrent_initializer: Any = "zeros", **options: Any) -> None:
+        super().__init__(**options)
+        self.units = self.output_size = units
+        self.state_size = [units] * self.states
+        self.recurrent_initializer = keras.initializers.get(recurrent_initializer)
+
+    def build(self, input_shape: Any) -> None:
+        """Add the matrix."""
+        shape = (self.units, self.gates * self.units)
+        self.recurrent_kernel = self.add_weight(
+            name="recurrent_kernel", shape=shape, initializer=self.recurrent_initializer
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments."""
+        recurrent = keras.initializers.serialize(self.recurrent_initializer)
+        return {**super().get_config(), "units": self.units, "recurrent_initializer": recurrent}
+
+
+@registered
+class CaffeLSTMCell(_Cell):
+    """A step of an LSTM with the gates in Caffe's order: input, forget, output, candidate."""
+
+    gates, states = 4, 2
+
+    def call(self, inputs: Any, states: Sequence[Any], training: bool = False) -> tuple[Any, list[Any]]:
+        """The output, and the next states."""
+        (hidden, cell), mark = states, inputs[:, -1:]
+        gates = inputs[:, :-1] + ops.matmul(hidden * mark, self.recurrent_kernel)
+        enters, stays, leaves, candidate = ops.split(gates, 4, -1)
+        cell = mark * ops.sigmoid(stays) * cell + ops.sigmoid(enters) * ops.tanh(candidate)
+        hidden = ops.sigmoid(leaves) * ops.tanh(cell)
+        return hidden, [hidden, cell]
+
+
+@registered
+class CaffeRNNCell(_Cell):
+    """A step of a simple recurrent layer."""
+
+    def call(self, inputs: Any, states: Sequence[Any], training: bool = False) -> tuple[Any, list[Any]]:
+        """The output, and the next state, which is the same."""
+        hidden = ops.tanh(inputs[:, :-1] + ops.matmul(states[0] * inputs[:, -1:], self.recurrent_kernel))
+        return hidden, [hidden]
 
 
 class _Recurrent(keras.layers.Layer):
@@ -24,7 +79,7 @@ class _Recurrent(keras.layers.Layer):
         bias_initializer: of the biases.
     """
 
-    gates = 1
+    cell: type[_Cell]
 
     def __init__(
         self, units: int, kernel_initializer: Any = "zeros", bias_initializer: Any = "zeros", **options: Any
@@ -36,11 +91,17 @@ class _Recurrent(keras.layers.Layer):
 
     def build(self, input_shape: Sequence[Any]) -> None:
         """Add the weights."""
-        width = self.gates * self.units
+        width = self.cell.gates * self.units
         self.kernel = self.matrix("kernel", input_shape[0][-1], width)
         self.bias = self.vector("bias", width)
         self.static_kernel = self.matrix("static_kernel", input_shape[2][-1], width) if len(input_shape) > 2 else None
-        self.recurrent_kernel = self.matrix("recurrent_kernel", self.units, width)
+        self.recurrent = keras.layers.RNN(self.cell(self.units, self.kernel_initializer), return_sequences=True)
+        self.recurrent.build((*input_shape[0][:2], width + 1))
+
+    @property
+    def recurrent_kernel(self) -> Any:
+        """The matrix that the state is multiplied by."""
+        return self.recurrent.cell.recurrent_kernel
 
     def matrix(self, name: str, inputs: int, outputs: int) -> Any:
         """A weight."""
@@ -60,19 +121,8 @@ class _Recurrent(keras.layers.Layer):
         steps = ops.matmul(features, self.kernel) + self.bias
         if static:
             steps = steps + ops.expand_dims(ops.matmul(static[0], self.static_kernel), 1)
-        steps, marks = ops.moveaxis(steps, 1, 0), ops.expand_dims(ops.moveaxis(marks, 1, 0), -1)
-        start = ops.zeros_like(steps[0, :, : self.units])
-        recurrent = ops.convert_to_tensor(self.recurrent_kernel)
-        _, outputs = ops.scan(
-            lambda state, step: self.step(state, step[0], ops.cast(step[1], step[0].dtype), recurrent),
-            (start, start),
-            (steps, marks),
-        )
-        return ops.moveaxis(outputs, 0, 1)
-
-    def step(self, state: Any, given: Any, mark: Any, recurrent: Any) -> tuple[Any, Any]:
-        """The next state and the output, from what the inputs give to the gates."""
-        raise NotImplementedError
+        marks = ops.expand_dims(ops.cast(marks, steps.dtype), -1)
+        return self.recurrent(ops.concatenate([steps, marks], -1))
 
     def get_config(self) -> dict[str, Any]:
         """The arguments."""
@@ -86,23 +136,16 @@ class _Recurrent(keras.layers.Layer):
 
 @registered
 class CaffeLSTM(_Recurrent):
-    """An LSTM with the gates in Caffe's order: input, forget, output, candidate."""
+    """An LSTM as Caffe computes it."""
 
-    gates = 4
-
-    def step(self, state: Any, given: Any, mark: Any, recurrent: Any) -> tuple[Any, Any]:
-        """One step of the LSTM."""
-        hidden, cell = state
-        gates = given + ops.matmul(hidden * mark, recurrent)
-        enters, stays, leaves, candidate = ops.split(gates, 4, -1)
-        cell = mark * ops.sigmoid(stays) * cell + ops.sigmoid(enters) * ops.tanh(candidate)
-        hidden = ops.sigmoid(leaves) * ops.tanh(cell)
-        return (hidden, cell), hidden
+    cell = CaffeLSTMCell
 
 
 @registered
 class CaffeRNN(_Recurrent):
     """A simple recurrent layer, whose output is one more layer with tanh over its state."""
+
+    cell = CaffeRNNCell
 
     def build(self, input_shape: Sequence[Any]) -> None:
         """Add the weights."""
@@ -113,8 +156,3 @@ class CaffeRNN(_Recurrent):
     def call(self, inputs: Sequence[Any]) -> Any:
         """The output of every step."""
         return ops.tanh(ops.matmul(super().call(inputs), self.output_kernel) + self.output_bias)
-
-    def step(self, state: Any, given: Any, mark: Any, recurrent: Any) -> tuple[Any, Any]:
-        """One step of the state."""
-        hidden = ops.tanh(given + ops.matmul(state[0] * mark, recurrent))
-        return (hidden, state[1]), hidden
