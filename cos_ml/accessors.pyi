@@ -124,6 +124,13 @@ class TrainingAccessors(ModelAccessors):
     """Getters of the Params of a training."""
     def getValidationIndicatorCol(self) -> str:
         """Gets validationIndicatorCol: boolean column: true rows validate every epoch instead of training."""
+    def getValidationFraction(self) -> float:
+        """Gets validationFraction: share of the rows (> 0, < 1) that validate instead of training, in place of
+        validationIndicatorCol. A hash of seed and of the values that the network reads decides, so equal rows are on
+        one side, in every attempt."""
+    def getValidationSteps(self) -> int:
+        """Gets validationSteps: steps (>= 1) after which rows validate, besides the ends of epochs; the history then
+        has a row for each. Unset: at the ends of epochs only."""
     def getLoss(self) -> Any:
         """Gets loss: Keras identifier or serializable object. Unset: a compiled model's."""
     def getMetrics(self) -> Any:
@@ -137,20 +144,26 @@ class TrainingAccessors(ModelAccessors):
         class (classes that it lacks: 1), or 'balanced': rows / (classes that occur * rows of the class)."""
     def getLearningRate(self) -> float:
         """Gets learningRate: learning rate in place of the optimizer's (> 0); never scaled by the number of ranks."""
+    def getLayerLearningRates(self) -> dict[str, float]:
+        """Gets layerLearningRates: factor (>= 0) of the learning rate of a layer, a model inside the model, or one
+        weight, as 'conv1/bias', by name; the most exact name counts, and 0 freezes the weights. Unset: 1 for all."""
     def getBatchSize(self) -> int:
         """Gets batchSize: rows per rank and step (>= 1); the global batch is batchSize * numTrainWorkers."""
     def getEpochs(self) -> int:
         """Gets epochs: passes over the training rows (>= 1)."""
+    def getMaxSteps(self) -> int:
+        """Gets maxSteps: end the training after this many steps (>= 1), also within an epoch, or after epochs,
+        whichever comes first. With maxSteps and without epochs, steps alone count."""
     def getShuffle(self) -> bool:
         """Gets shuffle: reorder each rank's rows in every epoch."""
     def getSeed(self) -> int:
         """Gets seed: seed of row order and of Dropout."""
     def getPatience(self) -> int:
-        """Gets patience: stop after this many epochs (>= 0) without a better val_loss (loss, if no rows validate).
-        Unset: never."""
+        """Gets patience: stop after this many epochs (>= 0), or validations with validationSteps, without a better
+        val_loss (loss at the ends of epochs, if no rows validate). Unset: never."""
     def getRestoreBestWeights(self) -> bool:
-        """Gets restoreBestWeights: end with the weights of the epoch of the best val_loss (loss, if no rows validate),
-        not of the last epoch."""
+        """Gets restoreBestWeights: end with the weights of the epoch, or validation, of the best val_loss (loss, if no
+        rows validate), not the last."""
     def getCallbacks(self) -> list[dict[str, Any]]:
         """Gets callbacks: Keras callbacks that run in the ranks, each made with cos_ml.callback(class, arguments)."""
     def getFrozenLayers(self) -> list[str]:
@@ -219,14 +232,18 @@ class EstimatorAccessors(TrainingAccessors):
         labelCols: list[str] | None = ...,
         weightCol: str | None = ...,
         validationIndicatorCol: str | None = ...,
+        validationFraction: float | None = ...,
+        validationSteps: int | None = ...,
         loss: Any = ...,
         metrics: Any = ...,
         lossWeights: Any = ...,
         optimizer: Any = ...,
         classWeights: dict[int, float] | str | None = ...,
         learningRate: float | None = ...,
+        layerLearningRates: dict[str, float] | None = ...,
         batchSize: int | None = ...,
         epochs: int | None = ...,
+        maxSteps: int | None = ...,
         shuffle: bool | None = ...,
         seed: int | None = ...,
         patience: int | None = ...,
@@ -295,6 +312,20 @@ class EstimatorAccessors(TrainingAccessors):
         """Gets validationIndicatorCol: boolean column: true rows validate every epoch instead of training."""
     def setValidationIndicatorCol(self, value: str) -> Self:
         """Sets validationIndicatorCol: boolean column: true rows validate every epoch instead of training."""
+    def getValidationFraction(self) -> float:
+        """Gets validationFraction: share of the rows (> 0, < 1) that validate instead of training, in place of
+        validationIndicatorCol. A hash of seed and of the values that the network reads decides, so equal rows are on
+        one side, in every attempt."""
+    def setValidationFraction(self, value: float) -> Self:
+        """Sets validationFraction: share of the rows (> 0, < 1) that validate instead of training, in place of
+        validationIndicatorCol. A hash of seed and of the values that the network reads decides, so equal rows are on
+        one side, in every attempt."""
+    def getValidationSteps(self) -> int:
+        """Gets validationSteps: steps (>= 1) after which rows validate, besides the ends of epochs; the history then
+        has a row for each. Unset: at the ends of epochs only."""
+    def setValidationSteps(self, value: int) -> Self:
+        """Sets validationSteps: steps (>= 1) after which rows validate, besides the ends of epochs; the history then
+        has a row for each. Unset: at the ends of epochs only."""
     def getLoss(self) -> Any:
         """Gets loss: Keras identifier or serializable object. Unset: a compiled model's."""
     def setLoss(self, value: Any) -> Self:
@@ -321,6 +352,12 @@ class EstimatorAccessors(TrainingAccessors):
         """Gets learningRate: learning rate in place of the optimizer's (> 0); never scaled by the number of ranks."""
     def setLearningRate(self, value: float) -> Self:
         """Sets learningRate: learning rate in place of the optimizer's (> 0); never scaled by the number of ranks."""
+    def getLayerLearningRates(self) -> dict[str, float]:
+        """Gets layerLearningRates: factor (>= 0) of the learning rate of a layer, a model inside the model, or one
+        weight, as 'conv1/bias', by name; the most exact name counts, and 0 freezes the weights. Unset: 1 for all."""
+    def setLayerLearningRates(self, value: dict[str, float]) -> Self:
+        """Sets layerLearningRates: factor (>= 0) of the learning rate of a layer, a model inside the model, or one
+        weight, as 'conv1/bias', by name; the most exact name counts, and 0 freezes the weights. Unset: 1 for all."""
     def getBatchSize(self) -> int:
         """Gets batchSize: rows per rank and step (>= 1); the global batch is batchSize * numTrainWorkers."""
     def setBatchSize(self, value: int) -> Self:
@@ -329,6 +366,12 @@ class EstimatorAccessors(TrainingAccessors):
         """Gets epochs: passes over the training rows (>= 1)."""
     def setEpochs(self, value: int) -> Self:
         """Sets epochs: passes over the training rows (>= 1)."""
+    def getMaxSteps(self) -> int:
+        """Gets maxSteps: end the training after this many steps (>= 1), also within an epoch, or after epochs,
+        whichever comes first. With maxSteps and without epochs, steps alone count."""
+    def setMaxSteps(self, value: int) -> Self:
+        """Sets maxSteps: end the training after this many steps (>= 1), also within an epoch, or after epochs,
+        whichever comes first. With maxSteps and without epochs, steps alone count."""
     def getShuffle(self) -> bool:
         """Gets shuffle: reorder each rank's rows in every epoch."""
     def setShuffle(self, value: bool) -> Self:
@@ -338,17 +381,17 @@ class EstimatorAccessors(TrainingAccessors):
     def setSeed(self, value: int) -> Self:
         """Sets seed: seed of row order and of Dropout."""
     def getPatience(self) -> int:
-        """Gets patience: stop after this many epochs (>= 0) without a better val_loss (loss, if no rows validate).
-        Unset: never."""
+        """Gets patience: stop after this many epochs (>= 0), or validations with validationSteps, without a better
+        val_loss (loss at the ends of epochs, if no rows validate). Unset: never."""
     def setPatience(self, value: int) -> Self:
-        """Sets patience: stop after this many epochs (>= 0) without a better val_loss (loss, if no rows validate).
-        Unset: never."""
+        """Sets patience: stop after this many epochs (>= 0), or validations with validationSteps, without a better
+        val_loss (loss at the ends of epochs, if no rows validate). Unset: never."""
     def getRestoreBestWeights(self) -> bool:
-        """Gets restoreBestWeights: end with the weights of the epoch of the best val_loss (loss, if no rows validate),
-        not of the last epoch."""
+        """Gets restoreBestWeights: end with the weights of the epoch, or validation, of the best val_loss (loss, if no
+        rows validate), not the last."""
     def setRestoreBestWeights(self, value: bool) -> Self:
-        """Sets restoreBestWeights: end with the weights of the epoch of the best val_loss (loss, if no rows validate),
-        not of the last epoch."""
+        """Sets restoreBestWeights: end with the weights of the epoch, or validation, of the best val_loss (loss, if no
+        rows validate), not the last."""
     def getCallbacks(self) -> list[dict[str, Any]]:
         """Gets callbacks: Keras callbacks that run in the ranks, each made with cos_ml.callback(class, arguments)."""
     def setCallbacks(self, value: list[Any]) -> Self:
@@ -581,3 +624,149 @@ class ImageAccessors:
     def setHandleInvalid(self, value: str) -> Self:
         """Sets handleInvalid: what to do with rows that are null, can't be decoded, or exceed
         PIL.Image.MAX_IMAGE_PIXELS (against decompression bombs): 'error', 'skip' (drop them) or 'keep' (as null)."""
+
+class VocabularyAccessors:
+    """Getters and setters of Vocabulary's Params."""
+    def setParams(
+        self,
+        *,
+        inputCol: str | None = ...,
+        outputCol: str | None = ...,
+        targetCol: str | None = ...,
+        markEnds: bool | None = ...,
+        maxWords: int | None = ...,
+        minCount: int | None = ...,
+    ) -> Self:
+        """Sets any of the Params by keyword, as the constructor does; None unsets one."""
+    def getInputCol(self) -> str:
+        """Gets inputCol: a string, whose words are what white space separates, or an array of strings."""
+    def setInputCol(self, value: str) -> Self:
+        """Sets inputCol: a string, whose words are what white space separates, or an array of strings."""
+    def getOutputCol(self) -> str:
+        """Gets outputCol: output column: an array of the words' ids; null for null."""
+    def setOutputCol(self, value: str) -> Self:
+        """Sets outputCol: output column: an array of the words' ids; null for null."""
+    def getTargetCol(self) -> str:
+        """Gets targetCol: column for teacher forcing: outputCol then has all ids but the last, targetCol all but the
+        first. Unset: none."""
+    def setTargetCol(self, value: str) -> Self:
+        """Sets targetCol: column for teacher forcing: outputCol then has all ids but the last, targetCol all but the
+        first. Unset: none."""
+    def getMarkEnds(self) -> bool:
+        """Gets markEnds: whether [START] is put before the words, and [END] behind them."""
+    def setMarkEnds(self, value: bool) -> Self:
+        """Sets markEnds: whether [START] is put before the words, and [END] behind them."""
+    def getMaxWords(self) -> int:
+        """Gets maxWords: the most words, the four special ones aside (>= 1). Unset: all."""
+    def setMaxWords(self, value: int) -> Self:
+        """Sets maxWords: the most words, the four special ones aside (>= 1). Unset: all."""
+    def getMinCount(self) -> int:
+        """Gets minCount: how often a word has to occur (>= 1)."""
+    def setMinCount(self, value: int) -> Self:
+        """Sets minCount: how often a word has to occur (>= 1)."""
+
+class VocabularyModelAccessors:
+    """Getters and setters of VocabularyModel's Params."""
+    def setParams(
+        self,
+        *,
+        inputCol: str | None = ...,
+        outputCol: str | None = ...,
+        targetCol: str | None = ...,
+        markEnds: bool | None = ...,
+        vocabulary: Any = ...,
+    ) -> Self:
+        """Sets any of the Params by keyword, as the constructor does; None unsets one."""
+    def getInputCol(self) -> str:
+        """Gets inputCol: a string, whose words are what white space separates, or an array of strings."""
+    def setInputCol(self, value: str) -> Self:
+        """Sets inputCol: a string, whose words are what white space separates, or an array of strings."""
+    def getOutputCol(self) -> str:
+        """Gets outputCol: output column: an array of the words' ids; null for null."""
+    def setOutputCol(self, value: str) -> Self:
+        """Sets outputCol: output column: an array of the words' ids; null for null."""
+    def getTargetCol(self) -> str:
+        """Gets targetCol: column for teacher forcing: outputCol then has all ids but the last, targetCol all but the
+        first. Unset: none."""
+    def setTargetCol(self, value: str) -> Self:
+        """Sets targetCol: column for teacher forcing: outputCol then has all ids but the last, targetCol all but the
+        first. Unset: none."""
+    def getMarkEnds(self) -> bool:
+        """Gets markEnds: whether [START] is put before the words, and [END] behind them."""
+    def setMarkEnds(self, value: bool) -> Self:
+        """Sets markEnds: whether [START] is put before the words, and [END] behind them."""
+    def getVocabulary(self) -> list[str]:
+        """Gets vocabulary: the words by id, the first of them ['', '[UNK]', '[START]', '[END]'], or a VocabularyModel
+        with them."""
+    def setVocabulary(self, value: Any) -> Self:
+        """Sets vocabulary: the words by id, the first of them ['', '[UNK]', '[START]', '[END]'], or a VocabularyModel
+        with them."""
+
+class DecoderAccessors:
+    """Getters and setters of SequenceDecoder's Params."""
+    def setParams(
+        self,
+        *,
+        model: Any = ...,
+        vocabulary: Any = ...,
+        inputCols: list[str] | None = ...,
+        wordsInput: str | None = ...,
+        outputCol: str | None = ...,
+        logProbabilityCol: str | None = ...,
+        beamWidth: int | None = ...,
+        maxLength: int | None = ...,
+        handleInvalid: str | None = ...,
+        predictBatchSize: int | None = ...,
+        handleMismatch: str | None = ...,
+    ) -> Self:
+        """Sets any of the Params by keyword, as the constructor does; None unsets one."""
+    def setModel(self, value: Any) -> Self:
+        """Sets model: the network: a built keras.Model, the path of a .keras file, or a DeepNetModel."""
+    def getVocabulary(self) -> list[str]:
+        """Gets vocabulary: the words by id, the first of them ['', '[UNK]', '[START]', '[END]'], or a VocabularyModel
+        with them."""
+    def setVocabulary(self, value: Any) -> Self:
+        """Sets vocabulary: the words by id, the first of them ['', '[UNK]', '[START]', '[END]'], or a VocabularyModel
+        with them."""
+    def getInputCols(self) -> list[str]:
+        """Gets inputCols: input columns, one per input of the network but that of the words, as in DeepNetModel."""
+    def setInputCols(self, value: list[str]) -> Self:
+        """Sets inputCols: input columns, one per input of the network but that of the words, as in DeepNetModel."""
+    def getWordsInput(self) -> str:
+        """Gets wordsInput: name of the network's input that takes the words so far. Unset: the only one that goes into
+        an Embedding."""
+    def setWordsInput(self, value: str) -> Self:
+        """Sets wordsInput: name of the network's input that takes the words so far. Unset: the only one that goes into
+        an Embedding."""
+    def getOutputCol(self) -> str:
+        """Gets outputCol: output column of the texts: words with spaces between them."""
+    def setOutputCol(self, value: str) -> Self:
+        """Sets outputCol: output column of the texts: words with spaces between them."""
+    def getLogProbabilityCol(self) -> str:
+        """Gets logProbabilityCol: output column of the natural logarithms of the texts' probabilities; '' omits it."""
+    def setLogProbabilityCol(self, value: str) -> Self:
+        """Sets logProbabilityCol: output column of the natural logarithms of the texts' probabilities; '' omits it."""
+    def getBeamWidth(self) -> int:
+        """Gets beamWidth: how many texts beam search keeps after each word; 1 is greedy search."""
+    def setBeamWidth(self, value: int) -> Self:
+        """Sets beamWidth: how many texts beam search keeps after each word; 1 is greedy search."""
+    def getMaxLength(self) -> int:
+        """Gets maxLength: the most words of a text, [END] included (>= 1)."""
+    def setMaxLength(self, value: int) -> Self:
+        """Sets maxLength: the most words of a text, [END] included (>= 1)."""
+    def getHandleInvalid(self) -> str:
+        """Gets handleInvalid: what to do with bad rows, as in DeepNetModel: 'error', 'skip' (drop them) or 'keep'
+        (null)."""
+    def setHandleInvalid(self, value: str) -> Self:
+        """Sets handleInvalid: what to do with bad rows, as in DeepNetModel: 'error', 'skip' (drop them) or 'keep'
+        (null)."""
+    def getPredictBatchSize(self) -> int:
+        """Gets predictBatchSize: rows per forward pass, times beamWidth (>= 1)."""
+    def setPredictBatchSize(self, value: int) -> Self:
+        """Sets predictBatchSize: rows per forward pass, times beamWidth (>= 1)."""
+    def getHandleMismatch(self) -> str:
+        """Gets handleMismatch: what to do when the outputs of a loaded network differ from those recorded when it was
+        saved: 'warn', 'error' or 'ignore' (no check)."""
+    def setHandleMismatch(self, value: str) -> Self:
+        """Sets handleMismatch: what to do when the outputs of a loaded network differ from those recorded when it was
+        saved: 'warn', 'error' or 'ignore' (no check)."""

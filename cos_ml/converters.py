@@ -27,6 +27,7 @@ __all__ = [
     "class_labels",
     "class_thresholds",
     "class_weights",
+    "fraction",
     "integer",
     "keras_callbacks",
     "keras_objects",
@@ -69,6 +70,11 @@ def integer(low: int) -> Callable[[Any], int]:
 def positive_number(value: Any) -> float:
     """A finite number > 0."""
     return _number(value, lambda number: 0 < number < float("inf"), "expected a number > 0")
+
+
+def fraction(value: Any) -> float:
+    """A number between 0 and 1."""
+    return _number(value, lambda number: 0 < number < 1, "expected a number > 0 and < 1")
 
 
 def finite_number(value: Any) -> float:

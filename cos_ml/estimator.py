@@ -27,6 +27,7 @@ from cos_ml.network.class_weights import with_class_weights
 from cos_ml.network.keras_import import import_keras
 from cos_ml.network.losses import losses_by_output, with_output_keys
 from cos_ml.network.outputs import check_loss, output_kinds
+from cos_ml.network.rates import checked_rates
 from cos_ml.network.registered import custom_modules
 from cos_ml.network.signature import input_columns
 from cos_ml.paths import as_string, literal
@@ -53,9 +54,11 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
             number, binary (uint8) or string. Flat rows take the shape of the input.
         labelCol, labelCols: a column, or one per output of the network: a number, a Vector or an array.
         weightCol, validationIndicatorCol: columns of row weights (>= 0) and of a boolean that marks validation rows.
+        validationFraction: the share of rows that validate, in place of validationIndicatorCol.
         classWeights: weights of classes in the loss of the training rows, or "balanced".
         loss, metrics, lossWeights, optimizer: Keras identifiers, or Keras objects that are serializable.
         batchSize, epochs, maxSteps, shuffle, seed, learningRate, patience, restoreBestWeights: how a network is trained.
+        layerLearningRates: factors of the learning rate by layer or weight.
         callbacks: Keras callbacks, each made with ``cos_ml.callback``.
         checkpointDir, checkpointInterval, checkpointSteps, resume: where and how often checkpoints are written.
         numTrainWorkers, useGpu: the number of ranks, and whether each trains on the GPU that Spark assigned.
@@ -80,6 +83,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         labelCols: list[str] | None = None,
         weightCol: str | None = None,
         validationIndicatorCol: str | None = None,
+        validationFraction: float | None = None,
         validationSteps: int | None = None,
         loss: Any = None,
         metrics: Any = None,
@@ -87,6 +91,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         optimizer: Any = "adam",
         classWeights: dict[int, float] | str | None = None,
         learningRate: float | None = None,
+        layerLearningRates: dict[str, float] | None = None,
         batchSize: int = 32,
         epochs: int = 1,
         maxSteps: int | None = None,
@@ -246,6 +251,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
             compile=arguments,
             modules=tuple(sorted(modules)),
             frozen=frozen,
+            layer_rates=checked_rates(network, self.value_or_none(self.layerLearningRates) or {}, frozen, arguments),
             callbacks=tuple(callbacks),
             stop_at_non_finite=self.getHandleNonFiniteLoss() == "error",
             variables=horovod_env.variables(self.getHorovodOptions()),
@@ -280,7 +286,12 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
             self.getCallbacks(),
         )
         checks.check_call(network, "training without a train_step of its own", "train_step")
-        if self.isSet(self.validationIndicatorCol):
+        if self.isSet(self.validationFraction) and self.isSet(self.validationIndicatorCol):
+            raise InvalidInputError(
+                "Params validationFraction and validationIndicatorCol: both choose the rows that validate. Unset one "
+                f"of them, received {self.getValidationFraction()} and {self.getValidationIndicatorCol()!r}."
+            )
+        if self.isSet(self.validationIndicatorCol) or self.isSet(self.validationFraction):
             checks.check_call(network, "validation", "test_step")
         if self.getFeatureLayers():
             checks.check_call(network, "featureLayers")

@@ -62,6 +62,7 @@ class TrainSpec:
         run_eagerly: whether steps run without being traced, as the network was compiled.
         modules: modules of custom Keras classes, to import first.
         frozen: names of layers whose weights do not change.
+        layer_rates: factors of the learning rate by layer or weight, those of what contains others first.
         callbacks: Keras callbacks as plain data, as ``callbacks.callback`` makes them.
         checkpoint: where checkpoints are kept; None for no checkpoints.
         stop_at_non_finite: whether a loss that is NaN or infinite is an error.
@@ -82,12 +83,14 @@ class TrainSpec:
     epochs: int = 1
     max_steps: int | None = None
     validation_steps: int | None = None
+    validation_fraction: float | None = None
     shuffle: bool = True
     seed: int = 0
     handle_invalid: str = "error"
     steps_per_execution: int = 16
     use_gpu: bool = False
     frozen: tuple[str, ...] = ()
+    layer_rates: dict[str, float] = field(default_factory=dict)
     callbacks: tuple[dict[str, Any], ...] = ()
     patience: int | None = None
     restore_best: bool = False
@@ -117,7 +120,8 @@ class TrainSpec:
     def layout(self) -> tuple[Any, ...]:
         """The same for candidates that can train on the same spooled rows in the same processes."""
         flat = [replace(one, shape=(one.size,)) if one.shape and one.size is not None else one for one in self.columns]
-        return (*flat, self.validation, self.handle_invalid, self.use_gpu, *sorted(self.variables.items()))
+        split = (self.validation_fraction, self.seed) if self.validation_fraction else ()
+        return (*flat, self.validation, *split, self.handle_invalid, self.use_gpu, *sorted(self.variables.items()))
 
     def dumps(self) -> str:
         """This spec as one line of JSON."""

@@ -8,10 +8,12 @@ from cos_ml.accessors import TrainingAccessors
 from cos_ml.converters import (
     boolean,
     class_weights,
+    fraction,
     integer,
     keras_callbacks,
     keras_objects,
     keras_optimizer,
+    layer_rates,
     loss_weights,
     names,
     one_of,
@@ -39,6 +41,13 @@ class TrainingParams(
     """The Params of a training: on a model they tell how it was trained, so it has no setters of them."""
 
     validationIndicatorCol = DeclaredParam(string, "boolean column: true rows validate every epoch instead of training")
+    validationFraction = DeclaredParam(
+        fraction,
+        "share of the rows (> 0, < 1) that validate instead of training, in place of validationIndicatorCol. A hash of "
+        "seed and of the values that the network reads decides, so equal rows are on one side, in every attempt",
+        spec="validation_fraction",
+        identifies=True,
+    )
     validationSteps = DeclaredParam(
         integer(1),
         "steps (>= 1) after which rows validate, besides the ends of epochs; the history then has a row for each. "
@@ -62,6 +71,12 @@ class TrainingParams(
         positive_number,
         "learning rate in place of the optimizer's (> 0); never scaled by the number of ranks",
         spec="learning_rate",
+        identifies=True,
+    )
+    layerLearningRates = DeclaredParam(
+        layer_rates,
+        "factor (>= 0) of the learning rate of a layer, a model inside the model, or one weight, as 'conv1/bias', by "
+        "name; the most exact name counts, and 0 freezes the weights. Unset: 1 for all",
         identifies=True,
     )
     batchSize = DeclaredParam(

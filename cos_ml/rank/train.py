@@ -30,11 +30,13 @@ from cos_ml.rank.callbacks import (
     StopAtNonFinite,
     SyncStopTraining,
 )
+from cos_ml.rank.checkpoint_store import Checkpoint
 from cos_ml.rank.collectives import Communicator
 from cos_ml.rank.context import PhaseTimer, RankContext, TrainingLog
 from cos_ml.rank.feed import Feed, open_rows
 from cos_ml.rank.finite import CheckFinite, FiniteEarlyStopping
 from cos_ml.rank.heartbeat import JOINING, TRAINING, Heartbeat
+from cos_ml.rank.interleave import InterleavedValidation
 from cos_ml.rank.resume import CheckpointCallback, TrainerState
 from cos_ml.rank.shard_rows import ShardRows
 from cos_ml.rank.trainer import DistributedTrainer, Plan, make_trainer
@@ -115,7 +117,7 @@ def train_one(
     network: Any, spec: TrainSpec, context: RankContext, rows: dict[str, SpooledRows | ShardRows]
 ) -> dict[str, Any]:
     """Train the network of one candidate in place; returns the summary of ``fit``."""
-    with training_settings(network, spec.dtype_policy, spec.frozen):
+    with training_settings(network, spec.dtype_policy, spec.frozen, spec.layer_rates):
         feeds = {part: Feed(part, spec, context, rows[part]) for part in PARTS}
         trainer = make_trainer(network, spec, context.communicator, feeds)
         try:
@@ -130,13 +132,14 @@ def fit(trainer: DistributedTrainer, context: RankContext) -> dict[str, Any]:
     """Train with Keras's own loop over the feeds.
 
     Returns:
-        dict[str, Any]: "history" by metric; "rows", "validation_rows" and "steps" of an epoch; "epoch_seconds";
-        "resumed", the epochs and steps that a checkpoint already contained; "checkpoint", whether there are any.
+        dict[str, Any]: "history" by metric; "rows", "validation_rows" and "steps" of an epoch; "total_steps";
+        "epoch_seconds"; "resumed", the epochs and steps that a checkpoint already contained; "checkpoint", whether
+        there are any.
     """
     plan, spec = trainer.plan, trainer.plan.spec
     training, validation = plan.feeds["train"], plan.feeds["validation"]
     log, statistics = TrainingLog(), AverageMovingStats(context.communicator, training)
-    user_callbacks = _user_callbacks(spec, context.rank, "val_loss" if validation.steps else "loss")
+    user_callbacks = _user_callbacks(plan, context.rank)
     writer = checkpoint = None
     if spec.checkpoint:
         context.heartbeat.enter("looking for a checkpoint")
@@ -149,41 +152,57 @@ def fit(trainer: DistributedTrainer, context: RankContext) -> dict[str, Any]:
     context.report(event="begin", epoch=epoch, step=step, kept=writer is not None)
     validation.begin(0)
     _report_pairs(plan, context)
-    ordered = [
-        statistics, *_check_finite(plan), HeartbeatCallback(context.heartbeat, "callbacks"), *user_callbacks.values(),
-        HeartbeatCallback(context.heartbeat, TRAINING), ReseedCallback(spec.seed, context.partition, checkpoint),
-        SyncStopTraining(trainer, context.communicator, user_callbacks.values()),
-        ProgressCallback(plan, context, log, (epoch, step)),
-    ]  # fmt: skip
-    if plan.own_step and context.communicator.size > 1:
-        ordered.append(CheckAgreement(plan))
-    if spec.stop_at_non_finite:
-        ordered.append(StopAtNonFinite(plan))
+    ordered = _ordered(trainer, context, user_callbacks, statistics, log, checkpoint)
     if writer is not None:
         ordered += [HeartbeatCallback(context.heartbeat, "checkpoint"), writer]
         ordered.append(HeartbeatCallback(context.heartbeat, TRAINING))
     stopped = checkpoint is not None and checkpoint.plain["stopped"] and not step
+    epochs = plan.schedule.epochs
     trainer.fit(
-        training.dataset(), epochs=spec.epochs, initial_epoch=spec.epochs if stopped else epoch,
+        training.dataset(), epochs=epochs, initial_epoch=epochs if stopped else epoch,
         validation_data=validation.dataset() if validation.steps else None,
-        callbacks=SkippingCallbackList(plan, ordered, add_history=True, epochs=spec.epochs, steps=training.steps),
+        callbacks=SkippingCallbackList(trainer, ordered, add_history=True, epochs=epochs, steps=training.steps),
         shuffle=False, verbose=0,  # the feed shuffles
     )  # fmt: skip
     return {
         "history": log.history, "rows": training.total_rows, "validation_rows": validation.total_rows,
-        "steps": training.steps, "epoch_seconds": log.seconds, "resumed": [epoch, step], "checkpoint": bool(writer),
+        "steps": training.steps, "total_steps": log.steps, "epoch_seconds": log.seconds, "resumed": [epoch, step],
+        "checkpoint": bool(writer),
     }  # fmt: skip
 
 
-def _user_callbacks(spec: TrainSpec, rank: int, monitor: str) -> dict[str, Any]:
+def _ordered(
+    trainer: DistributedTrainer, context: RankContext, user_callbacks: dict[str, Any], statistics: AverageMovingStats,
+    log: TrainingLog, checkpoint: Checkpoint | None,
+) -> list[Any]:  # fmt: skip
+    """The callbacks of a training, up to the one that writes checkpoints, in the order in which they are called."""
+    plan, start = trainer.plan, (checkpoint.epoch, checkpoint.step) if checkpoint else (0, 0)
+    stop = SyncStopTraining(trainer, context.communicator, user_callbacks.values())
+    ordered = [
+        statistics, *_check_finite(plan), HeartbeatCallback(context.heartbeat, "callbacks"), *user_callbacks.values(),
+        HeartbeatCallback(context.heartbeat, TRAINING), ReseedCallback(plan.spec.seed, context.partition, checkpoint),
+        stop, ProgressCallback(plan, context, log, start),
+    ]  # fmt: skip
+    if plan.own_step and context.communicator.size > 1:
+        ordered.append(CheckAgreement(plan))
+    if plan.spec.stop_at_non_finite:
+        ordered.append(StopAtNonFinite(plan))
+    if plan.spec.validation_steps is not None:
+        early = user_callbacks.get("early stopping")
+        ordered.append(InterleavedValidation(trainer, context, log, statistics, stop, early))
+    return ordered
+
+
+def _user_callbacks(plan: Plan, rank: int) -> dict[str, Any]:
     """The callbacks that the user asked for on this rank, by a name that is the same in every attempt."""
+    spec, monitor = plan.spec, "val_loss" if plan.feeds["validation"].steps else "loss"
     made = {
         f"callback {index}": callbacks.make(plain)
         for index, plain in enumerate(spec.callbacks)
         if plain["ranks"] == "all" or rank == 0
     }
     if spec.patience is not None or spec.restore_best:  # all ranks see the same loss, so they decide alike
-        patience = spec.epochs if spec.patience is None else spec.patience
+        patience = plan.schedule.total if spec.patience is None else spec.patience
         made["early stopping"] = FiniteEarlyStopping(
             monitor, patience=patience, mode="min", restore_best_weights=spec.restore_best
         )

@@ -12,15 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.batch import compile_network, pack_batch
 from cos_ml.network.keras_internals import all_layers
+from cos_ml.network.rates import scale_rates
 from cos_ml.network.step import install_hooks
 from cos_ml.network.structure import fixed_batch_size
 from cos_ml.rank.collectives import Communicator
-from cos_ml.rank.feed import Feed
+from cos_ml.rank.feed import Feed, Parts
+from cos_ml.rank.schedule import Schedule
 from cos_ml.rank.shared_step import (
     Need,
     SharedStep,
@@ -60,6 +63,7 @@ def make_trainer(network: Any, spec: TrainSpec, communicator: Communicator, feed
         for layer in all_layers(network):
             if getattr(layer, "synchronized", False):
                 layer.call = _without_mask(layer)
+    scale_rates(trainer.plan.optimizers, network, spec.layer_rates)
     for optimizer in trainer.plan.optimizers:
         share_gradients(optimizer)
     if isinstance(network.optimizer, keras.optimizers.Optimizer) and not network.optimizer.built:
@@ -133,6 +137,10 @@ class Plan:
         needs: the sums over the ranks of a step, by part, recorded when it is traced.
         own_logs: the structure of a step's logs, by part, where they are not those of the metrics.
         skipped: the number of steps that a resumed epoch has still to skip.
+        pending: sums over the ranks that the metrics of a resumed epoch start from, until its first step is done.
+        begin: the step, from 0, at which the current call of TensorFlow begins.
+        parts: the steps of the epoch in parts, if a call has to end early in it.
+        callbacks: the callbacks of the training.
         stopped: whether the loop ends, as all ranks agreed: a rank that ended alone would leave the others waiting.
     """
 
@@ -144,7 +152,16 @@ class Plan:
     needs: dict[str, list[Need]] = field(default_factory=dict)
     own_logs: dict[str, Any] = field(default_factory=dict)
     skipped: int = 0
+    pending: list[np.ndarray] = field(default_factory=list)
+    begin: int = 0
+    parts: Parts | None = None
+    callbacks: Any = None
     stopped: bool = False
+
+    @property
+    def schedule(self) -> Schedule:
+        """Which steps the training has."""
+        return Schedule(self.spec, self.feeds["train"].steps)
 
     @property
     def own_step(self) -> bool:
@@ -206,19 +223,50 @@ class DistributedTrainer(keras.Model):
             self.plan.stopped = self.model.stop_training = bool(value)
 
     def make_train_function(self, force: bool = False) -> None:
-        """Make Keras's own train function skip, not compute, the completed steps of a resumed epoch."""
+        """Make Keras's own train function skip the completed steps of a resumed epoch, and end where it has to."""
         super().make_train_function(force)
         compute: Callable[[Any], dict[str, Any]] = vars(self)["train_function"]
 
         def execute(iterator: Any) -> dict[str, Any]:
-            if not self.plan.skipped:
-                return compute(iterator)
-            for _ in range(self.steps_per_execution):
-                next(iterator)
-            self.plan.skipped -= self.steps_per_execution
-            return {}
+            plan, end = self.plan, self.plan.begin + self.steps_per_execution
+            if plan.skipped:
+                for step in range(plan.begin, end):
+                    next(plan.parts.iterator(step) if plan.parts else iterator)
+                plan.skipped -= self.steps_per_execution
+                return {}
+            return self._in_parts(compute, plan.parts, end) if plan.parts else self._resumed(compute(iterator))
 
         self.train_function = execute
+
+    def _in_parts(self, compute: Callable[[Any], dict[str, Any]], parts: Parts, end: int) -> dict[str, Any]:
+        """One call of TensorFlow, or several: callbacks are called between them."""
+        begin = self.plan.begin
+        while True:
+            logs, begin = self._resumed(compute(parts.iterator(begin))), parts.until(end)
+            if begin >= min(end, parts.steps):
+                return logs
+            self.plan.callbacks.on_train_batch_end(begin - 1, logs)
+            if self.stop_training:
+                self.plan.callbacks.skipping = True  # Keras calls them once more
+                return logs
+            self.plan.callbacks.on_train_batch_begin(begin)
+
+    def _resumed(self, logs: dict[str, Any]) -> dict[str, Any]:
+        """Let the metrics, which have their variables after the first step, go on from those of the checkpoint."""
+        if self.plan.pending:
+            for variable, total in zip(self.model.metrics_variables, self.plan.pending, strict=True):
+                variable.assign_add(total)
+            self.plan.pending = []
+        return logs
+
+    def logs_of_all_ranks(self, logs: dict[str, Any]) -> dict[str, Any]:
+        """What a step's logs are over all ranks since the beginning of the epoch; the metrics stay as they are."""
+        variables = self.model.metrics_variables
+        kept = [tf.identity(variable.value) for variable in variables]
+        results = self.get_metrics_result()  # this rank's metrics are now those of all
+        for variable, value in zip(variables, kept, strict=True):
+            variable.assign(value)
+        return results if set(logs) == set(results) else logs
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step of training, shared with all ranks."""

@@ -16,6 +16,7 @@ from cos_ml.network.keras_import import import_keras
 from cos_ml.network.signature import input_columns
 from cos_ml.params import DeclaredParam, ModelParams
 from cos_ml.spec import TrainSpec
+from cos_ml.text import SequenceDecoder, Vocabulary, VocabularyModel
 from tests.support.sessions import ROOT
 
 keras = import_keras()
@@ -34,6 +35,7 @@ DEFAULTS = {
     "lossWeights": None,
     "optimizer": "adam",
     "classWeights": None,
+    "layerLearningRates": None,
     "learningRate": None,
     "batchSize": 32,
     "epochs": 1,
@@ -86,6 +88,7 @@ VALUES = {
     "lossWeights": [0.5, 2.0],
     "optimizer": "sgd",
     "classWeights": {0: 1.0, 1: 2.5},
+    "layerLearningRates": {"hidden": 0.5, "out/bias": 0.0},
     "learningRate": 0.5,
     "batchSize": 64,
     "epochs": 3,
@@ -138,7 +141,7 @@ def stages():
 
 # ── what follows from a declaration ───────────────────────────────────────────────────────────────────────────────────
 
-STAGES = [DeepNetEstimator, DeepNetModel, ImageAssembler]
+STAGES = [DeepNetEstimator, DeepNetModel, ImageAssembler, SequenceDecoder, Vocabulary, VocabularyModel]
 DECLARED = [(stage, param) for stage in STAGES for param in stage().params]
 
 
@@ -182,7 +185,7 @@ def test_spec_fields_have_the_defaults_of_their_params():
             assert fields[name] == param.default, param.name
     by_hand = {"inputs", "labels", "weight", "validation", "compile", "modules", "frozen", "callbacks", "checkpoint",
                "stop_at_non_finite", "variables", "network", "name", "run_eagerly",
-               "class_weights"}  # fmt: skip
+               "class_weights", "layer_rates"}  # fmt: skip
     assert set(declared) | by_hand == set(fields)
     assert not set(declared) & by_hand
 
@@ -193,6 +196,7 @@ def test_what_identifies_a_fit():
         "learningRate", "batchSize", "epochs", "shuffle", "seed", "handleInvalid", "callbacks", "patience",
         "restoreBestWeights", "numTrainWorkers", "feed", "checkpointSteps", "gradientCompression",
         "gradientAccumulationSteps", "dtypePolicy", "stepsPerExecution", "paddingValue", "classWeights",
+        "layerLearningRates",
     }  # fmt: skip
 
 
