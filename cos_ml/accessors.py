@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["EstimatorAccessors", "ImageAccessors", "ModelAccessors", "TrainingAccessors"]
+__all__ = [
+    "DecoderAccessors",
+    "EstimatorAccessors",
+    "ImageAccessors",
+    "ModelAccessors",
+    "TrainingAccessors",
+    "VocabularyAccessors",
+    "VocabularyModelAccessors",
+]
 
 
 class ModelAccessors:
@@ -32,5 +40,23 @@ class EstimatorAccessors(TrainingAccessors):
 
 class ImageAccessors:
     """Getters and setters of ImageAssembler's Params."""
+
+    setParams = ModelAccessors.setParams
+
+
+class VocabularyAccessors:
+    """Getters and setters of Vocabulary's Params."""
+
+    setParams = ModelAccessors.setParams
+
+
+class VocabularyModelAccessors:
+    """Getters and setters of VocabularyModel's Params."""
+
+    setParams = ModelAccessors.setParams
+
+
+class DecoderAccessors:
+    """Getters and setters of SequenceDecoder's Params."""
 
     setParams = ModelAccessors.setParams

@@ -21,15 +21,16 @@ from urllib.parse import urlsplit
 import numpy as np
 import pyarrow as pa
 
-from cos_ml.data.columns import Column, RowError, decode
+from cos_ml.data.columns import Column, RowError, decode, settle
 from cos_ml.data.ragged import Ragged
-from cos_ml.data.spool import PARTS, Spool, raise_on_invalid
+from cos_ml.data.spool import PARTS, Spool, raise_on_invalid, row_keys, validates
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.spec import TrainSpec
 
 __all__ = ["IN_ROW_GROUP", "ShardSpool", "Shards", "check_petastorm", "decode_stored", "plan", "validation_mask"]
 
 IN_ROW_GROUP = " (Rows are counted from 0 within a row group.)"  # at the end of messages
+HASHED_ROWS = 8192  # rows that are hashed together
 PREVIEW_ROWS = 16  # rows that decide which shape rows have, and in which type they are stored
 READABLE = {pa.bool_(), pa.int8(), pa.uint8(), pa.int16(), pa.int32(), pa.int64(), pa.float32(), pa.float64(),
             pa.string(), pa.binary()}  # by petastorm, besides decimals  # fmt: skip
@@ -144,10 +145,12 @@ def _count(file: Any, index: int, spec: TrainSpec, names: dict[str, str]) -> tup
     """The rows and the validation rows of a row group, and the memory that its strings and varying rows need."""
     metadata = file.metadata.row_group(index)
     validation = 0
-    if spec.validation:
+    if spec.validation_fraction and "v" not in names:
+        validation = _count_hashed(file, index, spec, names)
+    elif "v" in names:
         marks = file.read_row_group(index, columns=[names["v"]]).column(0)
         validation = int(validation_mask(marks).sum())
-        if marks.null_count:
+        if spec.validation and marks.null_count:
             row = int(marks.is_null().to_numpy().argmax())
             raise_on_invalid([RowError(row, spec.validation.name, "is null")], spec.handle_invalid, IN_ROW_GROUP)
     varying = {names[one.field]: one.dtype for one in spec.columns if one.dtype == "string" or one.may_vary}
@@ -160,6 +163,21 @@ def _count(file: Any, index: int, spec: TrainSpec, names: dict[str, str]) -> tup
         elif dtype is not None:
             size += chunk.num_values * np.dtype(dtype).itemsize
     return metadata.num_rows, validation, size
+
+
+def _count_hashed(file: Any, index: int, spec: TrainSpec, names: dict[str, str]) -> int:
+    """The rows of a row group that validationFraction marks, which takes a pass over them."""
+    found = 0
+    stored = [names[column.field] for column in spec.columns]
+    for batch in file.iter_batches(HASHED_ROWS, row_groups=[index], columns=stored):
+        arrays = {}
+        for column in spec.columns:
+            values = batch.column(names[column.field])
+            arrays[column.field], row_errors = decode_stored(values, settle(values, column))
+            if row_errors:
+                raise_on_invalid(row_errors, spec.handle_invalid, IN_ROW_GROUP)
+        found += int(validates(row_keys(arrays), spec).sum())
+    return found
 
 
 def _row_layout(file: Any, index: int, spec: TrainSpec, names: dict[str, str]) -> tuple[Any, Any]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from cos_ml.data.columns import Column, inconsistent_shapes
 from cos_ml.data.frames import small_batches
 from cos_ml.data.ragged import Ragged, offsets_of
-from cos_ml.data.spool import usable_rows
+from cos_ml.data.spool import row_keys, usable_rows, validates
 from cos_ml.errors import InvalidInputError, from_spark
 from cos_ml.paths import literal
 from cos_ml.spec import TrainSpec
@@ -54,9 +54,11 @@ def parquet_cache(
         InvalidInputError: a row is bad.
     """
     import fsspec
+    from pyspark.sql.types import BooleanType, StructField, StructType
 
     url = f"{folder.rstrip('/')}/cos_ml-{uuid.uuid4().hex}"
-    usable = rows.mapInArrow(partial(usable_batches, spec), rows.schema)
+    marked = StructType([*rows.schema, StructField("v", BooleanType())]) if spec.validation_fraction else rows.schema
+    usable = rows.mapInArrow(partial(usable_batches, spec), marked)
     if ordered is not None:
         usable = usable.withColumn(ROW_HASH, _row_hash(usable.columns, ordered))
     try:
@@ -98,7 +100,7 @@ def _digest(spark: SparkSession, url: str) -> str:
 
 
 def usable_batches(spec: TrainSpec, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The rows of one task that can be used, in the types that they had.
+    """The rows of one task that can be used, in the types that they had; with validationFraction, their marks too.
 
     Raises:
         InvalidInputError: a row is bad, or rows have different shapes.
@@ -118,7 +120,11 @@ def usable_batches(spec: TrainSpec, batches: Iterable[pa.RecordBatch]) -> Iterat
             to_stored(arrays[name][kept], values.type) if name in arrays and keeps else values.filter(pa.array(kept))
             for name, values in zip(batch.schema.names, batch.columns, strict=True)
         ]
-        yield pa.RecordBatch.from_arrays(columns, batch.schema.names)
+        names = list(batch.schema.names)
+        if spec.validation_fraction:
+            columns.append(pa.array(validates(row_keys(arrays), spec)[kept]))
+            names.append("v")
+        yield pa.RecordBatch.from_arrays(columns, names)
 
 
 def to_stored(rows: np.ndarray | Ragged, kind: pa.DataType) -> pa.Array:

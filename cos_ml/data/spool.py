@@ -24,7 +24,8 @@ from cos_ml.data.ragged import Ragged, cut, offsets_of
 from cos_ml.errors import InvalidInputError
 from cos_ml.spec import TrainSpec
 
-__all__ = ["PARTS", "Batch", "Spool", "SpooledRows", "local_folder", "raise_on_invalid", "usable_rows"]
+__all__ = ["PARTS", "Batch", "Spool", "SpooledRows", "local_folder", "raise_on_invalid", "row_keys",
+           "usable_rows", "validates"]  # fmt: skip
 
 PARTS = ("train", "validation")
 SCANNED = 8192  # rows that are looked at together
@@ -84,6 +85,8 @@ class Spool:
             if self.spec.validation:
                 marked = batch.column(self.spec.validation.field).fill_null(False).to_numpy(zero_copy_only=False)
             keys = row_keys(arrays)
+            if self.spec.validation_fraction:
+                marked = validates(keys, self.spec)
             for part, rows in (("train", kept & ~marked), ("validation", kept & marked)):
                 if not rows.any():
                     continue
@@ -185,6 +188,15 @@ def row_keys(arrays: Mapping[str, np.ndarray | Ragged]) -> np.ndarray:
         words = rows.view("u4" if rows.itemsize * rows.shape[1] % 4 == 0 else "u1")
         keys = _scrambled(keys + np.einsum("ij,j->i", words, _factors(words.shape[1])))
     return keys
+
+
+def validates(keys: np.ndarray, spec: TrainSpec) -> np.ndarray:
+    """bool [B]: which rows ``validationFraction`` leaves out of the training, by their ``row_keys`` and the seed.
+
+    Every feed asks this of the rows as they are decoded for the network, so all make the same split.
+    """
+    seed = _scrambled(np.array([spec.seed % 2**64], np.uint64) + np.uint64(1))
+    return (_scrambled(keys ^ seed) >> np.uint64(11)) < (spec.validation_fraction or 0.0) * 2.0**53
 
 
 def _ragged_keys(rows: Ragged) -> np.ndarray:

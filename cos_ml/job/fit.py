@@ -109,7 +109,7 @@ def fit(
         address = stack.enter_context(_progress_server(spark, options.progress))
         logger.info("Ranks: %s, each a new process (cold start)", options.ranks)
         outcome = barrier.run(rows, Job(FUNCTION, specs, archives, shards, address, versions), options.ranks)
-    return [_trained(outcome, index, cache if options.keep_cache else None) for index in range(len(candidates))]
+    return [_trained(outcome, index, one, cache if options.keep_cache else None) for index, one in enumerate(specs)]
 
 
 def check_horovod() -> None:
@@ -168,7 +168,7 @@ def _cached(rows: DataFrame, specs: Sequence[TrainSpec], options: FitOptions) ->
     spec, configs = specs[0], [one.checkpoint for one in specs if one.checkpoint]
     # Within an epoch a training resumes only with its rows in the same order.
     ordered = any(config.steps is not None for config in configs)
-    names = {column.field: column.field for column in spec.stored}
+    names = {column.field: column.field for column in spec.stored} | ({"v": "v"} if spec.validation_fraction else {})
     with parquet_cache(rows, spec, options.cache_dir, options.keep_cache, ordered if configs else None) as stored:
         url, digest = stored
         yield parquet.plan(url, spec, names, options.ranks, digest, ordered), url
@@ -191,16 +191,19 @@ def _progress_server(spark: SparkSession, wanted: bool) -> Iterator[Address | No
         yield server.address
 
 
-def _trained(outcome: Outcome, index: int, cache: str | None) -> Trained:
+def _trained(outcome: Outcome, index: int, spec: TrainSpec, cache: str | None) -> Trained:
     """The results of the ranks for one candidate."""
     reports: list[dict[str, Any]] = [json.loads(result[f"{index}/summary"]) for result in outcome.results]
     first = reports[0]
+    notes = outcome.notes
+    if spec.validation_fraction and not first["validation_rows"]:
+        notes = [*notes, f"validationFraction={spec.validation_fraction} has chosen none of {first['rows']:,} rows."]
     summary = TrainingSummary(
         history=first["history"], rows=first["rows"], validationRows=first["validation_rows"], steps=first["steps"],
         ranks=[report["rank_info"] for report in reports], seconds=[report["seconds"] for report in reports],
         epochSeconds=first["epoch_seconds"], resumedAt=tuple(first["resumed"]),
         logs=[result["log"].decode(errors="replace") for result in outcome.results],
-        failures=outcome.failures, notes=outcome.notes, cacheUrl=cache,
+        failures=outcome.failures, notes=notes, cacheUrl=cache,
     )  # fmt: skip
     hosts = {rank["host"] for rank in summary.ranks}
     logger.info("Trained on %s ranks; hosts: %s", len(summary.ranks), ", ".join(sorted(hosts)))

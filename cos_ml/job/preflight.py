@@ -11,6 +11,7 @@ import math
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,8 +181,29 @@ def _count_rows(dataset: DataFrame, spec: TrainSpec) -> tuple[str, int]:
     table = frames.select_columns(dataset, spec).limit(SAMPLE).toArrow().combine_chunks()
     skipped = sum(int((~spool.usable_rows(batch, spec, 0)[1]).sum()) for batch in table.to_batches())
     rows = dataset.count()
+    parts = ""
+    if spec.validation_fraction:
+        validation = _count_validation(frames.select_columns(dataset, spec), spec)
+        parts = f" ({validation:,} validate)"
     bad = f", {skipped} of them will be skipped" if skipped else ""
-    return f"{rows:,}; checked the first {table.num_rows:,}{bad}; a fit checks all", rows
+    return f"{rows:,}{parts}; checked the first {table.num_rows:,}{bad}; a fit checks all", rows
+
+
+def _count_validation(rows: DataFrame, spec: TrainSpec) -> int:
+    """The number of rows that validationFraction marks."""
+    try:
+        counts = rows.mapInArrow(partial(_send_counts, spec), "rows bigint").groupBy().sum("rows").collect()
+    except Exception as error:
+        raise from_spark(error) or error from None
+    return int(counts[0][0] or 0)
+
+
+def _send_counts(spec: TrainSpec, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The validation rows of each batch (task side)."""
+    for batch in batches:
+        arrays, kept = spool.usable_rows(batch, spec, 0)
+        marked = spool.validates(spool.row_keys(arrays), spec) & kept
+        yield pa.RecordBatch.from_arrays([pa.array([int(marked.sum())], pa.int64())], ["rows"])
 
 
 def _check_slots(spark: SparkSession, spec: TrainSpec, ranks: int) -> tuple[str, None]:

@@ -9,7 +9,7 @@ import os
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +48,7 @@ from cos_ml.paths import as_string, local_path
 __all__ = [
     "Network",
     "Tensor",
+    "default_names",
     "dump_model",
     "find_layer",
     "layers_by_name",
@@ -302,18 +303,29 @@ def layers_by_name(model: Any, prefix: str = "") -> dict[str, Any]:
 def find_layer(names: Iterable[str], wanted: str, param: str = "featureLayers") -> str:
     """The full name of a layer, given by its full name, or by its own name if only one layer has it.
 
+    A name that Caffe spells with ``/`` finds the layer that ``cos_ml.caffe`` names with ``_`` instead.
+
     Raises:
         InvalidInputError: no layer, or several, have that name; the message lists the candidates.
     """
     names = list(names)
     if wanted in names:
         return wanted
-    matches = [name for name in names if name.rsplit("/", 1)[-1] == wanted]
+    spellings = (wanted, wanted.replace("/", "_"))
+    matches = next(
+        (found for one in spellings if (found := [name for name in names if name.rsplit("/", 1)[-1] == one])), []
+    )
     if len(matches) == 1:
         return matches[0]
     if matches:
         raise InvalidInputError(f"Param {param}: several layers are named {wanted!r}. Choose one of {matches}.")
     raise InvalidInputError(f"Param {param}: the network has no layer {wanted!r}. It has {names}.")
+
+
+def default_names(names: Sequence[str], layers: Iterable[str]) -> list[str]:
+    """The names of the columns of these layers: their own, without a nested model's; Caffe's as they are spelled."""
+    found = ((name, find_layer(names, name)) for name in layers)
+    return [name.rsplit("/", 1)[-1] if full.endswith(name) else name for name, full in found]
 
 
 def _refuse_lambdas(config: Any) -> None:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from cos_ml.data.columns import Column
 from cos_ml.data.parquet import IN_ROW_GROUP, Shards, decode_stored, validation_mask
 from cos_ml.data.ragged import Ragged, cut
-from cos_ml.data.spool import Batch, lengths_of_step, longest_by_step, raise_on_invalid
+from cos_ml.data.spool import Batch, lengths_of_step, longest_by_step, raise_on_invalid, row_keys, validates
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.spec import TrainSpec
 
@@ -98,13 +98,17 @@ class ShardRows:
         """The row groups one by one, decoded and checked."""
         if self.rank >= self.shards.groups:
             return
-        wanted = {column.field: self.shards.names[column.field] for column in columns}
-        if self.spec.validation:
+        marked = "v" in self.shards.names
+        hashed = bool(self.spec.validation_fraction) and not marked
+        read = self.columns if hashed else columns
+        wanted = {column.field: self.shards.names[column.field] for column in read}
+        if marked:
             wanted["v"] = self.shards.names["v"]
         for stored in _read_all(self.shards, list(wanted.values()), self.rank, seed, shuffle):
-            arrays = {column.field: self._checked(stored[wanted[column.field]], column) for column in columns}
-            if self.spec.validation:
-                mask = validation_mask(stored[wanted["v"]])
+            arrays = {column.field: self._checked(stored[wanted[column.field]], column) for column in read}
+            if marked or hashed:
+                mask = validation_mask(stored[wanted["v"]]) if marked else validates(row_keys(arrays), self.spec)
+                arrays = {column.field: arrays[column.field] for column in columns}
                 kept = mask if self.part == "validation" else ~mask
                 arrays = {field: array[kept] for field, array in arrays.items()}
             yield arrays

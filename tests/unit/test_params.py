@@ -30,6 +30,7 @@ DEFAULTS = {
     "labelCols": None,
     "weightCol": None,
     "validationIndicatorCol": None,
+    "validationFraction": None,
     "loss": None,
     "metrics": [],
     "lossWeights": None,
@@ -196,7 +197,7 @@ def test_what_identifies_a_fit():
         "learningRate", "batchSize", "epochs", "shuffle", "seed", "handleInvalid", "callbacks", "patience",
         "restoreBestWeights", "numTrainWorkers", "feed", "checkpointSteps", "gradientCompression",
         "gradientAccumulationSteps", "dtypePolicy", "stepsPerExecution", "paddingValue", "classWeights",
-        "layerLearningRates",
+        "layerLearningRates", "validationFraction",
     }  # fmt: skip
 
 
