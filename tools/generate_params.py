@@ -11,6 +11,7 @@ from cos_ml import accessors
 from cos_ml.estimator import DeepNetEstimator
 from cos_ml.images import ImageAssembler
 from cos_ml.params import DeclaredParam, ModelParams
+from cos_ml.text import SequenceDecoder, Vocabulary, VocabularyModel
 from cos_ml.training_params import TrainingParams
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,6 +23,9 @@ CLASSES = {
     accessors.TrainingAccessors: TrainingParams,
     accessors.EstimatorAccessors: DeepNetEstimator,
     accessors.ImageAccessors: ImageAssembler,
+    accessors.VocabularyAccessors: Vocabulary,
+    accessors.VocabularyModelAccessors: VocabularyModel,
+    accessors.DecoderAccessors: SequenceDecoder,
 }
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from cos_ml.broadcasts import Archive
 
-__all__ = ["MAX_NETWORKS", "Scorer", "limit_devices", "partition", "score"]
+__all__ = ["MAX_NETWORKS", "Scorer", "arrays_of", "limit_devices", "loaded", "partition", "score"]
 
 BATCH_BYTES = 16 << 20  # of rows that pass the network, and are returned to Spark, at a time
 FIRST_ROWS = 64  # at first, while the size of the network's outputs is unknown
@@ -78,7 +78,7 @@ def score(scorer: Scorer, batches: Iterator[pd.Series | tuple[pd.Series, ...]]) 
     """Score Arrow batches, in order: one row of ``scorer.fields`` for every row, in batches of a few MB."""
     import pandas as pd
 
-    forward = _loaded(scorer)
+    forward = loaded(scorer)
     forward.begin((scorer.seed, partition()))
     first_row, row_bytes = 0, 0.0
     for batch in batches:
@@ -89,7 +89,7 @@ def score(scorer: Scorer, batches: Iterator[pd.Series | tuple[pd.Series, ...]]) 
         while start < len(ends) or not len(ends):
             stop = _stop(ends, start, row_bytes, scorer.batch_size)
             part = [column[start:stop] for column in values]
-            arrays, invalid = _arrays(scorer, part, first_row + start)
+            arrays, invalid = arrays_of(scorer, part, first_row + start)
             outputs = _forward(scorer, forward, arrays)
             row_bytes = sum(_bytes_of(rows) for rows in outputs) / max(len(invalid), 1)
             yield _frame(scorer, outputs, invalid)
@@ -140,7 +140,7 @@ def _bytes_of(rows: np.ndarray | Ragged) -> int:
     return int(rows.values.nbytes if isinstance(rows, Ragged) else rows.nbytes)
 
 
-def _arrays(
+def arrays_of(
     scorer: Scorer, columns: Sequence[pd.Series | pa.Array], first_row: int
 ) -> tuple[list[np.ndarray | Ragged], np.ndarray]:
     """The inputs' arrays of [rows, ...], and a mask [rows] of the invalid rows."""
@@ -276,7 +276,7 @@ networks: OrderedDict[tuple[str, tuple[str, ...]], ForwardPass] = OrderedDict() 
 _loading = threading.Lock()
 
 
-def _loaded(scorer: Scorer) -> ForwardPass:
+def loaded(scorer: Scorer) -> ForwardPass:
     """The network's forward pass, loaded by the first task of this Python worker and kept for later ones."""
     key = (scorer.digest, scorer.layers)
     with _loading:

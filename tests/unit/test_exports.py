@@ -33,6 +33,9 @@ def test_the_public_names():
         "cos_ml.model.DeepNetModel",
         "cos_ml.sources.register",
         "cos_ml.summary.TrainingSummary",
+        "cos_ml.text.SequenceDecoder",
+        "cos_ml.text.Vocabulary",
+        "cos_ml.text.VocabularyModel",
     ],
 )
 def test_public_paths_do_not_move(path):

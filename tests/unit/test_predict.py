@@ -382,7 +382,7 @@ def test_digits_of_every_number_type(dtype):
     model = keras.Model(number, layers.Lambda(lambda rows: rows, dtype="float64")(number))
     rows = np.array([[limits.max, 1], [limits.min, 2**7 - 1]], dtype)
     column = Column("number", "x0", (2,), dtype)
-    arrays, invalid = predict._arrays(
+    arrays, invalid = predict.arrays_of(
         dataclasses.replace(scorer_of(keras.Sequential([number, layers.Flatten()])), inputs=(column,)),
         (pd.Series(list(rows), dtype=object),),
         0,
