@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import cos_ml
-from cos_ml.errors import CosMLError, InvalidInputError
+from cos_ml.commands import caffe, completion, flags
+from cos_ml.commands.session import QUIET, key_values, session
+from cos_ml.errors import CosMLError, from_spark
 from cos_ml.horovod_build import build
 from cos_ml.sources import convert
 
@@ -18,26 +20,56 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, or 1 (130 for Ctrl-C) after a message on standard error."""
-    chosen = vars(_parser().parse_args(arguments))
+    parser = _parser()
+    found, rest = parser.parse_known_args(arguments)
+    chosen = vars(found)
     command = chosen.pop("command")
+    if chosen.pop("takes_params", False):
+        chosen["rest"] = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         command(**chosen)
-    except (CosMLError, OSError) as error:
-        print(f"cos-ml: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("cos-ml: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # of "| head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except Exception as error:
+        message = _message(error)
+        if message is None:  # an error of cos_ml's own
+            raise
+        print(f"cos-ml: {message}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _message(error: Exception) -> str | None:
+    """What to print of an error: its message, without the stack of the JVM; None for one that is unexpected."""
+    if isinstance(error, (CosMLError, OSError)):
+        return str(error)
+    if type(error).__module__.partition(".")[0] not in ("pyspark", "py4j"):
+        return None
+    known = from_spark(error)
+    return str(error).split("\n\tat ")[0].split("\n\nJVM stacktrace")[0].strip() if known is None else str(known)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cos-ml", description="Deep nets as Spark ML stages.")
     parser.add_argument("--version", action="version", version=f"cos-ml {cos_ml.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    flags.add(commands)
+    caffe.add(commands)
     _add_install(commands)
     _add_check(commands)
     _add_convert(commands)
+    script = commands.add_parser(
+        "script",
+        help="print the path of the file for spark-submit",
+        description='Print the path of the file that spark-submit runs: spark-submit "$(cos-ml script)" train ...',
+    )
+    script.set_defaults(command=lambda: print(QUIET / "submit.py"))
+    completion.add(commands, parser)
     return parser
 
 
@@ -76,24 +108,10 @@ def _add_check(commands: Any) -> None:
 
 def _check(master: str, conf: list[str], ranks: int, gpu: bool, interface: str | None, megabytes: int) -> None:
     """Print the report of ``cos_ml.cluster_check`` for a new Spark session."""
-    from pyspark.sql import SparkSession  # here, because the other commands need no Spark
+    with session("check", master, {"spark.ui.enabled": "false"} | key_values(conf, "--conf")) as spark:
+        from cos_ml import cluster_check
 
-    from cos_ml import cluster_check
-
-    if master.startswith("local"):
-        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    builder = SparkSession.builder.appName("cos-ml check").master(master).config("spark.ui.enabled", "false")
-    for setting in conf:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise InvalidInputError(f"--conf {setting}: expected KEY=VALUE.")
-        builder = builder.config(key, value)
-    spark = builder.getOrCreate()
-    try:
-        spark.sparkContext.setLogLevel("ERROR")
         print(cluster_check.report(spark, ranks, gpu, interface, megabytes))
-    finally:
-        spark.stop()
 
 
 def _add_convert(commands: Any) -> None:

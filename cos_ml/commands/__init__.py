@@ -1,0 +1,1 @@
+"""The commands of ``cos-ml`` that use a Spark session (driver side)."""

@@ -1,0 +1,115 @@
+"""Data by format and path, as DataFrames (driver side)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cos_ml.errors import InvalidInputError
+from cos_ml.paths import literal, local_path
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+__all__ = ["FORMATS", "Data", "read", "write"]
+
+FORMATS = ("parquet", "lmdb", "sequencefile", "images", "delta", "table", "csv", "json", "orc")
+OUTPUTS = ("parquet", "json", "orc", "delta")
+ENDINGS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".orc": "orc", ".seq": "sequencefile", ".mdb": "lmdb"}
+SIZE = re.compile(r"(\d+)x(\d+)(?:x([13]))?")
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a command reads.
+
+    Attributes:
+        path: a path or URL; the name of a table for the format "table".
+        format: one of FORMATS, or any other that ``spark.read.format`` takes; None to tell it from the path.
+        options: options of the reader.
+        image_size: height x width [x channels] to which images in the column "data" are decoded, as column "image".
+        where: a condition that rows must meet, in SQL.
+    """
+
+    path: str
+    format: str | None = None
+    options: dict[str, str] = field(default_factory=dict)
+    image_size: str | None = None
+    where: str | None = None
+
+
+def read(spark: SparkSession, data: Data) -> DataFrame:
+    """The rows, with the columns of the format."""
+    kind = (data.format or _format_of(data.path)).lower()
+    df = _load(spark, kind, data.path, dict(data.options))
+    if data.where:
+        df = df.where(data.where)
+    return df if data.image_size is None else _decoded(df, data.image_size)
+
+
+def _load(spark: SparkSession, kind: str, path: str, options: dict[str, Any]) -> DataFrame:
+    if kind == "images":
+        from cos_ml.sources.images import image_classes, read_images
+
+        classes = image_classes(spark, path)
+        names = options.pop("classes", None)
+        _check_no_options(kind, options)
+        return read_images(spark, path, classes=names.split(",") if names else classes)
+    if kind == "sequencefile":
+        from cos_ml.sources.images import read_sequence_file
+
+        values = options.pop("values", "datum")
+        _check_no_options(kind, options)
+        return read_sequence_file(spark, path, values=values)
+    if kind == "table":
+        return spark.read.options(**options).table(path)
+    if kind == "lmdb":
+        from cos_ml.sources import register
+
+        register(spark)
+        return spark.read.format(kind).options(**options).load(path)
+    if kind == "csv":
+        options = {"header": "true", "inferSchema": "true"} | options
+    found = local_path(path)
+    is_file = found is not None and Path(found).exists()
+    return spark.read.format(kind).options(**options).load(literal(path) if is_file and kind != "delta" else path)
+
+
+def _check_no_options(kind: str, options: dict[str, Any]) -> None:
+    if options:
+        allowed = {"images": "classes", "sequencefile": "values"}[kind]
+        raise InvalidInputError(f"--option {next(iter(options))}: the format {kind!r} takes only {allowed!r}.")
+
+
+def _format_of(path: str) -> str:
+    """The format of a path that was given without one: by its ending, or by what the folder contains."""
+    found = local_path(path)
+    folder = None if found is None else Path(found)
+    if folder is not None and (folder / "data.mdb").exists():
+        return "lmdb"
+    if folder is not None and (folder / "_delta_log").exists():
+        return "delta"
+    return ENDINGS.get(Path(path.rstrip("/")).suffix.lower(), "parquet")
+
+
+def _decoded(df: DataFrame, size: str) -> DataFrame:
+    from cos_ml.images import ImageAssembler
+
+    found = SIZE.fullmatch(size)
+    if found is None:
+        raise InvalidInputError(f"--image-size {size}: expected HEIGHTxWIDTH or HEIGHTxWIDTHxCHANNELS, as 28x28x1.")
+    height, width, channels = (int(side or 3) for side in found.groups())
+    return ImageAssembler(height=height, width=width, channels=channels).transform(df)
+
+
+def write(df: DataFrame, path: str, kind: str, overwrite: bool) -> None:
+    """Write rows to a new folder; Vectors become arrays of floats, which any reader knows."""
+    from pyspark.ml.functions import vector_to_array
+    from pyspark.sql import functions as F
+
+    vectors = {field.name for field in df.schema if field.dataType.typeName() == "vectorudt"}
+    for name in vectors:
+        df = df.withColumn(name, vector_to_array(F.col(f"`{name}`"), "float32"))
+    df.write.format(kind).mode("overwrite" if overwrite else "errorifexists").save(path)

@@ -1,0 +1,100 @@
+"""The Spark session of a command, quiet, and results as JSON (driver side)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cos_ml.errors import InvalidInputError
+from cos_ml.paths import local_path
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+__all__ = ["QUIET", "json_text", "key_values", "session", "write_json"]
+
+QUIET = Path(__file__).parents[1] / "conf"
+SUBMITTED = "PYSPARK_GATEWAY_PORT"  # set for programs that spark-submit has started
+
+
+@contextlib.contextmanager
+def session(name: str, master: str | None = None, conf: dict[str, str] | None = None) -> Iterator[SparkSession]:
+    """A Spark session: the one there is, that of spark-submit, or a new one that ends with the command."""
+    from pyspark.sql import SparkSession
+
+    existing = SparkSession.getActiveSession()
+    if existing is None and SUBMITTED not in os.environ:
+        _prepare(master)
+    builder = SparkSession.builder.appName(f"cos-ml {name}")
+    for key, value in (conf or {}).items():
+        builder = builder.config(key, value)
+    if existing is None and master:
+        builder = builder.remote(master) if master.startswith("sc://") else builder.master(master)
+    spark = builder.getOrCreate()
+    try:
+        if existing is None and hasattr(spark, "sparkContext") and not (master or "").startswith("sc://"):
+            spark.sparkContext.setLogLevel("ERROR")
+        yield spark
+    finally:
+        if existing is None:
+            spark.stop()
+
+
+def _prepare(master: str | None) -> None:
+    """Settings of a JVM that this process starts; a Spark that the user has configured keeps its own."""
+    if not os.environ.keys() & {"SPARK_HOME", "SPARK_CONF_DIR"}:
+        os.environ["SPARK_CONF_DIR"] = str(QUIET)
+    if (master or "local").startswith("local"):
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+
+
+def key_values(given: Sequence[str] | dict[str, Any] | None, flag: str) -> dict[str, str]:
+    """The settings of a repeatable flag, as KEY=VALUE each, or of a mapping in a job file."""
+    if isinstance(given, dict):
+        return {str(key): _as_text(value) for key, value in given.items()}
+    found = {}
+    for setting in given or ():
+        key, equals, value = str(setting).partition("=")
+        if not equals:
+            raise InvalidInputError(f"{flag} {setting}: expected KEY=VALUE.")
+        found[key] = value
+    return found
+
+
+def _as_text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def json_text(value: Any) -> str:
+    """A result as JSON; numbers that are not finite, which JSON lacks, are null."""
+    return json.dumps(_plain(value), indent=2)
+
+
+def write_json(value: Any, path: str | None) -> None:
+    """Write a result as JSON to a local file, or to standard output where there is none."""
+    if path in (None, "-"):
+        print(json_text(value))
+        return
+    found = local_path(str(path))
+    if found is None:
+        raise InvalidInputError(f"{path}: expected a file on this machine.")
+    Path(found).write_text(json_text(value) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if hasattr(value, "toArray"):  # a Vector
+        value = value.toArray()
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and not np.isfinite(value) else value
