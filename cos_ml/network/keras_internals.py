@@ -22,6 +22,7 @@ __all__ = [
     "producer",
     "scale_decay",
     "uncompiled",
+    "with_mask",
 ]
 
 
@@ -39,6 +40,12 @@ def inputs_of_calls(layer: Any) -> list[list[Any]]:
 def mask_of(tensor: Any) -> Any:
     """The mask that a tensor carries. Unknown, or no mask: None."""
     return getattr(tensor, "_keras_mask", None)
+
+
+def with_mask(values: Any, mask: Any) -> Any:
+    """Values of a loss, of which those count that the mask marks. Without this attribute all of them would count."""
+    values._keras_mask = mask
+    return values
 
 
 def all_layers(model: Any) -> Sequence[Any]:

@@ -21,7 +21,7 @@ __all__ = [
     "without_reduction",
 ]
 
-# Keras's losses -> their family, which says what an output means, and their labels: "same" is the output's own shape,
+# Keras's losses, and those of cos_ml.caffe -> their family, which says what an output means, and their labels: "same" is the output's own shape,
 # "ids" a class id for each row of units, "words" a row of class ids of any length, and "row ids" an id for each row.
 LOSSES: dict[str, tuple[str | None, str]] = {
     "sparsecategoricalcrossentropy": ("sparse", "ids"),
@@ -30,6 +30,10 @@ LOSSES: dict[str, tuple[str | None, str]] = {
     "categoricalfocalcrossentropy": ("categorical", "same"),
     "binarycrossentropy": ("binary", "same"),
     "binaryfocalcrossentropy": ("binary", "same"),
+    "caffesoftmaxloss": ("sparse", "ids"),
+    "caffehingeloss": ("sparse", "ids"),
+    "caffesigmoidcrossentropy": ("binary", "same"),
+    "caffeeuclideanloss": (None, "same"),
     "ctc": (None, "words"),
     "circle": (None, "row ids"),
 } | dict.fromkeys(
@@ -169,7 +173,8 @@ def with_output_keys(value: Any, outputs: Any) -> Any:
 
 def _plain_name(loss: Any) -> str:
     """A name of a loss without the ways to write it; empty for a loss that is registered by a user."""
-    if isinstance(loss, dict) and ">" in str(loss.get("registered_name")):
+    registered = str(loss.get("registered_name")) if isinstance(loss, dict) else ""
+    if ">" in registered and not registered.startswith("cos_ml>Caffe"):
         return ""
     if isinstance(loss, dict) and loss.get("class_name") == "LossFunctionWrapper":
         return _plain_name(_config(loss).get("fn"))

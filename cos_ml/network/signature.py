@@ -181,7 +181,7 @@ def _label(name: str, field: str, output: Tensor, loss: Any, values: _Values) ->
     kind, family = label_kind(loss), loss_family(loss, output.units)
     shapes, hint = _shapes(output, loss, values)
     ignored = ignored_class(loss) if kind == "ids" else None
-    binary = family == "binary"
+    binary = family == "binary" and ignored_class(loss) is None  # an ignored label is neither 0 nor 1
     return Column(
         name,
         field,
