@@ -15,7 +15,7 @@ from cos_ml.caffe.transform import DataTransform
 from cos_ml.caffe.weights import read_mean
 from cos_ml.errors import InvalidInputError
 
-__all__ = ["DATA", "build_input", "time_first", "transform_of"]
+__all__ = ["DATA", "build_input", "drop_transform", "time_first", "transform_of"]
 
 DATA = {"Input", "Data", "MemoryData", "CoSData", "ImageData", "HDF5Data"}
 RECURRENT = {"LSTM", "RNN"}
@@ -55,8 +55,24 @@ def transform_of(layer: Any, index: int) -> Any:
         given = top.transform_param if top.HasField("transform_param") else None
     if given is None or layer.type == "Input":
         return None
-    changes = given.scale != 1 or given.mirror or given.crop_size or given.mean_file or len(given.mean_value)
+    changes = given.scale != 1 or given.mirror or given.mean_file or any(given.mean_value) or given.crop_size
     return given if changes else None
+
+
+def drop_transform(layer: Any) -> None:
+    """Take a data layer's transformation away, but for what it says of its images' size."""
+    for owner in (layer, *layer.cos_data_param.top):
+        given = owner.transform_param
+        if not owner.HasField("transform_param"):
+            continue
+        size, colours = given.crop_size, len(given.mean_value)
+        for name in ("scale", "mirror", "mean_file", "mean_value", "crop_size"):
+            given.ClearField(name)
+        if layer.type == "MemoryData" and size:
+            layer.memory_data_param.height = layer.memory_data_param.width = size
+        elif layer.type in ("Data", "ImageData") and size:
+            given.crop_size = size
+            given.mean_value.extend([0.0] * colours)
 
 
 def build_input(

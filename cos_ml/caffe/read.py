@@ -11,7 +11,7 @@ from cos_ml.caffe.assemble import Read, assembled
 from cos_ml.caffe.blob import Blob
 from cos_ml.caffe.build import BUILDERS
 from cos_ml.caffe.convert import takes_blobs
-from cos_ml.caffe.inputs import DATA, build_input, time_first, transform_of
+from cos_ml.caffe.inputs import DATA, build_input, drop_transform, time_first, transform_of
 from cos_ml.caffe.problems import problem
 from cos_ml.caffe.prototxt import network, selected, spelled
 from cos_ml.caffe.sharing import Sharing
@@ -25,7 +25,7 @@ METRICS = {"Accuracy"}
 
 def read(
     prototxt: Any, caffemodel: Any = None, phase: str = "TEST", inputs: Mapping[str, Any] | None = None,
-    stages: Sequence[str] = (), level: int = 0, data_format: str = "channels_last",
+    stages: Sequence[str] = (), level: int = 0, data_format: str = "channels_last", transform: bool = True,
 ) -> keras.Model:  # fmt: skip
     """A network of Caffe's as a Keras model.
 
@@ -42,6 +42,7 @@ def read(
         level: the level that they ask for.
         data_format: "channels_last" where the model takes images as (height, width, channels), "channels_first" for
             Caffe's order.
+        transform: whether the model does what ``transform_param`` says; False where the data has been transformed.
 
     Raises:
         InvalidInputError: a file is malformed, or a layer's type or one of its fields is not supported.
@@ -51,7 +52,10 @@ def read(
     if inputs is not None and not isinstance(inputs, Mapping):
         raise InvalidInputError(f'inputs: expected a mapping such as {{"data": (3, 227, 227)}}, received {inputs!r}.')
     net = network(prototxt)
-    walk = _Walk(selected(net, phase, stages, level), phase, dict(inputs or {}), data_format, prototxt)
+    layers = selected(net, phase, stages, level)
+    for layer in layers if not transform else ():
+        drop_transform(layer)
+    walk = _Walk(layers, phase, dict(inputs or {}), data_format, prototxt)
     for index, layer in enumerate(walk.layers):
         walk.add(index, layer)
     name = spelled(net.name) or "caffe"
@@ -80,11 +84,6 @@ def layer_of_blob(prototxt: Any, blob: str, phase: str = "TEST", stages: Sequenc
 
 def layer_names(layers: Sequence[Any]) -> list[str]:
     """The names in Keras of a network's layers, in order; "" for data layers."""
-    return _Names(layers).layers
-
-
-def layer_names(layers: Sequence[Any]) -> list[str]:
-    """The names in Keras of a network's layers; "" for data layers."""
     return _Names(layers).layers
 
 

@@ -52,7 +52,7 @@ class Sharing:
         ):  # fmt: skip
             raise problem(
                 layer,
-                f"it shares weights with layer {first.name!r}: that is possible where both have one bottom and one top, "
+                f"it shares weights with layer {first.name!r}: possible where both have one bottom and one top, "
                 f"and share all their weights; their param names are {list(names)} and {list(given)}",
             )
         if _settings(first) != _settings(layer):

@@ -80,7 +80,7 @@ def read_caffemodel(path: Any) -> list[tuple[str, list[np.ndarray]]]:
     if any(layer.HasField("layer") for layer in net.layers):
         raise InvalidInputError(f"{path}: is in Caffe's first format: upgrade it with upgrade_net_proto_binary.")
     layers = [*net.layers, *net.layer]
-    if not layers:
+    if not layers and not net.HasField("name"):
         raise InvalidInputError(f"{path}: expected a caffemodel, received a file without layers.")
     return [
         (layer.name, [blob_array(blob, f"{path}: layer {layer.name!r}") for blob in layer.blobs])
