@@ -6,13 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cos_ml.caffe.read import layer_of_blob, read
+    from cos_ml.caffe.networks import layer_of_blob, read
     from cos_ml.caffe.solver import read_solver
     from cos_ml.caffe.weights import assign
 
 __all__ = ["assign", "layer_of_blob", "read", "read_solver"]
 
-MODULES = {"assign": "weights", "layer_of_blob": "read", "read": "read", "read_solver": "solver"}
+MODULES = {"assign": "weights", "layer_of_blob": "networks", "read": "networks", "read_solver": "solver"}
 
 
 def __getattr__(name: str) -> Any:
