@@ -6,8 +6,9 @@ import keras
 import numpy as np
 import pytest
 
-from cos_ml import cli
+from cos_ml import DeepNetModel, cli
 from cos_ml.network.keras_import import import_keras
+from cos_ml.sources import register
 from tests.support import reference
 from tests.support.sessions import frame, rows_of
 
@@ -75,3 +76,80 @@ def test_errors_are_one_message_and_a_status(trained, capsys):
     assert "already exists" in capsys.readouterr().err
     assert cli.main([*arguments[:-2], "--data", str(trained / "none.parquet"), "--output", "x"]) == 1
     assert "PATH_NOT_FOUND" in capsys.readouterr().err
+
+
+# --- CaffeOnSpark's command line
+
+NET = """
+name: "small"
+layer { name: "data" type: "MemoryData" top: "data" top: "label" include { phase: TRAIN }
+  source_class: "com.yahoo.ml.caffe.LMDB"
+  memory_data_param { source: "file:train_lmdb" batch_size: 8 channels: 1 height: 4 width: 5 share_in_parallel: false }
+  transform_param { scale: 0.00390625 } }
+layer { name: "data" type: "MemoryData" top: "data" top: "label" include { phase: TEST }
+  source_class: "com.yahoo.ml.caffe.LMDB"
+  memory_data_param { source: "test_lmdb" batch_size: 10 channels: 1 height: 4 width: 5 }
+  transform_param { scale: 0.00390625 } }
+layer { name: "conv/1" type: "Convolution" bottom: "data" top: "conv/1"
+  convolution_param { num_output: 3 kernel_size: 2 weight_filler { type: "xavier" } } }
+layer { name: "ip1" type: "InnerProduct" bottom: "conv/1" top: "ip1"
+  inner_product_param { num_output: 6 weight_filler { type: "xavier" } } }
+layer { name: "relu1" type: "ReLU" bottom: "ip1" top: "ip1" }
+layer { name: "ip2" type: "InnerProduct" bottom: "ip1" top: "ip2"
+  inner_product_param { num_output: 2 weight_filler { type: "xavier" } } }
+layer { name: "accuracy" type: "Accuracy" bottom: "ip2" bottom: "label" top: "accuracy" include { phase: TEST } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip2" bottom: "label" top: "loss" }
+"""
+SOLVER = """
+net: "net.prototxt" base_lr: 0.05 momentum: 0.9 lr_policy: "fixed" max_iter: 12 test_interval: 6 test_iter: 2
+random_seed: 1 solver_mode: CPU
+"""
+
+
+@pytest.fixture(scope="module")
+def directory(spark, tmp_path_factory):
+    """A CaffeOnSpark directory, trained by its command line."""
+    folder = tmp_path_factory.mktemp("caffe")
+    random = np.random.default_rng(0)
+    for name, rows in (("train_lmdb", 96), ("test_lmdb", 20)):
+        labels = random.integers(0, 2, rows)
+        pixels = random.integers(0, 100, (rows, 20)) + 120 * labels[:, None]
+        columns = [
+            (f"{row:08d}", int(labels[row]), 1, 4, 5, bytes(pixels[row].astype(np.uint8))) for row in range(rows)
+        ]
+        df = spark.createDataFrame(columns, "id string, label int, channels int, height int, width int, data binary")
+        register(spark)
+        df.write.format("lmdb").mode("overwrite").save(str(folder / name))
+    (folder / "net.prototxt").write_text(NET)
+    (folder / "solver.prototxt").write_text(SOLVER)
+    arguments = ["-conf", str(folder / "solver.prototxt"), "-train", "-features", "ip1,conv/1", "-label", "label"]
+    arguments += ["-output", f"file:{folder / 'features'}", "-model", f"file:{folder / 'model'}", "-devices", "2"]
+    assert cli.main(["caffe", *arguments]) == 0
+    return folder
+
+
+def test_features_are_what_caffe_on_spark_wrote(spark, directory):
+    rows = {row.SampleID: row for row in spark.read.json(str(directory / "features")).collect()}
+    assert sorted(rows) == [f"{row:08d}" for row in range(20)]
+    source = {row.id: row for row in spark.read.format("lmdb").load(str(directory / "test_lmdb")).collect()}
+    network = DeepNetModel.load(str(directory / "model")).toKeras()
+    kernel, bias = network.get_layer("conv_1").get_weights()
+    ip1 = network.get_layer("ip1").get_weights()
+    for key, row in rows.items():
+        assert row.label == [source[key].label]
+        image = np.frombuffer(source[key].data, np.uint8).reshape(4, 5) / 256
+        windows = np.lib.stride_tricks.sliding_window_view(image, (2, 2))
+        convolved = np.einsum("yxij,ijc->cyx", windows, kernel[:, :, 0]) + bias[:, None, None]
+        np.testing.assert_allclose(row["conv/1"], convolved.ravel(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(row.ip1, np.maximum(convolved.ravel() @ ip1[0] + ip1[1], 0), rtol=1e-4, atol=1e-5)
+
+
+def test_test_writes_loss_and_accuracy(directory, capsys):
+    arguments = ["-conf", str(directory / "solver.prototxt"), "-test", "-model", str(directory / "model")]
+    assert cli.main(["caffe", *arguments, "-output", str(directory / "test.json")]) == 0
+    printed = capsys.readouterr()
+    assert "-test: DeepNetModel.evaluate" in printed.err
+    found = json.loads((directory / "test.json").read_text())
+    assert found == json.loads(printed.out)
+    assert found["accuracy"] >= 0.9
+    assert found["loss"] < 0.5
