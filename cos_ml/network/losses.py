@@ -21,8 +21,9 @@ __all__ = [
     "without_reduction",
 ]
 
-# Keras's losses, and those of cos_ml.caffe -> their family, which says what an output means, and their labels: "same" is the output's own shape,
-# "ids" a class id for each row of units, "words" a row of class ids of any length, and "row ids" an id for each row.
+# Keras's losses, and those of cos_ml.caffe -> their family, which says what an output means, and their labels: "same"
+# is the output's own shape, "ids" a class id for each row of units, "words" a row of class ids of any length, and
+# "row ids" an id for each row.
 LOSSES: dict[str, tuple[str | None, str]] = {
     "sparsecategoricalcrossentropy": ("sparse", "ids"),
     "categoricalgeneralizedcrossentropy": ("sparse", "ids"),
