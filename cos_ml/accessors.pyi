@@ -226,6 +226,7 @@ class EstimatorAccessors(TrainingAccessors):
         self,
         *,
         model: Any = ...,
+        initialWeights: Any = ...,
         featuresCol: str | None = ...,
         inputCols: list[str] | None = ...,
         labelCol: str | None = ...,
@@ -285,6 +286,14 @@ class EstimatorAccessors(TrainingAccessors):
     def setModel(self, value: Any) -> Self:
         """Sets model: the network to train, starting from its weights: a built keras.Model, compiled or not, the path
         of a .keras file, or a DeepNetModel."""
+    def getInitialWeights(self) -> Any:
+        """Gets initialWeights: weights to start from in place of model's, layer by layer: those of all layers with the
+        name and the shapes of one there. A keras.Model, a DeepNetModel, or the path of a .keras, .h5, .weights.h5 or
+        .caffemodel file."""
+    def setInitialWeights(self, value: Any) -> Self:
+        """Sets initialWeights: weights to start from in place of model's, layer by layer: those of all layers with the
+        name and the shapes of one there. A keras.Model, a DeepNetModel, or the path of a .keras, .h5, .weights.h5 or
+        .caffemodel file."""
     def getFeaturesCol(self) -> str:
         """Gets featuresCol: input column of a network with one input: a Vector, an array of numbers (nested too), a
         number, binary (uint8) or a string. Flat rows take the input's shape."""

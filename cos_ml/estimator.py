@@ -18,6 +18,7 @@ from cos_ml.data.columns import Column
 from cos_ml.data.names import resolve
 from cos_ml.errors import CosMLError, InvalidInputError
 from cos_ml.estimator_params import EstimatorParams
+from cos_ml.initial_weights import digest, with_initial_weights
 from cos_ml.job import horovod_env, preflight
 from cos_ml.job.fit import Candidate, FitOptions, Trained, check_horovod, fit
 from cos_ml.model import COMPILED, DeepNetModel, check_layers, check_outputs
@@ -50,6 +51,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
 
     Args: every Param by keyword; ``explainParams()`` and README's table describe them all.
         model: a built ``keras.Model``, compiled or not, the path of a ``.keras`` file, or a DeepNetModel.
+        initialWeights: another network, or a file of weights, from which layers of the same names start.
         featuresCol, inputCols: a column, or one per input of the network: Vector (dense or sparse), array of numbers,
             number, binary (uint8) or string. Flat rows take the shape of the input.
         labelCol, labelCols: a column, or one per output of the network: a number, a Vector or an array.
@@ -77,6 +79,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         self,
         *,
         model: Any = None,
+        initialWeights: Any = None,
         featuresCol: str = "features",
         inputCols: list[str] | None = None,
         labelCol: str = "label",
@@ -212,9 +215,11 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
     def _candidate(self, dataset: DataFrame, name: str = "") -> Candidate:
         """This estimator's training, after all checks that need no job; ``name`` tells it from others of a grid."""
         frames.check_not_streaming(dataset)
-        network = self._network()
+        network, report = self._network(), None
+        if self.isSet(self.initialWeights):
+            network, report = with_initial_weights(network, self.getOrDefault(self.initialWeights)._network())
         spec = replace(self._spec(dataset, network), name=name)
-        return Candidate(replace(spec, checkpoint=self._checkpoint(spec, network)), network)
+        return Candidate(replace(spec, checkpoint=self._checkpoint(spec, network)), network, report)
 
     def _options(self) -> FitOptions:
         return FitOptions(
@@ -334,6 +339,8 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
             "frozenLayers": [network.layers.index(name) for name in spec.frozen],
             **self.identity(),
         }
+        if self.isSet(self.initialWeights):
+            identity["initialWeights"] = digest(self.getOrDefault(self.initialWeights)._network())
         return CheckpointConfig(
             self.getCheckpointDir().rstrip("/"),
             epochs=self.getCheckpointInterval(),

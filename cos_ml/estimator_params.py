@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cos_ml.accessors import EstimatorAccessors
+from cos_ml.initial_weights import initial_weights
 from cos_ml.model import DeepNetModel
 from cos_ml.params import DeclaredParam
 from cos_ml.training_params import TrainingParams
@@ -24,6 +25,13 @@ class EstimatorParams(EstimatorAccessors, TrainingParams, setters=True):
         _pretrained,
         "the network to train, starting from its weights: a built keras.Model, compiled or not, the path of a .keras "
         "file, or a DeepNetModel",
+        accepts="Any",
+    )
+
+    initialWeights = DeclaredParam(
+        initial_weights,
+        "weights to start from in place of model's, layer by layer: those of all layers with the name and the shapes of "
+        "one there. A keras.Model, a DeepNetModel, or the path of a .keras, .h5, .weights.h5 or .caffemodel file",
         accepts="Any",
     )
 

@@ -127,11 +127,16 @@ class StageWriter(DefaultParamsWriter):
             "compiled": instance.compiled,
             "inner": instance._inner(),
         }
+        items: dict[str, bytes] = {}
+        if instance.hasParam("initialWeights") and instance.isSet("initialWeights"):
+            weights: Network = instance.getOrDefault("initialWeights")._network()
+            extra["initialWeights"] = json.loads(weights.facts()) | {"sha256": weights.digest}
+            items["initialWeights"] = weights.archive
         json.dumps([extra, _chosen(instance)])  # raises for a value that is no plain data
         if network is None:
-            return extra, {}
+            return extra, items
         golden = golden_rows(network)
-        return extra, {"network": network.archive} | ({"golden": golden} if golden else {})
+        return extra, items | {"network": network.archive} | ({"golden": golden} if golden else {})
 
 
 def _exists(path: str) -> SavedModelError:
@@ -173,18 +178,16 @@ class StageReader(DefaultParamsReader[Stage]):
         stage: Any = self.cls()._resetUid(metadata["uid"])  # type: ignore[attr-defined]
         untrusted.check_config([metadata["paramMap"], metadata.get("inner")])
         self.getAndSetParams(stage, metadata)
-        if metadata["network"] is None:
+        if metadata["network"] is None and not metadata.get("initialWeights"):
             return stage
         rows = self.sparkSession.read.parquet(f"{source.rstrip('/')}/data").toLocalIterator()
         items = blobs.join((row["name"], row["part"], bytes(row["data"])) for row in rows)
-        facts = dict(metadata["network"])
-        digest = facts.pop("sha256")
-        network = Network.from_facts(json.dumps(facts), items["network"])
-        if network.digest != digest:
-            raise SavedModelError(f"The network at {path} is damaged: its SHA-256 is not the one in the metadata.")
-        untrusted.check_archive(network.archive)
+        if weights := metadata.get("initialWeights"):
+            stage._set(initialWeights=_checked_network(weights, items["initialWeights"], path))
+        if metadata["network"] is None:
+            return stage
+        network = _checked_network(metadata["network"], items["network"], path)
         untrusted.check_config(metadata["compiled"])
-        _check_imported({*network.modules, *untrusted.modules_of(network.archive)})
         stage._set(model=network)
         stage._set_inner(metadata.get("inner"))
         stage.compiled = metadata["compiled"]
@@ -195,10 +198,22 @@ class StageReader(DefaultParamsReader[Stage]):
         return stage
 
 
+def _checked_network(saved: dict[str, Any], archive: bytes, path: str) -> Network:
+    """The network of which the facts and the archive were saved."""
+    facts = dict(saved)
+    digest = facts.pop("sha256")
+    network = Network.from_facts(json.dumps(facts), archive)
+    if network.digest != digest:
+        raise SavedModelError(f"The network at {path} is damaged: its SHA-256 is not the one in the metadata.")
+    untrusted.check_archive(network.archive)
+    _check_imported({*network.modules, *untrusted.modules_of(network.archive)})
+    return network
+
+
 def _chosen(stage: Params) -> dict[str, Any]:
-    """The values of the Params that are set, by name, without the network."""
+    """The values of the Params that are set, by name, without the networks."""
     return {param.name: stage.getOrDefault(param) for param in stage.params
-            if stage.isSet(param) and param.name != "model"}  # fmt: skip
+            if stage.isSet(param) and param.name not in ("model", "initialWeights")}  # fmt: skip
 
 
 def golden_rows(network: Network) -> bytes:

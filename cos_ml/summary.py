@@ -36,6 +36,7 @@ class TrainingSummary:
 
     Attributes:
         history: metric name -> its value over all ranks at each epoch; metrics of validation rows start with "val_".
+            With validationSteps also at each validation within an epoch, and "step", the number of steps until then.
         rows: number of training rows per epoch, over all ranks.
         validationRows: number of validation rows, over all ranks.
         steps: number of steps per epoch, the same on all ranks.
@@ -49,6 +50,9 @@ class TrainingSummary:
         failures: errors of earlier attempts at the same fit, as far as Spark reports them.
         notes: warnings, for example about a damaged checkpoint, one that could not be written, or little memory.
         cacheUrl: URL of the cached rows if keepCache is set, else None.
+        initialWeights: what the Param of that name did: "taken" has the layer there by the network's layer, "notTaken"
+            the layers of both, each with the reason. None without the Param.
+        totalSteps: number of steps of the whole training, of which maxSteps can end the last epoch early.
     """
 
     history: dict[str, list[Any]]
@@ -63,13 +67,17 @@ class TrainingSummary:
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     cacheUrl: str | None = None
+    initialWeights: dict[str, dict[str, str]] | None = None
+    totalSteps: int | None = None
 
     def __str__(self) -> str:
         last = ", ".join(f"{name} {values[-1]:.4f}" for name, values in self._curves().items())
+        whole = len(self.epochSeconds) * self.steps
+        total = f" ({self.totalSteps:,} in all)" if self.totalSteps and self.totalSteps < whole else ""
         seconds = ", ".join(f"{phase} {value:.1f}" for phase, value in self.seconds[0].items())
         validation = f" and {self.validationRows:,} validation rows" if self.validationRows else ""
         return (
-            f"{len(self.epochSeconds)} epochs of {self.rows:,} rows{validation}, {self.steps:,} steps each, on "
+            f"{len(self.epochSeconds)} epochs of {self.rows:,} rows{validation}, {self.steps:,} steps each{total}, on "
             f"{len(self.ranks)} ranks\nlast epoch: {last}\nseconds of rank 0: {seconds}"
         )
 
@@ -79,9 +87,11 @@ class TrainingSummary:
         return summary_html(self, self._curves())
 
     def _curves(self) -> dict[str, list[float]]:
-        """The history by name, one number each: F1Score, with one per class, becomes "f1_score_0" and so on."""
+        """The metrics by name, one number each: F1Score, with one per class, becomes "f1_score_0" and so on."""
         curves: dict[str, list[float]] = {}
         for name, values in self.history.items():
+            if name == "step":
+                continue
             arrays = np.asarray(values, float)
             if arrays.ndim == 1:
                 curves[name] = values
@@ -93,7 +103,10 @@ class TrainingSummary:
     @property
     def objectiveHistory(self) -> list[float]:
         """The loss of each epoch."""
-        return list(self.history["loss"])
+        losses = self.history["loss"]
+        steps = self.history.get("step", [0] * len(losses))
+        last = len(losses) - 1
+        return [loss for at, loss in enumerate(losses) if steps[at] % self.steps == 0 or at == last]
 
     @property
     def totalIterations(self) -> int:
@@ -124,9 +137,9 @@ class TrainingSummary:
             curves = {"training": history[name], "validation": history.get(f"val_{name}")}
             for label, values in curves.items():
                 if values:
-                    epochs = range(1, len(values) + 1)
-                    axes.plot(epochs, values, label=label, marker="o" if len(values) < 10 else None)
-            axes.set(title=name.replace("_", " "), xlabel="epoch")
+                    places = self.history.get("step", range(1, len(values) + 1))
+                    axes.plot(places, values, label=label, marker="o" if len(values) < 10 else None)
+            axes.set(title=name.replace("_", " "), xlabel="step" if "step" in self.history else "epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
             if curves["validation"]:
@@ -136,12 +149,18 @@ class TrainingSummary:
         return figure
 
     def toDataFrame(self, spark: SparkSession) -> DataFrame:
-        """The history as a DataFrame: one row per epoch, counted from 1, and one double column per metric."""
+        """The history as a DataFrame: one row per epoch, counted from 1, and one double column per metric.
+
+        With validationSteps also one row per validation within an epoch, and the column "step", the steps until then.
+        """
         curves = self._curves()
-        rows = [
-            (epoch, *map(float, values)) for epoch, values in enumerate(zip(*curves.values(), strict=True), start=1)
-        ]
-        return spark.createDataFrame(rows, ", ".join(["epoch int", *(f"`{name}` double" for name in curves)]))
+        metrics = list(zip(*curves.values(), strict=True))
+        places: dict[str, list[int]] = {"epoch int": list(range(1, len(metrics) + 1))}
+        if "step" in self.history:
+            steps = self.history["step"]
+            places = {"epoch int": [-(-step // self.steps) for step in steps], "step long": steps}
+        rows = [(*place, *map(float, row)) for place, row in zip(zip(*places.values()), metrics, strict=True)]
+        return spark.createDataFrame(rows, ", ".join([*places, *(f"`{name}` double" for name in curves)]))
 
 
 class EvaluationSummary(dict[str, Any]):

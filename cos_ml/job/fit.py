@@ -36,10 +36,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Candidate:
-    """One training of a fit: what its ranks do, and the network that they start from."""
+    """One training of a fit: what its ranks do, the network that they start from, and which layers initialWeights set."""
 
     spec: TrainSpec
     network: Network
+    initial_weights: dict[str, dict[str, str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def fit(
         address = stack.enter_context(_progress_server(spark, options.progress))
         logger.info("Ranks: %s, each a new process (cold start)", options.ranks)
         outcome = barrier.run(rows, Job(FUNCTION, specs, archives, shards, address, versions), options.ranks)
-    return [_trained(outcome, index, one, cache if options.keep_cache else None) for index, one in enumerate(specs)]
+    kept = cache if options.keep_cache else None
+    return [_trained(outcome, index, candidate, kept) for index, candidate in enumerate(candidates)]
 
 
 def check_horovod() -> None:
@@ -191,19 +193,20 @@ def _progress_server(spark: SparkSession, wanted: bool) -> Iterator[Address | No
         yield server.address
 
 
-def _trained(outcome: Outcome, index: int, spec: TrainSpec, cache: str | None) -> Trained:
+def _trained(outcome: Outcome, index: int, candidate: Candidate, cache: str | None) -> Trained:
     """The results of the ranks for one candidate."""
     reports: list[dict[str, Any]] = [json.loads(result[f"{index}/summary"]) for result in outcome.results]
     first = reports[0]
-    notes = outcome.notes
+    notes, spec = outcome.notes, candidate.spec
     if spec.validation_fraction and not first["validation_rows"]:
         notes = [*notes, f"validationFraction={spec.validation_fraction} has chosen none of {first['rows']:,} rows."]
     summary = TrainingSummary(
         history=first["history"], rows=first["rows"], validationRows=first["validation_rows"], steps=first["steps"],
         ranks=[report["rank_info"] for report in reports], seconds=[report["seconds"] for report in reports],
-        epochSeconds=first["epoch_seconds"], resumedAt=tuple(first["resumed"]),
+        epochSeconds=first["epoch_seconds"], resumedAt=tuple(first["resumed"]), totalSteps=first["total_steps"],
         logs=[result["log"].decode(errors="replace") for result in outcome.results],
         failures=outcome.failures, notes=notes, cacheUrl=cache,
+        initialWeights=candidate.initial_weights,
     )  # fmt: skip
     hosts = {rank["host"] for rank in summary.ranks}
     logger.info("Trained on %s ranks; hosts: %s", len(summary.ranks), ", ".join(sorted(hosts)))

@@ -54,6 +54,7 @@ __all__ = [
     "layers_by_name",
     "load_model",
     "network_from_file",
+    "read_file",
 ]
 
 
@@ -236,22 +237,26 @@ def load_model(archive: bytes, modules: Iterable[str] = ()) -> Any:
     return loaded
 
 
+def read_file(path: str) -> bytes:
+    """The bytes of a file at any path or URL that fsspec reads."""
+    import fsspec
+
+    local = local_path(path)
+    if local is not None and os.path.isfile(local):  # fsspec takes some characters of a name for its own syntax
+        return Path(local).read_bytes()
+    with fsspec.open(path, "rb") as file:
+        return bytes(file.read())
+
+
 def network_from_file(path: str | os.PathLike[str]) -> Network:
     """The network in a ``.keras`` file, at any path or URL that fsspec reads.
 
     Raises:
         InvalidInputError: there is no such file, or Keras can't load it.
     """
-    import fsspec
-
     path = as_string(path)
     try:
-        local = local_path(path)
-        if local is not None and os.path.isfile(local):  # fsspec takes some characters of a name for its own syntax
-            archive = Path(local).read_bytes()
-        else:
-            with fsspec.open(path, "rb") as file:
-                archive = file.read()
+        archive = read_file(path)
         untrusted.check_archive(archive)
         model = load_model(archive)
         if found := without_effect(model):

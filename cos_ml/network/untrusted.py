@@ -22,6 +22,7 @@ __all__ = [
     "STATE",
     "check_archive",
     "check_config",
+    "check_h5",
     "check_zip",
     "config_of",
     "modules_of",
@@ -95,6 +96,32 @@ def check_zip(data: bytes, what: str, member: re.Pattern[str] = re.compile(r"\w+
     unpacked = sum(info.file_size for info in members)
     if unpacked > MAX_RATIO * len(data) + HARMLESS_BYTES:
         raise SavedModelError(f"Refusing to load the {what}: {len(data):,} bytes would unpack to {unpacked:,}.")
+
+
+def check_h5(file: Any, size: int) -> None:
+    """Raises SavedModelError for an open HDF5 file of ``size`` bytes that links elsewhere, or unpacks to far more."""
+    import h5py
+
+    todo, unpacked = [file], 0
+    seen = {h5py.h5o.get_info(file.id).addr}
+    while todo:
+        group = todo.pop()
+        for name in group:
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise SavedModelError(f"Refusing to load the HDF5 file: {name!r:.80} is a link.")
+            one = group[name]
+            if isinstance(one, h5py.Group):
+                place = h5py.h5o.get_info(one.id).addr
+                if place in seen:  # which may contain itself
+                    raise SavedModelError(f"Refusing to load the HDF5 file: the group {name!r:.80} is in it twice.")
+                seen.add(place)
+                todo.append(one)
+            elif isinstance(one, h5py.Dataset):
+                if one.external or one.is_virtual:
+                    raise SavedModelError(f"Refusing to load the HDF5 file: the values of {name!r:.80} are elsewhere.")
+                unpacked += one.nbytes
+    if unpacked > MAX_RATIO * size + HARMLESS_BYTES:
+        raise SavedModelError(f"Refusing to load the HDF5 file: {size:,} bytes would unpack to {unpacked:,}.")
 
 
 def config_of(archive: bytes) -> Any:

@@ -24,6 +24,7 @@ keras = import_keras()
 # The defaults of the public contract; None where a Param is not set.
 DEFAULTS = {
     "model": None,
+    "initialWeights": None,
     "featuresCol": "features",
     "inputCols": None,
     "labelCol": "label",
@@ -84,6 +85,7 @@ VALUES = {
     "labelCols": ["y", "z"],
     "weightCol": "weight",
     "validationIndicatorCol": "held",
+    "validationFraction": 0.25,
     "loss": "mse",
     "metrics": ["mae"],
     "lossWeights": [0.5, 2.0],

@@ -1,0 +1,164 @@
+"""initialWeights: which layers take weights from which files and networks."""
+
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+
+from cos_ml import DeepNetEstimator, DeepNetModel
+from cos_ml.errors import InvalidInputError
+from cos_ml.initial_weights import digest, with_initial_weights
+from cos_ml.network.archive import Network, load_model
+from cos_ml.network.keras_import import import_keras
+from tests.support.sessions import ROOT
+
+keras = import_keras()
+layers = keras.layers
+
+
+def network(classes=3, units=4, dropout=0.5):
+    """Layers of the kinds that Keras's files store differently."""
+    inner = keras.Sequential([keras.Input((6,)), layers.Dense(units, name="first")], name="inner")
+    inputs = keras.Input((6,), name="x")
+    rows = layers.Reshape((units, 1), name="rows")(inner(inputs))
+    rows = layers.Bidirectional(layers.LSTM(2, dropout=dropout), name="both")(rows)
+    rows = layers.BatchNormalization(name="norm")(layers.Dropout(dropout, name="drop")(rows))
+    attended = layers.MultiHeadAttention(1, 2, name="heads")(*[layers.Reshape((4, 1), name="again")(rows)] * 2)
+    return keras.Model(inputs, layers.Dense(classes, name="out")(layers.Flatten(name="flat")(attended)))
+
+
+def random(model, seed):
+    drawn = np.random.default_rng(seed)
+    model.set_weights([drawn.uniform(0, 1, weight.shape) for weight in model.get_weights()])
+    return model
+
+
+def source_of(value):
+    return DeepNetEstimator(initialWeights=value).getInitialWeights()._network()
+
+
+def taken(model, value):
+    """The model with the weights, and the report."""
+    changed, report = with_initial_weights(Network.of(model), source_of(value))
+    return load_model(changed.archive), report
+
+
+def same(one, other):
+    return all(np.array_equal(*pair) for pair in zip(one.get_weights(), other.get_weights(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return random(network(), 1)
+
+
+@pytest.fixture(scope="module")
+def files(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    trained.save(folder / "whole.keras")
+    trained.save(folder / "whole.h5")
+    trained.save_weights(folder / "only.weights.h5")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["model", "stage", "whole.keras", "whole.h5", "only.weights.h5"])
+def test_all_layers_of_the_same_network(trained, files, kind):
+    source = {"model": trained, "stage": DeepNetModel(model=trained)}.get(kind) or files / kind
+    model, report = taken(random(network(), 2), source)
+    assert same(model, trained)
+    assert report["taken"] == {name: name for name in ("inner/first", "both", "norm", "heads", "out")}
+    assert not report["notTaken"]
+
+
+@pytest.mark.parametrize("kind", ["whole.keras", "whole.h5", "only.weights.h5"])
+def test_a_layer_of_another_shape_keeps_all_of_its_weights(trained, files, kind):
+    before = random(network(classes=5, dropout=0), 2)
+    model, report = taken(before, files / kind)
+    assert same(model.get_layer("both"), trained.get_layer("both"))
+    assert same(model.get_layer("inner"), trained.get_layer("inner"))
+    assert same(model.get_layer("out"), before.get_layer("out"))
+    assert list(report["notTaken"]) == ["out"]
+    assert "(4, 5)" in report["notTaken"]["out"] or "[(4, 5)" in report["notTaken"]["out"]
+
+
+def test_a_layer_of_a_nested_model_and_layers_of_one_side_alone(trained):
+    flat = keras.Sequential([keras.Input((6,)), layers.Dense(4, name="first"), layers.Dense(7, name="mine")])
+    model, report = taken(flat, trained)
+    assert same(model.get_layer("first"), trained.get_layer("inner").get_layer("first"))
+    assert report["taken"] == {"first": "inner/first"}
+    assert set(report["notTaken"]) == {"mine", "both", "norm", "heads", "out"}
+    assert "initialWeights has no layer" in report["notTaken"]["mine"]
+    assert "the network has no layer" in report["notTaken"]["both"]
+
+
+def test_nothing_taken_is_an_error_that_names_the_layers_of_both(trained):
+    other = keras.Sequential([keras.Input((2,)), layers.Dense(1, name="alone")])
+    with pytest.raises(InvalidInputError, match=r"Param initialWeights: no layer takes.*'alone'.*'inner/first'"):
+        taken(other, trained)
+
+
+def test_a_caffemodel(tmp_path):
+    cases = ROOT.parent / "shared/cases/caffe/solvers/solver_net.caffemodel"
+    if not cases.exists():
+        pytest.skip("no cases")
+    from cos_ml.caffe.weights import read_caffemodel
+
+    shutil.copy(cases, tmp_path / "a.caffemodel")
+    name, blobs = read_caffemodel(cases)[-1]
+    units, size = blobs[0].shape
+    model = keras.Sequential([keras.Input((size,)), layers.Dense(units, name=name)])
+    model, report = taken(model, str(tmp_path / "a.caffemodel"))
+    np.testing.assert_array_equal(model.get_weights()[0], blobs[0].reshape(units, size).T)
+    assert report["taken"] == {name: name}
+
+
+def test_the_digest_is_that_of_the_weights(trained):
+    assert digest(Network.of(trained)) == digest(Network.of(trained))
+    assert digest(Network.of(trained)) != digest(Network.of(random(network(), 3)))
+
+
+# ── what is refused ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_no_file_of_weights(tmp_path):
+    (tmp_path / "notes.txt").write_text("weights")
+    for value in (tmp_path / "notes.txt", tmp_path / "missing.h5", 5):
+        with pytest.raises(InvalidInputError, match=r"Param initialWeights: expected .*caffemodel"):
+            DeepNetEstimator(initialWeights=value)
+
+
+def test_damaged_files(files, tmp_path):
+    data = (files / "only.weights.h5").read_bytes()
+    (tmp_path / "cut.h5").write_bytes(data[: len(data) // 2])
+    with h5py.File(tmp_path / "empty.h5", "w"):
+        pass
+    for name in ("cut.h5", "empty.h5"):
+        with pytest.raises(InvalidInputError, match="Param initialWeights: the HDF5 file"):
+            DeepNetEstimator(initialWeights=tmp_path / name)
+
+
+@pytest.mark.parametrize("trap", ["external", "soft", "bomb", "values"])
+def test_files_that_link_elsewhere_or_unpack_to_far_more(files, tmp_path, trap):
+    path = tmp_path / "trap.weights.h5"
+    shutil.copy(files / "only.weights.h5", path)
+    with h5py.File(path, "r+") as file:
+        if trap == "external":
+            file["layers/away"] = h5py.ExternalLink("other.h5", "/")
+        elif trap == "soft":
+            file["layers/away"] = h5py.SoftLink("/layers")
+        elif trap == "values":
+            file.create_dataset("layers/away", (4,), "u1", external=[(str(tmp_path / "secret"), 0, 4)])
+        else:
+            file.create_dataset("layers/away", (1 << 28,), chunks=(1 << 20,), compression="gzip")
+    with pytest.raises(InvalidInputError, match="Param initialWeights: Refusing to load the HDF5 file"):
+        DeepNetEstimator(initialWeights=path)
+
+
+def test_a_group_that_contains_itself(files, tmp_path):
+    path = tmp_path / "cycle.weights.h5"
+    shutil.copy(files / "only.weights.h5", path)
+    with h5py.File(path, "r+") as file:
+        file["layers/again"] = file["layers"]
+    with pytest.raises(InvalidInputError, match="Param initialWeights: Refusing to load the HDF5 file"):
+        DeepNetEstimator(initialWeights=path)
