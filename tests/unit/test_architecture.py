@@ -42,12 +42,19 @@ ALLOWED = {
     "job": {"job", "rank", "network", "data"},
     "sources": {"sources", "data"},
     "horovod_build": {"horovod_build", "job"},
+    "caffe": {"caffe", "network", "optimizers"},
     # It is to the stages what a program of the user's is; only cli.py imports it.
     "commands": {"commands", "caffe", "data", "network", "sources", "estimator", "model", "images", "params"},
 }
 
 # Package -> what of other projects its modules must not import, nor what they import when they are imported.
-FORBIDDEN = {"rank": {"pyspark"}, "scoring": {"horovod"}, "network": {"horovod"}, "data": {"horovod"}}
+FORBIDDEN = {
+    "rank": {"pyspark"},
+    "caffe": {"pyspark"},
+    "scoring": {"horovod"},
+    "network": {"horovod"},
+    "data": {"horovod"},
+}
 
 # Modules that run early in a rank or a task, and must start at once.
 LIGHT = {

@@ -210,7 +210,7 @@ def test_batch_norm_stores_caffes_statistics():
     close(frozen[0], x / np.sqrt(1e-5))  # a factor of 0: both are 0
 
 
-@pytest.mark.parametrize("axis, count", [(1, 1), (1, 2), (2, 2), (1, -1), (3, 1), (1, 0), (-2, 1)])
+@pytest.mark.parametrize(("axis", "count"), [(1, 1), (1, 2), (2, 2), (1, -1), (3, 1), (1, 0), (-2, 1)])
 def test_scale_and_bias(axis, count):
     x, first = drawn(*IMAGES), axis % 4
     shape = x.shape[first:] if count == -1 else x.shape[first : first + count]
@@ -239,7 +239,7 @@ def test_eltwise():
         close(run(spec("Eltwise", f"eltwise_param {{ {text} }}"), a, b, c)[0], expected)
 
 
-@pytest.mark.parametrize("text, axis", [("", 1), ("axis: -1", 3), ("axis: 2", 2), ("concat_dim: 1", 1)])
+@pytest.mark.parametrize(("text", "axis"), [("", 1), ("axis: -1", 3), ("axis: 2", 2), ("concat_dim: 1", 1)])
 def test_concat_and_slice(text, axis):
     a, b = drawn(*IMAGES), drawn(*IMAGES, seed=1)
     close(run(spec("Concat", f"concat_param {{ {text} }}"), a, b)[0], np.concatenate([a, b], axis))
@@ -353,10 +353,12 @@ def test_fillers():
     assert filled("type: 'msra' variance_norm: AVERAGE", shape).std() == pytest.approx(math.sqrt(2 / 270), rel=5e-2)
     assert np.abs(filled("type: 'xavier'", (20, 40), swapped=True)).max() == pytest.approx(math.sqrt(3 / 40), rel=2e-2)
     normal = filled("type: 'gaussian' mean: 1 std: 0.1", shape)
-    assert normal.mean() == pytest.approx(1, abs=0.01) and normal.max() > 1.25  # not truncated
+    assert normal.mean() == pytest.approx(1, abs=0.01)
+    assert normal.max() > 1.25  # not truncated
     assert (filled("type: 'gaussian' sparse: 4", shape) != 0).mean() == pytest.approx(0.1, abs=0.02)
     uniform = filled("type: 'uniform' min: -0.1 max: 0.3", shape)
-    assert uniform.min() >= -0.1 and uniform.max() > 0.28
+    assert uniform.min() >= -0.1
+    assert uniform.max() > 0.28
     np.testing.assert_allclose(filled("type: 'positive_unitball'", shape).sum((0, 1, 2)), 1, rtol=1e-5)
     line = np.array([0.25, 0.75, 0.75, 0.25])
     np.testing.assert_allclose(filled("type: 'bilinear'", (4, 4, 2, 3))[:, :, 1, 2], np.outer(line, line))
@@ -420,10 +422,13 @@ def check_loss(layer, expected, scores, *labels, **options):
     return loss
 
 
+SCORES = [((6, 4), 0, 1), ((2, 4, 3, 2), 0, 1), ((5, 3, 4), 1, 2), ((2, 3, 4), 0, 2)]
+
+
 @pytest.mark.parametrize("ignore", [None, 255, 0])
 @pytest.mark.parametrize("normalization", ["VALID", "FULL", "BATCH_SIZE", "NONE"])
 @pytest.mark.parametrize(
-    "shape, rows, axis", [((6, 4), 0, 1), ((2, 4, 3, 2), 0, 1), ((5, 3, 4), 1, 2), ((2, 3, 4), 0, 2)]
+    ("shape", "rows", "axis"), [((6, 4), 0, 1), ((2, 4, 3, 2), 0, 1), ((5, 3, 4), 1, 2), ((2, 3, 4), 0, 2)]
 )
 def test_softmax_loss(shape, rows, axis, normalization, ignore):
     labels = np.random.default_rng(1).integers(0, 4, np.delete(shape, axis)).astype(np.float32)
@@ -443,7 +448,8 @@ def test_softmax_loss(shape, rows, axis, normalization, ignore):
 def test_softmax_loss_of_ignored_labels_is_0():
     labels = np.full(3, 7, np.float32)
     value, gradient, _ = losses_of(spec("SoftmaxWithLoss", "loss_param { ignore_label: 7 }"), drawn(3, 4), labels)
-    assert value == 0 and not gradient.any()
+    assert value == 0
+    assert not gradient.any()
     old = spec("SoftmaxWithLoss", "loss_param { normalize: false }")
     assert losses_of(old, drawn(2, 4, 3, 3), np.ones((2, 1, 3, 3), np.float32))[0] == pytest.approx(
         oracle.softmax_loss(drawn(2, 4, 3, 3), np.ones((2, 3, 3)), "BATCH_SIZE"))  # fmt: skip
