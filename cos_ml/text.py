@@ -198,8 +198,8 @@ class SequenceDecoder(
 
     The network has an input that takes the ids of the words so far, [START] first, and for each step of it (or for the
     last one alone) an output of probabilities or logits of the next word: what teacher forcing trains on the columns
-    of ``Vocabulary(markEnds=True, targetCol=...)``. Each step passes the whole network; what does not depend on the
-    words is better computed once, by a DeepNetModel whose ``featureLayers`` are the inputs of this network.
+    of ``Vocabulary(markEnds=True, targetCol=...)``. Each step passes the whole network; docs/text.md shows how
+    to compute a large encoder only once.
 
     Args: every Param by keyword, as described by ``explainParams()``; model and vocabulary are required to transform.
 

@@ -61,3 +61,11 @@ def test_from_a_folder_of_images():
     printed = run("image_folder/train.py")
     (accuracy,) = re.findall(r"^held-out accuracy for 10 classes: (0\.\d{4})$", printed, re.MULTILINE)
     assert float(accuracy) > 0.9
+
+
+def test_captions():
+    printed = run("captions/train.py", "1500", "4")
+    (accuracy,) = re.findall(r"^token accuracy on held-out pictures: (0\.\d{4})$", printed, re.MULTILINE)
+    assert float(accuracy) > 0.65  # the words of a language model alone; 0.98 takes all pictures and epochs
+    assert re.search(r"^captions without a mistake: 0\.\d{4}$", printed, re.MULTILINE)
+    assert re.search(r"^\|an? [a-z ]+\|(an?|two) [a-z ]+\|0\.\d{3} +\|$", printed, re.MULTILINE)

@@ -93,7 +93,7 @@ def test_what_can_not_be_transformed_is_named(texts, stage, message):
 def captioner(length=None, activation=None):
     """A network that writes words of WORDS about three numbers, always with the same random weights."""
     picture, words = keras.Input((3,), name="picture"), keras.Input((length,), name="so_far", dtype="int32")
-    state = layers.Dense(8, activation="tanh")(picture)
+    state = layers.Dense(8, activation="tanh", name="encoding")(picture)
     embedded = layers.Embedding(6, 5, mask_zero=True)(words)
     steps = layers.GRU(8, return_sequences=True)(embedded, initial_state=state)
     model = keras.Model([words, picture], layers.Dense(6, activation=activation)(steps))
@@ -166,6 +166,18 @@ def test_a_pipeline_with_a_decoder_is_saved_and_loaded(rows, tmp_path):
     assert collected(loaded.transform(rows), "*") == expected
     again = loaded.stages[0]
     assert (again.getVocabulary(), again.getWordsInput(), again.uid) == (WORDS, "so_far", stage.uid)
+
+
+def test_an_encoder_of_its_own_is_computed_once(rows):
+    model = captioner()
+    stage = SequenceDecoder(model=model, vocabulary=WORDS, inputCols=["picture"], maxLength=4, beamWidth=2)
+    expected = collected(stage.transform(rows), "text", "logProbability")
+    (words, picture), encoding = model.inputs, model.get_layer("encoding").output
+    encoder = DeepNetModel(model=keras.Model(picture, encoding), inputCols=["picture"], predictionCol="encoding")
+    stage.setModel(keras.Model([encoding, words], model.output)).setInputCols(["encoding"])
+    found = collected(stage.transform(encoder.transform(rows)), "text", "logProbability")
+    assert [text for text, _ in found] == [text for text, _ in expected]
+    np.testing.assert_allclose([one for _, one in found], [one for _, one in expected], rtol=1e-4)
 
 
 def test_bad_rows(spark):
