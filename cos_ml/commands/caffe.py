@@ -59,9 +59,10 @@ def _run(master: str | None, settings: list[str] | None, **given: Any) -> None:
     with session("caffe", master, key_values(settings, "--conf")) as spark:
         from cos_ml.commands import caffe_job
 
-        given["clusterSize"] = given["clusterSize"] or int(spark.conf.get("spark.executor.instances", None) or 1)
-        print("\n".join(mapping(given)), file=sys.stderr)
-        caffe_job.run(spark, given)
+        executors = given["clusterSize"] or int(spark.conf.get("spark.executor.instances", None) or 1)
+        ranks = executors * (given["devices"] or 1)
+        print("\n".join(mapping(given, ranks)), file=sys.stderr)
+        caffe_job.run(spark, given, ranks)
 
 
 def check(given: dict[str, Any]) -> None:
@@ -83,9 +84,8 @@ def check(given: dict[str, Any]) -> None:
             raise InvalidInputError(f"-{name} {given[name]}: expected an integer >= 1.")
 
 
-def mapping(given: dict[str, Any]) -> list[str]:
+def mapping(given: dict[str, Any], ranks: int) -> list[str]:
     """A line for each flag that is given: what it is here."""
-    ranks = (given["devices"] or 1) * (given["clusterSize"] or 1)
     read = "a DeepNetModel or a caffemodel, whose weights are taken"
     meant = {
         "conf": "cos_ml.caffe.read_solver: the estimator's Params, network included",

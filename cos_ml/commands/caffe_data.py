@@ -62,7 +62,7 @@ def read(spark: SparkSession, layer: Any, beside: str, resize: bool, partitions:
     kind, given = _kind(layer)
     if not given.source:
         raise InvalidInputError(f"Caffe layer {layer.name!r}: it names no source, the path of its rows.")
-    path = _absolute(resolve(given.source, beside))
+    path = _absolute(resolve(_plain(given.source), beside))
     options = {"numPartitions": str(partitions)} if partitions and kind == "lmdb" else {}
     rows = data.read(spark, data.Data(path, kind, options))
     if layer.type == "CoSData":
@@ -77,8 +77,8 @@ def _kind(layer: Any) -> tuple[str, Any]:
     name = layer.source_class.rpartition(".")[2]
     if name and name not in FORMATS:
         raise InvalidInputError(
-            f"Caffe layer {layer.name!r}: source_class {layer.source_class!r} is not one of {', '.join(FORMATS)}: write "
-            "its rows as Parquet, and read them as ImageDataFrame or DataFrameSource."
+            f"Caffe layer {layer.name!r}: source_class {layer.source_class!r} is not one of {', '.join(FORMATS)}: "
+            "write its rows as Parquet, and read them as ImageDataFrame or DataFrameSource."
         )
     if layer.type == "Data":
         given = layer.data_param
@@ -91,10 +91,13 @@ def _kind(layer: Any) -> tuple[str, Any]:
     return (given.dataframe_format or kind) if kind == "parquet" else kind, given
 
 
+def _plain(source: str) -> str:
+    """A source without the scheme of a relative path, which CaffeOnSpark's files have: ``file:train_lmdb``."""
+    return source if source.startswith("file:/") else source.removeprefix("file:")
+
+
 def _absolute(path: str) -> str:
     """A path on this machine from its root, as tasks need it; URLs of other kinds as they are."""
-    if path.startswith("file:") and not path.startswith("file:/"):
-        path = path.removeprefix("file:")  # which CaffeOnSpark took for a relative path
     found = local_path(path)
     return path if found is None else os.path.abspath(found)
 

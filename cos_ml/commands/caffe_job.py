@@ -70,7 +70,7 @@ class Job:
         return caffe.read(self.net, weights, phase, shapes, stages, data_format="channels_first")
 
 
-def run(spark: SparkSession, given: dict[str, Any]) -> None:
+def run(spark: SparkSession, given: dict[str, Any], ranks: int) -> None:
     """Do what the flags say, in CaffeOnSpark's order."""
     solver = prototxt.solver(given["conf"])
     named = [name for name in ("net", "train_net", "net_param", "train_net_param") if solver.HasField(name)]
@@ -78,13 +78,13 @@ def run(spark: SparkSession, given: dict[str, Any]) -> None:
         raise InvalidInputError(f"-conf {given['conf']}: it names no network: expected net: FILE.")
     net = getattr(solver, named[0])
     job = Job(spark, given, solver, prototxt.resolve(net, given["conf"]) if isinstance(net, str) else net)
-    trained = _train(job) if given["train"] else None
+    trained = _train(job, ranks) if given["train"] else None
     if given["features"] or given["test"]:
         scoring = _scoring_network(job, trained)
         (_features if given["features"] else _test)(job, scoring)
 
 
-def _train(job: Job) -> keras.Model:
+def _train(job: Job, ranks: int) -> keras.Model:
     """Fit the network of the phase TRAIN, and save it."""
     from cos_ml import DeepNetEstimator
 
@@ -100,7 +100,6 @@ def _train(job: Job) -> keras.Model:
     columns, rows = _columns(job, "TRAIN", keywords["model"], rows)
     if prefix := keywords.get("checkpointDir"):
         keywords["checkpointDir"] = str(Path(found).absolute()) if (found := local_path(prefix)) else prefix
-    ranks = (given["devices"] or 1) * (given["clusterSize"] or 1)
     has_gpus = job.spark.conf.get("spark.task.resource.gpu.amount", None) is not None
     model = DeepNetEstimator(numTrainWorkers=ranks, useGpu=has_gpus, **keywords | columns).fit(rows)
     if path := given["model"]:
