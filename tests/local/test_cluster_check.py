@@ -10,6 +10,8 @@ from cos_ml.errors import ClusterError, InvalidInputError, RankError
 from cos_ml.job import cluster_check
 from tests.support.processes import assert_nothing_left
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.processes
 def test_two_ranks(spark):

@@ -18,6 +18,8 @@ from tests.support import reference
 from tests.support.reference import assert_same_weights, estimator, split
 from tests.support.sessions import frame, rows_of
 
+pytestmark = pytest.mark.once
+
 EPOCHS = 3
 
 

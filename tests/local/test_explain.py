@@ -15,6 +15,8 @@ from tests.support import reference
 from tests.support.processes import assert_nothing_left
 from tests.support.sessions import frame, rows_of
 
+pytestmark = pytest.mark.once
+
 
 def estimator(**params: Any) -> DeepNetEstimator:
     defaults = {"loss": "sparse_categorical_crossentropy", "numTrainWorkers": 2, "progress": False}

@@ -8,6 +8,8 @@ from tests.support import reference
 from tests.support.processes import assert_nothing_left
 from tests.support.sessions import frame, rows_of
 
+pytestmark = pytest.mark.once
+
 
 def test_no_gpu_is_an_error_and_no_silent_cpu_run(spark):
     data = frame(spark, [rows_of(*reference.data(32))] * 2)

@@ -9,6 +9,8 @@ from tests.support import reference
 from tests.support.reference import estimator
 from tests.support.sessions import frame, rows_of
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.processes
 def test_threads_files_and_processes_do_not_grow(spark, tmp_path):

@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 import re
 
+import pytest
+
 from cos_ml import DeepNetEstimator
 from tests.support import reference
 from tests.support.sessions import ROOT, frame, rows_of
+
+pytestmark = pytest.mark.once
 
 LOGGER = "cos_ml"
 

@@ -21,6 +21,8 @@ from tests.support.processes import assert_nothing_left, kill_task, rank_process
 from tests.support.reference import assert_same_weights
 from tests.support.sessions import ROOT, frame, rows_of
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def data(spark):

@@ -18,6 +18,8 @@ from tests.support.layers import Misbehaving
 from tests.support.reference import assert_same_weights
 from tests.support.sessions import frame, rows_of
 
+pytestmark = pytest.mark.once
+
 
 def estimator(**params: Any) -> DeepNetEstimator:
     defaults = {
