@@ -329,7 +329,7 @@ class SequenceDecoder(
 
 
 def _udf(writer: beam_search.Writer) -> Any:
-    @F.pandas_udf("text string, score double")  # type: ignore[call-overload]
+    @F.pandas_udf("text string, score double")  # type: ignore[attr-defined]
     def write(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
         return beam_search.write(writer, batches)
 
