@@ -159,7 +159,9 @@ class TrainingSummary:
         if "step" in self.history:
             steps = self.history["step"]
             places = {"epoch int": [-(-step // self.steps) for step in steps], "step long": steps}
-        rows = [(*place, *map(float, row)) for place, row in zip(zip(*places.values()), metrics, strict=True)]
+        rows = [
+            (*place, *map(float, row)) for place, row in zip(zip(*places.values(), strict=True), metrics, strict=True)
+        ]
         return spark.createDataFrame(rows, ", ".join([*places, *(f"`{name}` double" for name in curves)]))
 
 

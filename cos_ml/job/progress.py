@@ -1,4 +1,4 @@
-"""Progress of a fit: a bar, and a line per epoch, on the driver's standard error (both sides).
+"""Progress of a fit: a bar, and a line per epoch or validation, on the driver's standard error (both sides).
 
 The driver runs a server for the length of one fit. The barrier task of rank 0 connects, proves that it knows this fit's
 secret, and sends lines of JSON. Where it can't reach the driver, nothing is shown and nothing fails.
@@ -104,7 +104,8 @@ class Reporter:
 class Display:
     """Shows the events of one fit on standard error (driver side).
 
-    There is a line per epoch, and a bar that counts rows in a terminal or a notebook. A log file gets the lines alone.
+    There is a line per epoch and validation, and a bar that counts rows in a terminal or a notebook. A log file gets
+    the lines alone.
     """
 
     def __init__(self) -> None:
@@ -121,9 +122,9 @@ class Display:
                 self._print(event["text"])
             if event["event"] == "begin":
                 self._show_begin(event)
-            if event["event"] == "epoch":
+            if event["event"] in ("epoch", "validation"):
                 self._print(epoch_line(event))
-            if self._interactive and event["event"] in ("step", "epoch"):
+            if self._interactive and event["event"] in ("step", "epoch", "validation"):
                 self._move_bar(event)
 
     def close(self) -> None:
@@ -150,7 +151,7 @@ class Display:
             self._bar.write(line, file=sys.stderr)
 
     def _move_bar(self, event: Mapping[str, Any]) -> None:
-        total = event["epochs"] * event["rows"]
+        total = round(event["total_steps"] / event["steps"] * event["rows"])
         if self._bar is None:
             from tqdm.auto import tqdm
 
@@ -175,8 +176,10 @@ def _sanitized(value: Any) -> Any:
 
 
 def epoch_line(event: Mapping[str, Any]) -> str:
-    """The line that is printed for the event of an epoch."""
+    """The line that is printed for the event of an epoch, or of a validation within one."""
     metrics = " - ".join(f"{name}: {value:.4f}" for name, value in event["logs"].items())
+    if event["event"] == "validation":
+        return f"{_epoch_name(event)}, step {event['step']}/{event['steps']} - {metrics}"
     return f"{_epoch_name(event)} - {metrics} - {event['rows_per_second']:,.0f} rows/s"
 
 

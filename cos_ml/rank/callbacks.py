@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -15,8 +16,8 @@ from cos_ml.network.forward import reseed, seed_generators
 from cos_ml.network.keras_internals import all_layers
 from cos_ml.rank.checkpoint_store import Checkpoint
 from cos_ml.rank.collectives import Communicator
-from cos_ml.rank.context import RankContext, TrainingLog
-from cos_ml.rank.feed import Feed
+from cos_ml.rank.context import RankContext, TrainingLog, metrics_of
+from cos_ml.rank.feed import Feed, Parts
 from cos_ml.rank.heartbeat import Heartbeat
 from cos_ml.rank.trainer import Plan
 
@@ -55,6 +56,13 @@ class AverageMovingStats(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.average()
+
+    @contextmanager
+    def set_back(self) -> Iterator[None]:
+        """After the block, which sets the variables back, their next averages are as if there had been none in it."""
+        before = list(self.before)
+        yield
+        self.before = before
 
     def average(self) -> None:
         """Give these variables the same values on all ranks."""
@@ -99,13 +107,14 @@ class SyncStopTraining(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self.at_steps or self.first:
-            self._agree()
+            self.agree()
         self.first = False
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._agree()
+        self.agree()
 
-    def _agree(self) -> None:
+    def agree(self) -> None:
+        """End the training if a callback on any rank wants that; all ranks call this together."""
         self.trainer.stop_training = self._any(bool(self.model.stop_training))
 
     def _any(self, value: bool) -> bool:
@@ -175,60 +184,73 @@ class ProgressCallback(keras.callbacks.Callback):
 
     def __init__(self, plan: Plan, context: RankContext, log: TrainingLog, start: tuple[int, int]) -> None:
         super().__init__()
-        self.plan, self.feed, self.epochs = plan, plan.feeds["train"], plan.spec.epochs
+        self.plan, self.feed, self.schedule = plan, plan.feeds["train"], plan.schedule
         self.context, self.log, self.start = context, log, start
         self.last_event = 0.0
         self.compiled = False
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.plan.skipped = self.start[1] if epoch == self.start[0] else 0
+        self.plan.skipped = self.done = self.start[1] if epoch == self.start[0] else 0
         self.feed.begin(epoch, self.plan.skipped)
+        self.plan.parts = Parts.of(self.feed, self.schedule, epoch)
         self.epoch, self.began = epoch, time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if not self.compiled:
             self.context.timer.lap("compile")
             self.compiled = True
+        self.done = min(batch + 1, self.schedule.steps(self.epoch))  # Keras counts whole calls
         if time.monotonic() - self.last_event > EVENT_INTERVAL:
             self.last_event = time.monotonic()
-            self._report("step", batch + 1, logs)
+            self.context.report_metrics("step", self.plan, self.epoch, self.done, logs or {})
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         seconds = time.monotonic() - self.began
         self.log.seconds.append(seconds)
-        for name, value in (logs or {}).items():
-            self.log.history.setdefault(name, []).append(np.asarray(value).tolist())
-        self._report("epoch", self.feed.steps, logs, rows_per_second=self.feed.total_rows / seconds)
-
-    def _report(self, event: str, step: int, logs: Any, **more: Any) -> None:
-        self.context.report(
-            event=event, epoch=self.epoch + 1, epochs=self.epochs, step=step, steps=self.feed.steps,
-            rows=self.feed.total_rows, logs=_numbers_of(logs or {}), **more,
-        )  # fmt: skip
-
-
-def _numbers_of(logs: dict[str, Any]) -> dict[str, float]:
-    """The logs that are one number: F1Score and its like may have one for each class."""
-    return {name: float(value) for name, value in logs.items() if not np.ndim(value)}
+        self.log.steps = epoch * self.schedule.whole + self.done
+        within = self.plan.spec.validation_steps is not None
+        self.log.add(metrics_of(logs or {}), self.log.steps if within else None)
+        speed = int(self.feed.rows_by_rank[: self.done].sum()) / seconds
+        self.context.report_metrics("epoch", self.plan, epoch, self.done, logs or {}, rows_per_second=speed)
 
 
 class SkippingCallbackList(keras.callbacks.CallbackList):
-    """The callbacks of a training; they are not called for steps that a resumed epoch skips."""
+    """The callbacks of a training: not called for steps that a resumed epoch skips, nor after the last step.
+
+    Args:
+        trainer: the training, which calls them where it cuts a call of TensorFlow.
+        callbacks: the callbacks.
+    """
 
     skipping = False
 
-    def __init__(self, plan: Plan, callbacks: list[Any], **options: Any) -> None:
-        self.plan = plan
-        super().__init__(callbacks, model=plan.network, **options)
+    def __init__(self, trainer: Any, callbacks: list[Any], **options: Any) -> None:
+        self.trainer, self.plan = trainer, trainer.plan
+        self.plan.callbacks = self
+        super().__init__(callbacks, model=self.plan.network, **options)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.epoch = epoch
+        super().on_epoch_begin(epoch, logs)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.plan.begin = batch
         self.skipping = bool(self.plan.skipped)
         if not self.skipping:
             super().on_train_batch_begin(batch, logs)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if not self.skipping:
-            super().on_train_batch_end(batch, logs)
+        if self.skipping:
+            return
+        schedule = self.plan.schedule
+        last = schedule.steps(self.epoch)
+        if last < schedule.whole:
+            batch = min(batch, last - 1)  # Keras counts whole calls
+        if schedule.is_due(self.epoch, batch + 1):
+            logs = self.trainer.logs_of_all_ranks(logs)
+        super().on_train_batch_end(batch, logs)
+        if last < schedule.whole and batch + 1 == last:
+            self.trainer.stop_training = True
 
 
 class ReseedCallback(keras.callbacks.Callback):

@@ -6,10 +6,12 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from cos_ml.rank.collectives import Communicator
 from cos_ml.rank.heartbeat import Heartbeat
 
-__all__ = ["PhaseTimer", "RankContext", "TrainingLog"]
+__all__ = ["PhaseTimer", "RankContext", "TrainingLog", "metrics_of"]
 
 
 @dataclass
@@ -47,18 +49,55 @@ class RankContext:
         if self.rank == 0:
             self.heartbeat.send(**event, **self.candidate)
 
+    def report_metrics(self, event: str, plan: Any, epoch: int, step: int, logs: dict[str, Any], **more: Any) -> None:
+        """Send the metrics after ``step`` steps of an epoch, counted from 0, to the driver."""
+        feed, schedule = plan.feeds["train"], plan.schedule
+        numbers = {name: float(value) for name, value in logs.items() if not np.ndim(value)}  # F1Score may have several
+        self.report(
+            event=event, epoch=epoch + 1, epochs=schedule.epochs, step=step, steps=schedule.whole,
+            total_steps=schedule.total, rows=feed.total_rows, logs=numbers, **more,
+        )  # fmt: skip
+
 
 @dataclass
 class TrainingLog:
     """The epochs of a training so far.
 
     Attributes:
-        history: metric -> its value after each epoch: a number, or a list of them for a metric with several.
+        history: metric -> its value after each epoch: a number, or a list of them for a metric with several. With
+            validations within epochs it also has their values, and "step", the number of steps before each.
         seconds: the duration of each epoch.
+        steps: the number of steps so far.
     """
 
     history: dict[str, list[Any]] = field(default_factory=dict, init=False)
     seconds: list[float] = field(default_factory=list, init=False)
+    steps: int = field(default=0, init=False)
+
+    def add(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Add the metrics at the end of an epoch, or, of those after ``step`` steps, the latest ones."""
+        if step is None:
+            for name, value in metrics.items():
+                self.history.setdefault(name, []).append(value)
+            return
+        if self.history.get("step", [])[-1:] == [step]:
+            for values in self.history.values():
+                del values[-1]
+        rows = len(self.history.setdefault("step", []))
+        self.history["step"].append(step)
+        for name, value in metrics.items():
+            self.history.setdefault(name, [_missing(value)] * rows).append(value)
+        for values in self.history.values():  # some callbacks add theirs at the ends of epochs only
+            values.extend([_missing(values[0])] * (rows + 1 - len(values)))
+
+
+def metrics_of(logs: dict[str, Any]) -> dict[str, Any]:
+    """The metrics in Keras's logs as plain values: numbers, or lists of them."""
+    return {name: np.asarray(value).tolist() for name, value in logs.items()}
+
+
+def _missing(like: Any) -> Any:
+    return np.full(np.shape(like), np.nan).tolist()
 
 
 class PhaseTimer:

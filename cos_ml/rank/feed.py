@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import tensorflow as tf
@@ -15,10 +16,11 @@ from cos_ml.data.spool import SpooledRows
 from cos_ml.errors import InvalidInputError
 from cos_ml.rank.context import RankContext
 from cos_ml.rank.row_weights import RowWeights
+from cos_ml.rank.schedule import Schedule
 from cos_ml.rank.shard_rows import ShardRows
 from cos_ml.spec import TrainSpec
 
-__all__ = ["Feed", "open_rows", "spooled_rows"]
+__all__ = ["Feed", "Parts", "open_rows", "spooled_rows"]
 
 
 class Feed:
@@ -63,10 +65,25 @@ class Feed:
 
     def dataset(self) -> Any:
         """A ``tf.data.Dataset`` of the steps of one epoch: the columns, this rank's rows, and those of all ranks."""
-        dataset = tf.data.Dataset.from_generator(self._steps, output_signature=self.signature())
+        return self._dataset(self._steps).apply(tf.data.experimental.assert_cardinality(self.steps))
+
+    def parts(self) -> Callable[[int], Any]:
+        """A function that gives an iterator over so many of the next steps of this epoch; use one after the other."""
+        steps, part = self._steps(), iter(())
+        dataset = self._dataset(lambda: part)
+
+        def take(count: int) -> Any:
+            nonlocal part
+            part = itertools.islice(steps, count)
+            return iter(dataset)
+
+        return take
+
+    def _dataset(self, steps: Callable[[], Iterator[Any]]) -> Any:
         options = tf.data.Options()
         options.autotune.enabled = False  # there is nothing to tune, and its thread can take a minute to end
-        return dataset.apply(tf.data.experimental.assert_cardinality(self.steps)).prefetch(4).with_options(options)
+        dataset = tf.data.Dataset.from_generator(steps, output_signature=self.signature())
+        return dataset.prefetch(4).with_options(options)
 
     def begin(self, epoch: int, skipped: int = 0) -> None:
         """Prepare the next pass over the dataset: the order of this rank's rows, and each step's lengths on all ranks.
@@ -100,6 +117,41 @@ class Feed:
         elif self.weights.column:
             arrays = arrays | {"w": self.weights.of(arrays)}
         return tuple(arrays[column.field] for column in self.spec.columns)
+
+
+class Parts:
+    """The steps of an epoch, in parts of which each ends where a call of TensorFlow has to, or in the middle of none.
+
+    Args:
+        feed: the training rows, with which this epoch has begun.
+        ends: the steps at which parts end, in ascending order.
+
+    Attributes:
+        steps: the number of steps of this epoch.
+    """
+
+    def __init__(self, feed: Feed, ends: Sequence[int]) -> None:
+        self.steps = ends[-1]
+        self._take, self._ends, self._end = feed.parts(), iter(ends), 0
+
+    @classmethod
+    def of(cls, feed: Feed, schedule: Schedule, epoch: int) -> Self | None:
+        """The parts of an epoch; None where no call has to end early."""
+        call, steps = schedule.spec.steps_per_execution, schedule.steps(epoch)
+        cuts = schedule.cuts(epoch)
+        after = (min(-(-step // call) * call, steps) for step in cuts)  # where Keras begins the next call
+        return cls(feed, sorted({*cuts, *after, steps})) if cuts else None
+
+    def iterator(self, step: int) -> Any:
+        """The iterator over the part that contains a step, from 0; steps come in order."""
+        if step >= self._end:
+            begin, self._end = self._end, next(self._ends)
+            self._iterator = self._take(self._end - begin)
+        return self._iterator
+
+    def until(self, end: int) -> int:
+        """Where a call that goes on to ``end`` at most ends, in the current part."""
+        return min(self._end, end)
 
 
 def open_rows(

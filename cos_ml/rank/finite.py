@@ -9,7 +9,7 @@ import numpy as np
 
 from cos_ml.errors import RankError
 
-__all__ = ["CheckFinite", "FiniteEarlyStopping", "check_weights", "lasting"]
+__all__ = ["CheckFinite", "FiniteEarlyStopping", "check_validation", "check_weights", "lasting"]
 
 REMEDY = (
     "Look for values in the columns that are far too large, lower learningRate, or give the optimizer a clipnorm. "
@@ -31,11 +31,7 @@ class CheckFinite(keras.callbacks.Callback):
         self.allowed = lasting(network)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        if not _is_finite((logs or {}).get("val_loss", 0.0)):
-            raise RankError(
-                f"The validation loss is NaN or infinite after epoch {epoch + 1}. {REMEDY} Then such an epoch is never "
-                "the best one."
-            )
+        check_validation(logs or {}, f"after epoch {epoch + 1}")
 
     def on_train_end(self, logs: Any = None) -> None:
         check_weights(self.model, self.allowed)
@@ -44,7 +40,10 @@ class CheckFinite(keras.callbacks.Callback):
 class FiniteEarlyStopping(keras.callbacks.EarlyStopping):
     """Keras's, for which an epoch is no better than others if its loss, or a weight to restore, is not finite."""
 
+    validations = 0  # within epochs
+
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        epoch += self.validations  # at 0 Keras never stops
         finite = _is_finite((logs or {}).get(self.monitor, 0.0))
         if finite and not (self.restore_best_weights and non_finite(self.model)):
             super().on_epoch_end(epoch, logs)
@@ -52,6 +51,20 @@ class FiniteEarlyStopping(keras.callbacks.EarlyStopping):
         self.wait += 1
         if self.wait >= self.patience and epoch > 0:
             self.stopped_epoch, self.model.stop_training = epoch, True
+
+    def on_validation(self, logs: dict[str, Any]) -> None:
+        """A validation within an epoch counts as the end of one does."""
+        if self.monitor in logs:
+            self.on_epoch_end(0, logs)
+            self.validations += 1
+
+
+def check_validation(logs: dict[str, Any], place: str) -> None:
+    """Raises RankError for a validation loss that is not finite; ``place`` is where in the training it was found."""
+    if not _is_finite(logs.get("val_loss", 0.0)):
+        raise RankError(
+            f"The validation loss is NaN or infinite {place}. {REMEDY} Then such an epoch is never the best one."
+        )
 
 
 def lasting(network: Any) -> set[str]:

@@ -106,7 +106,6 @@ class CheckpointCallback(keras.callbacks.Callback):
             acquire(config)
             self.store = CheckpointStore(config, context.digest)
         self.checkpoint = self._resume()
-        self.pending: list[np.ndarray] = []  # sums that metrics start from
         self.lost: list[str] | None = None
 
     def _resume(self) -> Checkpoint | None:
@@ -133,15 +132,14 @@ class CheckpointCallback(keras.callbacks.Callback):
         self.epoch, self.last_step = epoch, 0
         if self.checkpoint is not None and self.checkpoint.epoch == epoch and self.checkpoint.step:
             self.last_step = self.checkpoint.step
-            self.pending = list(self.checkpoint.arrays_under("metrics/").values())
+            self.state.plan.pending = list(self.checkpoint.arrays_under("metrics/").values())
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if self.pending:  # metrics create their variables in the first step
-            for variable, total in zip(self.state.metrics(), self.pending, strict=True):
-                variable.assign_add(total)
-            self.pending = []
-        step = batch + 1
-        if self.config.steps is not None and step - self.last_step >= self.config.steps and step < self.params["steps"]:
+        step, plan = batch + 1, self.state.plan
+        whole_call = not step % plan.spec.steps_per_execution
+        if self.config.steps is None or not whole_call or step >= plan.schedule.steps(self.epoch):
+            return
+        if step - self.last_step >= self.config.steps:
             self.last_step = step
             self.average()
             metrics = self.state.metrics()

@@ -13,7 +13,7 @@ from cos_ml.job.auth import hmac_response
 from cos_ml.job.progress import MAX_CONNECTIONS, Address, Display, ProgressServer, Reporter, epoch_line
 
 EVENT = {
-    "event": "epoch", "epoch": 2, "epochs": 10, "step": 8, "steps": 8, "rows": 100,
+    "event": "epoch", "epoch": 2, "epochs": 10, "step": 8, "steps": 8, "total_steps": 80, "rows": 100,
     "logs": {"loss": 0.25, "accuracy": 0.5}, "rows_per_second": 1234.5,
 }  # fmt: skip
 
@@ -259,6 +259,7 @@ def test_a_grid_restarts_the_bar(monkeypatch):
     for candidate, epochs in ((1, 10), (2, 3)):
         for epoch, step in ((1, 2), (epochs, 8)):
             step_event = EVENT | {"event": "step", "epoch": epoch, "epochs": epochs, "step": step}
+            step_event["total_steps"] = 8 * epochs
             display.show(step_event | {"candidate": candidate, "candidates": 2})
         assert (display._bar.n, display._bar.total) == (epochs * 100, epochs * 100)
     display.close()
