@@ -91,7 +91,8 @@ def crop(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
     if len(offsets) > 1 and len(offsets) != cropped:
         raise problem(layer, f"expected one offset, or one for each of {cropped} axes, received {offsets}")
     offsets = offsets * cropped if len(offsets) == 1 else offsets or [0] * cropped
-    starts, sizes = [0] * bottom.ndim, [None] * bottom.ndim
+    starts = [0] * bottom.ndim
+    sizes: list[int | None] = [None] * bottom.ndim
     for axis, offset in zip(range(first, bottom.ndim), offsets, strict=True):
         side, size = bottom.shape[axis], like.shape[axis]
         if side is None or size is None:
@@ -109,7 +110,8 @@ def flatten(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob
     if first > last:
         raise problem(layer, f"axis {first} comes after end_axis {last}")
     shape = bottom.shape
-    size = None if None in shape[first : last + 1] else math.prod(shape[first : last + 1])
+    merged = shape[first : last + 1]
+    size = None if None in merged else math.prod(side or 0 for side in merged)
     return [_reshaped(layer, bottom, [*shape[:first], size, *shape[last + 1 :]], name, (first, last))]
 
 
