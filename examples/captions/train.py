@@ -1,24 +1,25 @@
 """Train a network that describes pictures in words, on two ranks, and let it describe pictures that it has not seen.
 
-python examples/captions/train.py [PICTURES [EPOCHS]]    # by default 12,000 pictures to train on
+python examples/captions/train.py [PICTURES [EPOCHS]]    # by default 24,000 pictures to train on
 """
 
 import os
 from pathlib import Path
 import sys
+import tempfile
 
 import cos_ml
-from cos_ml import DeepNetEstimator
+from cos_ml import DeepNetEstimator, display
 from cos_ml.text import SequenceDecoder, Vocabulary
 import keras
 from keras import layers
 from pictures import SIDE, compose, split_digits
-from pyspark.ml import Pipeline, PipelineModel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 BATCH = 32  # rows per rank and step
 RANKS = 2
+PAGE = Path(tempfile.gettempdir(), "cos_ml-captions.html")
 
 
 def start_spark() -> SparkSession:
@@ -36,7 +37,7 @@ def captioner(words: int, steps: int) -> keras.Model:
     for filters in (32, 64):
         seen = layers.Conv2D(filters, 3, padding="same", activation="relu")(seen)
         seen = layers.MaxPooling2D()(seen)
-    seen = layers.Dropout(0.2)(layers.Flatten()(seen))
+    seen = layers.Dropout(0.25)(layers.Flatten()(seen))
     state = [layers.Dense(128, activation="tanh")(seen) for _ in range(2)]
     so_far = keras.Input((None,), dtype="int32", name="words")
     embedded = layers.Embedding(words, 32, mask_zero=True)(so_far)  # id 0 pads short captions
@@ -65,20 +66,23 @@ def main(pictures: int, epochs: int) -> None:
         numTrainWorkers=RANKS,
         seed=1,
     )
-    model = Pipeline(stages=[vocabulary, network]).fit(train)
-    trained = model.stages[1]
+    trained = network.fit(vocabulary.transform(train))
     results = trained.evaluate(vocabulary.transform(held_out))
     print(f"token accuracy on held-out pictures: {results['accuracy']:.4f}")
 
     decoder = SequenceDecoder(
         model=trained, vocabulary=vocabulary, inputCols=["picture"], outputCol="written", beamWidth=3
     )
-    print_captions(PipelineModel(stages=[decoder]).transform(held_out).cache())
+    written = decoder.transform(held_out).cache()
+    print_captions(written)
+    table = display.show(written.select("picture", "caption", "written"), 30, label="caption", predictions=["written"])
+    PAGE.write_text(f'<meta charset="utf-8">{table._repr_html_()}', encoding="utf-8")
+    print(f"pictures and captions: {PAGE}")
     spark.stop()
 
 
 def print_captions(written: DataFrame) -> None:
-    """Print how many captions are right to the last word, and some of them: the wrong ones first."""
+    """Print how many captions are right to the last word, and some of them."""
     right = F.col("written") == F.col("caption")
     print(f"captions without a mistake: {written.filter(right).count() / written.count():.4f}")
     chances = F.exp("logProbability").cast("decimal(4,3)").alias("probability")
@@ -88,4 +92,4 @@ def print_captions(written: DataFrame) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 12_000, int(sys.argv[2]) if len(sys.argv) > 2 else 16)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 24_000, int(sys.argv[2]) if len(sys.argv) > 2 else 9)
