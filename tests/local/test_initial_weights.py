@@ -102,11 +102,11 @@ def test_saved_with_the_estimator_and_in_a_grid(fitted, tmp_path):
     assert loaded.getValidationFraction() == 0.25
     assert model.getValidationFraction() == 0.25
     source.save_weights(tmp_path / "a.weights.h5")
-    grid = ParamGridBuilder().addGrid(est.initialWeights, [est.getInitialWeights()]).build()
+    held = estimator(initialWeights=tmp_path / "a.weights.h5")
+    grid = ParamGridBuilder().addGrid(held.initialWeights, [est.getInitialWeights()]).build()
     validator = CrossValidator(
-        estimator=estimator(initialWeights=tmp_path / "a.weights.h5"), estimatorParamMaps=grid,
-        evaluator=MulticlassClassificationEvaluator(), numFolds=2,
-    )  # fmt: skip
+        estimator=held, estimatorParamMaps=grid, evaluator=MulticlassClassificationEvaluator(), numFolds=2
+    )
     validator.save(str(tmp_path / "validator"))
     again = CrossValidator.load(str(tmp_path / "validator"))
     (value,) = again.getEstimatorParamMaps()[0].values()
