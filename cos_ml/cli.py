@@ -15,19 +15,19 @@ from cos_ml.errors import CosMLError, from_spark
 from cos_ml.horovod_build import build
 from cos_ml.sources import convert
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, or 1 (130 for Ctrl-C) after a message on standard error."""
-    parser = _parser()
-    found, rest = parser.parse_known_args(arguments)
+    reader = parser()
+    found, rest = reader.parse_known_args(arguments)
     chosen = vars(found)
     command = chosen.pop("command")
     if chosen.pop("takes_params", False):
         chosen["rest"] = rest
     elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        reader.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         command(**chosen)
     except KeyboardInterrupt:
@@ -54,10 +54,11 @@ def _message(error: Exception) -> str | None:
     return str(error).split("\n\tat ")[0].split("\n\nJVM stacktrace")[0].strip() if known is None else str(known)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cos-ml", description="Deep nets as Spark ML stages.")
-    parser.add_argument("--version", action="version", version=f"cos-ml {cos_ml.__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    made = argparse.ArgumentParser(prog="cos-ml", description="Deep nets as Spark ML stages.")
+    made.add_argument("--version", action="version", version=f"cos-ml {cos_ml.__version__}")
+    commands = made.add_subparsers(title="commands", required=True, metavar="COMMAND")
     flags.add(commands)
     caffe.add(commands)
     _add_install(commands)
@@ -69,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
         description='Print the path of the file that spark-submit runs: spark-submit "$(cos-ml script)" train ...',
     )
     script.set_defaults(command=lambda: print(QUIET / "submit.py"))
-    completion.add(commands, parser)
-    return parser
+    completion.add(commands)
+    return made
 
 
 def _add_install(commands: Any) -> None:

@@ -37,7 +37,7 @@ def add(commands: Any) -> None:
         "caffe",
         help="CaffeOnSpark's command line: -conf FILE -train ...",
         description="CaffeOnSpark's flags. Each that is given is explained on standard error: what it is here.",
-        usage="cos-ml caffe -conf solver.prototxt [-train] [-test | -features BLOBS] [flags]",
+        usage="cos-ml caffe -conf FILE [-train] [-test | -features BLOBS] [flags]",
         allow_abbrev=False,
     )
     for name, (metavar, what) in FLAGS.items():

@@ -22,8 +22,8 @@ complete -o filenames -F _cos_ml cos-ml
 ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n"
 
 
-def add(commands: Any, parser: argparse.ArgumentParser) -> None:
-    """Add ``completion``, which prints a script that completes the commands of ``parser``."""
+def add(commands: Any) -> None:
+    """Add ``completion``, which prints a script that completes all commands."""
     one = commands.add_parser(
         "completion",
         help="print a script that completes commands, flags and Params in a shell",

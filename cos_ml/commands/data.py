@@ -13,7 +13,7 @@ from cos_ml.paths import literal, local_path
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["FORMATS", "Data", "read", "write"]
+__all__ = ["FORMATS", "Data", "format_of", "read", "write"]
 
 FORMATS = ("parquet", "lmdb", "sequencefile", "images", "delta", "table", "csv", "json", "orc")
 OUTPUTS = ("parquet", "json", "orc", "delta")
@@ -42,7 +42,7 @@ class Data:
 
 def read(spark: SparkSession, data: Data) -> DataFrame:
     """The rows, with the columns of the format."""
-    kind = (data.format or _format_of(data.path)).lower()
+    kind = (data.format or format_of(data.path)).lower()
     df = _load(spark, kind, data.path, dict(data.options))
     if data.where:
         df = df.where(data.where)
@@ -83,7 +83,7 @@ def _check_no_options(kind: str, options: dict[str, Any]) -> None:
         raise InvalidInputError(f"--option {next(iter(options))}: the format {kind!r} takes only {allowed!r}.")
 
 
-def _format_of(path: str) -> str:
+def format_of(path: str) -> str:
     """The format of a path that was given without one: by its ending, or by what the folder contains."""
     found = local_path(path)
     folder = None if found is None else Path(found)

@@ -13,11 +13,14 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pyspark
 import pytest
 
 import cos_ml
 from cos_ml import DeepNetModel
+from cos_ml.commands.session import QUIET
 from cos_ml.job import cluster_check
 from tests.support import reference
 from tests.support.layers import Misbehaving
@@ -114,6 +117,25 @@ def test_spark_submit_of_the_demo(cluster, tmp_path):
     printed = submit(cluster, str(demo), str(tmp_path / "model"))
     assert f"saved to {tmp_path / 'model'}" in printed
     assert (tmp_path / "model" / "metadata").exists()
+
+
+def test_spark_submit_of_the_command_line(cluster, tmp_path):
+    """Errors are the program's exit status; see tests/local/test_commands.py for what commands do."""
+    table = pa.table({"label": [0.0, 1.0] * 4, "features": [[float(row), 1.0] for row in range(8)]})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    script = str(QUIET / "submit.py")
+    (tmp_path / "nets.py").write_text(
+        "import keras\n\ndef net():\n    return keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])\n"
+    )
+    printed = submit(
+        cluster, "--py-files", str(tmp_path / "nets.py"), script, "train", "--data", str(tmp_path / "rows.parquet"),
+        "--network", "nets:net", "--loss", "mse", "--numTrainWorkers", "2", "--save", str(tmp_path / "model"),
+    )  # fmt: skip
+    assert json.loads(printed)["ranks"] == 2
+    printed = submit(
+        cluster, script, "test", "--data", str(tmp_path / "rows.parquet"), "--model", str(tmp_path / "model")
+    )
+    assert json.loads(printed)["loss"] > 0
 
 
 def test_executors_use_the_environment_that_comes_as_an_archive(cluster, tmp_path):
