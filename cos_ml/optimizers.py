@@ -123,7 +123,7 @@ class Squares(keras.optimizers.Optimizer):
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Update the history and the weight."""
         history = self.histories[_key(variable)]
-        gradient = ops.convert_to_tensor(gradient, sparse=False)  # that of an Embedding may have a row more than once
+        gradient = ops.add(gradient, ops.zeros_like(variable))  # that of an Embedding may have a row more than once
         self.update_history(history, ops.square(gradient))
         rate = ops.cast(learning_rate, variable.dtype)
         scaled = ops.divide(gradient, ops.add(ops.sqrt(history), self.epsilon))
