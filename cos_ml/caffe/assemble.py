@@ -56,7 +56,7 @@ def assembled(
         scaled = [*weights, *rest] if any(weight != 1 for weight in weights) and any(compiled) else None
         model.compile(
             optimizer="sgd",
-            loss=_single([*compiled, *rest]),
+            loss=_single([*compiled, *rest]) if any(compiled) else None,  # layers may add all losses themselves
             loss_weights=None if scaled is None else scaled,
             metrics=_compiled_metrics([*found, *rest]),
         )
