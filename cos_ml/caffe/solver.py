@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from cos_ml import optimizers
 from cos_ml.caffe import prototxt as text
@@ -117,7 +118,7 @@ def _optimizer(solver: Any, decays: dict[str, float]) -> Any:
 
 def _exact(value: float) -> float:
     """A float32 of protobuf's as the decimal number that was written."""
-    return float(f"{value:.8g}") if value else 0.0
+    return float(str(np.float32(value)))
 
 
 def _schedule(solver: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from cos_ml.errors import InvalidInputError
@@ -69,7 +70,9 @@ def optimizer_from(plain: Any, network: Any) -> Any:
     keras = import_keras()
     # Its own getter knows the classes of a list, in which Keras 3.15 has forgotten one, Lamb.
     is_plain = isinstance(plain, dict)
-    optimizer = keras.saving.deserialize_keras_object(plain) if is_plain else keras.optimizers.get(plain)
+    # Of a copy, for Keras puts the schedule of a learning rate into what it is given.
+    made = keras.saving.deserialize_keras_object if is_plain else keras.optimizers.get
+    optimizer = made(copy.deepcopy(plain))
     if is_plain and plain.get(EXCLUDED):
         variables = network.variables
         excluded = [variables[index] for index in plain[EXCLUDED]["variables"]]
