@@ -8,7 +8,7 @@ SKIP = processes
 # Two processes, each with the tests of a file at a time: a fit waits as long as it computes.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test unit local test-conformance test-conformance-all test-latest test-cluster test-processes test-newest fuzz-lmdb params lint format benchmark clean
+.PHONY: help setup demo test unit local test-conformance test-conformance-all test-latest test-cluster test-processes test-newest fuzz-lmdb params notebooks lint format benchmark clean
 
 help:
 	@echo "make demo            train, save, reload and score a Pipeline on real data (sets everything up)"
@@ -24,6 +24,7 @@ help:
 	@echo "make format          ruff format, and ruff's automatic fixes"
 	@echo "make setup           the set-up alone: $(VENV), pinned dependencies, the Horovod build"
 	@echo "make params          write what follows from the Params: README's table and the stubs of getters and setters"
+	@echo "make notebooks       execute the notebooks of examples/notebooks and keep their outputs"
 	@echo "make benchmark       the figures of tests/benchmarks, beside the peers'"
 	@echo "make clean           remove $(VENV), .venv-latest and .venv-newest"
 
@@ -48,6 +49,9 @@ local: setup
 
 test-processes: setup
 	$(PYTEST) tests/local -m processes
+
+notebooks: setup
+	$(BIN)/python tools/run_notebooks.py
 
 test-cluster: setup
 	$(PYTEST) tests/standalone tests/cluster
