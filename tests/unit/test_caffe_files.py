@@ -34,8 +34,10 @@ BLOBS = {
 }
 MEMORY = """layer { name: "data" type: "MemoryData" top: "data" top: "label"
   memory_data_param { batch_size: 8 channels: 2 height: 5 width: 6 } %s }
-layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 3 weight_filler { type: "xavier" } } }
-layer { name: "aux" type: "InnerProduct" bottom: "data" top: "aux" inner_product_param { num_output: 3 weight_filler { type: "xavier" } } }
+layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip"
+  inner_product_param { num_output: 3 weight_filler { type: "xavier" } } }
+layer { name: "aux" type: "InnerProduct" bottom: "data" top: "aux"
+  inner_product_param { num_output: 3 weight_filler { type: "xavier" } } }
 layer { name: "aux/loss" type: "SoftmaxWithLoss" bottom: "aux" bottom: "label" top: "l1" loss_weight: 0.3 }
 layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "l2" }
 layer { name: "top1" type: "Accuracy" bottom: "ip" bottom: "label" top: "top1" }
