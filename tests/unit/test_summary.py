@@ -41,7 +41,7 @@ def test_without_matplotlib(monkeypatch):
 def test_a_history_by_steps():
     """Ends of epochs after steps 10 and 15, the last one partial; validations after 4, 8 and 12."""
     nan = float("nan")
-    history = {"step": [4, 8, 10, 12, 15], "loss": [5.0, 4.0, 3.0, 2.0, 1.0], "learning_rate": [nan, nan, 0.1, nan, 0.1]}
+    history = {"step": [4, 8, 10, 12, 15], "loss": [5.0, 4.0, 3.0, 2.0, 1.0], "rate": [nan, nan, 0.1, nan, 0.1]}
     summary = TrainingSummary(
         history=history, rows=80, validationRows=0, steps=10, ranks=[{}], seconds=[{}], epochSeconds=[1.0, 1.0],
         logs=[""], totalSteps=15,
@@ -57,5 +57,5 @@ def test_a_history_by_steps():
             return rows, schema
 
     rows, schema = summary.toDataFrame(Session())
-    assert schema == "epoch int, step long, `loss` double, `learning_rate` double"
+    assert schema == "epoch int, step long, `loss` double, `rate` double"
     assert [row[:3] for row in rows] == [(1, 4, 5.0), (1, 8, 4.0), (1, 10, 3.0), (2, 12, 2.0), (2, 15, 1.0)]
