@@ -42,7 +42,7 @@ demo: setup
 test: lint unit local
 
 unit: setup
-	$(PYTEST) tests/unit
+	$(PYTEST) tests/unit -m "not ($(SKIP))"
 
 local: setup
 	$(PYTEST) tests/local -m "not ($(SKIP))"

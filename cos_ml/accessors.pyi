@@ -162,8 +162,8 @@ class TrainingAccessors(ModelAccessors):
         """Gets patience: stop after this many epochs (>= 0), or validations with validationSteps, without a better
         val_loss (loss at the ends of epochs, if no rows validate). Unset: never."""
     def getRestoreBestWeights(self) -> bool:
-        """Gets restoreBestWeights: end with the weights of the epoch, or validation, of the best val_loss (loss, if no
-        rows validate), not the last."""
+        """Gets restoreBestWeights: end with the weights of the epoch, or validation, of the best val_loss (loss, if
+        none validate), not the last."""
     def getCallbacks(self) -> list[dict[str, Any]]:
         """Gets callbacks: Keras callbacks that run in the ranks, each made with cos_ml.callback(class, arguments)."""
     def getFrozenLayers(self) -> list[str]:
@@ -396,11 +396,11 @@ class EstimatorAccessors(TrainingAccessors):
         """Sets patience: stop after this many epochs (>= 0), or validations with validationSteps, without a better
         val_loss (loss at the ends of epochs, if no rows validate). Unset: never."""
     def getRestoreBestWeights(self) -> bool:
-        """Gets restoreBestWeights: end with the weights of the epoch, or validation, of the best val_loss (loss, if no
-        rows validate), not the last."""
+        """Gets restoreBestWeights: end with the weights of the epoch, or validation, of the best val_loss (loss, if
+        none validate), not the last."""
     def setRestoreBestWeights(self, value: bool) -> Self:
-        """Sets restoreBestWeights: end with the weights of the epoch, or validation, of the best val_loss (loss, if no
-        rows validate), not the last."""
+        """Sets restoreBestWeights: end with the weights of the epoch, or validation, of the best val_loss (loss, if
+        none validate), not the last."""
     def getCallbacks(self) -> list[dict[str, Any]]:
         """Gets callbacks: Keras callbacks that run in the ranks, each made with cos_ml.callback(class, arguments)."""
     def setCallbacks(self, value: list[Any]) -> Self:

@@ -59,7 +59,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         validationFraction: the share of rows that validate, in place of validationIndicatorCol.
         classWeights: weights of classes in the loss of the training rows, or "balanced".
         loss, metrics, lossWeights, optimizer: Keras identifiers, or Keras objects that are serializable.
-        batchSize, epochs, maxSteps, shuffle, seed, learningRate, patience, restoreBestWeights: how a network is trained.
+        batchSize, epochs, maxSteps, shuffle, seed, learningRate, patience, restoreBestWeights: how a network trains.
         layerLearningRates: factors of the learning rate by layer or weight.
         callbacks: Keras callbacks, each made with ``cos_ml.callback``.
         checkpointDir, checkpointInterval, checkpointSteps, resume: where and how often checkpoints are written.

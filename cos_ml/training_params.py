@@ -105,7 +105,7 @@ class TrainingParams(
     )
     restoreBestWeights = DeclaredParam(
         boolean,
-        "end with the weights of the epoch, or validation, of the best val_loss (loss, if no rows validate), not the last",
+        "end with the weights of the epoch, or validation, of the best val_loss (loss, if none validate), not the last",
         False,
         spec="restore_best",
         identifies=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,10 +23,12 @@ __all__ = ["layer_names", "layer_of_blob", "read"]
 
 METRICS = {"Accuracy"}
 
+logger = logging.getLogger(__name__)
+
 
 def read(
     prototxt: Any, caffemodel: Any = None, phase: str = "TEST", inputs: Mapping[str, Any] | None = None,
-    stages: Sequence[str] = (), level: int = 0, data_format: str = "channels_last", transform: bool = True,
+    stages: Sequence[str] = (), level: int = 0, data_format: str = "channels_last", transform: bool = False,
 ) -> keras.Model:  # fmt: skip
     """A network of Caffe's as a Keras model.
 
@@ -42,7 +45,8 @@ def read(
         level: the level that they ask for.
         data_format: "channels_last" where the model takes images as (height, width, channels), "channels_first" for
             Caffe's order.
-        transform: whether the model does what ``transform_param`` says; False where the data has been transformed.
+        transform: whether the model does what ``transform_param`` says, for images as they are stored. Without it, its
+            input is what Caffe has in the blob; a line of the log tells which layers' transformations are left out.
 
     Raises:
         InvalidInputError: a file is malformed, or a layer's type or one of its fields is not supported.
@@ -53,8 +57,8 @@ def read(
         raise InvalidInputError(f'inputs: expected a mapping such as {{"data": (3, 227, 227)}}, received {inputs!r}.')
     net = network(prototxt)
     layers = selected(net, phase, stages, level)
-    for layer in layers if not transform else ():
-        drop_transform(layer)
+    if not transform:
+        _drop_transforms(layers)
     walk = _Walk(layers, phase, dict(inputs or {}), data_format, prototxt)
     for index, layer in enumerate(walk.layers):
         walk.add(index, layer)
@@ -65,9 +69,34 @@ def read(
     return model
 
 
-def layer_of_blob(prototxt: Any, blob: str, phase: str = "TEST", stages: Sequence[str] = (), level: int = 0) -> str:
-    """The name of the Keras layer that gives a blob as it is at the end: of the last layer that writes it."""
+def _drop_transforms(layers: Sequence[Any]) -> None:
+    """Take the transformations of the data layers away, and say so."""
+    dropped = [
+        layer.name for layer in layers if any(transform_of(layer, at) is not None for at in range(len(layer.top)))
+    ]
+    for layer in layers:
+        drop_transform(layer)
+    if dropped:
+        logger.warning(
+            "Caffe layer %s: its transform_param is not part of the model, which expects what Caffe has in the blob. "
+            "For images as they are stored, pass transform=True.",
+            ", ".join(dropped),
+        )
+
+
+def layer_of_blob(
+    prototxt: Any, blob: str, phase: str = "TEST", stages: Sequence[str] = (), level: int = 0, transform: bool = False
+) -> str:
+    """The name of the Keras layer that gives a blob as it is at the end: of the last layer that writes it.
+
+    Arguments are those of ``read``.
+
+    Raises:
+        InvalidInputError: no layer writes the blob.
+    """
     layers = selected(network(prototxt), phase, stages, level)
+    for layer in layers if not transform else ():
+        drop_transform(layer)
     names = _Names(layers)
     found = None
     for index, layer in enumerate(layers):

@@ -45,9 +45,9 @@ def read_solver(
 ) -> dict[str, Any]:
     """Read a solver: what it says, as keywords of ``DeepNetEstimator``, the network included.
 
-    ``batchSize`` is that of the network's data layer and holds for each rank, as it held for each device of
-    CaffeOnSpark's. What the solver says of tests, snapshots and iterations counts steps, of which ``iter_size`` are one
-    iteration.
+    The network does what ``transform_param`` says, for images as they are stored. ``batchSize`` is that of the network's
+    data layer and holds for each rank, as it held for each device of CaffeOnSpark's. What the solver says of tests,
+    snapshots and iterations counts steps, of which ``iter_size`` are one iteration.
 
     Args:
         prototxt: the path of a solver file, or its text.
@@ -66,7 +66,9 @@ def read_solver(
     state = [*solver.train_state.stage, *stages]
     kept = text.selected(text.network(net), "TRAIN", state, solver.train_state.level)
     source = weights if weights is not None else _weights(solver, prototxt)
-    model = read(net, source, phase="TRAIN", inputs=inputs, stages=state, level=solver.train_state.level)
+    model = read(
+        net, source, phase="TRAIN", inputs=inputs, stages=state, level=solver.train_state.level, transform=True
+    )
     rates, decays = _multipliers(kept, model)
     keywords |= {"model": model, "optimizer": _optimizer(solver, decays)}
     if rates:

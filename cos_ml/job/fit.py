@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Candidate:
-    """One training of a fit: what its ranks do, the network that they start from, and which layers initialWeights set."""
+    """One training of a fit: what its ranks do, the network they start from, and which layers initialWeights set."""
 
     spec: TrainSpec
     network: Network

@@ -253,7 +253,7 @@ def test_shapes_that_the_file_does_not_declare(data_format):
     np.testing.assert_allclose(model(given), reference(x.transpose(0, 2, 3, 1)), atol=1e-6)
 
 
-def test_transform_param(tmp_path):
+def test_transform_param(tmp_path, caplog):
     mean = RNG.normal(size=(2, 5, 6)).astype(np.float32)
     (tmp_path / "mean.binaryproto").write_bytes(blob(mean, "legacy").SerializeToString())
     path = tmp_path / "net.prototxt"
@@ -262,8 +262,8 @@ def test_transform_param(tmp_path):
     whole = (x - mean) * 0.5
     flips = []
     for phase, training in (("TEST", False), ("TRAIN", True)):
-        model = read(path, phase=phase)
-        layer = model.get_layer(layer_of_blob(path, "data", phase))
+        model = read(path, phase=phase, transform=True)
+        layer = model.get_layer(layer_of_blob(path, "data", phase, transform=True))
         found = np.asarray(layer(x.transpose(0, 2, 3, 1), training=training)).transpose(0, 3, 1, 2)
         places = [(1, 1)] if phase == "TEST" else [(top, left) for top in range(3) for left in range(4)]
         seen = set()
@@ -280,14 +280,16 @@ def test_transform_param(tmp_path):
     again = keras.models.load_model(loaded)
     images = x.transpose(0, 2, 3, 1)
     np.testing.assert_allclose(again(images)[0], model(images)[0], atol=1e-6)
-    assert read(path, transform=False).input_shape == (None, 3, 3, 2)
+    caplog.clear()
+    assert read(path).input_shape == (None, 3, 3, 2)
+    assert "pass transform=True" in caplog.text
 
 
 def test_means_that_do_not_fit(tmp_path):
     for given, said in (("mean_value: [1, 2, 3]", "mean of 2 channels"), ('mean_file: "no/where"', "no/where"),
                         ("crop_size: 9", "crop_size 9")):  # fmt: skip
         with pytest.raises(InvalidInputError, match=said):
-            read(MEMORY % f"transform_param {{ {given} }}")
+            read(MEMORY % f"transform_param {{ {given} }}", transform=True)
 
 
 def test_weights_shared_by_name(tmp_path):
