@@ -45,9 +45,9 @@ def read_solver(
 ) -> dict[str, Any]:
     """Read a solver: what it says, as keywords of ``DeepNetEstimator``, the network included.
 
-    The network does what ``transform_param`` says, for images as they are stored. ``batchSize`` is that of the network's
-    data layer and holds for each rank, as it held for each device of CaffeOnSpark's. What the solver says of tests,
-    snapshots and iterations counts steps, of which ``iter_size`` are one iteration.
+    The network does what ``transform_param`` says, for images as they are stored. ``batchSize`` is that of its data layer
+    and holds for each rank, as it held for each device of CaffeOnSpark's. What the solver says of tests, snapshots and
+    iterations counts steps, of which ``iter_size`` are one iteration.
 
     Args:
         prototxt: the path of a solver file, or its text.

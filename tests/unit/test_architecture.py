@@ -82,8 +82,10 @@ LONG: dict[str, str] = {}
 
 MAX_BODY = 40  # lines, without the docstring
 MAX_MODULE = 500  # lines
-# Lines, without what reads and converts data sets and builds Horovod: what is there now, so that growth is a decision.
-MAX_PACKAGE = 14500
+# Lines, without what reads Caffe's files and data sets, the commands, and what builds Horovod: what is there now, so that
+# growth is a decision.
+MAX_PACKAGE = 17000
+LEAVES = ("caffe", "commands", "sources", "horovod_build")
 
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -229,7 +231,7 @@ def test_modules_of_internals_exist():
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "cos_ml.spark_internals"])
 def test_only_spark_internals_calls_the_jvm(module):
-    assert not re.findall(r".*_j[a-z].*", MODULES[module].read_text())
+    assert not re.findall(r".*[.\"']_j[a-z].*", MODULES[module].read_text())
 
 
 @every_module
@@ -260,5 +262,5 @@ def test_no_function_is_too_long(module):
 
 
 def test_the_package_stays_small():
-    counted = [path for name, path in MODULES.items() if package_of(name) not in ("sources", "horovod_build")]
+    counted = [path for name, path in MODULES.items() if package_of(name) not in LEAVES]
     assert sum(len(path.read_text().splitlines()) for path in counted) < MAX_PACKAGE
