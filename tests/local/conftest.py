@@ -34,4 +34,4 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
 def _new_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that is marked ``processes`` has ranks that are started as a user's are."""
     if request.node.get_closest_marker("processes"):
-        monkeypatch.setattr(barrier, "run", barrier.run.__wrapped__)
+        monkeypatch.setattr(barrier, "run", getattr(barrier.run, "__wrapped__", barrier.run))
