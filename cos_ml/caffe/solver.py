@@ -41,13 +41,14 @@ PASSED_OVER = {
 
 
 def read_solver(
-    prototxt: Any, network: Any = None, weights: Any = None, stages: Sequence[str] = (), inputs: Any = None
-) -> dict[str, Any]:
+    prototxt: Any, network: Any = None, weights: Any = None, stages: Sequence[str] = (), inputs: Any = None,
+    data_format: str = "channels_last",
+) -> dict[str, Any]:  # fmt: skip
     """Read a solver: what it says, as keywords of ``DeepNetEstimator``, the network included.
 
-    The network does what ``transform_param`` says, for images as they are stored. ``batchSize`` is that of its data layer
-    and holds for each rank, as it held for each device of CaffeOnSpark's. What the solver says of tests, snapshots and
-    iterations counts steps, of which ``iter_size`` are one iteration.
+    The network does what ``transform_param`` says, for images as they are stored. ``batchSize`` is that of its data
+    layer and holds for each rank, as it held for each device of CaffeOnSpark's. What the solver says of tests,
+    snapshots and iterations counts steps, of which ``iter_size`` are one iteration.
 
     Args:
         prototxt: the path of a solver file, or its text.
@@ -55,6 +56,7 @@ def read_solver(
         weights: a caffemodel with the weights at the start, in place of the one that the solver names.
         stages: stages of the network, beside those of ``train_state``.
         inputs: the shapes of inputs that the network does not tell, as ``read`` takes them.
+        data_format: "channels_first" for images in Caffe's order, as ``read`` takes it.
 
     Raises:
         InvalidInputError: a field is missing, or has a value that Caffe or cos_ml does not know.
@@ -66,9 +68,7 @@ def read_solver(
     state = [*solver.train_state.stage, *stages]
     kept = text.selected(text.network(net), "TRAIN", state, solver.train_state.level)
     source = weights if weights is not None else _weights(solver, prototxt)
-    model = read(
-        net, source, phase="TRAIN", inputs=inputs, stages=state, level=solver.train_state.level, transform=True
-    )
+    model = read(net, source, "TRAIN", inputs, state, solver.train_state.level, data_format, transform=True)
     rates, decays = _multipliers(kept, model)
     keywords |= {"model": model, "optimizer": _optimizer(solver, decays)}
     if rates:

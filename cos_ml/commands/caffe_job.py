@@ -49,9 +49,15 @@ class Job:
         states = [self.solver.train_state] if phase == "TRAIN" else list(self.solver.test_state[:1])
         return [stage for state in states for stage in state.stage]
 
+    def level(self, phase: str) -> int:
+        """The level of the network in a phase."""
+        if phase == "TRAIN":
+            return int(self.solver.train_state.level)
+        return int(self.solver.test_state[0].level) if self.solver.test_state else 0
+
     def layers(self, phase: str) -> list[Any]:
         """The network's layers in a phase."""
-        return prototxt.selected(prototxt.network(self.net), phase, self.stages(phase))
+        return prototxt.selected(prototxt.network(self.net), phase, self.stages(phase), self.level(phase))
 
     def source(self, phase: str) -> caffe_data.Source:
         """The rows of the network's data layer in a phase."""
@@ -63,11 +69,11 @@ class Job:
             self.sources[phase] = found
         return self.sources[phase]
 
-    def network(self, phase: str, weights: str | None) -> keras.Model:
-        """The network in a phase, for rows as the data layers give them."""
-        shapes = self.source(phase).shapes
-        stages = self.stages(phase)
-        return caffe.read(self.net, weights, phase, shapes, stages, data_format="channels_first")
+    def scoring(self, weights: str | None) -> keras.Model:
+        """The network of the phase TEST, for rows as the data layers give them."""
+        stages, level = self.stages("TEST"), self.level("TEST")
+        shapes = self.source("TEST").shapes
+        return caffe.read(self.net, weights, "TEST", shapes, stages, level, "channels_first", transform=True)
 
 
 def run(spark: SparkSession, given: dict[str, Any], ranks: int) -> None:
@@ -89,10 +95,9 @@ def _train(job: Job, ranks: int) -> keras.Model:
     from cos_ml import DeepNetEstimator
 
     given, source = job.given, job.source("TRAIN")
-    keywords = caffe.read_solver(given["conf"], weights=given["weights"], inputs=source.shapes)
-    initial = keywords["model"].get_weights()
-    keywords["model"] = job.network("TRAIN", None)  # with the channels first, as the rows have them
-    keywords["model"].set_weights(initial)
+    keywords = caffe.read_solver(
+        given["conf"], weights=given["weights"], inputs=source.shapes, data_format="channels_first"
+    )
     rows = source.rows
     if keywords.pop("validationSteps", None) and job.solver.test_iter and job.solver.test_iter[0]:
         rows = _with_validation(job, rows)
@@ -144,10 +149,10 @@ def _scoring_network(job: Job, trained: keras.Model | None) -> keras.Model:
     """The network of the phase TEST with the weights that were trained, or those of -model or -weights."""
     path = job.given["model"] or job.given["weights"]
     if trained is None and path.endswith((".caffemodel", ".caffemodel.h5")):
-        return job.network("TEST", local_path(path) or path)
+        return job.scoring(local_path(path) or path)
     if trained is None:
         trained = network.load_model(local_path(path) or path, None, {}).toKeras()
-    found = job.network("TEST", None)
+    found = job.scoring(None)
     given = {layer.name: layer for layer in trained.layers}
     for layer in found.layers:
         if layer.weights and layer.name not in given:
@@ -172,8 +177,9 @@ def _features(job: Job, scoring: keras.Model) -> None:
     computed = [blob for blob in blobs if blob not in source.tops or blob in inputs]
     wanted = {blob: F.array(F.col(f"`{blob}`").cast("float")) for blob in blobs if blob not in computed}
     if computed:
-        names = [caffe.layer_of_blob(job.net, blob, "TEST", job.stages("TEST")) for blob in computed]
-        flat = [_in_caffe_order(scoring.get_layer(name).output, f"blob_{at}") for at, name in enumerate(names)]
+        stages, level = job.stages("TEST"), job.level("TEST")
+        names = [caffe.layer_of_blob(job.net, blob, "TEST", stages, level, transform=True) for blob in computed]
+        flat = [_in_caffe_order(scoring, name, f"blob_{at}") for at, name in enumerate(names)]
         model = DeepNetModel(
             model=keras.Model(scoring.inputs, flat), featureLayers=[f"blob_{at}" for at in range(len(flat))],
             **{name: value for name, value in columns.items() if not name.startswith("label")}, **NO_COLUMNS,
@@ -184,9 +190,10 @@ def _features(job: Job, scoring: keras.Model) -> None:
     data.write(chosen, _output(job.given), job.given["outputFormat"] or "json", overwrite=False)
 
 
-def _in_caffe_order(tensor: Any, name: str) -> Any:
-    """A blob's tensor, flat: images have their channels first in Caffe, and last here."""
-    if len(tensor.shape) == 4:
+def _in_caffe_order(network: keras.Model, layer: str, name: str) -> Any:
+    """A layer's output, flat: images have their channels first in Caffe and in inputs, and last in other layers."""
+    tensor = network.get_layer(layer).output
+    if len(tensor.shape) == 4 and layer not in [one.name for one in network.inputs]:
         tensor = keras.layers.Permute((3, 1, 2), name=f"{name}_permute")(tensor)
     return keras.layers.Flatten(name=name)(tensor)
 

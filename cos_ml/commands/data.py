@@ -13,7 +13,7 @@ from cos_ml.paths import literal, local_path
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["FORMATS", "Data", "format_of", "read", "write"]
+__all__ = ["FORMATS", "Data", "format_of", "layout", "read", "write"]
 
 FORMATS = ("parquet", "lmdb", "sequencefile", "images", "delta", "table", "csv", "json", "orc")
 OUTPUTS = ("parquet", "json", "orc", "delta")
@@ -38,6 +38,12 @@ class Data:
     options: dict[str, str] = field(default_factory=dict)
     image_size: str | None = None
     where: str | None = None
+
+
+def layout(data: Data) -> str:
+    """The order of images' axes, as ``data_format``: Datums have Caffe's, images that are decoded here Keras's."""
+    kind = (data.format or format_of(data.path)).lower()
+    return "channels_first" if kind in ("lmdb", "sequencefile") and data.image_size is None else "channels_last"
 
 
 def read(spark: SparkSession, data: Data) -> DataFrame:

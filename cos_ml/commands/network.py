@@ -22,13 +22,17 @@ def is_prototxt(reference: str) -> bool:
     return reference.endswith((".prototxt", ".pbtxt", ".prototxt.txt"))
 
 
-def load(reference: str, weights: str | None, phase: str) -> tuple[Any, dict[str, Any]]:
-    """The value of the Param ``model``, and Params that ``weights`` becomes where the network is not Caffe's."""
+def load(reference: str, weights: str | None, phase: str, layout: str) -> tuple[Any, dict[str, Any]]:
+    """The value of the Param ``model``, and Params that ``weights`` becomes where the network is not Caffe's.
+
+    ``layout`` is the ``data_format`` of a network of Caffe's, which takes images as they are stored.
+    """
     if is_prototxt(reference):
         from cos_ml import caffe
 
         is_caffe = weights is not None and weights.endswith(".caffemodel")
-        network = caffe.read(_file(reference), _file(str(weights)) if is_caffe else None, phase=phase)
+        caffemodel = _file(str(weights)) if is_caffe else None
+        network = caffe.read(_file(reference), caffemodel, phase, data_format=layout, transform=True)
         return network, {"initialWeights": weights} if weights and not is_caffe else {}
     more = {"initialWeights": weights} if weights else {}
     if FUNCTION.fullmatch(reference) and not os.path.exists(reference):
@@ -40,11 +44,11 @@ def load(reference: str, weights: str | None, phase: str) -> tuple[Any, dict[str
     return reference, more
 
 
-def load_model(reference: str, weights: str | None, params: dict[str, Any]) -> Any:
+def load_model(reference: str, weights: str | None, params: dict[str, Any], layout: str = "channels_last") -> Any:
     """A DeepNetModel of a network, with these Params; one that was saved keeps its own beside them."""
     from cos_ml import DeepNetModel
 
-    network, more = load(reference, weights, "TEST")
+    network, more = load(reference, weights, "TEST", layout)
     if more:
         raise InvalidInputError(
             f"--weights {weights}: only a prototxt takes weights here, as a .caffemodel; a .keras file and a saved "

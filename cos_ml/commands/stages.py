@@ -28,11 +28,11 @@ def train(given: dict[str, Any], rest: dict[str, Any], flags: list[str]) -> None
     if solver := given.get("solver"):
         from cos_ml import caffe
 
-        keywords |= caffe.read_solver(solver)
+        keywords |= caffe.read_solver(solver, data_format=data.layout(_data(given)))
     if reference is None and "model" not in keywords:
         raise InvalidInputError("--network: expected a .keras file, module:function or a prototxt; or --solver.")
     if reference is not None:
-        keywords["model"], more = network.load(reference, weights, "TRAIN")
+        keywords["model"], more = network.load(reference, weights, "TRAIN", data.layout(_data(given)))
         keywords |= more
     elif weights:
         keywords["initialWeights"] = weights
@@ -137,7 +137,8 @@ def _model(given: dict[str, Any], rest: dict[str, Any], flags: list[str]) -> Any
     if "network" not in given:
         raise InvalidInputError("--network: expected a saved model, a .keras file, module:function or a prototxt.")
     _check_paths(given)
-    return network.load_model(given["network"], given.get("weights"), params_of(DeepNetModel, rest, flags))
+    params = params_of(DeepNetModel, rest, flags)
+    return network.load_model(given["network"], given.get("weights"), params, data.layout(_data(given)))
 
 
 def _check_paths(given: dict[str, Any]) -> None:
