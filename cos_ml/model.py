@@ -176,7 +176,8 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
         mean. Rows count by ``weightCol``, if that is set.
 
         Returns:
-            DataFrame: one row with a Vector for each column of Vectors, and a double for each column of numbers.
+            DataFrame: one row with a Vector for each column of Vectors, and a double for each column of numbers; NaN
+            without rows, or null in place of a Vector whose size only rows can tell.
 
         Raises:
             InvalidInputError: a column or a row is invalid, or all output columns are omitted.
@@ -186,7 +187,8 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
         columns = [*check_outputs(self, dataset, network, kinds_of(self, network)).values()]
         if not columns:
             raise InvalidInputError("mean() needs an output column, but all are omitted: set predictionCol.")
-        return means(self.transform(dataset), columns, self.value_or_none(self.weightCol))
+        skip = self.getHandleInvalid() == "skip"
+        return means(self.transform(dataset), columns, self.value_or_none(self.weightCol), skip)
 
     def _network(self) -> Network:
         if not self.isSet(self.model):

@@ -6,6 +6,7 @@ from pyspark.ml.evaluation import MulticlassClassificationEvaluator
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import Vectors
 from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
+from pyspark.sql import functions as F
 
 from cos_ml import DeepNetEstimator
 from cos_ml.errors import InvalidInputError
@@ -91,6 +92,17 @@ def test_the_mean_of_each_output_column(rows, fitted):
     expected = np.average([row["block/one"].toArray() for row in scored], axis=0, weights=weights)
     np.testing.assert_allclose(weighted["block/one"].toArray(), expected, rtol=1e-12)
     assert weighted["prediction"] == pytest.approx(np.average([row["prediction"] for row in scored], weights=weights))
+
+
+def test_the_mean_of_no_rows_is_nan(rows, fitted):
+    _, _, model = fitted
+    by_weight = model.copy({model.weightCol: "weight"})
+    nothing = [rows.limit(0), rows.withColumn("weight", F.lit(0.0))]
+    for [found] in (model.mean(nothing[0]).collect(), by_weight.mean(nothing[1]).collect()):
+        assert np.isnan(found["prediction"])
+        np.testing.assert_array_equal(found["block/one"].toArray(), [np.nan] * 3)
+    with pytest.raises(Exception, match=r"Column 'weight' \(weightCol\): expected a finite number >= 0, received -1.0"):
+        by_weight.mean(rows.withColumn("weight", F.lit(-1.0))).collect()
 
 
 def test_saved_with_the_estimator_and_in_a_grid(fitted, tmp_path):
