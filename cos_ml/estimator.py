@@ -245,6 +245,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         self._check_training(network, arguments, frozen, fields)
         modules = {*network.modules, *custom_modules(arguments), *custom_modules(callbacks)}
         weight, validation = self.value_or_none(self.weightCol), self.value_or_none(self.validationIndicatorCol)
+        rates = self.value_or_none(self.layerLearningRates)
         labels = self.label_columns(dataset, network, loss)
         labels, classes = with_class_weights(self.value_or_none(self.classWeights), network, labels, loss)
         spec = TrainSpec(
@@ -256,7 +257,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
             compile=arguments,
             modules=tuple(sorted(modules)),
             frozen=frozen,
-            layer_rates=checked_rates(network, self.value_or_none(self.layerLearningRates) or {}, frozen, arguments),
+            layer_rates=checked_rates(network, rates or {}, frozen, arguments),
             callbacks=tuple(callbacks),
             stop_at_non_finite=self.getHandleNonFiniteLoss() == "error",
             variables=horovod_env.variables(self.getHorovodOptions()),

@@ -41,7 +41,7 @@ _done: weakref.WeakKeyDictionary[Network, dict[str, tuple[Network, Report]]] = w
 
 
 @keras.saving.register_keras_serializable(package="cos_ml")
-class WeightsFile(keras.layers.Layer):  # type: ignore[misc]
+class WeightsFile(keras.layers.Layer):  # type: ignore[misc, name-defined]
     """The bytes of a file of weights, in a layer that computes nothing.
 
     Args:

@@ -61,7 +61,7 @@ class DataTransform(keras.layers.Layer):
     def _cropped(self, images: Any, random: bool) -> Any:
         room = [ops.shape(images)[axis + 1] - side for axis, side in enumerate(self.crop or ())]
         if not random:
-            (top, left), (height, width) = [(space // 2) for space in room], self.crop
+            (top, left), (height, width) = [(space // 2) for space in room], self.crop or (0, 0)
             return images[:, top : top + height, left : left + width]
         for axis, (side, space) in enumerate(zip(self.crop or (), room, strict=True), 1):
             places = keras.random.uniform((ops.shape(images)[0], 1), seed=self._random)

@@ -138,7 +138,7 @@ def _of_datums(layer: Any, rows: DataFrame, resize: bool) -> Source:
         sides = declared if all(declared) else _sides_of_image(row["data"], given.channels)
         image = _decoded(F.col("data"), sides, "stretch" if resize or not all(declared) else "none")
     else:
-        own = tuple(row.get(name) or 0 for name in ("channels", "height", "width"))
+        own = (row.get("channels") or 0, row.get("height") or 0, row.get("width") or 0)
         sides = own if all(own) else declared
         if resize and all(declared) and sides != declared:
             raise InvalidInputError(

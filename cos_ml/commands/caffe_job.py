@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-NO_COLUMNS = {"predictionCol": "", "probabilityCol": "", "rawPredictionCol": ""}
+NO_COLUMNS: dict[str, Any] = {"predictionCol": "", "probabilityCol": "", "rawPredictionCol": ""}
 
 
 @dataclass
@@ -180,10 +180,9 @@ def _features(job: Job, scoring: keras.Model) -> None:
         stages, level = job.stages("TEST"), job.level("TEST")
         names = [caffe.layer_of_blob(job.net, blob, "TEST", stages, level, transform=True) for blob in computed]
         flat = [_in_caffe_order(scoring, name, f"blob_{at}") for at, name in enumerate(names)]
-        model = DeepNetModel(
-            model=keras.Model(scoring.inputs, flat), featureLayers=[f"blob_{at}" for at in range(len(flat))],
-            **{name: value for name, value in columns.items() if not name.startswith("label")}, **NO_COLUMNS,
-        )  # fmt: skip
+        given = {name: value for name, value in columns.items() if not name.startswith("label")} | NO_COLUMNS
+        layers = [f"blob_{at}" for at in range(len(flat))]
+        model = DeepNetModel(model=keras.Model(scoring.inputs, flat), featureLayers=layers, **given)
         rows = model.transform(rows)
         wanted |= {blob: vector_to_array(F.col(f"blob_{at}"), "float32") for at, blob in enumerate(computed)}
     chosen = rows.select(caffe_data.SAMPLE_ID, *(wanted[blob].alias(blob) for blob in blobs))
@@ -205,7 +204,7 @@ def _test(job: Job, scoring: keras.Model) -> None:
     columns, rows = _columns(job, "TEST", scoring, job.source("TEST").rows)
     model = DeepNetModel(model=scoring, **columns)
     compiled = any(layer.type.endswith("Loss") for layer in job.layers("TEST"))
-    found = dict(model.evaluate(rows)) if compiled else model.mean(rows).first().asDict()
+    found = dict(model.evaluate(rows)) if compiled else model.mean(rows).collect()[0].asDict()
     text = json_text(found)
     print(text)
     if job.given["output"]:

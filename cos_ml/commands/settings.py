@@ -126,7 +126,7 @@ def _callbacks(value: Any) -> Any:
         raise InvalidInputError(
             f'--callbacks: expected names of classes, or mappings with the key "class", received {value!r}.'
         )
-    given = [{"class": item} if isinstance(item, str) else dict(item) for item in items]
+    given: list[dict[str, Any]] = [{"class": item} if isinstance(item, str) else dict(item) for item in items]
     return [callback(item.pop("class"), **item.pop("arguments", {}), **item) for item in given]
 
 

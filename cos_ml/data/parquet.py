@@ -147,7 +147,7 @@ def _count(file: Any, index: int, spec: TrainSpec, names: dict[str, str]) -> tup
     validation = 0
     if spec.validation_fraction and "v" not in names:
         validation = _count_hashed(file, index, spec, names)
-    elif "v" in names:
+    elif spec.validation or spec.validation_fraction:
         marks = file.read_row_group(index, columns=[names["v"]]).column(0)
         validation = int(validation_mask(marks).sum())
         if spec.validation and marks.null_count:

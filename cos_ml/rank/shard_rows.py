@@ -98,8 +98,8 @@ class ShardRows:
         """The row groups one by one, decoded and checked."""
         if self.rank >= self.shards.groups:
             return
-        marked = "v" in self.shards.names
-        hashed = bool(self.spec.validation_fraction) and not marked
+        hashed = bool(self.spec.validation_fraction) and "v" not in self.shards.names
+        marked = bool(self.spec.validation or self.spec.validation_fraction) and not hashed
         read = self.columns if hashed else columns
         wanted = {column.field: self.shards.names[column.field] for column in read}
         if marked:

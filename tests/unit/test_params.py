@@ -95,6 +95,8 @@ VALUES = {
     "learningRate": 0.5,
     "batchSize": 64,
     "epochs": 3,
+    "maxSteps": 70,
+    "validationSteps": 20,
     "shuffle": False,
     "seed": 7,
     "numTrainWorkers": 2,
@@ -176,7 +178,8 @@ def test_a_default_is_a_value_as_its_converter_returns_it(stage, param):
 def test_the_model_shares_params_of_the_estimator():
     assert issubclass(EstimatorParams, ModelParams)
     assert [param.name for param in ModelParams().params] == sorted(SHARED)
-    assert [param.name for param in DeepNetModel().params] == [param.name for param in DeepNetEstimator().params]
+    own = {"initialWeights"}  # a network, and the trained one is the model's
+    assert {param.name for param in DeepNetModel().params} == {param.name for param in DeepNetEstimator().params} - own
 
 
 def test_spec_fields_have_the_defaults_of_their_params():
@@ -199,7 +202,7 @@ def test_what_identifies_a_fit():
         "learningRate", "batchSize", "epochs", "shuffle", "seed", "handleInvalid", "callbacks", "patience",
         "restoreBestWeights", "numTrainWorkers", "feed", "checkpointSteps", "gradientCompression",
         "gradientAccumulationSteps", "dtypePolicy", "stepsPerExecution", "paddingValue", "classWeights",
-        "layerLearningRates", "validationFraction",
+        "layerLearningRates", "validationFraction", "maxSteps", "validationSteps",
     }  # fmt: skip
 
 
@@ -247,7 +250,7 @@ def test_the_seed_is_fixed():
 @pytest.mark.parametrize("stage", [DeepNetEstimator, DeepNetModel])
 def test_every_param_can_be_set_by_keyword_setter_and_set_params(stage):
     params = [name for name in dir(stage) if isinstance(getattr(stage, name), Param)]
-    assert set(params) == set(VALUES) | {"model"}
+    assert set(params) == set(VALUES) | ({"model"} if stage is DeepNetModel else {"model", "initialWeights"})
     if stage is DeepNetModel:
         params = SHARED
     keywords = stage.__init__.__wrapped__.__kwdefaults__
