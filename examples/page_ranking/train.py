@@ -141,12 +141,13 @@ def by_clicks(train: DataFrame, test: DataFrame) -> list[tuple[Any, Any]]:
     return [([page.score for page in row.pages], [page.grade for page in row.pages]) for row in rows.collect()]
 
 
-def main(count: int = 16_000) -> None:
+def main(count: int = 8_000) -> None:
     """Train on four fifths of the searches, and rank the pages of the others."""
     os.environ.setdefault("PYSPARK_SUBMIT_ARGS", "--master local[2] pyspark-shell")
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # executors need the Python that has cos_ml
     os.environ.setdefault("SPARK_CONF_DIR", str(Path(cos_ml.__file__).with_name("conf")))  # log errors only
     spark = SparkSession.builder.getOrCreate()
+    keras.utils.set_random_seed(0)
     rows = [(index, *row) for index, row in enumerate(searches(count))]
     schema = "id int, query string, titles array<string>, urls array<string>, clicks array<boolean>, grades array<int>"
     data = columns(spark.createDataFrame(rows, schema)).cache()
