@@ -69,3 +69,10 @@ def test_captions():
     assert float(accuracy) > 0.4  # 0.98 takes all pictures and epochs
     assert re.search(r"^captions without a mistake: 0\.\d{4}$", printed, re.MULTILINE)
     assert re.search(r"^\|an? [a-z ]+\|(an?|two) [a-z ]+\|0\.\d{3} +\|$", printed, re.MULTILINE)
+
+
+def test_page_ranking():
+    printed = run("page_ranking/train.py", "800")
+    found = dict(re.findall(r"^(as shown|LogisticRegression|network) +(0\.\d{4})$", printed, re.MULTILINE))
+    assert len(found) == 3
+    assert float(found["network"]) > max(float(found["LogisticRegression"]), float(found["as shown"]))
