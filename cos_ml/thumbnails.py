@@ -199,9 +199,9 @@ def _of_datums(values: Sequence[Any], shapes: Sequence[tuple[int, int, int]]) ->
         arrays = _as_bytes(arrays)
     found: list[Picture | None] = []
     for value, array, shape in zip(values, arrays, shapes, strict=True):
-        encoded = _decoded(value) if isinstance(value, (bytes, bytearray)) else None
-        fits = array is not None and None not in shape and shape[0] in (1, 3) and math.prod(shape) == array.size
-        if encoded is None and fits:
+        encoded = _decoded(bytes(value)) if isinstance(value, (bytes, bytearray)) else None
+        fits = None not in shape and shape[0] in (1, 3)
+        if encoded is None and array is not None and fits and math.prod(shape) == array.size:
             planes = array.reshape(shape)[::-1].transpose(1, 2, 0)
             encoded = _as_picture(planes, planes.shape)
         found.append(encoded)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import importlib.util
 import json
 import secrets
 import socket
@@ -153,9 +154,7 @@ class Display:
     def _move_bar(self, event: Mapping[str, Any]) -> None:
         total = round(event["total_steps"] / event["steps"] * event["rows"])
         if self._bar is None:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(total=total, unit=" rows", unit_scale=True, leave=False, dynamic_ncols=True)
+            self._bar = _tqdm()(total=total, unit=" rows", unit_scale=True, leave=False, dynamic_ncols=True)
         done = (event["epoch"] - 1 + event["step"] / event["steps"]) * event["rows"]
         if done < self._bar.n or total != self._bar.total:
             self._bar.reset(total)  # the next candidate of a grid
@@ -164,6 +163,15 @@ class Display:
         self._bar.set_postfix({"step": f"{event['step']}/{event['steps']}", "loss": loss}, refresh=False)
         self._bar.update(max(0, int(done) - self._bar.n))
         self._bar.refresh()
+
+
+def _tqdm() -> Any:
+    """The bar that suits where this runs; a notebook without ipywidgets gets that of a terminal, and no warning."""
+    if importlib.util.find_spec("ipywidgets") is None:
+        from tqdm import tqdm
+    else:
+        from tqdm.auto import tqdm
+    return tqdm
 
 
 def _sanitized(value: Any) -> Any:
