@@ -111,10 +111,13 @@ def _of_cos_data(layer: Any, rows: DataFrame) -> Source:
     for name, top in zip(layer.top, layer.cos_data_param.top, strict=True):
         column: Column = F.col(f"`{top.name or name}`")
         kind = kinds[top.type].name
-        sides = (top.channels, top.out_height or top.height, top.out_width or top.width)
         if kind.startswith("ENCODED_IMAGE"):
-            column = _decoded(column, sides)
-            shapes[name] = sides
+            shapes[name] = (top.channels, top.height, top.width)
+            if not top.transform_param.crop_size:
+                shapes[name] = (top.channels, top.out_height or top.height, top.out_width or top.width)
+            if kind == "ENCODED_IMAGE_WITH_DIM":
+                column = column["image"]
+            column = _decoded(column, shapes[name])
         elif kind == "RAW_IMAGE":
             shapes[name] = (top.channels, top.height, top.width)
         elif kind in ("STRING", "INT", "FLOAT"):
@@ -177,10 +180,16 @@ def _decoded(files: Column, sides: tuple[int, int, int], resize: str = "stretch"
 
     @F.pandas_udf(T.BinaryType())  # type: ignore[attr-defined]
     def decode(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        for images in decode_batches(batches, spec, "data", "error"):
+        encoded = (batch.map(_file) for batch in batches)
+        for images in decode_batches(encoded, spec, "data", "error"):
             yield images.map(lambda pixels: _caffe_order(pixels, sides))
 
     return decode(files)
+
+
+def _file(value: Any) -> Any:
+    """An image file, which CaffeOnSpark's tools have written as an array of bytes."""
+    return np.asarray(value, np.int8).tobytes() if isinstance(value, (np.ndarray, list)) else value
 
 
 def _caffe_order(pixels: bytes, sides: tuple[int, int, int]) -> bytes:

@@ -1,12 +1,16 @@
 """The commands of ``cos-ml``, in the tests' session."""
 
+import io
 import json
 
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from cos_ml import DeepNetModel, cli
+from cos_ml.caffe import prototxt
+from cos_ml.commands import caffe_data
 from cos_ml.network.keras_import import import_keras
 from cos_ml.sources import register
 from tests.support import reference
@@ -153,3 +157,28 @@ def test_test_writes_loss_and_accuracy(directory, capsys):
     assert found == json.loads(printed.out)
     assert found["accuracy"] >= 0.9
     assert found["loss"] < 0.5
+
+
+COS_DATA = """
+layer { name: "data" type: "CoSData" top: "pixels" top: "words" source_class: "com.yahoo.ml.caffe.DataFrameSource"
+  cos_data_param { source: "SOURCE" batch_size: 2
+    top { name: "data" type: ENCODED_IMAGE_WITH_DIM channels: 3 height: 6 width: 8 out_height: 5 out_width: 5
+      transform_param { crop_size: 5 } }
+    top { name: "input_sentence" type: INT_ARRAY channels: 4 sample_num_axes: 1 transpose: true } } }
+"""
+
+
+def test_rows_of_captions_are_read_as_caffe_on_spark_wrote_them(spark, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 8, 3)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    signed = np.frombuffer(file.getvalue(), np.int8).tolist()
+    schema = "id string, data struct<height: int, width: int, image: array<tinyint>>, input_sentence array<int>"
+    path = str(tmp_path / "captions")
+    spark.createDataFrame([("7", (6, 8, signed), [0, 5, 2, -1])], schema).write.parquet(path)
+    (layer,) = prototxt.network(COS_DATA.replace("SOURCE", path)).layer
+    source = caffe_data.read(spark, layer, "net.prototxt", resize=False, partitions=None)
+    (row,) = source.rows.collect()
+    assert (row.SampleID, row.words) == ("7", [0, 5, 2, -1])
+    assert source.shapes == {"pixels": (3, 6, 8)}  # as large as the crop's images, not as what it leaves
+    assert bytes(row.pixels) == pixels[:, :, ::-1].transpose(2, 0, 1).tobytes()
