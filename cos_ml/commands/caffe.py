@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 from cos_ml.commands.session import key_values, session
 from cos_ml.errors import InvalidInputError
+from cos_ml.paths import local_path
 
 __all__ = ["FLAGS", "add", "mapping"]
 
@@ -57,6 +59,9 @@ def add(commands: Any) -> None:
 def _run(master: str | None, settings: list[str] | None, **given: Any) -> None:
     check(given)
     with session("caffe", master, key_values(settings, "--conf")) as spark:
+        from cos_ml.network.keras_import import import_keras
+
+        import_keras()  # first, for TensorFlow's own lines not to be printed
         from cos_ml.commands import caffe_job
 
         executors = given["clusterSize"] or int(spark.conf.get("spark.executor.instances", None) or 1)
@@ -79,6 +84,9 @@ def check(given: dict[str, Any]) -> None:
         raise InvalidInputError(f"-outputFormat {given['outputFormat']}: expected json or parquet.")
     if given["connection"] and given["connection"].lower() not in ("ethernet", "infiniband"):
         raise InvalidInputError(f"-connection {given['connection']}: expected ethernet or infiniband.")
+    output = local_path(given["output"] or "output")
+    if given["features"] and output is not None and os.path.exists(output):  # before the training, not after it
+        raise InvalidInputError(f"-output {output}: it already exists: remove it, or name another folder.")
     for name in ("devices", "clusterSize", "lmdb_partitions"):
         if given[name] is not None and given[name] < 1:
             raise InvalidInputError(f"-{name} {given[name]}: expected an integer >= 1.")
@@ -110,4 +118,9 @@ def mapping(given: dict[str, Any], ranks: int) -> list[str]:
         "lmdb_partitions": 'option numPartitions of the format "lmdb"',
     }
     shown = {name: "" if given[name] is True else f" {given[name]}" for name in FLAGS if given[name]}
-    return [f"-{name}{value}: {meant[name]}" for name, value in shown.items()]
+    lines = [f"-{name}{value}: {meant[name]}" for name, value in shown.items()]
+    return (
+        [*lines, "-model is not given: the trained model is not saved"]
+        if given["train"] and not given["model"]
+        else lines
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cos_ml.errors import InvalidInputError
+from cos_ml.network.keras_import import import_keras
 from cos_ml.paths import local_path
 
 __all__ = ["is_prototxt", "load", "load_model"]
@@ -28,6 +29,7 @@ def load(reference: str, weights: str | None, phase: str, layout: str) -> tuple[
     ``layout`` is the ``data_format`` of a network of Caffe's, which takes images as they are stored.
     """
     if is_prototxt(reference):
+        import_keras()
         from cos_ml import caffe
 
         is_caffe = weights is not None and weights.endswith(".caffemodel")

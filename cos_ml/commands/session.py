@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -30,8 +31,10 @@ def session(name: str, master: str | None = None, conf: dict[str, str] | None = 
     from pyspark.sql import SparkSession
 
     existing = SparkSession.getActiveSession()
-    if existing is None and SUBMITTED not in os.environ:
-        _prepare(master)
+    if existing is None:
+        logging.getLogger("py4j").setLevel(logging.CRITICAL)  # it logs the call that Ctrl-C interrupts, with its stack
+        if SUBMITTED not in os.environ:
+            _prepare(master)
     builder = SparkSession.builder.appName(f"cos-ml {name}")
     for key, value in (conf or {}).items():
         builder = builder.config(key, value)

@@ -106,9 +106,10 @@ def submit(cluster, *arguments, **settings):
         *arguments,
     ]
     errors_only = str(Path(cos_ml.__file__).with_name("conf"))
-    environment = os.environ | {"PYSPARK_DRIVER_PYTHON": sys.executable, "SPARK_CONF_DIR": errors_only}
+    environment = {"PYSPARK_PYTHON": sys.executable} | os.environ
+    environment |= {"PYSPARK_DRIVER_PYTHON": sys.executable, "SPARK_CONF_DIR": errors_only}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout
 
 
@@ -129,7 +130,8 @@ def test_spark_submit_of_the_command_line(cluster, tmp_path):
     )
     printed = submit(
         cluster, "--py-files", str(tmp_path / "nets.py"), script, "train", "--data", str(tmp_path / "rows.parquet"),
-        "--network", "nets:net", "--loss", "mse", "--numTrainWorkers", "2", "--save", str(tmp_path / "model"),
+        "--network", "nets:net", "--loss", "mse", "--numTrainWorkers", "2", "--progress", "false",
+        "--save", str(tmp_path / "model"),
     )  # fmt: skip
     assert json.loads(printed)["ranks"] == 2
     printed = submit(
