@@ -4,8 +4,10 @@ import json
 import queue
 import socket
 import sys
+import warnings
 
 import pytest
+import tqdm
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -240,6 +242,18 @@ def test_a_terminal_gets_a_bar_and_lines(monkeypatch):
     assert "200/1.00k" in text  # rows: two epochs of ten
     lines = [line for line in text.replace("\r", "\n").split("\n") if "rows/s" in line and " - " in line]
     assert [line.strip() for line in lines] == [epoch_line(EVENT | {"epoch": epoch}) for epoch in (1, 2)]
+
+
+def test_a_notebook_without_ipywidgets_gets_a_plain_bar(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipykernel", None)  # as in a kernel, to tqdm and to us
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    display = Display()
+    with warnings.catch_warnings(record=True) as caught:
+        display.show({**EVENT, "event": "step"})
+    assert type(display._bar) is tqdm.tqdm
+    assert not caught
+    display.close()
 
 
 def test_the_bar_only_moves_forward(monkeypatch):
