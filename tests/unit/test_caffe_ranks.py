@@ -19,6 +19,8 @@ from cos_ml.network.outputs import OutputKind, output_kinds
 from cos_ml.spec import TrainSpec
 from tests.support.reference import assert_same_weights
 
+pytestmark = pytest.mark.once
+
 SIZES, BATCH = (24, 13), 8
 IGNORED = 3
 

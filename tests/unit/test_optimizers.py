@@ -18,6 +18,8 @@ from tests.support import reference
 from tests.support.caffe_solvers import CaffeSolver
 from tests.support.reference import assert_same_weights, split
 
+pytestmark = pytest.mark.once
+
 INPUTS, LABELS = (Column("features", "x0", (12,)),), (Column("label", "y0", classes=3),)
 SCHEDULES = keras.optimizers.schedules
 DECAY = {"l2": 0.01, "decay_multipliers": {"hidden/bias": 0.0, "out": 0.5}}

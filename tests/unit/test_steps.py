@@ -15,6 +15,8 @@ from cos_ml.rank.schedule import Schedule
 from cos_ml.spec import CheckpointConfig
 from tests.support.training import LOSS, data_of, events_of, spec_of, train_alone
 
+pytestmark = pytest.mark.once
+
 VALIDATION = Column("held", "v", dtype="bool")
 
 
