@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -68,7 +70,8 @@ def read_solver(
     state = [*solver.train_state.stage, *stages]
     kept = text.selected(text.network(net), "TRAIN", state, solver.train_state.level)
     source = weights if weights is not None else _weights(solver, prototxt)
-    model = read(net, source, "TRAIN", inputs, state, solver.train_state.level, data_format, transform=True)
+    with _seeded(solver.random_seed):
+        model = read(net, source, "TRAIN", inputs, state, solver.train_state.level, data_format, transform=True)
     rates, decays = _multipliers(kept, model)
     keywords |= {"model": model, "optimizer": _optimizer(solver, decays)}
     if rates:
@@ -76,6 +79,18 @@ def read_solver(
     keywords |= _data(kept)
     _note(solver, keywords)
     return keywords
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """In the block, the seeds of new initializers and Dropouts follow from ``seed``, if that is not negative."""
+    before = random.getstate()
+    if seed >= 0:
+        random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)
 
 
 # ── the optimizer ─────────────────────────────────────────────────────────────────────────────────────────────────────

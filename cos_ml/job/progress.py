@@ -110,7 +110,7 @@ class Display:
     """
 
     def __init__(self) -> None:
-        self._interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
+        self._interactive = sys.stderr.isatty() or _in_notebook()
         self._lock = threading.Lock()
         self._bar: Any = None
         self._begun: set[int] = set()  # candidates
@@ -163,6 +163,12 @@ class Display:
         self._bar.set_postfix({"step": f"{event['step']}/{event['steps']}", "loss": loss}, refresh=False)
         self._bar.update(max(0, int(done) - self._bar.n))
         self._bar.refresh()
+
+
+def _in_notebook() -> bool:
+    """Whether this process runs a notebook's cells, and has not merely imported what does."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 def _tqdm() -> Any:

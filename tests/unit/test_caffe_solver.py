@@ -140,3 +140,11 @@ def test_what_a_solver_must_not_say(solver, lines, match):
 def test_a_rate_is_needed(solver):
     with pytest.raises(InvalidInputError, match="base_lr is missing"):
         solver('lr_policy: "fixed"', HEAD.replace("base_lr: 0.1", ""))
+
+
+def test_the_seed_is_that_of_new_weights_too(solver):
+    first, again, other = (
+        solver(f'lr_policy: "fixed" random_seed: {seed}')["model"].get_weights() for seed in (7, 7, 8)
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))

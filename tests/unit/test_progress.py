@@ -5,6 +5,7 @@ import queue
 import socket
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import tqdm
@@ -245,7 +246,8 @@ def test_a_terminal_gets_a_bar_and_lines(monkeypatch):
 
 
 def test_a_notebook_without_ipywidgets_gets_a_plain_bar(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ipykernel", None)  # as in a kernel, to tqdm and to us
+    shell = SimpleNamespace(kernel=None, config={"IPKernelApp": {}})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))  # as in a kernel
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     display = Display()
