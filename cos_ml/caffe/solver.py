@@ -176,6 +176,8 @@ def _policy(solver: Any) -> str:
     for name in needed:
         if not solver.HasField(name):
             raise InvalidInputError(f"Caffe's solver: lr_policy {policy!r} needs {name}, which is missing.")
+    if solver.gamma < 0:
+        raise InvalidInputError(f"Caffe's solver: gamma: expected a number >= 0, received {solver.gamma:g}.")
     if policy == "step" and solver.stepsize < 1:
         raise InvalidInputError(f"Caffe's solver: stepsize: expected an integer >= 1, received {solver.stepsize}.")
     if list(solver.stepvalue) != sorted(solver.stepvalue):

@@ -43,7 +43,7 @@ POLICIES = {
     'lr_policy: "inv" gamma: 0.1 power: 0.75': lambda i: 0.1 * (1 + 0.1 * i) ** -0.75,
     'lr_policy: "multistep" gamma: 0.1 stepvalue: 2 stepvalue: 5': lambda i: 0.1 * 0.1 ** ((i >= 2) + (i >= 5)),
     'lr_policy: "poly" power: 2': lambda i: 0.1 * (1 - i / 10) ** 2,
-    'lr_policy: "sigmoid" gamma: -0.5 stepsize: 4': lambda i: 0.1 / (1 + np.exp(0.5 * (i - 4))),
+    'lr_policy: "sigmoid" gamma: 0.5 stepsize: 4': lambda i: 0.1 / (1 + np.exp(-0.5 * (i - 4))),
 }
 
 
