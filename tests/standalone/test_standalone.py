@@ -140,6 +140,36 @@ def test_spark_submit_of_the_command_line(cluster, tmp_path):
     assert json.loads(printed)["loss"] > 0
 
 
+CAFFE_NET = """
+layer { name: "data" type: "MemoryData" top: "data" top: "label" source_class: "com.yahoo.ml.caffe.ImageDataFrame"
+  memory_data_param { source: "rows.parquet" batch_size: 4 channels: 1 height: 2 width: 3 }
+  transform_param { scale: 0.00390625 } }
+layer { name: "ip1" type: "InnerProduct" bottom: "data" top: "ip1"
+  inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
+layer { name: "relu1" type: "ReLU" bottom: "ip1" top: "ip1" }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip1" bottom: "label" top: "loss" }
+"""
+
+
+def test_spark_submit_of_caffe_on_sparks_command_line(cluster, tmp_path):
+    rows = {"id": [f"{row:02d}" for row in range(16)], "data": [bytes(range(row, row + 6)) for row in range(16)]}
+    sides = {
+        name: pa.array([side] * 16, pa.int32())
+        for name, side in zip(("channels", "height", "width"), (1, 2, 3), strict=True)
+    }
+    labels = {"label": pa.array([row % 5 for row in range(16)], pa.int32()), "encoded": [False] * 16}
+    pq.write_table(pa.table(rows | sides | labels), tmp_path / "rows.parquet")
+    (tmp_path / "net.prototxt").write_text(CAFFE_NET)
+    (tmp_path / "solver.prototxt").write_text('net: "net.prototxt" base_lr: 0.1 lr_policy: "fixed" max_iter: 3')
+    submit(
+        cluster, str(QUIET / "submit.py"), "caffe", "-conf", str(tmp_path / "solver.prototxt"), "-train",
+        "-features", "ip1", "-label", "label", "-output", str(tmp_path / "out"), "-clusterSize", "2",
+    )  # fmt: skip
+    found = [json.loads(line) for file in (tmp_path / "out").glob("*.json") for line in file.read_text().splitlines()]
+    assert sorted(row["SampleID"] for row in found) == rows["id"]
+    assert all(len(row["ip1"]) == 5 and min(row["ip1"]) >= 0 for row in found)  # after the ReLU in place
+
+
 def test_executors_use_the_environment_that_comes_as_an_archive(cluster, tmp_path):
     """Laid out as venv-pack does it; TensorFlow and the others are links to this environment's."""
     environment = tmp_path / "environment"
