@@ -12,8 +12,8 @@ from cos_ml.caffe.blob import Blob
 
 __all__ = ["BUILDERS", "Builder"]
 
-# Message of the layer, its bottoms, its name in Keras and the phase -> its tops.
-Builder = Callable[[Any, list[Blob], str, str], list[Blob]]
+# Message of the layer, its bottoms and its name in Keras -> its tops.
+Builder = Callable[[Any, list[Blob], str], list[Blob]]
 
 BUILDERS: dict[str, Builder] = {
     **elements.ELEMENTWISE,

@@ -12,6 +12,7 @@ from cos_ml.caffe.fillers import initializer
 from cos_ml.caffe.layers import AbsVal, Exp, Log, Power
 from cos_ml.caffe.normalization import LRN, MVN, BatchNorm, Bias, Scale
 from cos_ml.caffe.problems import problem
+from cos_ml.caffe.schema import enum_name
 
 __all__ = ["ELEMENTWISE", "batch_norm", "bias", "lrn", "mvn", "prelu", "scale", "softmax"]
 
@@ -22,7 +23,7 @@ SLOPE = 0.25  # of a PReLU without a filler
 def _elementwise(make: Callable[[Any, str], Any]) -> Callable[..., list[Blob]]:
     """A builder of a layer that computes each element by itself."""
 
-    def build(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
+    def build(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
         return [bottoms[0].like(make(layer, name)(bottoms[0].tensor))]
 
     return build
@@ -73,7 +74,7 @@ ELEMENTWISE: dict[str, Callable[..., list[Blob]]] = {
 }
 
 
-def prelu(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
+def prelu(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
     """A slope for each channel, or one for all."""
     given, bottom = layer.prelu_param, bottoms[0]
     axis = _channels(layer, bottom)
@@ -83,7 +84,7 @@ def prelu(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
     return [bottom.like(keras.layers.PReLU(slopes, shared_axes=others, name=name)(bottom.tensor))]
 
 
-def softmax(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
+def softmax(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
     """Probabilities along an axis."""
     bottom = bottoms[0]
     axis = bottom.axis(layer.softmax_param.axis)
@@ -93,20 +94,19 @@ def softmax(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob
     return [bottom.like(keras.layers.Softmax(axis, name=name)(bottom.tensor))]
 
 
-def lrn(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
+def lrn(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
     """Local response normalization."""
     given, bottom = layer.lrn_param, bottoms[0]
     if given.local_size % 2 == 0:
         raise problem(layer, f"expected an odd local_size, received {given.local_size}")
-    within = given.norm_region == given.DESCRIPTOR.fields_by_name["norm_region"].enum_type.values_by_name[
-        "WITHIN_CHANNEL"].number  # fmt: skip
+    within = enum_name(given, "norm_region") == "WITHIN_CHANNEL"
     if bottom.ndim != 4 or bottom.rows:
         raise problem(layer, f"expected images (rows, channels, height, width), received {bottom.shape}")
     image = bottom.in_layout(f"{name}_layout")
     return [image.like(LRN(given.local_size, given.alpha, given.beta, given.k, within, name=name)(image.tensor))]
 
 
-def mvn(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
+def mvn(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
     """Mean and variance of each channel of a row, or of all of them."""
     given, bottom = layer.mvn_param, bottoms[0]
     channels = _channels(layer, bottom)
@@ -115,7 +115,7 @@ def mvn(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
     return [bottom.like(built(bottom.tensor))]
 
 
-def batch_norm(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
+def batch_norm(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
     """Normalization by a batch's or the stored statistics."""
     given, bottom = layer.batch_norm_param, bottoms[0]
     axis = _channels(layer, bottom)
@@ -124,7 +124,7 @@ def batch_norm(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[B
     return [bottom.like(built(bottom.tensor))]
 
 
-def scale(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
+def scale(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
     """Factors for the places on some axes, of the layer's own or from the second bottom."""
     given, bottom = layer.scale_param, bottoms[0]
     axes, order = _covered(layer, given, bottoms)
@@ -141,7 +141,7 @@ def scale(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
     return [bottom.like(Scale(**options)(bottom.tensor))]
 
 
-def bias(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
+def bias(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
     """A bias for the places on some axes, of the layer's own or from the second bottom."""
     given, bottom = layer.bias_param, bottoms[0]
     axes, order = _covered(layer, given, bottoms)

@@ -10,8 +10,10 @@ import keras
 from cos_ml.caffe.blob import Blob
 from cos_ml.caffe.fillers import initializer
 from cos_ml.caffe.layers import Deconvolution, Embed, Pooling, StridedDilatedConv2D, TransposedDense, pooled_side
-from cos_ml.caffe.problems import problem
+from cos_ml.caffe.problems import problem, unknown_sides
+from cos_ml.caffe.prototxt import spelled
 from cos_ml.caffe.recurrent import CaffeLSTM, CaffeRNN
+from cos_ml.caffe.schema import enum_name
 
 __all__ = ["convolution", "deconvolution", "embed", "inner_product", "pooling", "recurrent"]
 
@@ -19,12 +21,12 @@ Pair = tuple[int, int]
 IMAGE_AXES = 4
 
 
-def convolution(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
+def convolution(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
     """Convolution of images, the same for each bottom."""
     given = layer.convolution_param
     kernel, stride, pad, dilation = _window(layer, given)
-    channels = _image(layer, bottoms[0]).tensor.shape[-1]
-    _check_groups(layer, given, channels)
+    blobs = [_image(layer, bottom) for bottom in bottoms]
+    _check_groups(layer, given, blobs[0].tensor.shape[-1])
     same = stride == (1, 1) and all(2 * p == d * (k - 1) for p, k, d in zip(pad, kernel, dilation, strict=True))
     options: dict[str, Any] = {"padding": "same" if same else "valid", "dilation_rate": dilation, "name": name}
     options |= {"groups": given.group, "use_bias": given.bias_term, **_fillers(layer, given)}
@@ -33,35 +35,36 @@ def convolution(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[
     else:
         built = keras.layers.Conv2D(given.num_output, kernel, stride, **options)
     tops = []
-    for index, bottom in enumerate(bottoms):
-        image = _image(layer, bottom).tensor
+    for index, blob in enumerate(blobs):
+        image = blob.tensor
         if not same and any(pad):
             padding = keras.layers.ZeroPadding2D(pad, name=f"{name}_pad{index or ''}")
             image = padding(image)
         if any(side is not None and side < d * (k - 1) + 1 for side, k, d in
                zip(image.shape[1:3], kernel, dilation, strict=True)):  # fmt: skip
-            raise problem(layer, f"its kernel {kernel} is larger than its input, {bottom.shape}")
-        tops.append(bottom.like(built(image)))
+            raise problem(layer, f"its kernel {kernel} is larger than its input, {blob.shape}")
+        tops.append(blob.like(built(image)))
     return tops
 
 
-def deconvolution(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
+def deconvolution(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
     """Transposed convolution of images, the same for each bottom."""
     given = layer.convolution_param
     kernel, stride, pad, dilation = _window(layer, given)
-    _check_groups(layer, given, _image(layer, bottoms[0]).tensor.shape[-1])
+    blobs = [_image(layer, bottom) for bottom in bottoms]
+    _check_groups(layer, given, blobs[0].tensor.shape[-1])
     built = Deconvolution(
         given.num_output, kernel, stride, pad, dilation, given.group, given.bias_term, name=name,
         **_fillers(layer, given),
     )  # fmt: skip
-    return [bottom.like(built(_image(layer, bottom).tensor)) for bottom in bottoms]
+    return [blob.like(built(blob.tensor)) for blob in blobs]
 
 
-def pooling(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
+def pooling(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
     """Pooling: Keras's own where it computes the same."""
     given, bottom = layer.pooling_param, _image(layer, bottoms[0])
     image = bottom.tensor
-    kind = _enum(given, "pool")
+    kind = enum_name(given, "pool")
     if kind not in ("MAX", "AVE"):
         raise problem(layer, f"pool: {kind} is not supported; MAX and AVE are")
     if len(layer.top) > 1:
@@ -72,10 +75,10 @@ def pooling(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob
     kernel = _pair(layer, given, "kernel", "kernel_size")
     stride, pad = _pair(layer, given, "stride", default=1), _pair(layer, given, "pad", default=0)
     if any(side is None for side in image.shape[1:3]):
-        raise problem(layer, f"its input has the shape {bottom.shape}; give the sides of images by inputs=")
+        raise unknown_sides(layer, bottom.shape)
     if any(p >= k for p, k in zip(pad, kernel, strict=True)):
         raise problem(layer, f"expected a pad that is smaller than the kernel {kernel}, received {pad}")
-    ceil = _enum(given, "round_mode") != "FLOOR"
+    ceil = enum_name(given, "round_mode") != "FLOOR"
     axes = list(zip(image.shape[1:3], kernel, stride, pad, strict=True))
     sides = [pooled_side(*axis, ceil, any(pad)) for axis in axes]
     if min(sides) < 1:
@@ -87,9 +90,10 @@ def pooling(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob
     return [bottom.like(Pooling(kind.lower(), kernel, stride, pad, ceil, name=name)(image))]
 
 
-def inner_product(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
+def inner_product(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
     """A dense layer over the axes from ``axis`` on, flattened in Caffe's order."""
     given, bottom = layer.inner_product_param, bottoms[0]
+    _check_outputs(layer, given)
     axis = bottom.caffe_axis(given.axis)
     if axis <= bottom.rows:
         raise problem(layer, f"axis {axis} would merge the rows of a batch; the rows are axis {bottom.rows}")
@@ -108,23 +112,23 @@ def inner_product(layer: Any, bottoms: list[Blob], name: str, phase: str) -> lis
 
 def flattened(layer: Any, bottom: Blob, axis: int, name: str) -> Blob:
     """A blob whose axes from ``axis`` on are one, in Caffe's order."""
-    if bottom.ndim == axis + 1:
-        return bottom.in_caffe_order(f"{name}_permute")
     ordered = bottom.in_caffe_order(f"{name}_permute")
-    sides = ordered.shape[axis:]
-    if any(side is None for side in sides):
-        raise problem(layer, f"its input has the shape {bottom.shape}; give the sides by inputs=")
-    kept = [bottom.shape[at] for at in range(axis) if at != bottom.rows]
-    if len(kept) and None in kept:
-        raise problem(layer, f"its input has the shape {bottom.shape}; give the sides by inputs=")
-    size = math.prod(side or 1 for side in sides)
+    if bottom.ndim == axis + 1:
+        return ordered
+    kept, merged = [bottom.shape[at] for at in range(axis) if at != bottom.rows], bottom.shape[axis:]
+    if None in kept or None in merged:
+        raise unknown_sides(layer, bottom.shape)
+    size = math.prod(side or 1 for side in merged)
     tensor = keras.layers.Reshape((*kept, size), name=f"{name}_flatten")(ordered.tensor)
     return Blob(tensor, ordered.axes[: axis + 1])
 
 
-def embed(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
+def embed(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
     """A row of weights for each word."""
     given, bottom = layer.embed_param, bottoms[0]
+    _check_outputs(layer, given)
+    if given.input_dim < 1:
+        raise problem(layer, "it has no input_dim")
     filler = given.weight_filler if given.HasField("weight_filler") else None
     weights = initializer(layer, filler, swapped=True)
     options = {"embeddings_initializer": weights, "name": name}
@@ -135,9 +139,10 @@ def embed(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
     return [Blob(built(bottom.tensor), (*bottom.axes, bottom.ndim))]
 
 
-def recurrent(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
+def recurrent(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
     """LSTM and RNN over sequences whose time comes first."""
     given = layer.recurrent_param
+    _check_outputs(layer, given)
     if given.expose_hidden:
         raise problem(layer, "recurrent_param's field expose_hidden is not supported")
     if not 2 <= len(bottoms) <= 3:
@@ -163,7 +168,7 @@ def _image(layer: Any, bottom: Blob) -> Blob:
     """A blob of images, channels last."""
     if bottom.ndim != IMAGE_AXES or bottom.rows != 0:
         raise problem(layer, f"expected images (rows, channels, height, width), received {bottom.shape}")
-    return bottom.in_layout(f"{layer.name.replace('/', '_')}_layout")
+    return bottom.in_layout(f"{spelled(layer.name)}_layout")
 
 
 def _window(layer: Any, given: Any) -> tuple[Pair, Pair, Pair, Pair]:
@@ -187,31 +192,28 @@ def _pair(layer: Any, given: Any, name: str, whole: str = "", default: int | Non
     parts = [f"{name}_h", f"{name}_w"]
     if parts[0] in fields and any(given.HasField(part) for part in parts):
         values = [getattr(given, part) for part in parts]
-        if default is None and not all(values):
-            raise problem(layer, f"expected both {parts[0]} and {parts[1]}")
-        return values[0], values[1]
-    value = getattr(given, whole)
-    values = list(value) if hasattr(value, "__len__") else [value] if given.HasField(whole) else []
+        whole = " and ".join(parts)
+    else:
+        value = getattr(given, whole)
+        values = list(value) if hasattr(value, "__len__") else [value] if given.HasField(whole) else []
     if not values:
         if default is None:
             raise problem(layer, f"it has no {whole}")
         values = [default]
-    if name in ("kernel", "stride", "dilation") and min(values) < 1:
-        raise problem(layer, f"expected a {whole} >= 1, received {min(values)}")
+    if name != "pad" and min(values) < 1:
+        raise problem(layer, f"expected {whole} >= 1, received {', '.join(map(str, values))}")
     return values[0], values[-1]
 
 
-def _enum(message: Any, field: str) -> str:
-    """The name of an enum's value."""
-    kind = message.DESCRIPTOR.fields_by_name[field].enum_type
-    return str(kind.values_by_number[getattr(message, field)].name)
-
-
 def _check_groups(layer: Any, given: Any, channels: int) -> None:
+    _check_outputs(layer, given)
+    if given.group < 1 or channels % given.group or given.num_output % given.group:
+        raise problem(layer, f"group {given.group} does not divide {channels} channels and {given.num_output} outputs")
+
+
+def _check_outputs(layer: Any, given: Any) -> None:
     if given.num_output < 1:
         raise problem(layer, "it has no num_output")
-    if channels % given.group or given.num_output % given.group:
-        raise problem(layer, f"group {given.group} does not divide {channels} channels and {given.num_output} outputs")
 
 
 def _fillers(layer: Any, given: Any) -> dict[str, Any]:

@@ -19,12 +19,13 @@ from cos_ml.caffe.losses import (
     ComputedLoss,
     Pair,
 )
-from cos_ml.caffe.problems import problem
+from cos_ml.caffe.problems import problem, unknown_sides
+from cos_ml.caffe.prototxt import spelled
+from cos_ml.caffe.schema import enum_name
 
 __all__ = ["LOSSES", "accuracy", "keras_loss", "scores_last", "training_output"]
 
 LOSSES = ("ContrastiveLoss", "EuclideanLoss", "HingeLoss", "SigmoidCrossEntropyLoss", "SoftmaxWithLoss")
-NAMES = {0: "full", 1: "valid", 2: "batch_size", 3: "none"}
 
 
 def training_output(
@@ -69,15 +70,14 @@ def training_output(
 
 def keras_loss(layer: Any, bottoms: Sequence[Blob | None]) -> Any:
     """The Keras loss of a loss layer: its scores have their classes on the last axis, as from ``training_output``."""
-    first, name = bottoms[0], layer.name.replace("/", "_")
+    first, name = bottoms[0], spelled(layer.name)
     assert first is not None
     if first.rows and layer.type in ("HingeLoss", "ContrastiveLoss"):
         raise problem(layer, f"expected the rows on axis 0, received {first.shape} with rows on axis {first.rows}")
     if layer.type == "EuclideanLoss":
         return CaffeEuclideanLoss(bool(first.rows), name)
     if layer.type == "HingeLoss":
-        squares = layer.hinge_loss_param.DESCRIPTOR.fields_by_name["norm"].enum_type.values_by_name["L2"].number
-        return CaffeHingeLoss(layer.hinge_loss_param.norm == squares, name=name)
+        return CaffeHingeLoss(enum_name(layer.hinge_loss_param, "norm") == "L2", name=name)
     if layer.type == "ContrastiveLoss":
         given = layer.contrastive_loss_param
         return CaffeContrastiveLoss(given.margin, given.legacy_version, name)
@@ -107,21 +107,19 @@ def accuracy(layer: Any, bottoms: Sequence[Blob | None]) -> CaffeAccuracy:
     if given.top_k < 1:
         raise problem(layer, f"expected a top_k >= 1, received {given.top_k}")
     ignored = given.ignore_label if given.HasField("ignore_label") else None
-    return CaffeAccuracy(given.top_k, ignored, layer.name.replace("/", "_"))
+    return CaffeAccuracy(given.top_k, ignored, spelled(layer.name))
 
 
 def scores_last(layer: Any, blob: Blob, name: str) -> Blob:
     """A blob of scores with the axis of the classes last; other losses take it as it is."""
-    if layer.type not in ("SoftmaxWithLoss", "HingeLoss", "Accuracy"):
+    if layer.type not in ("SoftmaxWithLoss", "HingeLoss"):
         return blob
-    given = {"SoftmaxWithLoss": layer.softmax_param, "Accuracy": layer.accuracy_param}.get(layer.type)
-    axis = blob.caffe_axis(1 if given is None else given.axis)
+    axis = blob.caffe_axis(layer.softmax_param.axis if layer.type == "SoftmaxWithLoss" else 1)
     if axis == blob.rows:
         raise problem(layer, f"axis {axis} holds the rows of a batch")
     if layer.type == "HingeLoss" and blob.ndim > 2:
-        sides = blob.shape[1:]
-        if None in sides:
-            raise problem(layer, f"its input has the shape {blob.shape}; give the sides by inputs=")
+        if None in blob.shape[1:]:
+            raise unknown_sides(layer, blob.shape)
         ordered = blob.in_caffe_order(f"{name}_permute")
         return Blob.of(keras.layers.Reshape((_count(blob),), name=f"{name}_flatten")(ordered.tensor))
     others = [other for other in range(blob.ndim) if other not in (axis, blob.rows)]
@@ -139,7 +137,7 @@ def _count(blob: Blob) -> int:
 
 def _normalization(given: Any, default: str) -> str:
     if given.HasField("normalization"):
-        return NAMES[given.normalization]
+        return enum_name(given, "normalization").lower()
     if given.HasField("normalize"):
         return "valid" if given.normalize else "batch_size"
     return default

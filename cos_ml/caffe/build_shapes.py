@@ -10,29 +10,27 @@ import keras
 
 from cos_ml.caffe.blob import Blob, layout
 from cos_ml.caffe.layers import ArgMax, Crop, Slice, WeightedSum
-from cos_ml.caffe.problems import problem
+from cos_ml.caffe.problems import problem, unknown_sides
+from cos_ml.caffe.schema import enum_name
 
 __all__ = ["argmax", "concat", "crop", "eltwise", "flatten", "permute", "reshape", "silence", "slices", "split"]
 
-UNKNOWN = "its input has the shape {}; give the sides by inputs="
 
-
-def split(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
+def split(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
     """The same blob several times."""
     same = bottoms[0].like(keras.layers.Identity(name=name)(bottoms[0].tensor))
     return [same] * len(layer.top)
 
 
-def silence(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
+def silence(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
     """Nothing: the layer uses blobs that nobody else does."""
     return []
 
 
-def eltwise(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
+def eltwise(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
     """Sum, product or maximum of blobs of one shape."""
     given = layer.eltwise_param
-    kinds = given.DESCRIPTOR.fields_by_name["operation"].enum_type.values_by_number
-    operation, coefficients = kinds[given.operation].name, list(given.coeff)
+    operation, coefficients = enum_name(given, "operation"), list(given.coeff)
     if len(bottoms) < 2:
         raise problem(layer, "expected 2 or more bottoms, received 1")
     for bottom in bottoms[1:]:
@@ -47,7 +45,7 @@ def eltwise(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob
     return [bottoms[0].like(kind(name=name)(tensors))]
 
 
-def concat(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
+def concat(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
     """Blobs one after the other along an axis."""
     given, first = layer.concat_param, bottoms[0]
     axis = _axis(layer, first, given.concat_dim if given.HasField("concat_dim") else given.axis)
@@ -62,16 +60,16 @@ def concat(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]
     return [first.like(joined)]
 
 
-def slices(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
+def slices(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
     """Parts of a blob along an axis: equal ones, or between the points that are given."""
     given, bottom, count = layer.slice_param, bottoms[0], len(layer.top)
     axis = _axis(layer, bottom, given.slice_dim if given.HasField("slice_dim") else given.axis)
     side, points = bottom.shape[axis], list(given.slice_point)
     if side is None:
-        raise problem(layer, UNKNOWN.format(bottom.shape))
+        raise unknown_sides(layer, bottom.shape)
     if points and (len(points) != count - 1 or sorted({0, *points, side}) != [0, *points, side]):
         raise problem(layer, f"expected {count - 1} ascending slice_points between 0 and {side}, received {points}")
-    if not points and side % count:
+    if count < 1 or (not points and side % count):
         raise problem(layer, f"{count} tops do not divide {side}, the side of axis {axis}")
     if count == 1:
         return [bottom.like(keras.layers.Identity(name=name)(bottom.tensor))]
@@ -79,7 +77,7 @@ def slices(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]
     return [bottom.like(part) for part in Slice(points, bottom.axis(axis), name=name)(bottom.tensor)]
 
 
-def crop(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
+def crop(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
     """The part of the first blob that has the second one's size from an axis on."""
     given, bottom, like = layer.crop_param, *bottoms
     first, offsets = bottom.caffe_axis(given.axis), list(given.offset)
@@ -96,14 +94,14 @@ def crop(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
     for axis, offset in zip(range(first, bottom.ndim), offsets, strict=True):
         side, size = bottom.shape[axis], like.shape[axis]
         if side is None or size is None:
-            raise problem(layer, UNKNOWN.format(bottom.shape))
+            raise unknown_sides(layer, bottom.shape)
         if offset + size > side:
             raise problem(layer, f"offset {offset} and size {size} exceed {side}, the side of axis {axis}")
         starts[bottom.axis(axis)], sizes[bottom.axis(axis)] = offset, size
     return [bottom.like(Crop(starts[1:], sizes[1:], name=name)(bottom.tensor))]
 
 
-def flatten(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
+def flatten(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
     """Some axes as one, in Caffe's order."""
     given, bottom = layer.flatten_param, bottoms[0]
     first, last = bottom.caffe_axis(given.axis), bottom.caffe_axis(given.end_axis)
@@ -115,7 +113,7 @@ def flatten(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob
     return [_reshaped(layer, bottom, [*shape[:first], size, *shape[last + 1 :]], name, (first, last))]
 
 
-def reshape(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
+def reshape(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
     """A blob in another shape, in Caffe's order."""
     given, bottom = layer.reshape_param, bottoms[0]
     wanted = list(given.shape.dim)
@@ -141,7 +139,7 @@ def reshape(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob
     return [_reshaped(layer, bottom, shape, name)]
 
 
-def permute(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
+def permute(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
     """The axes in another order."""
     bottom, order = bottoms[0], list(layer.permute_param.order)
     order += [axis for axis in range(bottom.ndim) if axis not in order]
@@ -153,7 +151,7 @@ def permute(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob
     return [renamed.in_layout(name)]
 
 
-def argmax(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]:
+def argmax(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
     """The places of the largest values."""
     given, bottom = layer.argmax_param, bottoms[0]
     if not given.HasField("axis"):
@@ -166,7 +164,7 @@ def argmax(layer: Any, bottoms: list[Blob], name: str, phase: str) -> list[Blob]
     axis = _axis(layer, bottom, given.axis)
     side = bottom.shape[axis]
     if side is None:
-        raise problem(layer, UNKNOWN.format(bottom.shape))
+        raise unknown_sides(layer, bottom.shape)
     built = ArgMax(_top_k(layer, given, side), bottom.axis(axis), given.out_max_val, name=name)
     return [bottom.like(built(bottom.tensor))]
 
@@ -198,7 +196,7 @@ def _row_size(layer: Any, bottom: Blob) -> int:
     """How many numbers a row of a blob has."""
     sides = [side for at, side in enumerate(bottom.shape) if at != bottom.rows]
     if None in sides:
-        raise problem(layer, UNKNOWN.format(bottom.shape))
+        raise unknown_sides(layer, bottom.shape)
     return math.prod(side or 0 for side in sides)
 
 

@@ -72,7 +72,8 @@ class SparseNormal(keras.initializers.RandomNormal):
     def __call__(self, shape: Any, dtype: Any = None) -> Any:
         """The numbers."""
         drawn = super().__call__(shape, dtype)
-        kept = keras.random.uniform(shape, seed=self.seed) < self.count / shape[-1]
+        seed = self.seed + 1 if isinstance(self.seed, int) else self.seed  # the same one would draw the same bits
+        kept = keras.random.uniform(shape, seed=seed) < self.count / shape[-1]
         return ops.where(kept, drawn, ops.zeros_like(drawn))
 
     def get_config(self) -> dict[str, Any]:

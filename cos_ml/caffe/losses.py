@@ -1,4 +1,4 @@
-"""Caffe's losses and its accuracy for Keras (every side; what reads a layer's message: driver side)."""
+"""Caffe's losses and its accuracy for Keras (every side)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Normalized(keras.losses.Loss):
             by the elements before the axis of classes, "none" by nothing.
         ignore_class: the label that is ignored.
         batch_axes: how many axes in front "batch_size" counts: 1 for the rows, 2 for the steps of sequences, too.
-        from_logits: whether scores are no probabilities; always.
+        from_logits: always True: scores are not probabilities. Keras's own losses have this argument.
         time_first: whether "batch_size" counts the steps of a sequence instead of the rows, as Caffe's first axis does.
     """
 
@@ -139,6 +139,7 @@ class CaffeHingeLoss(_RowLoss):
 
     Args:
         squared: whether each margin is squared (L2).
+        from_logits: always True: scores are not probabilities. Keras's own losses have this argument.
     """
 
     def __init__(

@@ -247,11 +247,9 @@ class _Walk:
             )
         if not bottoms:
             raise problem(layer, "it has no bottom")
-        phases = layer.DESCRIPTOR.fields_by_name["phase"].enum_type.values_by_number
-        phase = phases[layer.phase].name if layer.HasField("phase") else self.phase
         name = self.names.layers[index]
         try:
-            tops = self.sharing.again(layer, bottoms, name) or builder(layer, bottoms, name, phase)
+            tops = self.sharing.again(layer, bottoms, name) or builder(layer, bottoms, name)
         except InvalidInputError as error:
             raise (error if repr(layer.name) in str(error) else problem(layer, str(error).rstrip("."))) from error
         except (ValueError, TypeError) as error:

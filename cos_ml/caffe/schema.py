@@ -10,7 +10,7 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-__all__ = ["V1_TYPES", "message"]
+__all__ = ["V1_TYPES", "enum_name", "message"]
 
 # The layer types that the format of 2013 numbers, as today's format spells them.
 V1_TYPES = {
@@ -214,3 +214,9 @@ POOL = _pool()
 def message(name: str) -> Any:
     """A new message of a kind that the tables have, such as "NetParameter"."""
     return message_factory.GetMessageClass(POOL.FindMessageTypeByName(f"{PACKAGE}.{name}"))()
+
+
+def enum_name(owner: Any, field: str) -> str:
+    """The name of an enum field's value, such as "MAX"."""
+    kind = owner.DESCRIPTOR.fields_by_name[field].enum_type
+    return str(kind.values_by_number[getattr(owner, field)].name)

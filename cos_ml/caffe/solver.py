@@ -21,8 +21,7 @@ __all__ = ["read_solver"]
 
 logger = logging.getLogger(__name__)
 
-TYPES = ("SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam")
-OLD_TYPES = ("SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam")  # by the number of `solver_type`
+TYPES = ("SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam")  # by the number of the old `solver_type`
 POLICIES = ("fixed", "step", "exp", "inv", "multistep", "poly", "sigmoid")
 NETWORKS = ("net", "net_param", "train_net", "train_net_param")  # where Caffe looks for the network that trains
 # Fields that change no result here, and why.
@@ -31,6 +30,7 @@ PASSED_OVER = {
     "test_initialization": "no validation comes before the first step",
     "test_net": "the network that trains also validates",
     "test_net_param": "the network that trains also validates",
+    "test_state": "the network that trains also validates",
     "display": "the progress bar shows the loss, and the history its mean of each epoch",
     "average_loss": "losses are means of the epoch so far",
     "solver_mode": "useGpu says whether ranks train on GPUs",
@@ -38,6 +38,7 @@ PASSED_OVER = {
     "snapshot_format": "checkpoints have a format of their own",
     "snapshot_diff": "checkpoints hold no gradients",
     "snapshot_after_train": "fit returns the trained network",
+    "debug_info": "blobs are not logged",
     "test_compute_loss": "the loss of the validation rows is always computed",
 }
 
@@ -98,7 +99,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def solver_type(solver: Any) -> str:
     """The solver's type, by its name or by the number of old files."""
-    found = str(solver.type) if solver.HasField("type") else OLD_TYPES[solver.solver_type]
+    found = str(solver.type) if solver.HasField("type") else TYPES[solver.solver_type]
     if solver.HasField("type") and solver.HasField("solver_type"):
         raise InvalidInputError("Caffe's solver: expected type or the old solver_type, received both. Leave out one.")
     if found not in TYPES:

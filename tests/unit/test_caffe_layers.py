@@ -33,14 +33,14 @@ def drawn(*shape: int, seed: int = SEED) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def network(layer, *shapes, rows=None, phase="TEST"):
+def network(layer, *shapes, rows=None):
     """The layer alone, as a model over blobs of these shapes; and its tops."""
     places = rows or [0] * len(shapes)
     blobs = []
     for shape, place in zip(shapes, places, strict=True):
         axes = Blob.of(np.zeros([1] * len(shape)), place).axes
         blobs.append(Blob(keras.Input([shape[axis] for axis in axes[1:]]), axes))
-    tops = BUILDERS[layer.type](layer, blobs, "one", phase)
+    tops = BUILDERS[layer.type](layer, blobs, "one")
     return keras.Model([blob.tensor for blob in blobs], [top.tensor for top in tops]), blobs, tops
 
 
