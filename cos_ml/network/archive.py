@@ -220,6 +220,7 @@ def load_model(archive: bytes, modules: Iterable[str] = ()) -> Any:
         path.write_bytes(archive)
         if not zipfile.is_zipfile(path):
             raise SavedModelError(f"The network is damaged: its {len(archive):,} bytes are not a .keras archive.")
+        untrusted.imported_on_demand(untrusted.modules_of(archive))
         try:
             with warnings.catch_warnings():  # of a class that compiles itself: archives have no optimizer
                 warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")

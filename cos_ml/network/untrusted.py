@@ -8,12 +8,13 @@ which a program can turn off for all of Keras: code, and vocabularies in files. 
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import re
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cos_ml.errors import SavedModelError
@@ -25,6 +26,7 @@ __all__ = [
     "check_h5",
     "check_zip",
     "config_of",
+    "imported_on_demand",
     "modules_of",
     "newer_keras",
     "serialized_objects",
@@ -41,6 +43,20 @@ MAX_METADATA_BYTES = 1 << 16
 CODE = ("Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper")
 SYMLINK = 0o12  # file type in the upper bits of a zip member's attributes
 OWN_MODULES = re.compile(r"builtins|keras(?!\.(src\.)?(utils|applications|datasets)|\.src\.saving|\.config)(\.\w+)*")
+
+
+# The only modules that a saved file may cause to be imported: those of cos_ml that register layers, losses and so on.
+ON_DEMAND = frozenset({
+    "cos_ml.caffe.fillers", "cos_ml.caffe.layers", "cos_ml.caffe.losses", "cos_ml.caffe.normalization",
+    "cos_ml.caffe.recurrent", "cos_ml.caffe.transform", "cos_ml.optimizers",
+})  # fmt: skip
+
+
+def imported_on_demand(modules: Iterable[str]) -> set[str]:
+    """Import those of the modules that are cos_ml's own, and return the others."""
+    for module in ON_DEMAND.intersection(modules):
+        importlib.import_module(module)
+    return set(modules) - ON_DEMAND
 
 
 def check_archive(archive: bytes) -> None:

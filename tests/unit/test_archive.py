@@ -10,8 +10,10 @@ import pytest
 
 from cos_ml.errors import InvalidInputError, SavedModelError
 from cos_ml.network import archive as archives
+from cos_ml.network import untrusted
 from cos_ml.network.archive import Network, Tensor, find_layer, layers_by_name
 from cos_ml.network.keras_import import import_keras
+from tests.support.sessions import ROOT
 
 keras = import_keras()
 layers = keras.layers
@@ -274,3 +276,25 @@ def test_the_architecture_is_the_same_in_another_process():
     network = Network.of(keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.2), keras.layers.Dense(3)]))
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True).stdout
     assert printed.split()[-1] == network.architecture
+
+
+def test_layers_of_cos_ml_need_no_import(tmp_path):
+    """In another process, which has imported nothing of ``cos_ml.caffe``: a saved stage loads in batch scoring."""
+    from cos_ml.caffe.transform import DataTransform
+
+    net = keras.Sequential([keras.Input((4, 4, 1)), DataTransform(scale=0.5, name="scaled"), layers.Flatten()])
+    (tmp_path / "net.keras").write_bytes(Network.of(net).archive)
+    program = "import sys; from pathlib import Path; from cos_ml.network.archive import load_model; "
+    program += "print(type(load_model(Path(sys.argv[1]).read_bytes()).get_layer('scaled')).__name__)"
+    command = [sys.executable, "-c", program, str(tmp_path / "net.keras")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "DataTransform"
+
+
+def test_every_module_that_registers_is_imported_on_demand():
+    sources = {path: path.read_text() for path in (ROOT / "cos_ml").rglob("*.py")}
+    registering = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path, text in sources.items()
+        if "register_keras_serializable(package=" in text
+    }
+    assert registering - {"cos_ml.initial_weights"} == untrusted.ON_DEMAND  # every driver imports that one
