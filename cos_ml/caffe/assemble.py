@@ -11,6 +11,7 @@ import keras
 from cos_ml.caffe.blob import Blob
 from cos_ml.caffe.build_losses import accuracy, training_output
 from cos_ml.errors import InvalidInputError
+from cos_ml.network.keras_internals import inputs_of_calls, producer
 
 __all__ = ["Read", "assembled"]
 
@@ -21,7 +22,7 @@ Read = tuple[Any, list[Blob | None], str]
 
 def assembled(
     name: str, inputs: Sequence[Any], losses: Sequence[Read], metrics: Sequence[Read], loose: Mapping[str, Blob],
-    softmaxes: Mapping[int, Any],
+    softmaxes: Mapping[int, Any], own: Sequence[Any],
 ) -> keras.Model:  # fmt: skip
     """The model whose outputs are what the losses read, in order, then the tops that nobody reads.
 
@@ -32,13 +33,17 @@ def assembled(
         metrics: the Accuracy layers.
         loose: the tops that nobody reads.
         softmaxes: by the id of the tensor of a Softmax layer: the tensor of its scores.
+        own: the Keras layers that have names of the file; all others are helpers.
     """
+    own = list(own)
     outputs: list[Any] = []
     compiled: list[Any] = []
     weights: list[float] = []
     for layer, bottoms, loss_name in losses:
         weight = layer.loss_weight[0] if layer.loss_weight else 1.0
         output, loss = training_output(layer, bottoms, loss_name, weight)
+        if loss is None:
+            own.append(producer(output))
         if any(output is other for other in outputs):
             output = keras.layers.Identity(name=f"{loss_name}_scores")(output)
         outputs.append(output)
@@ -49,6 +54,7 @@ def assembled(
     if not outputs and not others:
         raise InvalidInputError("The network has no outputs: expected a top that no other layer reads, or a loss.")
     every = [*outputs, *others]
+    _rename_helpers(every, own)
     model = keras.Model(_single(inputs), _single(every), name=name)
     if losses:
         found = _metrics(losses, metrics, softmaxes)
@@ -61,6 +67,22 @@ def assembled(
             metrics=_compiled_metrics([*found, *rest]),
         )
     return model
+
+
+def _rename_helpers(outputs: Sequence[Any], own: Sequence[Any]) -> None:
+    """Append ``_`` to the names of helper layers that other layers have, until they are free."""
+    kept = {id(layer): layer.name for layer in own if layer is not None}
+    taken, seen, waiting = set(kept.values()), set[int](), list(outputs)
+    while waiting:
+        layer = producer(waiting.pop())
+        if layer is None or id(layer) in seen:
+            continue
+        seen.add(id(layer))
+        waiting += [tensor for call in inputs_of_calls(layer) for tensor in call]
+        if id(layer) not in kept:
+            while layer.name in taken:
+                layer.name += "_"
+            taken.add(layer.name)
 
 
 def _single(values: Sequence[Any]) -> Any:

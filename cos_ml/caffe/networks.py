@@ -18,8 +18,9 @@ from cos_ml.caffe.prototxt import network, selected, spelled
 from cos_ml.caffe.sharing import Sharing
 from cos_ml.caffe.weights import set_weights
 from cos_ml.errors import InvalidInputError
+from cos_ml.network.keras_internals import producer
 
-__all__ = ["layer_names", "layer_of_blob", "read"]
+__all__ = ["layer_names", "layer_of_blob", "read", "read_layers"]
 
 METRICS = {"Accuracy"}
 
@@ -51,6 +52,14 @@ def read(
     Raises:
         InvalidInputError: a file is malformed, or a layer's type or one of its fields is not supported.
     """
+    return read_layers(prototxt, caffemodel, phase, inputs, stages, level, data_format, transform)[0]
+
+
+def read_layers(
+    prototxt: Any, caffemodel: Any, phase: str, inputs: Mapping[str, Any] | None, stages: Sequence[str], level: int,
+    data_format: str, transform: bool,
+) -> tuple[keras.Model, list[Any]]:  # fmt: skip
+    """A network as a Keras model, and the messages of its layers. Arguments are those of ``read``."""
     if data_format not in ("channels_last", "channels_first"):
         raise InvalidInputError(f'data_format: expected "channels_last" or "channels_first", received {data_format!r}.')
     if inputs is not None and not isinstance(inputs, Mapping):
@@ -63,10 +72,10 @@ def read(
     for index, layer in enumerate(walk.layers):
         walk.add(index, layer)
     name = spelled(net.name) or "caffe"
-    model = assembled(name, walk.inputs, walk.losses, walk.metrics, walk.loose, walk.softmaxes)
+    model = assembled(name, walk.inputs, walk.losses, walk.metrics, walk.loose, walk.softmaxes, walk.own)
     if caffemodel is not None:
         set_weights(walk.weighted(model), caffemodel)
-    return model
+    return model, layers
 
 
 def _drop_transforms(layers: Sequence[Any]) -> None:
@@ -170,6 +179,7 @@ class _Walk:
         metrics: the Accuracy layers.
         softmaxes: by the id of the tensor of a Softmax layer: the tensor of its scores.
         loose: the tops that nobody reads, by name.
+        own: the Keras layers that have names of the file, not those of helpers.
     """
 
     def __init__(self, layers: list[Any], phase: str, shapes: dict[str, Any], data_format: str, file: Any) -> None:
@@ -184,6 +194,7 @@ class _Walk:
         self.metrics: list[Read] = []
         self.softmaxes: dict[int, Any] = {}
         self.loose: dict[str, Blob] = {}
+        self.own: list[Any] = []
         self.sharing = Sharing()
         unknown = shapes.keys() - {top for layer in layers if layer.type in DATA for top in layer.top}
         if unknown:
@@ -236,6 +247,7 @@ class _Walk:
             layer, at, names, sequence, self.shapes, self.phase, self.channels_first, self.file
         )  # fmt: skip
         self.inputs.append(tensor)
+        self.own += [one for one in (producer(tensor), producer(blob.tensor)) if getattr(one, "name", None) in names]
         return blob
 
     def _built(self, index: int, layer: Any, bottoms: list[Any]) -> list[Blob]:
@@ -259,7 +271,9 @@ class _Walk:
         self.sharing.remember(layer, bottoms, tops)
         if layer.type == "Softmax":
             self.softmaxes[id(tops[0].tensor)] = bottoms[0].tensor
+        self.own += [producer(top.tensor) for top in tops]
         if len(tops) == 1:
             return tops
-        copies = [self.names.tops[index, at] for at in range(len(tops))]
-        return [top.like(keras.layers.Identity(name=copy)(top.tensor)) for top, copy in zip(tops, copies, strict=True)]
+        copies = [keras.layers.Identity(name=self.names.tops[index, at]) for at in range(len(tops))]
+        self.own += copies
+        return [top.like(copy(top.tensor)) for top, copy in zip(tops, copies, strict=True)]

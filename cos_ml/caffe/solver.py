@@ -14,7 +14,7 @@ import numpy as np
 from cos_ml import optimizers
 from cos_ml.caffe import prototxt as text
 from cos_ml.caffe.convert import blob_names
-from cos_ml.caffe.networks import layer_names, read
+from cos_ml.caffe.networks import layer_names, read_layers
 from cos_ml.errors import InvalidInputError
 
 __all__ = ["read_solver"]
@@ -69,15 +69,16 @@ def read_solver(
     keywords = _steps(solver)
     net = _network(solver, prototxt) if network is None else network
     state = [*solver.train_state.stage, *stages]
-    kept = text.selected(text.network(net), "TRAIN", state, solver.train_state.level)
     source = weights if weights is not None else _weights(solver, prototxt)
     with _seeded(solver.random_seed):
-        model = read(net, source, "TRAIN", inputs, state, solver.train_state.level, data_format, transform=True)
-    rates, decays = _multipliers(kept, model)
+        model, layers = read_layers(
+            net, source, "TRAIN", inputs, state, solver.train_state.level, data_format, transform=True
+        )
+    rates, decays = _multipliers(layers, model)
     keywords |= {"model": model, "optimizer": _optimizer(solver, decays)}
     if rates:
         keywords["layerLearningRates"] = rates
-    keywords |= _data(kept)
+    keywords |= _data(layers)
     _note(solver, keywords)
     return keywords
 

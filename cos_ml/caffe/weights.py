@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from cos_ml.errors import InvalidInputError
 
 __all__ = ["Report", "assign", "blob_array", "read_caffemodel", "read_mean", "set_weights"]
 
+logger = logging.getLogger(__name__)
 HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
@@ -60,14 +62,22 @@ def assign(model: Any, caffemodel: Any) -> Report:
 def set_weights(layers: Mapping[str, Any], caffemodel: Any) -> None:
     """Set the weights of the layers of a network of Caffe's, by their names in Caffe, as Caffe does.
 
-    Layers of the file that are not in the network are passed over, and layers that are not in the file keep theirs.
+    Layers of the file that are not in the network are passed over, and layers that are not in the file keep theirs; a
+    line of the log names the latter.
     """
+    taken = set()
     for name, blobs in read_caffemodel(caffemodel):
         if name in layers:
+            taken.add(id(layers[name]))
             try:
                 set_blobs(layers[name], blobs)
             except InvalidInputError as error:
                 raise InvalidInputError(f"{caffemodel}: {error}") from error
+    missing = [name for name, layer in layers.items() if id(layer) not in taken]
+    if missing:
+        logger.warning(
+            "%s has no weights for the layers %s, which keep their new ones.", caffemodel, ", ".join(missing)
+        )
 
 
 def read_caffemodel(path: Any) -> list[tuple[str, list[np.ndarray]]]:

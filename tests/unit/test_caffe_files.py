@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import struct
 
 import keras
@@ -180,6 +181,13 @@ def test_another_shape_is_refused_by_name_and_the_rest_is_passed_over(tmp_path):
     np.testing.assert_array_equal(model.get_layer("ip").bias, BLOBS["ip"][1])
 
 
+def test_layers_without_weights_in_the_file_are_logged(tmp_path, caplog):
+    read(CONV, write_caffemodel(tmp_path / "whole.caffemodel", BLOBS))
+    assert not caplog.records
+    read(CONV, write_caffemodel(tmp_path / "part.caffemodel", {"ip": BLOBS["ip"]}))
+    assert "no weights for the layers a/conv, which keep their new ones" in caplog.text
+
+
 def test_a_damaged_caffemodel(tmp_path):
     data = write_caffemodel(tmp_path / "x.caffemodel", BLOBS).read_bytes()
     (tmp_path / "cut").write_bytes(data[: len(data) // 2])
@@ -207,6 +215,30 @@ def test_names_and_the_layer_that_gives_a_blob_at_the_end():
         layer_of_blob(CONV, "nothing")
     both = CONV + 'layer { name: "a_conv" type: "TanH" bottom: "ip" top: "t" }'
     assert read(both).get_layer("a_conv_").output.shape == (None, 4)
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_helpers_have_names_that_no_other_layer_has(data_format):
+    text = """input: "data" input_shape { dim: [1, 2, 9, 9] }
+    layer { name: "data_permute" type: "AbsVal" bottom: "data" top: "a" }
+    layer { name: "conv_pad" type: "TanH" bottom: "a" top: "t" }
+    layer { name: "conv" type: "Convolution" bottom: "t" top: "c" convolution_param {
+      num_output: 2 kernel_size: 3 stride: 2 pad: 1 weight_filler { type: "xavier" } } }
+    layer { name: "ip_permute" type: "Sigmoid" bottom: "c" top: "s" }
+    layer { name: "ip" type: "InnerProduct" bottom: "s" top: "ip" inner_product_param { num_output: 3
+      weight_filler { type: "xavier" } } }
+    layer { name: "ip_flatten" type: "TanH" bottom: "ip" top: "end" }"""
+    model, plain = read(text, data_format=data_format), read(re.sub('name: "(data|conv|ip)_', r'name: "own_\1_', text))
+    assert isinstance(model.get_layer("conv_pad"), keras.layers.Activation)
+    assert isinstance(model.get_layer("conv_pad_"), keras.layers.ZeroPadding2D)
+    assert isinstance(model.get_layer("ip_flatten_"), keras.layers.Reshape)
+    plain.set_weights(model.get_weights())
+    again = keras.Model.from_config(model.get_config())
+    again.set_weights(model.get_weights())
+    x = RNG.normal(size=(3, 9, 9, 2)).astype(np.float32)
+    given = x if data_format == "channels_last" else x.transpose(0, 3, 1, 2)
+    for one in (model, again):
+        np.testing.assert_allclose(one(given), plain(x), atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from google.protobuf import text_format
 
-from cos_ml.caffe import build_losses
+from cos_ml.caffe import build_losses, read
 from cos_ml.caffe.blob import Blob
 from cos_ml.caffe.build import BUILDERS
 from cos_ml.caffe.convert import blob_names, blob_shapes, set_blobs
@@ -138,6 +138,22 @@ def test_inner_product(axis, transpose):
     text = f"inner_product_param {{ num_output: 4 axis: {axis} transpose: {str(transpose).lower()} }}"
     found = run(spec("InnerProduct", text), x, blobs=[w.T if transpose else w, b])
     close(found[0], x.reshape(*x.shape[:first], size) @ w.T + b)
+
+
+def test_convolutions_of_blobs_in_another_layout():
+    x, w, b = drawn(2, 3, 5, 6), drawn(4, 6), drawn(4, seed=1)
+    kernel, bias = drawn(2, 3, 3, 3, seed=2), drawn(2, seed=3)
+    text = """input: "x" input_shape { dim: [2, 3, 5, 6] } layer { name: "ip" type: "InnerProduct" bottom: "x" top: "ip"
+      inner_product_param { num_output: 4 axis: 3 } }
+    layer { name: "conv" type: "%s" bottom: "ip" top: "c" convolution_param { num_output: 2 kernel_size: 3 } }
+    layer { name: "flat" type: "Flatten" bottom: "c" top: "f" }"""
+    for kind, expected in [("Convolution", oracle.convolution), ("Deconvolution", oracle.deconvolution)]:
+        model = read(text % kind)
+        filters = kernel if kind == "Convolution" else kernel.transpose(1, 0, 2, 3)
+        set_blobs(model.get_layer("ip"), [w, b])
+        set_blobs(model.get_layer("conv"), [filters, bias])
+        found = np.asarray(model(x.transpose(0, 2, 3, 1)))
+        close(found, expected(x @ w.T + b, filters, bias).reshape(2, -1))
 
 
 ELEMENTS = {
@@ -314,6 +330,31 @@ def test_embed(bias):
     close(run(spec("Embed", text), words, blobs=blobs, rows=[1])[0], w[words.astype(int)] + sum(blobs[1:]))
 
 
+def test_words_of_minus_1_after_a_sentence_change_nothing():
+    """Padding of CaffeOnSpark's captions, where ``cont`` is 0 and the target is ignored: Caffe reads past its array."""
+    text = """input: "words" input: "cont" input: "target" input_shape { dim: [4, 1] } input_shape { dim: [4, 1] }
+    input_shape { dim: [4, 1] } layer { name: "e" type: "Embed" bottom: "words" top: "e" embed_param { num_output: 3
+      input_dim: 5 bias_term: false weight_filler { type: "xavier" } } }
+    layer { name: "lstm" type: "LSTM" bottom: "e" bottom: "cont" top: "h" recurrent_param { num_output: 2
+      weight_filler { type: "xavier" } } }
+    layer { name: "ip" type: "InnerProduct" bottom: "h" top: "ip" inner_product_param { num_output: 5 axis: 2
+      weight_filler { type: "xavier" } } }
+    layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "target" top: "loss" softmax_param { axis: 2 }
+      loss_param { ignore_label: -1 } }"""
+    start, ends = read(text, phase="TRAIN"), []
+    cont, target = np.float32([[0, 1, 0, 0]]), np.float32([[2, 0, -1, -1]])
+    for padding in (-1, 4, 1):
+        model = keras.models.clone_model(start)
+        model.set_weights(start.get_weights())
+        model.compile("sgd", start.loss)
+        assert np.isfinite(model.train_on_batch([np.float32([[0, 1, padding, padding]]), cont], target))
+        ends.append(model.get_weights())
+    for end in ends[1:]:
+        for one, other in zip(ends[0], end, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert not np.array_equal(ends[0][0], start.get_weights()[0])
+
+
 def test_lstm_and_rnn():
     steps, rows, size, units = 5, 3, 4, 2
     x, cont = drawn(steps, rows, size), (drawn(steps, rows, seed=3) > -0.5).astype(np.float32)
@@ -355,7 +396,10 @@ def test_fillers():
     normal = filled("type: 'gaussian' mean: 1 std: 0.1", shape)
     assert normal.mean() == pytest.approx(1, abs=0.01)
     assert normal.max() > 1.25  # not truncated
-    assert (filled("type: 'gaussian' sparse: 4", shape) != 0).mean() == pytest.approx(0.1, abs=0.02)
+    sparse = filled("type: 'gaussian' sparse: 4", shape)
+    assert (sparse != 0).mean() == pytest.approx(0.1, abs=0.02)
+    assert sparse[sparse != 0].std() == pytest.approx(1, abs=0.1)
+    assert sparse[sparse != 0].mean() == pytest.approx(0, abs=0.15)
     uniform = filled("type: 'uniform' min: -0.1 max: 0.3", shape)
     assert uniform.min() >= -0.1
     assert uniform.max() > 0.28
@@ -369,6 +413,12 @@ REFUSED = {
     "no kernel": ("Convolution", "convolution_param { num_output: 2 }", IMAGES),
     "large kernel": ("Convolution", "convolution_param { num_output: 2 kernel_size: 9 }", IMAGES),
     "groups": ("Convolution", "convolution_param { num_output: 2 kernel_size: 1 group: 4 }", IMAGES),
+    "no groups": ("Convolution", "convolution_param { num_output: 2 kernel_size: 1 group: 0 }", IMAGES),
+    "no stride": ("Convolution", "convolution_param { num_output: 2 kernel_size: 1 stride: 0 }", IMAGES),
+    "half a stride": ("Pooling", "pooling_param { kernel_size: 2 stride_h: 2 }", IMAGES),
+    "half a kernel": ("Pooling", "pooling_param { kernel_h: 2 }", IMAGES),
+    "no outputs": ("InnerProduct", "", IMAGES),
+    "no words": ("Embed", "embed_param { num_output: 2 }", (2, 5)),
     "axis": ("Convolution", "convolution_param { num_output: 2 kernel_size: 1 axis: 2 }", IMAGES),
     "filler": ("Convolution", 'convolution_param { num_output: 2 kernel_size: 1 weight_filler { type: "x" } }', IMAGES),
     "stochastic": ("Pooling", "pooling_param { pool: STOCHASTIC kernel_size: 2 }", IMAGES),

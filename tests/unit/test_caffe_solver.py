@@ -101,9 +101,11 @@ def test_what_counts_iterations_counts_steps(solver):
 
 
 def test_what_is_passed_over_is_named_in_one_line(solver, caplog):
-    solver('lr_policy: "fixed" display: 100 average_loss: 4 solver_mode: CPU test_iter: 2 snapshot: 5')
+    lines = "display: 100 average_loss: 4 solver_mode: CPU test_iter: 2 snapshot: 5 test_state { stage: 'all' }"
+    solver(f'lr_policy: "fixed" {lines}')
     (line,) = [one.getMessage() for one in caplog.records if "passed over" in one.getMessage()]
-    for name in ("display", "average_loss", "solver_mode (useGpu", "test_iter (validation reads all", "snapshot ("):
+    for name in ("display", "average_loss", "solver_mode (useGpu", "test_iter (validation reads all", "snapshot (",
+                 "test_state ("):  # fmt: skip
         assert name in line
 
 
