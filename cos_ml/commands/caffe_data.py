@@ -12,6 +12,7 @@ import pandas as pd
 
 from cos_ml.caffe.prototxt import resolve
 from cos_ml.commands import data
+from cos_ml.data.names import quoted
 from cos_ml.errors import InvalidInputError
 from cos_ml.paths import local_path
 
@@ -109,7 +110,7 @@ def _of_cos_data(layer: Any, rows: DataFrame) -> Source:
     columns, shapes = [_sample_id(rows)], {}
     kinds = layer.cos_data_param.top[0].DESCRIPTOR.fields_by_name["type"].enum_type.values_by_number
     for name, top in zip(layer.top, layer.cos_data_param.top, strict=True):
-        column: Column = F.col(f"`{top.name or name}`")
+        column: Column = F.col(quoted(top.name or name))
         kind = kinds[top.type].name
         if kind.startswith("ENCODED_IMAGE"):
             shapes[name] = (top.channels, top.height, top.width)

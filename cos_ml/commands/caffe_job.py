@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,10 @@ from cos_ml import caffe
 from cos_ml.caffe import prototxt
 from cos_ml.caffe.prototxt import spelled
 from cos_ml.commands import caffe_data, data, network
-from cos_ml.commands.session import json_text
-from cos_ml.commands.stages import VALIDATES, save
+from cos_ml.commands.session import write_json
+from cos_ml.commands.settings import split
+from cos_ml.commands.stages import VALIDATES, save, with_validation
+from cos_ml.data.names import quoted
 from cos_ml.errors import InvalidInputError
 from cos_ml.paths import local_path
 
@@ -99,9 +100,10 @@ def _train(job: Job, ranks: int) -> keras.Model:
         given["conf"], weights=given["weights"], inputs=source.shapes, data_format="channels_first"
     )
     rows = source.rows
-    if keywords.pop("validationSteps", None) and job.solver.test_iter and job.solver.test_iter[0]:
-        rows = _with_validation(job, rows)
-        keywords |= {"validationIndicatorCol": VALIDATES, "validationSteps": _interval(job.solver)}
+    interval = keywords.pop("validationSteps", None)
+    if interval and job.solver.test_iter and job.solver.test_iter[0]:
+        rows = with_validation(rows, job.source("TEST").rows)
+        keywords |= {"validationIndicatorCol": VALIDATES, "validationSteps": interval}
     columns, rows = _columns(job, "TRAIN", keywords["model"], rows)
     if prefix := keywords.get("checkpointDir"):
         keywords["checkpointDir"] = str(Path(found).absolute()) if (found := local_path(prefix)) else prefix
@@ -112,18 +114,6 @@ def _train(job: Job, ranks: int) -> keras.Model:
         target = local_path(path) or path
         save(model, None if as_file else target, target if as_file else None, overwrite=True)
     return model.toKeras()
-
-
-def _interval(solver: Any) -> int:
-    return int(solver.test_interval * solver.iter_size)
-
-
-def _with_validation(job: Job, rows: DataFrame) -> DataFrame:
-    """The rows that train and, marked in a column of their own, those of the phase TEST."""
-    from pyspark.sql import functions as F
-
-    held = job.source("TEST").rows
-    return rows.withColumn(VALIDATES, F.lit(False)).unionByName(held.withColumn(VALIDATES, F.lit(True)))
 
 
 def _columns(job: Job, phase: str, model: keras.Model, rows: DataFrame) -> tuple[dict[str, Any], DataFrame]:
@@ -171,11 +161,11 @@ def _features(job: Job, scoring: keras.Model) -> None:
 
     source = job.source("TEST")
     label = [job.given["label"]] if job.given["label"] else []
-    blobs = list(dict.fromkeys([*_names(job.given["features"]), *label]))
+    blobs = list(dict.fromkeys([*split(job.given["features"]), *label]))
     columns, rows = _columns(job, "TEST", scoring, source.rows)
     inputs = [columns["featuresCol"]] if "featuresCol" in columns else columns["inputCols"]
     computed = [blob for blob in blobs if blob not in source.tops or blob in inputs]
-    wanted = {blob: F.array(F.col(f"`{blob}`").cast("float")) for blob in blobs if blob not in computed}
+    wanted = {blob: F.array(F.col(quoted(blob)).cast("float")) for blob in blobs if blob not in computed}
     if computed:
         stages, level = job.stages("TEST"), job.level("TEST")
         names = [caffe.layer_of_blob(job.net, blob, "TEST", stages, level, transform=True) for blob in computed]
@@ -205,24 +195,12 @@ def _test(job: Job, scoring: keras.Model) -> None:
     model = DeepNetModel(model=scoring, **columns)
     compiled = any(layer.type.endswith("Loss") for layer in job.layers("TEST"))
     found = dict(model.evaluate(rows)) if compiled else model.mean(rows).collect()[0].asDict()
-    text = json_text(found)
-    print(text)
+    write_json(found, None)
     if job.given["output"]:
-        path = local_path(job.given["output"])
-        if path is None:
-            import fsspec
-
-            with fsspec.open(job.given["output"], "w") as file:
-                file.write(text + "\n")
-        else:
-            Path(path).write_text(text + "\n")
+        write_json(found, job.given["output"])
 
 
 def _output(given: dict[str, Any]) -> str:
     path = given["output"] or "output"
     found = local_path(path)
     return path if found is None else Path(found).absolute().as_uri()
-
-
-def _names(text: str) -> Sequence[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
 
 __all__ = ["add"]
@@ -55,9 +56,8 @@ def _script(shell: str, commands: dict[str, argparse.ArgumentParser]) -> str:
 
 
 def _words(parser: argparse.ArgumentParser) -> list[str]:
-    """The flags of a parser, as its help has them, and the names that a first argument takes."""
-    usage = argparse.ArgumentParser.format_help(parser).replace(",", " ").replace("[", " ").replace("]", " ")
-    return [word for word in usage.split() if word.startswith("-") and word[1:2].isalpha() | word.startswith("--")]
+    """The flags of a parser, which are in its help."""
+    return re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", parser.format_help())
 
 
 def _fish(words: dict[str, list[str]]) -> str:

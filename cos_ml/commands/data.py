@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cos_ml.commands.settings import split
+from cos_ml.data.names import quoted
 from cos_ml.errors import InvalidInputError
 from cos_ml.paths import literal, local_path
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["FORMATS", "Data", "format_of", "layout", "read", "write"]
+__all__ = ["FORMATS", "Data", "format_of", "layout", "read", "with_classes", "write"]
 
 FORMATS = ("parquet", "lmdb", "sequencefile", "images", "delta", "table", "csv", "json", "orc")
-OUTPUTS = ("parquet", "json", "orc", "delta")
 ENDINGS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".orc": "orc", ".seq": "sequencefile", ".mdb": "lmdb"}
 SIZE = re.compile(r"(\d+)x(\d+)(?:x([13]))?")
 
@@ -35,7 +36,7 @@ class Data:
 
     path: str
     format: str | None = None
-    options: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     image_size: str | None = None
     where: str | None = None
 
@@ -59,10 +60,10 @@ def _load(spark: SparkSession, kind: str, path: str, options: dict[str, Any]) ->
     if kind == "images":
         from cos_ml.sources.images import image_classes, read_images
 
-        classes = image_classes(spark, path)
-        names = options.pop("classes", None)
+        classes = options.pop("classes", None)
         _check_no_options(kind, options)
-        return read_images(spark, path, classes=names.split(",") if names else classes)
+        classes = split(classes) if isinstance(classes, str) else classes
+        return read_images(spark, path, classes=classes or image_classes(spark, path))
     if kind == "sequencefile":
         from cos_ml.sources.images import read_sequence_file
 
@@ -110,6 +111,15 @@ def _decoded(df: DataFrame, size: str) -> DataFrame:
     return ImageAssembler(height=height, width=width, channels=channels).transform(df)
 
 
+def with_classes(spark: SparkSession, data: Data) -> Data:
+    """The same data, whose options name the classes of images: others read with them have the same labels."""
+    if (data.format or format_of(data.path)).lower() != "images" or data.options.get("classes"):
+        return data
+    from cos_ml.sources.images import image_classes
+
+    return replace(data, options=data.options | {"classes": image_classes(spark, data.path)})
+
+
 def write(df: DataFrame, path: str, kind: str, overwrite: bool) -> None:
     """Write rows to a new folder; Vectors become arrays of floats, which any reader knows."""
     from pyspark.ml.functions import vector_to_array
@@ -117,5 +127,5 @@ def write(df: DataFrame, path: str, kind: str, overwrite: bool) -> None:
 
     vectors = {field.name for field in df.schema if field.dataType.typeName() == "vectorudt"}
     for name in vectors:
-        df = df.withColumn(name, vector_to_array(F.col(f"`{name}`"), "float32"))
+        df = df.withColumn(name, vector_to_array(F.col(quoted(name)), "float32"))
     df.write.format(kind).mode("overwrite" if overwrite else "errorifexists").save(path)

@@ -19,12 +19,12 @@ FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def is_prototxt(reference: str) -> bool:
-    """Whether the network is a text file of Caffe's."""
+    """Whether the reference names a text file of Caffe's."""
     return reference.endswith((".prototxt", ".pbtxt", ".prototxt.txt"))
 
 
 def load(reference: str, weights: str | None, phase: str, layout: str) -> tuple[Any, dict[str, Any]]:
-    """The value of the Param ``model``, and Params that ``weights`` becomes where the network is not Caffe's.
+    """The value of the Param ``model``, and the Param that ``weights`` sets: none, if it is a prototxt's caffemodel.
 
     ``layout`` is the ``data_format`` of a network of Caffe's, which takes images as they are stored.
     """
@@ -66,7 +66,7 @@ def _file(path: str) -> str:
 
 
 def _is_stage(reference: str) -> bool:
-    """Whether a path is a stage that was saved: a folder, on any file system, and no file with a network."""
+    """Whether a path is that of a saved stage: a folder, on any file system, not a file with a network."""
     found = local_path(reference)
     if found is None:
         return not reference.endswith((".keras", ".h5", ".hdf5"))

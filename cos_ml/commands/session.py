@@ -19,7 +19,7 @@ from cos_ml.paths import local_path
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["QUIET", "json_text", "key_values", "session", "write_json"]
+__all__ = ["QUIET", "in_folder", "json_text", "key_values", "session", "write_json"]
 
 QUIET = Path(__file__).parents[1] / "conf"
 SUBMITTED = "PYSPARK_GATEWAY_PORT"  # set for programs that spark-submit has started
@@ -81,14 +81,23 @@ def json_text(value: Any) -> str:
 
 
 def write_json(value: Any, path: str | None) -> None:
-    """Write a result as JSON to a local file, or to standard output where there is none."""
+    """Write a result as JSON to a file, at any path or URL that fsspec writes, or to standard output without one."""
     if path in (None, "-"):
         print(json_text(value))
-        return
-    found = local_path(str(path))
-    if found is None:
-        raise InvalidInputError(f"{path}: expected a file on this machine.")
-    Path(found).write_text(json_text(value) + "\n")
+    elif (found := local_path(str(path))) is not None:
+        in_folder(found).write_text(json_text(value) + "\n")
+    else:
+        import fsspec
+
+        with fsspec.open(path, "w") as file:
+            file.write(json_text(value) + "\n")
+
+
+def in_folder(path: str) -> Path:
+    """The path of a local file to write, in a folder that exists: it is created where it is missing."""
+    found = Path(local_path(path) or path)
+    found.parent.mkdir(parents=True, exist_ok=True)
+    return found
 
 
 def _plain(value: Any) -> Any:

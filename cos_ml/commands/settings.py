@@ -1,4 +1,4 @@
-"""What a command is told: its flags, flags that are Params, and a job file (driver side)."""
+"""The settings of a command: its flags, flags that are Params, and a job file (driver side)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from cos_ml.errors import InvalidInputError, SetupError
 
-__all__ = ["folded", "from_job_file", "names_of_params", "param_flags", "params_of"]
+__all__ = ["folded", "from_job_file", "names_of_params", "param_flags", "params_of", "split"]
 
 NOT_FLAGS = ("model",)  # Params that a flag of another name sets
 
@@ -88,12 +88,12 @@ def _unknown(key: str, known: list[str]) -> str:
 
 
 def folded(name: str) -> str:
-    """A name without what its spellings differ in."""
+    """A name without what distinguishes its spellings: hyphens, underscores, capitals."""
     return name.replace("-", "").replace("_", "").lower()
 
 
 def _value(name: str, kind: str, value: Any) -> Any:
-    """A Param's value, from the text of a flag; values of a job file that are no texts are taken as they are."""
+    """A Param's value, from the text of a flag; values of a job file that are not strings stay as they are."""
     if name == "callbacks":
         return _callbacks(value)
     if kind == "bool":
@@ -109,9 +109,9 @@ def _value(name: str, kind: str, value: Any) -> Any:
     if kind.startswith("dict") and "=" in value:
         return _pairs(value)
     if kind.startswith("list"):
-        return [_number(item) if "float" in kind else item for item in _split(value)]
+        return [_number(item) if "float" in kind else item for item in split(value)]
     if name in ("metrics", "lossWeights"):
-        return [_number(item) for item in _split(value)]
+        return [_number(item) for item in split(value)]
     return value
 
 
@@ -120,7 +120,7 @@ def _callbacks(value: Any) -> Any:
     from cos_ml.callbacks import callback
 
     if isinstance(value, str):
-        value = _json("callbacks", value) if value.lstrip()[:1] in ("[", "{") else _split(value)
+        value = _json("callbacks", value) if value.lstrip()[:1] in ("[", "{") else split(value)
     items = value if isinstance(value, list) else [value]
     if not all(isinstance(item, str) or (isinstance(item, dict) and "class" in item) for item in items):
         raise InvalidInputError(
@@ -137,17 +137,18 @@ def _json(name: str, text: str) -> Any:
         raise InvalidInputError(f"--{name} {text}: this is not JSON: {error}.") from error
 
 
-def _split(text: str) -> list[str]:
+def split(text: str) -> list[str]:
+    """The items of a text, between its commas."""
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
 def _pairs(text: str) -> dict[str, Any]:
-    pairs = (item.partition("=") for item in _split(text))
+    pairs = (item.partition("=") for item in split(text))
     return {key: _number(value) for key, _, value in pairs}
 
 
 def _number(text: str) -> Any:
-    """A text as a number, or as it is: the Param says what it expected."""
+    """A text as a number, or unchanged: the Param then says what it expected."""
     for convert in (int, float):
         try:
             return convert(text)

@@ -12,7 +12,7 @@ from cos_ml import DeepNetModel, cli
 from cos_ml.caffe import prototxt
 from cos_ml.commands import caffe_data
 from cos_ml.network.keras_import import import_keras
-from cos_ml.sources import register
+from cos_ml.sources import convert, register
 from tests.support import reference
 from tests.support.sessions import frame, rows_of
 
@@ -25,7 +25,7 @@ def network():
     keras.utils.set_random_seed(0)
     inputs = keras.Input((12,), name="x")
     hidden = keras.layers.Dense(4, "relu", name="hidden")(inputs)
-    return keras.Model(inputs, keras.layers.Dense(3, "softmax", name="scores")(hidden))
+    return keras.Model(inputs, keras.layers.Dense(3, "softmax", name="predictions")(hidden))
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,52 @@ def test_test_evaluates_the_saved_model(trained, capsys):
     history = json.loads((trained / "metrics.json").read_text())["history"]
     found = json.loads(capsys.readouterr().out)
     np.testing.assert_allclose(found["loss"], history["val_loss"][-1], rtol=1e-5)
+
+
+def test_means_of_columns_and_layers(trained, capsys):
+    arguments = ["test", "--model", str(trained / "model"), "--data", str(trained / "rows.parquet"), "--mean"]
+    assert cli.main([*arguments, "hidden,predictions,prediction,probability"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    x, *_ = reference.data(80)
+    saved = keras.saving.load_model(trained / "net.keras")
+    hidden, scores = keras.Model(saved.inputs[0], [saved.get_layer("hidden").output, saved.output])(x)
+    np.testing.assert_allclose(found["hidden"], np.mean(hidden, axis=0), rtol=1e-4)
+    for name in ("predictions", "probability"):
+        np.testing.assert_allclose(found[name], np.mean(scores, axis=0), rtol=1e-4)
+    np.testing.assert_allclose(found["prediction"], np.argmax(scores, axis=1).mean(), rtol=1e-6)
+    assert cli.main([*arguments, "nothing"]) == 1
+    assert "has no layer 'nothing'" in capsys.readouterr().err
+
+
+def test_an_existing_model_is_refused_before_the_training(trained, capsys):
+    arguments = ["train", "--data", str(trained / "rows.parquet"), "--network", str(trained / "net.keras")]
+    assert cli.main([*arguments, "--loss", "nothing-that-trains", "--save", str(trained / "model")]) == 1
+    assert "it already exists" in capsys.readouterr().err
+    assert cli.main([*arguments, "--save-keras", "network.txt"]) == 1
+    assert "ends with .keras" in capsys.readouterr().err
+
+
+def offset():
+    """A network that gives 0 for every image until it is trained, so that its loss is the mean squared label."""
+    image = keras.Input((4, 5, 1), name="image")
+    return keras.Model(image, keras.layers.Dense(1, kernel_initializer="zeros")(keras.layers.Flatten()(image)))
+
+
+def test_train_reads_images_and_validates_with_their_classes(spark, tmp_path):
+    for name in ("train/cat", "train/dog", "held/dog"):
+        (tmp_path / name).mkdir(parents=True)
+        for index in range(4):
+            Image.new("L", (5, 4)).save(tmp_path / name / f"{index}.png")
+    status = cli.main(
+        ["train", "--data", str(tmp_path / "train"), "--format", "images", "--image-size", "4x5x1",
+         "--validation", str(tmp_path / "held"), "--network", "tests.local.test_commands:offset",
+         "--featuresCol", "image", "--loss", "mse", "--learningRate", "1e-9", "--epochs", "1",
+         "--metrics-file", str(tmp_path / "new/metrics.json")]
+    )  # fmt: skip
+    assert status == 0
+    found = json.loads((tmp_path / "new/metrics.json").read_text())
+    assert (found["rows"], found["validationRows"]) == (8, 4)
+    np.testing.assert_allclose([found["history"]["loss"][0], found["history"]["val_loss"][0]], [0.5, 1.0], rtol=1e-5)
 
 
 def test_features_writes_layers_beside_columns(spark, trained):
@@ -126,8 +172,9 @@ def directory(spark, tmp_path_factory):
         df.write.format("lmdb").mode("overwrite").save(str(folder / name))
     (folder / "net.prototxt").write_text(NET)
     (folder / "solver.prototxt").write_text(SOLVER)
-    arguments = ["-conf", str(folder / "solver.prototxt"), "-train", "-features", "ip1,conv/1", "-label", "label"]
+    arguments = ["-conf", str(folder / "solver.prototxt"), "-train", "-test", "-features", "ip1,conv/1"]
     arguments += ["-output", f"file:{folder / 'features'}", "-model", f"file:{folder / 'model'}", "-devices", "2"]
+    arguments += ["-label", "label"]
     assert cli.main(["caffe", *arguments]) == 0
     return folder
 
@@ -157,6 +204,30 @@ def test_test_writes_loss_and_accuracy(directory, capsys):
     assert found == json.loads(printed.out)
     assert found["accuracy"] >= 0.9
     assert found["loss"] < 0.5
+
+
+def test_layers_by_the_names_of_caffe(spark, directory, capsys):
+    arguments = ["--model", str(directory / "model"), "--data", str(directory / "test_lmdb")]
+    output = str(directory / "layers")
+    assert cli.main(["features", *arguments, "--layers", "ip2,conv/1", "--id", "id", "--output", output]) == 0
+    rows = spark.read.parquet(output)
+    assert rows.columns == ["id", "ip2", "conv/1"]
+    written = rows.collect()
+    assert len(written) == 20
+    assert cli.main(["test", *arguments, "--mean", "ip2,conv/1"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for name in ("ip2", "conv/1"):
+        np.testing.assert_allclose(found[name], np.mean([row[name] for row in written], axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_train_reads_sequence_files(spark, directory, tmp_path):
+    convert.lmdb_to_sequence_file(directory / "train_lmdb", tmp_path / "train.seq")
+    arguments = ["--data", str(tmp_path / "train.seq"), "--solver", str(directory / "solver.prototxt")]
+    arguments += ["--featuresCol", "data", "--save", str(tmp_path / "model"), "--metrics-file", str(tmp_path / "m")]
+    assert cli.main(["train", *arguments]) == 0
+    found = json.loads((tmp_path / "m").read_text())
+    assert (found["rows"], found["steps"]) == (96, 12)
+    assert DeepNetModel.load(str(tmp_path / "model")).toKeras().get_layer("conv_1").filters == 3
 
 
 COS_DATA = """

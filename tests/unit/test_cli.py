@@ -1,5 +1,6 @@
 """The command line's parser, its settings and CaffeOnSpark's flags, without Spark."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 
 from cos_ml import DeepNetEstimator, DeepNetModel, cli
-from cos_ml.commands import caffe, data, flags
+from cos_ml.commands import caffe, data, flags, network, stages
 from cos_ml.commands.session import QUIET, json_text, key_values
 from cos_ml.commands.settings import from_job_file, names_of_params, param_flags, params_of
 from cos_ml.errors import InvalidInputError
@@ -110,6 +111,28 @@ def test_usage_errors_are_2_and_errors_1(capsys, tmp_path):
     assert "--network: expected" in capsys.readouterr().err
     assert cli.main(["train", "--network", "x"]) == 1
     assert "--data: expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "test", "features"])
+def test_networks_are_loaded_in_the_session(command, monkeypatch, capsys):
+    """A saved model, which Spark reads, would start a session without the settings of the command."""
+    events = []
+
+    @contextlib.contextmanager
+    def session(name, master, conf):
+        events.append((master, conf))
+        yield None
+
+    def load(*_):
+        events.append("load")
+        raise InvalidInputError("loaded")
+
+    monkeypatch.setattr(stages, "session", session)
+    monkeypatch.setattr(network, "load", load)
+    arguments = ["--data", "x", "--model", "y", "--master", "local[1]", "--conf", "a=b"]
+    assert cli.main([command, *arguments, *(["--output", "z"] if command == "features" else [])]) == 1
+    assert events == [("local[1]", {"a": "b"}), "load"]
+    assert "loaded" in capsys.readouterr().err
 
 
 def test_values_of_settings():
