@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from cos_ml.caffe import build_images as images
 from cos_ml.caffe import build_shapes as shapes
 from cos_ml.caffe.blob import Blob
 
-__all__ = ["BUILDERS", "Builder"]
+__all__ = ["BOTTOMS", "BUILDERS", "Builder"]
 
 # Message of the layer, its bottoms and its name in Keras -> its tops.
 Builder = Callable[[Any, list[Blob], str], list[Blob]]
@@ -41,4 +42,18 @@ BUILDERS: dict[str, Builder] = {
     "Slice": shapes.slices,
     "Softmax": elements.softmax,
     "Split": shapes.split,
+}
+
+# How many bottoms a type takes, at least and at most; others take one.
+BOTTOMS: dict[str, tuple[int, float]] = {
+    "Bias": (1, 2),
+    "Concat": (1, math.inf),
+    "Convolution": (1, math.inf),
+    "Crop": (2, 2),
+    "Deconvolution": (1, math.inf),
+    "Eltwise": (2, math.inf),
+    "LSTM": (2, 3),
+    "RNN": (2, 3),
+    "Scale": (1, 2),
+    "Silence": (1, math.inf),
 }

@@ -145,8 +145,6 @@ def recurrent(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
     _check_outputs(layer, given)
     if given.expose_hidden:
         raise problem(layer, "recurrent_param's field expose_hidden is not supported")
-    if not 2 <= len(bottoms) <= 3:
-        raise problem(layer, f"expected 2 or 3 bottoms (x, cont, x_static), received {len(bottoms)}")
     sequence, marks = bottoms[:2]
     if sequence.rows != 1 or marks.rows != 1 or marks.ndim != 2:
         raise problem(

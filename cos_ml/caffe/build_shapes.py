@@ -31,8 +31,6 @@ def eltwise(layer: Any, bottoms: list[Blob], name: str) -> list[Blob]:
     """Sum, product or maximum of blobs of one shape."""
     given = layer.eltwise_param
     operation, coefficients = enum_name(given, "operation"), list(given.coeff)
-    if len(bottoms) < 2:
-        raise problem(layer, "expected 2 or more bottoms, received 1")
     for bottom in bottoms[1:]:
         if bottom.shape != bottoms[0].shape:
             raise problem(layer, f"expected bottoms of one shape, received {bottoms[0].shape} and {bottom.shape}")

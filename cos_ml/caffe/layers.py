@@ -21,6 +21,7 @@ __all__ = [
     "Pooling",
     "Power",
     "Slice",
+    "StopGradient",
     "StridedDilatedConv2D",
     "TransposedDense",
     "WeightedSum",
@@ -316,6 +317,18 @@ class AbsVal(_Elementwise):
     def call(self, inputs: Any) -> Any:
         """The absolute value of each element."""
         return ops.abs(inputs)
+
+
+@registered
+class StopGradient(_Elementwise):
+    """What it is given, without passing gradients back: ``propagate_down: false``."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__({}, options)
+
+    def call(self, inputs: Any) -> Any:
+        """The inputs."""
+        return ops.stop_gradient(inputs)
 
 
 @registered

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,9 +11,10 @@ import keras
 
 from cos_ml.caffe.assemble import Read, assembled
 from cos_ml.caffe.blob import Blob
-from cos_ml.caffe.build import BUILDERS
+from cos_ml.caffe.build import BOTTOMS, BUILDERS
 from cos_ml.caffe.convert import takes_blobs
 from cos_ml.caffe.inputs import DATA, build_input, drop_transform, time_first, transform_of
+from cos_ml.caffe.layers import StopGradient
 from cos_ml.caffe.problems import problem
 from cos_ml.caffe.prototxt import network, selected, spelled
 from cos_ml.caffe.sharing import Sharing
@@ -138,6 +140,16 @@ def _network_bottoms(layer: Any) -> Sequence[str]:
     return layer.bottom
 
 
+def _check_bottoms(layer: Any) -> None:
+    """Raises InvalidInputError for a layer other than a loss with a wrong number of bottoms or a loss_weight."""
+    least, most = BOTTOMS.get(layer.type, (1, 1))
+    if not least <= len(layer.bottom) <= most:
+        wanted = f"{least}" if least == most else f"{least} or more" if most == math.inf else f"{least} or {most}"
+        raise problem(layer, f"expected {wanted} bottom{'s' if most > 1 else ''}, received {len(layer.bottom)}")
+    if any(layer.loss_weight):
+        raise problem(layer, "its loss_weight is not supported: only layers of losses may have one")
+
+
 class _Names:
     """The names in Keras of a network's layers and inputs.
 
@@ -238,7 +250,12 @@ class _Walk:
             if bottom not in self.blobs:
                 raise problem(layer, f"its bottom {bottom!r} is no top of an earlier layer in the phase {self.phase}; "
                               f"there are {', '.join(self.blobs) or 'none'}")  # fmt: skip
-        return [self.blobs[bottom] for bottom in layer.bottom]
+        found = [self.blobs[bottom] for bottom in layer.bottom]
+        for at, (blob, passes) in enumerate(zip(found, layer.propagate_down, strict=False)):
+            if blob is not None and not passes:
+                stop = StopGradient(name=f"{spelled(layer.name)}_stop{at}")
+                found[at] = blob.like(stop(blob.tensor))
+        return found
 
     def _input(self, index: int, layer: Any, at: int) -> Blob:
         names = self.names.inputs[index, at], self.names.tops[index, at]
@@ -257,8 +274,7 @@ class _Walk:
             raise problem(
                 layer, "cos_ml does not read layers of this type; it reads " + ", ".join(sorted({*BUILDERS, *DATA}))
             )
-        if not bottoms:
-            raise problem(layer, "it has no bottom")
+        _check_bottoms(layer)
         name = self.names.layers[index]
         try:
             tops = self.sharing.again(layer, bottoms, name) or builder(layer, bottoms, name)

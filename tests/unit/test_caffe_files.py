@@ -249,12 +249,34 @@ def test_helpers_have_names_that_no_other_layer_has(data_format):
         ('layer { name: "odd" type: "TanH" bottom: "ip" top: "c" }', "'odd'.*'c'"),
         ('layer { name: "odd" type: "TanH" bottom: "ip" top: "x" top: "y" }', "'odd'.*tops"),
         ('layer { name: "odd" type: "Convolution" bottom: "ip" top: "x" }', "'odd'"),
+        ('layer { name: "odd" type: "TanH" bottom: "ip" bottom: "c" top: "x" }', "'odd'.*1 bottom, received 2"),
+        ('layer { name: "odd" type: "Crop" bottom: "c" top: "x" }', "'odd'.*2 bottoms, received 1"),
+        ('layer { name: "odd" type: "Eltwise" bottom: "c" top: "x" }', "'odd'.*2 or more bottoms, received 1"),
+        ('layer { name: "odd" type: "LSTM" bottom: "c" top: "x" }', "'odd'.*2 or 3 bottoms, received 1"),
+        ('layer { name: "odd" type: "TanH" bottom: "ip" top: "x" loss_weight: 2 }', "'odd'.*loss_weight"),
         ('layer { name: "odd" include { phase: TEST } exclude { phase: TRAIN } }', "'odd'"),
     ],
 )
 def test_networks_that_are_none(more, said):
     with pytest.raises(InvalidInputError, match=said):
         read(CONV + more)
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+def test_gradients_stop_where_propagate_down_is_false():
+    dense = 'type: "InnerProduct" inner_product_param { num_output: 3 weight_filler { type: "xavier" } }'
+    text = f"""input: "x" input_shape {{ dim: [1, 4] }} layer {{ name: "a" bottom: "x" top: "a" {dense} }}
+    layer {{ name: "b" bottom: "a" top: "b" propagate_down: false {dense} }}
+    layer {{ name: "c" bottom: "x" top: "c" {dense} }}
+    layer {{ name: "loss" type: "EuclideanLoss" bottom: "c" bottom: "b" top: "l" propagate_down: true
+      propagate_down: %s }}"""
+    for passes, trained in (("true", ["b", "c"]), ("false", ["c"])):
+        model = read(text % passes, phase="TRAIN")
+        model.compile("sgd")
+        before = {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
+        model.train_on_batch(RNG.normal(size=(5, 4)).astype(np.float32))
+        changed = [name for name, weights in before.items() if (weights[0] != model.get_layer(name).kernel).any()]
+        assert sorted(changed) == trained
 
 
 def test_losses_outputs_and_labels():
