@@ -125,12 +125,12 @@ class TrainingAccessors(ModelAccessors):
     def getValidationIndicatorCol(self) -> str:
         """Gets validationIndicatorCol: boolean column: true rows validate every epoch instead of training."""
     def getValidationFraction(self) -> float:
-        """Gets validationFraction: share of the rows (> 0, < 1) that validate instead of training, in place of
-        validationIndicatorCol. A hash of seed and of the values that the network reads decides, so equal rows are on
-        one side, in every attempt."""
+        """Gets validationFraction: fraction of the rows (> 0, < 1) to validate with instead of training on them, in
+        place of validationIndicatorCol. A hash of seed and the row's values selects them, so equal rows stay together
+        and every attempt selects the same rows."""
     def getValidationSteps(self) -> int:
-        """Gets validationSteps: steps (>= 1) after which rows validate, besides the ends of epochs; the history then
-        has a row for each. Unset: at the ends of epochs only."""
+        """Gets validationSteps: also validate within epochs, after every so many steps (>= 1) of the training; the
+        history then has an entry for each validation. Unset: validate at the ends of epochs only."""
     def getLoss(self) -> Any:
         """Gets loss: Keras identifier or serializable object. Unset: a compiled model's."""
     def getMetrics(self) -> Any:
@@ -145,25 +145,26 @@ class TrainingAccessors(ModelAccessors):
     def getLearningRate(self) -> float:
         """Gets learningRate: learning rate in place of the optimizer's (> 0); never scaled by the number of ranks."""
     def getLayerLearningRates(self) -> dict[str, float]:
-        """Gets layerLearningRates: factor (>= 0) of the learning rate of a layer, a model inside the model, or one
-        weight, as 'conv1/bias', by name; the most exact name counts, and 0 freezes the weights. Unset: 1 for all."""
+        """Gets layerLearningRates: factors (>= 0) that multiply the learning rate: a dict by the name of a layer, a
+        model inside the model, or one weight, such as 'conv1/bias'. The most specific name applies; 0 freezes the
+        weights. Unset: 1 for all."""
     def getBatchSize(self) -> int:
         """Gets batchSize: rows per rank and step (>= 1); the global batch is batchSize * numTrainWorkers."""
     def getEpochs(self) -> int:
         """Gets epochs: passes over the training rows (>= 1)."""
     def getMaxSteps(self) -> int:
-        """Gets maxSteps: end the training after this many steps (>= 1), also within an epoch, or after epochs,
-        whichever comes first. With maxSteps and without epochs, steps alone count."""
+        """Gets maxSteps: stop after this many steps (>= 1), even within an epoch, or after epochs, whichever comes
+        first. If epochs is not set, maxSteps alone decides."""
     def getShuffle(self) -> bool:
         """Gets shuffle: reorder each rank's rows in every epoch."""
     def getSeed(self) -> int:
         """Gets seed: seed of row order and of Dropout."""
     def getPatience(self) -> int:
-        """Gets patience: stop after this many epochs (>= 0), or validations with validationSteps, without a better
-        val_loss (loss at the ends of epochs, if no rows validate). Unset: never."""
+        """Gets patience: stop after this many epochs (>= 0) without a better val_loss (loss, if there are no validation
+        rows). With validationSteps, each validation counts, not only those at the ends of epochs. Unset: never."""
     def getRestoreBestWeights(self) -> bool:
-        """Gets restoreBestWeights: end with the weights of the epoch, or validation, of the best val_loss (loss, if
-        none validate), not the last."""
+        """Gets restoreBestWeights: end with the weights that had the best val_loss (loss, if there are no validation
+        rows) at the end of an epoch or, with validationSteps, at any validation, not with the last weights."""
     def getCallbacks(self) -> list[dict[str, Any]]:
         """Gets callbacks: Keras callbacks that run in the ranks, each made with cos_ml.callback(class, arguments)."""
     def getFrozenLayers(self) -> list[str]:
@@ -287,13 +288,13 @@ class EstimatorAccessors(TrainingAccessors):
         """Sets model: the network to train, starting from its weights: a built keras.Model, compiled or not, the path
         of a .keras file, or a DeepNetModel."""
     def getInitialWeights(self) -> Any:
-        """Gets initialWeights: weights to start from in place of model's, layer by layer: those of all layers with the
-        name and the shapes of one there. A keras.Model, a DeepNetModel, or the path of a .keras, .h5, .weights.h5 or
-        .caffemodel file."""
+        """Gets initialWeights: weights to start from: a keras.Model, a DeepNetModel, or the path of a .keras, .h5,
+        .weights.h5 or .caffemodel file. Each layer takes those of the layer there that has its name and shapes; other
+        layers keep model's."""
     def setInitialWeights(self, value: Any) -> Self:
-        """Sets initialWeights: weights to start from in place of model's, layer by layer: those of all layers with the
-        name and the shapes of one there. A keras.Model, a DeepNetModel, or the path of a .keras, .h5, .weights.h5 or
-        .caffemodel file."""
+        """Sets initialWeights: weights to start from: a keras.Model, a DeepNetModel, or the path of a .keras, .h5,
+        .weights.h5 or .caffemodel file. Each layer takes those of the layer there that has its name and shapes; other
+        layers keep model's."""
     def getFeaturesCol(self) -> str:
         """Gets featuresCol: input column of a network with one input: a Vector, an array of numbers (nested too), a
         number, binary (uint8) or a string. Flat rows take the input's shape."""
@@ -322,19 +323,19 @@ class EstimatorAccessors(TrainingAccessors):
     def setValidationIndicatorCol(self, value: str) -> Self:
         """Sets validationIndicatorCol: boolean column: true rows validate every epoch instead of training."""
     def getValidationFraction(self) -> float:
-        """Gets validationFraction: share of the rows (> 0, < 1) that validate instead of training, in place of
-        validationIndicatorCol. A hash of seed and of the values that the network reads decides, so equal rows are on
-        one side, in every attempt."""
+        """Gets validationFraction: fraction of the rows (> 0, < 1) to validate with instead of training on them, in
+        place of validationIndicatorCol. A hash of seed and the row's values selects them, so equal rows stay together
+        and every attempt selects the same rows."""
     def setValidationFraction(self, value: float) -> Self:
-        """Sets validationFraction: share of the rows (> 0, < 1) that validate instead of training, in place of
-        validationIndicatorCol. A hash of seed and of the values that the network reads decides, so equal rows are on
-        one side, in every attempt."""
+        """Sets validationFraction: fraction of the rows (> 0, < 1) to validate with instead of training on them, in
+        place of validationIndicatorCol. A hash of seed and the row's values selects them, so equal rows stay together
+        and every attempt selects the same rows."""
     def getValidationSteps(self) -> int:
-        """Gets validationSteps: steps (>= 1) after which rows validate, besides the ends of epochs; the history then
-        has a row for each. Unset: at the ends of epochs only."""
+        """Gets validationSteps: also validate within epochs, after every so many steps (>= 1) of the training; the
+        history then has an entry for each validation. Unset: validate at the ends of epochs only."""
     def setValidationSteps(self, value: int) -> Self:
-        """Sets validationSteps: steps (>= 1) after which rows validate, besides the ends of epochs; the history then
-        has a row for each. Unset: at the ends of epochs only."""
+        """Sets validationSteps: also validate within epochs, after every so many steps (>= 1) of the training; the
+        history then has an entry for each validation. Unset: validate at the ends of epochs only."""
     def getLoss(self) -> Any:
         """Gets loss: Keras identifier or serializable object. Unset: a compiled model's."""
     def setLoss(self, value: Any) -> Self:
@@ -362,11 +363,13 @@ class EstimatorAccessors(TrainingAccessors):
     def setLearningRate(self, value: float) -> Self:
         """Sets learningRate: learning rate in place of the optimizer's (> 0); never scaled by the number of ranks."""
     def getLayerLearningRates(self) -> dict[str, float]:
-        """Gets layerLearningRates: factor (>= 0) of the learning rate of a layer, a model inside the model, or one
-        weight, as 'conv1/bias', by name; the most exact name counts, and 0 freezes the weights. Unset: 1 for all."""
+        """Gets layerLearningRates: factors (>= 0) that multiply the learning rate: a dict by the name of a layer, a
+        model inside the model, or one weight, such as 'conv1/bias'. The most specific name applies; 0 freezes the
+        weights. Unset: 1 for all."""
     def setLayerLearningRates(self, value: dict[str, float]) -> Self:
-        """Sets layerLearningRates: factor (>= 0) of the learning rate of a layer, a model inside the model, or one
-        weight, as 'conv1/bias', by name; the most exact name counts, and 0 freezes the weights. Unset: 1 for all."""
+        """Sets layerLearningRates: factors (>= 0) that multiply the learning rate: a dict by the name of a layer, a
+        model inside the model, or one weight, such as 'conv1/bias'. The most specific name applies; 0 freezes the
+        weights. Unset: 1 for all."""
     def getBatchSize(self) -> int:
         """Gets batchSize: rows per rank and step (>= 1); the global batch is batchSize * numTrainWorkers."""
     def setBatchSize(self, value: int) -> Self:
@@ -376,11 +379,11 @@ class EstimatorAccessors(TrainingAccessors):
     def setEpochs(self, value: int) -> Self:
         """Sets epochs: passes over the training rows (>= 1)."""
     def getMaxSteps(self) -> int:
-        """Gets maxSteps: end the training after this many steps (>= 1), also within an epoch, or after epochs,
-        whichever comes first. With maxSteps and without epochs, steps alone count."""
+        """Gets maxSteps: stop after this many steps (>= 1), even within an epoch, or after epochs, whichever comes
+        first. If epochs is not set, maxSteps alone decides."""
     def setMaxSteps(self, value: int) -> Self:
-        """Sets maxSteps: end the training after this many steps (>= 1), also within an epoch, or after epochs,
-        whichever comes first. With maxSteps and without epochs, steps alone count."""
+        """Sets maxSteps: stop after this many steps (>= 1), even within an epoch, or after epochs, whichever comes
+        first. If epochs is not set, maxSteps alone decides."""
     def getShuffle(self) -> bool:
         """Gets shuffle: reorder each rank's rows in every epoch."""
     def setShuffle(self, value: bool) -> Self:
@@ -390,17 +393,17 @@ class EstimatorAccessors(TrainingAccessors):
     def setSeed(self, value: int) -> Self:
         """Sets seed: seed of row order and of Dropout."""
     def getPatience(self) -> int:
-        """Gets patience: stop after this many epochs (>= 0), or validations with validationSteps, without a better
-        val_loss (loss at the ends of epochs, if no rows validate). Unset: never."""
+        """Gets patience: stop after this many epochs (>= 0) without a better val_loss (loss, if there are no validation
+        rows). With validationSteps, each validation counts, not only those at the ends of epochs. Unset: never."""
     def setPatience(self, value: int) -> Self:
-        """Sets patience: stop after this many epochs (>= 0), or validations with validationSteps, without a better
-        val_loss (loss at the ends of epochs, if no rows validate). Unset: never."""
+        """Sets patience: stop after this many epochs (>= 0) without a better val_loss (loss, if there are no validation
+        rows). With validationSteps, each validation counts, not only those at the ends of epochs. Unset: never."""
     def getRestoreBestWeights(self) -> bool:
-        """Gets restoreBestWeights: end with the weights of the epoch, or validation, of the best val_loss (loss, if
-        none validate), not the last."""
+        """Gets restoreBestWeights: end with the weights that had the best val_loss (loss, if there are no validation
+        rows) at the end of an epoch or, with validationSteps, at any validation, not with the last weights."""
     def setRestoreBestWeights(self, value: bool) -> Self:
-        """Sets restoreBestWeights: end with the weights of the epoch, or validation, of the best val_loss (loss, if
-        none validate), not the last."""
+        """Sets restoreBestWeights: end with the weights that had the best val_loss (loss, if there are no validation
+        rows) at the end of an epoch or, with validationSteps, at any validation, not with the last weights."""
     def getCallbacks(self) -> list[dict[str, Any]]:
         """Gets callbacks: Keras callbacks that run in the ranks, each made with cos_ml.callback(class, arguments)."""
     def setCallbacks(self, value: list[Any]) -> Self:
@@ -648,9 +651,9 @@ class VocabularyAccessors:
     ) -> Self:
         """Sets any of the Params by keyword, as the constructor does; None unsets one."""
     def getInputCol(self) -> str:
-        """Gets inputCol: a string, whose words are what white space separates, or an array of strings."""
+        """Gets inputCol: input column: a string, which is split at white space, or an array of strings."""
     def setInputCol(self, value: str) -> Self:
-        """Sets inputCol: a string, whose words are what white space separates, or an array of strings."""
+        """Sets inputCol: input column: a string, which is split at white space, or an array of strings."""
     def getOutputCol(self) -> str:
         """Gets outputCol: output column: an array of the words' ids; null for null."""
     def setOutputCol(self, value: str) -> Self:
@@ -666,13 +669,13 @@ class VocabularyAccessors:
     def setMarkEnds(self, value: bool) -> Self:
         """Sets markEnds: whether [START] is put before the words, and [END] behind them."""
     def getMaxWords(self) -> int:
-        """Gets maxWords: the most words, the four special ones aside (>= 1). Unset: all."""
+        """Gets maxWords: maximum number of words, not counting the four special ones (>= 1). Unset: no limit."""
     def setMaxWords(self, value: int) -> Self:
-        """Sets maxWords: the most words, the four special ones aside (>= 1). Unset: all."""
+        """Sets maxWords: maximum number of words, not counting the four special ones (>= 1). Unset: no limit."""
     def getMinCount(self) -> int:
-        """Gets minCount: how often a word has to occur (>= 1)."""
+        """Gets minCount: number of times that a word must occur to get an id (>= 1)."""
     def setMinCount(self, value: int) -> Self:
-        """Sets minCount: how often a word has to occur (>= 1)."""
+        """Sets minCount: number of times that a word must occur to get an id (>= 1)."""
 
 class VocabularyModelAccessors:
     """Getters and setters of VocabularyModel's Params."""
@@ -687,9 +690,9 @@ class VocabularyModelAccessors:
     ) -> Self:
         """Sets any of the Params by keyword, as the constructor does; None unsets one."""
     def getInputCol(self) -> str:
-        """Gets inputCol: a string, whose words are what white space separates, or an array of strings."""
+        """Gets inputCol: input column: a string, which is split at white space, or an array of strings."""
     def setInputCol(self, value: str) -> Self:
-        """Sets inputCol: a string, whose words are what white space separates, or an array of strings."""
+        """Sets inputCol: input column: a string, which is split at white space, or an array of strings."""
     def getOutputCol(self) -> str:
         """Gets outputCol: output column: an array of the words' ids; null for null."""
     def setOutputCol(self, value: str) -> Self:
@@ -705,11 +708,11 @@ class VocabularyModelAccessors:
     def setMarkEnds(self, value: bool) -> Self:
         """Sets markEnds: whether [START] is put before the words, and [END] behind them."""
     def getVocabulary(self) -> list[str]:
-        """Gets vocabulary: the words by id, the first of them ['', '[UNK]', '[START]', '[END]'], or a VocabularyModel
-        with them."""
+        """Gets vocabulary: the words in the order of their ids, of which ['', '[UNK]', '[START]', '[END]'] are the
+        first, or a VocabularyModel that has them."""
     def setVocabulary(self, value: Any) -> Self:
-        """Sets vocabulary: the words by id, the first of them ['', '[UNK]', '[START]', '[END]'], or a VocabularyModel
-        with them."""
+        """Sets vocabulary: the words in the order of their ids, of which ['', '[UNK]', '[START]', '[END]'] are the
+        first, or a VocabularyModel that has them."""
 
 class DecoderAccessors:
     """Getters and setters of SequenceDecoder's Params."""
@@ -732,15 +735,15 @@ class DecoderAccessors:
     def setModel(self, value: Any) -> Self:
         """Sets model: the network: a built keras.Model, the path of a .keras file, or a DeepNetModel."""
     def getVocabulary(self) -> list[str]:
-        """Gets vocabulary: the words by id, the first of them ['', '[UNK]', '[START]', '[END]'], or a VocabularyModel
-        with them."""
+        """Gets vocabulary: the words in the order of their ids, of which ['', '[UNK]', '[START]', '[END]'] are the
+        first, or a VocabularyModel that has them."""
     def setVocabulary(self, value: Any) -> Self:
-        """Sets vocabulary: the words by id, the first of them ['', '[UNK]', '[START]', '[END]'], or a VocabularyModel
-        with them."""
+        """Sets vocabulary: the words in the order of their ids, of which ['', '[UNK]', '[START]', '[END]'] are the
+        first, or a VocabularyModel that has them."""
     def getInputCols(self) -> list[str]:
-        """Gets inputCols: input columns, one per input of the network but that of the words, as in DeepNetModel."""
+        """Gets inputCols: input columns, one per input of the network except that of the words, as in DeepNetModel."""
     def setInputCols(self, value: list[str]) -> Self:
-        """Sets inputCols: input columns, one per input of the network but that of the words, as in DeepNetModel."""
+        """Sets inputCols: input columns, one per input of the network except that of the words, as in DeepNetModel."""
     def getWordsInput(self) -> str:
         """Gets wordsInput: name of the network's input that takes the words so far. Unset: the only one that goes into
         an Embedding."""
@@ -756,13 +759,13 @@ class DecoderAccessors:
     def setLogProbabilityCol(self, value: str) -> Self:
         """Sets logProbabilityCol: output column of the natural logarithms of the texts' probabilities; '' omits it."""
     def getBeamWidth(self) -> int:
-        """Gets beamWidth: how many texts beam search keeps after each word; 1 is greedy search."""
+        """Gets beamWidth: number of texts that beam search keeps after each word (>= 1); 1 is greedy search."""
     def setBeamWidth(self, value: int) -> Self:
-        """Sets beamWidth: how many texts beam search keeps after each word; 1 is greedy search."""
+        """Sets beamWidth: number of texts that beam search keeps after each word (>= 1); 1 is greedy search."""
     def getMaxLength(self) -> int:
-        """Gets maxLength: the most words of a text, [END] included (>= 1)."""
+        """Gets maxLength: maximum number of words of a text, [END] included (>= 1)."""
     def setMaxLength(self, value: int) -> Self:
-        """Sets maxLength: the most words of a text, [END] included (>= 1)."""
+        """Sets maxLength: maximum number of words of a text, [END] included (>= 1)."""
     def getHandleInvalid(self) -> str:
         """Gets handleInvalid: what to do with bad rows, as in DeepNetModel: 'error', 'skip' (drop them) or 'keep'
         (null)."""
@@ -770,9 +773,9 @@ class DecoderAccessors:
         """Sets handleInvalid: what to do with bad rows, as in DeepNetModel: 'error', 'skip' (drop them) or 'keep'
         (null)."""
     def getPredictBatchSize(self) -> int:
-        """Gets predictBatchSize: rows per forward pass, times beamWidth (>= 1)."""
+        """Gets predictBatchSize: rows per batch (>= 1); a forward pass has up to beamWidth times as many."""
     def setPredictBatchSize(self, value: int) -> Self:
-        """Sets predictBatchSize: rows per forward pass, times beamWidth (>= 1)."""
+        """Sets predictBatchSize: rows per batch (>= 1); a forward pass has up to beamWidth times as many."""
     def getHandleMismatch(self) -> str:
         """Gets handleMismatch: what to do when the outputs of a loaded network differ from those recorded when it was
         saved: 'warn', 'error' or 'ignore' (no check)."""

@@ -27,7 +27,7 @@ __all__ = ["Html", "model_html", "show", "show_network", "summary_html", "values
 
 MAX_TEXT = 60  # characters of a cell
 MAX_VALUES = 4  # numbers of a Vector or array
-GRAY = "#808080"  # is read on white and on black
+GRAY = "#808080"  # readable on white and on black
 
 # Every color is the notebook's own, or in between: one table for light and dark. Some notebooks drop <style> elements.
 TABLE = "border-collapse:collapse;font-size:13px;margin:0"
@@ -69,7 +69,7 @@ def show(
 ) -> Html:
     """Show the first rows of a DataFrame: thumbnails of images, and predictions beside labels, wrong ones marked.
 
-    Images are found by themselves: files (JPEG, PNG and so on), the columns of ImageAssembler, of the format "lmdb" and
+    Columns of images are recognized: files (JPEG, PNG, ...), the columns of ImageAssembler, of the format "lmdb" and
     of Spark's format "image", nested arrays [height][width] or [height][width][channels], and Vectors, arrays and bytes
     without names whose number of values is that of a square image of 8 x 8 or more.
 
@@ -85,7 +85,7 @@ def show(
         Html: the table, for a notebook or a console.
 
     Raises:
-        InvalidInputError: a column is missing, or has no images; ``n`` is no integer >= 1; ``df`` is a stream.
+        InvalidInputError: a column is missing, or has no images; ``n`` is not an integer >= 1; ``df`` is a stream.
         SetupError: Pillow is not installed, and ``images`` names columns.
     """
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
@@ -116,7 +116,7 @@ def show_network(model: Any) -> Html:
         model: a ``keras.Model``, a DeepNetModel, or a DeepNetEstimator, whose ``frozenLayers`` are marked too.
 
     Raises:
-        InvalidInputError: it is none of these, or its network is not set.
+        InvalidInputError: ``model`` is none of these, or its network is not set.
     """
     network, frozen = _network_of(model)
     rows, total, fixed = [], 0, 0
@@ -132,7 +132,7 @@ def show_network(model: Any) -> Html:
 
 
 def model_html(model: Any) -> str:
-    """A DeepNetModel in a notebook: what ``repr`` tells, and its layers."""
+    """A DeepNetModel in a notebook: its ``repr``, and its layers."""
     found = f'<p style="margin:4px 0"><b>{html.escape(repr(model))}</b></p>'
     return found + (show_network(model)._repr_html_() if model.isSet("model") else "")
 
@@ -240,7 +240,7 @@ def _mark(
 
 
 def _class_of(value: Any, names: Sequence[str]) -> float | str | None:
-    """A class as a number, or as its name where classes have names; None for what is no class."""
+    """A class as a number, or as its name where classes have names; None for a value that is not a class."""
     if hasattr(value, "toArray") or isinstance(value, (list, tuple)):  # one-hot
         values = np.asarray(value.toArray() if hasattr(value, "toArray") else value)
         one_hot = values.ndim == 1 and values.dtype.kind in "iuf" and sorted(values)[-2:-1] == [0] and values.sum() == 1

@@ -55,7 +55,7 @@ class _VocabularyParams(StageParams, HasInputCol, HasOutputCol):
     """The Params that Vocabulary and VocabularyModel share."""
 
     inputCol = DeclaredParam(
-        string, "a string, whose words are what white space separates, or an array of strings", "text"
+        string, "input column: a string, which is split at white space, or an array of strings", "text"
     )
     outputCol = DeclaredParam(string, "output column: an array of the words' ids; null for null", "words")
     targetCol = DeclaredParam(
@@ -68,7 +68,8 @@ class _VocabularyParams(StageParams, HasInputCol, HasOutputCol):
 class Vocabulary(
     Estimator[Any], VocabularyAccessors, _VocabularyParams, DefaultParamsReadable[Any], DefaultParamsWritable
 ):  # fmt: skip
-    """An Estimator that numbers the words of a column by how often they occur; ties go by the words themselves.
+    """An Estimator that numbers the words of a column by how often they occur; words that occur equally
+    often are in alphabetical order.
 
     The ids 0 to 3 are padding (""), [UNK] for words that the vocabulary lacks, [START] and [END]. Id 0 is what
     ``Embedding(mask_zero=True)`` masks, and what DeepNetEstimator pads rows of different lengths with. For lower case,
@@ -80,8 +81,10 @@ class Vocabulary(
         InvalidInputError: a Param is invalid.
     """
 
-    maxWords = DeclaredParam(integer(1), "the most words, the four special ones aside (>= 1). Unset: all")
-    minCount = DeclaredParam(integer(1), "how often a word has to occur (>= 1)", 1)
+    maxWords = DeclaredParam(
+        integer(1), "maximum number of words, not counting the four special ones (>= 1). Unset: no limit"
+    )
+    minCount = DeclaredParam(integer(1), "number of times that a word must occur to get an id (>= 1)", 1)
 
     @keyword_only
     def __init__(
@@ -125,7 +128,7 @@ class VocabularyModel(
 
     vocabulary: DeclaredParam[list[str]] = DeclaredParam(
         _vocabulary,
-        f"the words by id, the first of them {SPECIAL}, or a VocabularyModel with them",
+        f"the words in the order of their ids, of which {SPECIAL} are the first, or a VocabularyModel that has them",
         accepts="Any",
     )
 
@@ -170,7 +173,7 @@ def _words(dataset: DataFrame, name: str) -> SparkColumn:
 
 
 def _check_new(dataset: DataFrame, names: dict[str, str]) -> None:
-    """Raises InvalidInputError for output columns, by Param, that Spark could not tell from others, or each other."""
+    """Raises InvalidInputError for output columns, by Param, that Spark could not tell from other columns."""
     exact = is_case_sensitive(dataset)
     keys = [fold(name, exact) for name in names.values()]
     for param, name in names.items():
@@ -198,7 +201,7 @@ class SequenceDecoder(
 
     The network has an input that takes the ids of the words so far, [START] first, and for each step of it (or for the
     last one alone) an output of probabilities or logits of the next word: what teacher forcing trains on the columns
-    of ``Vocabulary(markEnds=True, targetCol=...)``. Each step passes the whole network; docs/text.md shows how
+    of ``Vocabulary(markEnds=True, targetCol=...)``. Each step runs the whole network; docs/text.md shows how
     to compute a large encoder only once.
 
     Args: every Param by keyword, as described by ``explainParams()``; model and vocabulary are required to transform.
@@ -212,10 +215,10 @@ class SequenceDecoder(
         accepts="Any",
     )  # fmt: skip
     vocabulary: DeclaredParam[list[str]] = DeclaredParam(
-        _vocabulary, f"the words by id, the first of them {SPECIAL}, or a VocabularyModel with them", accepts="Any"
+        VocabularyModel.vocabulary.convert, VocabularyModel.vocabulary.doc, accepts="Any"
     )
     inputCols = DeclaredParam(
-        names, "input columns, one per input of the network but that of the words, as in DeepNetModel", ["features"]
+        names, "input columns, one per input of the network except that of the words, as in DeepNetModel", ["features"]
     )
     wordsInput = DeclaredParam(
         non_empty_string,
@@ -225,14 +228,18 @@ class SequenceDecoder(
     logProbabilityCol = DeclaredParam(
         string, "output column of the natural logarithms of the texts' probabilities; '' omits it", "logProbability"
     )
-    beamWidth = DeclaredParam(integer(1), "how many texts beam search keeps after each word; 1 is greedy search", 1)
-    maxLength = DeclaredParam(integer(1), f"the most words of a text, {END} included (>= 1)", 20)
+    beamWidth = DeclaredParam(
+        integer(1), "number of texts that beam search keeps after each word (>= 1); 1 is greedy search", 1
+    )
+    maxLength = DeclaredParam(integer(1), f"maximum number of words of a text, {END} included (>= 1)", 20)
     handleInvalid = DeclaredParam(
         one_of("error", "skip", "keep"),
         "what to do with bad rows, as in DeepNetModel: 'error', 'skip' (drop them) or 'keep' (null)",
         "error",
     )
-    predictBatchSize = DeclaredParam(integer(1), "rows per forward pass, times beamWidth (>= 1)", 128)
+    predictBatchSize = DeclaredParam(
+        integer(1), "rows per batch (>= 1); a forward pass has up to beamWidth times as many", 128
+    )
     handleMismatch = DeclaredParam(
         one_of("warn", "error", "ignore"),
         "what to do when the outputs of a loaded network differ from those recorded when it was saved: 'warn', 'error' "
@@ -323,8 +330,8 @@ class SequenceDecoder(
             return found[0]
         received = [(one.name, one.shape) for one in inputs]
         raise InvalidInputError(
-            f"Param wordsInput: expected the name of an input of word ids, of shape (None,), beside which the network "
-            f"has another input, received {name!r} for a network with the inputs {received}."
+            f"Param wordsInput: expected the name of the input of word ids, of shape (None,), in a network that has "
+            f"another input too; received {name!r} for a network with the inputs {received}."
         )
 
 

@@ -19,7 +19,7 @@ __all__ = ["Picture", "pictures"]
 
 SIDE = 112  # pixels of a thumbnail, at most
 SHOWN = 56  # pixels that a small image is enlarged to
-MIN_SIDE = 8  # of a column of flat numbers that is taken for an image by its size
+MIN_SIDE = 8  # pixels of a square image that flat numbers are taken for
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"RIFF")
 DATUM = ("channels", "height", "width")  # the columns of the format "lmdb" that tell an image's shape
 SPARK_IMAGE = {"height", "width", "nChannels", "data"}  # fields of the structs that Spark's format "image" reads
@@ -54,12 +54,12 @@ class Picture:
 def pictures(
     schema: T.StructType, rows: Sequence[Sequence[Any]], wanted: Mapping[int, Shape | None] | None
 ) -> dict[int, list[Picture | None]]:
-    """The images of each column that has some, by the column's index; None for a row without an image.
+    """The images of each column that contains images, by the column's index; None for a row without an image.
 
     Args:
         schema: the columns.
         rows: the rows.
-        wanted: the columns to take for images, with their shapes where those are given; None finds them.
+        wanted: the columns to show as images, with their shapes where those are given; None to find them.
 
     Raises:
         InvalidInputError: a wanted column has no images.
@@ -121,7 +121,7 @@ def _shape_in_metadata(metadata: Mapping[str, Any]) -> Shape | None:
 
 
 def _decoded(data: bytes | None) -> Picture | None:
-    """The image of a whole file; None for bytes that are none."""
+    """The image in the bytes of a file; None where they are not an image file."""
     if data is None or not bytes(data[:4]).startswith(MAGIC):
         return None
     try:
@@ -157,7 +157,7 @@ def _as_bytes(arrays: Sequence[np.ndarray | None]) -> list[np.ndarray | None]:
 
 
 def _shaped(arrays: Sequence[np.ndarray | None], shape: Shape | None) -> list[Picture | None]:
-    """Each array as an image of this shape, or of the square one that its length tells."""
+    """Each array as an image of this shape; without one, as a square image if its length fits."""
     return [None if one is None else _as_picture(one, shape) for one in arrays]
 
 

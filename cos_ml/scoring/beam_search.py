@@ -27,13 +27,13 @@ class Writer:
     """What a scoring task needs in order to write texts, as plain values.
 
     Attributes:
-        scorer: the network and the columns of its inputs but the words.
+        scorer: the network, and the columns of its inputs other than the words.
         words: which input takes the words so far.
         length: the length of that input; None if it takes any.
         vocabulary: the words by id; id 0 is padding.
         start, end: the ids that begin and end a text.
-        width: how many texts are followed at a time.
-        steps: the most words of a text, its end included.
+        width: number of texts that are kept for each row after each word.
+        steps: maximum number of words of a text, its end included.
     """
 
     scorer: Scorer
@@ -93,10 +93,12 @@ def _written(writer: Writer, forward: Any, arrays: list[np.ndarray], rows: int) 
 def log_probabilities(output: np.ndarray) -> np.ndarray:
     """Logarithms of the probabilities [rows, words], from probabilities or from logits.
 
-    Rows without negative numbers that sum to 1 are probabilities: of logits, no batch is made of such rows.
+    Probabilities are recognized by their values: no number is negative and each row sums to 1, which does not happen
+    to a batch of logits. Rows with NaN decide nothing.
     """
     values = output.astype(np.float64)
-    if (values >= 0).all() and np.allclose(values.sum(axis=-1), 1, atol=1e-2):
+    known = values[~np.isnan(values).any(axis=-1)]
+    if (known >= 0).all() and np.allclose(known.sum(axis=-1), 1, atol=1e-2):
         return np.log(np.maximum(values, TINY))  # type: ignore[no-any-return]
     values = values - values.max(axis=-1, keepdims=True)
     return values - np.log(np.exp(values).sum(axis=-1, keepdims=True))  # type: ignore[no-any-return]
@@ -111,8 +113,8 @@ def beam_search(
         next_words: for the numbers of rows [n] and the ids so far [n, step], the log-probabilities [n, words] of the
             next word; those of id 0 are -inf.
         rows: how many rows there are.
-        width: how many sequences are kept after each step; 1 is greedy search.
-        steps: the most words of a sequence, its end included.
+        width: number of sequences that are kept after each step; 1 is greedy search.
+        steps: maximum number of words of a sequence, its end included.
         start, end: the ids that begin and end a sequence.
 
     Returns:

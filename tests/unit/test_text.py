@@ -113,6 +113,8 @@ def test_probabilities_and_logits():
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(log_probabilities(logits), log_probabilities(probabilities), rtol=1e-4, atol=1e-5)
     assert np.isfinite(log_probabilities(np.array([[1.0, 0.0]]))).all()
+    with_nan = np.vstack([probabilities, np.full((1, 7), np.nan)])
+    np.testing.assert_array_equal(log_probabilities(with_nan)[:4], log_probabilities(probabilities))
     assert log_probabilities(np.zeros((0, 7))).shape == (0, 7)
 
 
