@@ -10,7 +10,7 @@ from typing import Any
 
 import cos_ml
 from cos_ml.commands import caffe, completion, flags
-from cos_ml.commands.session import QUIET, key_values, session
+from cos_ml.commands.session import CONF_DIR, key_values, session
 from cos_ml.errors import CosMLError, from_spark
 from cos_ml.horovod_build import build
 from cos_ml.sources import convert
@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
         help="print the path of the file for spark-submit",
         description='Print the path of the file that spark-submit runs: spark-submit "$(cos-ml script)" train ...',
     )
-    script.set_defaults(command=lambda: print(QUIET / "submit.py"))
+    script.set_defaults(command=lambda: print(CONF_DIR / "submit.py"))
     completion.add(commands)
     return made
 

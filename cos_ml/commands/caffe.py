@@ -1,4 +1,4 @@
-"""``cos-ml caffe``: CaffeOnSpark's command line, each flag with what it is here (driver side)."""
+"""``cos-ml caffe``: CaffeOnSpark's command line, and what each flag does here (driver side)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "caffe",
         help="CaffeOnSpark's command line: -conf FILE -train ...",
-        description="CaffeOnSpark's flags. Each that is given is explained on standard error: what it is here.",
+        description="CaffeOnSpark's flags. For each that is given, a line on standard error says what it does here.",
         usage="cos-ml caffe -conf FILE [-train] [-test | -features BLOBS] [flags]",
         allow_abbrev=False,
     )
@@ -71,13 +71,13 @@ def _run(master: str | None, settings: list[str] | None, **given: Any) -> None:
 
 
 def check(given: dict[str, Any]) -> None:
-    """Raises InvalidInputError for flags that CaffeOnSpark refused, and those that can't be meant."""
+    """Raises InvalidInputError for missing and invalid flags, and for an -output that exists already."""
     if not given["conf"]:
         raise InvalidInputError("-conf: expected the solver's prototxt.")
     if not (given["train"] or given["test"] or given["features"]):
         raise InvalidInputError("Nothing to do: expected -train, -test or -features BLOBS.")
     if not given["train"] and not (given["model"] or given["weights"]):
-        raise InvalidInputError("-model: expected what -train has saved, or a .caffemodel; or -weights.")
+        raise InvalidInputError("-model: expected the model that -train saved, or a .caffemodel. Or set -weights.")
     if given["snapshot"] and not given["weights"]:
         raise InvalidInputError("-snapshot: expected -weights beside it, the .caffemodel of the same iteration.")
     if given["outputFormat"] not in (None, "json", "parquet"):
@@ -86,15 +86,16 @@ def check(given: dict[str, Any]) -> None:
         raise InvalidInputError(f"-connection {given['connection']}: expected ethernet or infiniband.")
     output = local_path(given["output"] or "output")
     if given["features"] and output is not None and os.path.exists(output):  # before the training, not after it
-        raise InvalidInputError(f"-output {output}: it already exists: remove it, or name another folder.")
+        raise InvalidInputError(f"-output {output}: it already exists. Remove it, or name another folder.")
     for name in ("devices", "clusterSize", "lmdb_partitions"):
         if given[name] is not None and given[name] < 1:
             raise InvalidInputError(f"-{name} {given[name]}: expected an integer >= 1.")
 
 
 def mapping(given: dict[str, Any], ranks: int) -> list[str]:
-    """A line for each flag that is given: what it is here."""
-    read = "a DeepNetModel or a caffemodel, whose weights are taken"
+    """A line for each flag that is given: what it does here."""
+    ending = os.path.splitext(given["model"] or "")[1]
+    kind = f"{ending} file" if ending in (".keras", ".h5") else "DeepNetModel"
     meant = {
         "conf": "cos_ml.caffe.read_solver: the estimator's Params, network included",
         "train": "DeepNetEstimator.fit on the source of the TRAIN data layer; where the solver has test_interval, "
@@ -104,7 +105,9 @@ def mapping(given: dict[str, Any], ranks: int) -> list[str]:
         else "DeepNetModel.evaluate on the source of the TEST data layer, as JSON in -output",
         "features": "DeepNetModel.transform: for each blob, featureLayers has the last layer that writes it",
         "label": "one more blob beside those of -features, as an array of one number",
-        "model": "the model is saved as a DeepNetModel, no caffemodel" if given["train"] else read,
+        "model": f"the trained model is saved as a {kind}, not as a caffemodel"
+        if given["train"]
+        else "the weights come from it: a DeepNetModel, a .keras file or a caffemodel",
         "output": "a folder of files with a row per sample" if given["features"] else "a file of JSON",
         "outputFormat": "the format of DataFrame.write",
         "devices": f"numTrainWorkers={ranks} (-clusterSize x -devices); useGpu where Spark has GPUs",
@@ -112,7 +115,7 @@ def mapping(given: dict[str, Any], ranks: int) -> list[str]:
         "connection": "nothing: Horovod uses Gloo over Ethernet; NCCL, between GPUs, finds InfiniBand by itself",
         "resize": 'ImageAssembler(resize="stretch") to the height and width of the data layer',
         "persistent": "nothing: ranks keep their rows on local disk during a fit",
-        "snapshot": "the weights of -weights are taken, the optimizer's history starts at 0; fits of cos_ml resume by "
+        "snapshot": "training starts from -weights, and the optimizer's history from 0; fits of cos_ml resume by "
         "themselves, from checkpointDir (the solver's snapshot_prefix)",
         "weights": "the weights to start from, by layer name",
         "lmdb_partitions": 'option numPartitions of the format "lmdb"',

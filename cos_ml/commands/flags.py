@@ -25,7 +25,7 @@ DATA: list[Flag] = [
     ("data", "PATH", "rows: a path, a URL or the name of a table"),
     ("format", "NAME", "parquet, lmdb, sequencefile, images, delta, table ..."),
     ("option", "KEY=VALUE", "option of the format's reader; repeatable"),
-    ("image_size", "HxWxC", "decode image files of column data into column image"),
+    ("image_size", "HxWxC", "decode image files in column data to column image"),
     ("where", "SQL", "read only rows that meet this condition"),
 ]
 NETWORK: list[Flag] = [
@@ -39,7 +39,7 @@ SPARK: list[Flag] = [
 ]
 TRAIN: list[Flag] = [
     ("solver", "FILE", "Caffe's solver: its settings become Params"),
-    ("validation", "PATH", "rows that validate, in the format of --data"),
+    ("validation", "PATH", "rows to validate with, in the format of --data"),
     ("save", "DIR", "save the model as a stage of Spark ML"),
     ("save_keras", "FILE", "save the network as a .keras file"),
     ("overwrite", None, "replace an existing --save"),
@@ -76,7 +76,7 @@ REPEATABLE = ("option", "conf")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """A help of a line per flag."""
+    """Help with a line for each flag."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=24, width=82)
@@ -113,7 +113,7 @@ def _add_flags(group: Any, flags: list[Flag]) -> None:
         else:
             action = "append" if name in REPEATABLE else "store"
             group.add_argument(spelling, dest=name, metavar=metavar, action=action, help=what)
-        if name == "network":  # what one calls a network that is trained
+        if name == "network":  # what users call a trained network
             group.add_argument("--model", dest=name, help=argparse.SUPPRESS)
 
 

@@ -1,4 +1,4 @@
-"""The Spark session of a command, quiet, and results as JSON (driver side)."""
+"""A command's Spark session, whose JVM logs errors only, and results as JSON (driver side)."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from cos_ml.paths import local_path
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["QUIET", "in_folder", "json_text", "key_values", "session", "write_json"]
+__all__ = ["CONF_DIR", "in_folder", "json_text", "key_values", "session", "write_json"]
 
-QUIET = Path(__file__).parents[1] / "conf"
+CONF_DIR = Path(__file__).parents[1] / "conf"  # settings of log4j for errors only, and submit.py
 SUBMITTED = "PYSPARK_GATEWAY_PORT"  # set for programs that spark-submit has started
 
 
 @contextlib.contextmanager
 def session(name: str, master: str | None = None, conf: dict[str, str] | None = None) -> Iterator[SparkSession]:
-    """A Spark session: the one there is, that of spark-submit, or a new one that ends with the command."""
+    """A Spark session: the active one, that of spark-submit, or a new one that ends with the command."""
     from pyspark.sql import SparkSession
 
     existing = SparkSession.getActiveSession()
@@ -53,7 +53,7 @@ def session(name: str, master: str | None = None, conf: dict[str, str] | None = 
 def _prepare(master: str | None) -> None:
     """Settings of a JVM that this process starts; a Spark that the user has configured keeps its own."""
     if not os.environ.keys() & {"SPARK_HOME", "SPARK_CONF_DIR"}:
-        os.environ["SPARK_CONF_DIR"] = str(QUIET)
+        os.environ["SPARK_CONF_DIR"] = str(CONF_DIR)
     if (master or "local").startswith("local"):
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 

@@ -20,7 +20,7 @@ import pytest
 
 import cos_ml
 from cos_ml import DeepNetModel
-from cos_ml.commands.session import QUIET
+from cos_ml.commands.session import CONF_DIR
 from cos_ml.job import cluster_check
 from tests.support import reference
 from tests.support.layers import Misbehaving
@@ -124,7 +124,7 @@ def test_spark_submit_of_the_command_line(cluster, tmp_path):
     """Errors are the program's exit status; see tests/local/test_commands.py for what commands do."""
     table = pa.table({"label": [0.0, 1.0] * 4, "features": [[float(row), 1.0] for row in range(8)]})
     pq.write_table(table, tmp_path / "rows.parquet")
-    script = str(QUIET / "submit.py")
+    script = str(CONF_DIR / "submit.py")
     (tmp_path / "nets.py").write_text(
         "import keras\n\ndef net():\n    return keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])\n"
     )
@@ -162,7 +162,7 @@ def test_spark_submit_of_caffe_on_sparks_command_line(cluster, tmp_path):
     (tmp_path / "net.prototxt").write_text(CAFFE_NET)
     (tmp_path / "solver.prototxt").write_text('net: "net.prototxt" base_lr: 0.1 lr_policy: "fixed" max_iter: 3')
     submit(
-        cluster, str(QUIET / "submit.py"), "caffe", "-conf", str(tmp_path / "solver.prototxt"), "-train",
+        cluster, str(CONF_DIR / "submit.py"), "caffe", "-conf", str(tmp_path / "solver.prototxt"), "-train",
         "-features", "ip1", "-label", "label", "-output", str(tmp_path / "out"), "-clusterSize", "2",
     )  # fmt: skip
     found = [json.loads(line) for file in (tmp_path / "out").glob("*.json") for line in file.read_text().splitlines()]

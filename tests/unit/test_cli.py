@@ -9,7 +9,7 @@ import pytest
 
 from cos_ml import DeepNetEstimator, DeepNetModel, cli
 from cos_ml.commands import caffe, data, flags, network, stages
-from cos_ml.commands.session import QUIET, json_text, key_values
+from cos_ml.commands.session import CONF_DIR, json_text, key_values
 from cos_ml.commands.settings import from_job_file, names_of_params, param_flags, params_of
 from cos_ml.errors import InvalidInputError
 
@@ -172,6 +172,8 @@ def test_every_flag_is_understood_and_explained():
     assert [line.split()[0].rstrip(":") for line in lines] == [f"-{name}" for name in caffe.FLAGS]
     assert any(line.startswith("-devices 2: numTrainWorkers=6") for line in lines)
     assert any(line.startswith("-test: not done, because -features") for line in lines)
+    assert "-model m: the trained model is saved as a DeepNetModel, not as a caffemodel" in lines
+    assert any("saved as a .keras file" in line for line in caffe.mapping(given | {"model": "m.keras"}, 6))
 
 
 @pytest.mark.parametrize(
@@ -195,8 +197,8 @@ def test_flags_that_contradict_each_other(arguments, message):
 
 
 def test_the_script_for_spark_submit_is_the_command():
-    assert (QUIET / "submit.py").exists()
-    done = subprocess.run([sys.executable, str(QUIET / "submit.py"), "--version"], capture_output=True, text=True)
+    assert (CONF_DIR / "submit.py").exists()
+    done = subprocess.run([sys.executable, str(CONF_DIR / "submit.py"), "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout[:6]) == (0, "cos-ml")
 
 
