@@ -289,12 +289,12 @@ class EstimatorAccessors(TrainingAccessors):
         of a .keras file, or a DeepNetModel."""
     def getInitialWeights(self) -> Any:
         """Gets initialWeights: weights to start from: a keras.Model, a DeepNetModel, or the path of a .keras, .h5,
-        .weights.h5 or .caffemodel file. Each layer takes those of the layer there that has its name and shapes; other
-        layers keep model's."""
+        .weights.h5 or .caffemodel file. Each layer takes those of the layer there that has its name and shapes; others
+        keep model's."""
     def setInitialWeights(self, value: Any) -> Self:
         """Sets initialWeights: weights to start from: a keras.Model, a DeepNetModel, or the path of a .keras, .h5,
-        .weights.h5 or .caffemodel file. Each layer takes those of the layer there that has its name and shapes; other
-        layers keep model's."""
+        .weights.h5 or .caffemodel file. Each layer takes those of the layer there that has its name and shapes; others
+        keep model's."""
     def getFeaturesCol(self) -> str:
         """Gets featuresCol: input column of a network with one input: a Vector, an array of numbers (nested too), a
         number, binary (uint8) or a string. Flat rows take the input's shape."""

@@ -220,7 +220,7 @@ def loss_weights(value: Any) -> Any:
 
 def layer_rates(value: Any) -> dict[str, float]:
     """A new dict of finite numbers >= 0 by non-empty name."""
-    expected = "expected a dict of finite numbers >= 0 by the name of a layer, or of a weight as 'layer/bias'"
+    expected = "expected a dict from names of layers, or of weights such as 'layer/bias', to finite numbers >= 0"
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise TypeError(expected)
     if not all(value):

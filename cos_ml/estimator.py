@@ -51,12 +51,13 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
 
     Args: every Param by keyword; ``explainParams()`` and README's table describe them all.
         model: a built ``keras.Model``, compiled or not, the path of a ``.keras`` file, or a DeepNetModel.
-        initialWeights: another network, or a file of weights, from which layers of the same names start.
+        initialWeights: another network, or a file of weights, for layers of the same names to start from.
         featuresCol, inputCols: a column, or one per input of the network: Vector (dense or sparse), array of numbers,
             number, binary (uint8) or string. Flat rows take the shape of the input.
         labelCol, labelCols: a column, or one per output of the network: a number, a Vector or an array.
         weightCol, validationIndicatorCol: columns of row weights (>= 0) and of a boolean that marks validation rows.
-        validationFraction: the share of rows that validate, in place of validationIndicatorCol.
+        validationFraction: the fraction of rows to validate with, in place of validationIndicatorCol.
+        validationSteps: the number of steps between validations within epochs.
         classWeights: weights of classes in the loss of the training rows, or "balanced".
         loss, metrics, lossWeights, optimizer: Keras identifiers, or Keras objects that are serializable.
         batchSize, epochs, maxSteps, shuffle, seed, learningRate, patience, restoreBestWeights: how a network trains.
@@ -294,8 +295,8 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         checks.check_call(network, "training without a train_step of its own", "train_step")
         if self.isSet(self.validationFraction) and self.isSet(self.validationIndicatorCol):
             raise InvalidInputError(
-                "Params validationFraction and validationIndicatorCol: both choose the rows that validate. Unset one "
-                f"of them, received {self.getValidationFraction()} and {self.getValidationIndicatorCol()!r}."
+                "Params validationFraction and validationIndicatorCol: both select the validation rows. Expected one, "
+                f"received {self.getValidationFraction()} and {self.getValidationIndicatorCol()!r}. Unset one."
             )
         if self.isSet(self.validationIndicatorCol) or self.isSet(self.validationFraction):
             checks.check_call(network, "validation", "test_step")

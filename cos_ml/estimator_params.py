@@ -30,8 +30,8 @@ class EstimatorParams(EstimatorAccessors, TrainingParams, setters=True):
 
     initialWeights = DeclaredParam(
         initial_weights,
-        "weights to start from in place of model's, layer by layer: those of all layers with the name and the shapes "
-        "of one there. A keras.Model, a DeepNetModel, or the path of a .keras, .h5, .weights.h5 or .caffemodel file",
+        "weights to start from: a keras.Model, a DeepNetModel, or the path of a .keras, .h5, .weights.h5 or "
+        ".caffemodel file. Each layer takes those of the layer there that has its name and shapes; others keep model's",
         accepts="Any",
     )
 

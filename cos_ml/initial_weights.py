@@ -121,7 +121,7 @@ def _content(source: Network) -> tuple[str, bytes]:
 
 
 def digest(source: Network) -> str:
-    """SHA-256 of the weights, which is the same whenever the same ones are set."""
+    """SHA-256 of the weights: the same for the same weights."""
     return hashlib.sha256(_content(source)[1]).hexdigest()
 
 
@@ -158,8 +158,8 @@ def _taken(network: Network, source: Network) -> tuple[Network, Report]:
     if not taken:
         reasons = "; ".join(f"{name!r}: {why}" for name, why in missed.items())
         raise InvalidInputError(
-            f"Param initialWeights: no layer takes weights from it. Layers have to have the same names and shapes "
-            f"in both. {reasons}."
+            f"Param initialWeights: no layer takes weights from it: its name and shapes must be the same in both. "
+            f"{reasons}."
         )
     kept = f"; not taken: {', '.join(missed)}" if missed else ""
     logger.info("Initial weights: taken by %s%s", ", ".join(taken), kept)
@@ -224,7 +224,7 @@ def _match(
             take(name, theirs[origin])
             taken[name] = origin
         else:
-            missed[name] = f"has weights of the shapes {[*shapes.values()]}, initialWeights {[*found.values()]}"
+            missed[name] = f"has weights of shapes {[*shapes.values()]}; initialWeights has {[*found.values()]}"
     used = {_namesake(name, own, theirs) for name in own}
     missed |= {name: "the network has no layer of this name with weights" for name in theirs if name not in used}
     return taken, missed
@@ -253,7 +253,7 @@ def _layers_of_h5(data: bytes) -> tuple[bool, list[str]]:
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise InvalidInputError(f"Param initialWeights: the HDF5 file is damaged: {error}.") from error
     if not names:
-        raise InvalidInputError("Param initialWeights: the HDF5 file has no layers of Keras's.")
+        raise InvalidInputError("Param initialWeights: the HDF5 file has no Keras layers.")
     return legacy, names
 
 

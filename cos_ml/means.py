@@ -24,8 +24,8 @@ def means(scored: DataFrame, columns: Sequence[str], weight: str | None, skip: b
     Args:
         scored: the rows.
         columns: names of columns, which the result has too; those of other types are left out.
-        weight: the column by which rows count; None for all alike.
-        skip: whether rows without a finite weight are left out; they are an error else.
+        weight: the column of row weights; None if all rows count alike.
+        skip: whether rows without a finite weight are left out; otherwise they are an error.
     """
     weights = F.lit(1.0)
     if weight is not None:

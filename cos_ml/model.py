@@ -172,8 +172,8 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
     def mean(self, dataset: DataFrame) -> DataFrame:
         """Compute the mean of each output column over all rows, on the cluster.
 
-        Output columns are those that ``transform`` adds, those of ``featureLayers`` included; names of classes have no
-        mean. Rows count by ``weightCol``, if that is set.
+        Output columns are those that ``transform`` adds, those of ``featureLayers`` included, without names of classes.
+        ``weightCol`` weights the rows, if it is set.
 
         Returns:
             DataFrame: one row with a Vector for each column of Vectors, and a double for each column of numbers; NaN

@@ -62,7 +62,7 @@ class TrainSpec:
         run_eagerly: whether steps run without being traced, as the network was compiled.
         modules: modules of custom Keras classes, to import first.
         frozen: names of layers whose weights do not change.
-        layer_rates: factors of the learning rate by layer or weight, those of what contains others first.
+        layer_rates: factors of the learning rate by full name of a layer or weight; what contains others comes first.
         callbacks: Keras callbacks as plain data, as ``callbacks.callback`` makes them.
         checkpoint: where checkpoints are kept; None for no checkpoints.
         stop_at_non_finite: whether a loss that is NaN or infinite is an error.

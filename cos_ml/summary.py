@@ -36,7 +36,7 @@ class TrainingSummary:
 
     Attributes:
         history: metric name -> its value over all ranks at each epoch; metrics of validation rows start with "val_".
-            With validationSteps also at each validation within an epoch, and "step", the number of steps until then.
+            With validationSteps also at each validation within an epoch, and "step" with the number of steps so far.
         rows: number of training rows per epoch, over all ranks.
         validationRows: number of validation rows, over all ranks.
         steps: number of steps per epoch, the same on all ranks.
@@ -50,9 +50,9 @@ class TrainingSummary:
         failures: errors of earlier attempts at the same fit, as far as Spark reports them.
         notes: warnings, for example about a damaged checkpoint, one that could not be written, or little memory.
         cacheUrl: URL of the cached rows if keepCache is set, else None.
-        initialWeights: what the Param of that name did: "taken" has the layer there by the network's layer, "notTaken"
-            the layers of both, each with the reason. None without the Param.
-        totalSteps: number of steps of the whole training, of which maxSteps can end the last epoch early.
+        initialWeights: what the Param of that name did: "taken" maps each layer that took weights to where they
+            came from, "notTaken" maps the other layers, of both sides, to the reason. None if the Param is not set.
+        totalSteps: number of steps of the whole training, whose last epoch maxSteps may have ended early.
     """
 
     history: dict[str, list[Any]]
@@ -151,7 +151,8 @@ class TrainingSummary:
     def toDataFrame(self, spark: SparkSession) -> DataFrame:
         """The history as a DataFrame: one row per epoch, counted from 1, and one double column per metric.
 
-        With validationSteps also one row per validation within an epoch, and the column "step", the steps until then.
+        With validationSteps also one row per validation within an epoch, and the column "step", the number of steps
+        so far.
         """
         curves = self._curves()
         metrics = list(zip(*curves.values(), strict=True))

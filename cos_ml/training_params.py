@@ -43,15 +43,16 @@ class TrainingParams(
     validationIndicatorCol = DeclaredParam(string, "boolean column: true rows validate every epoch instead of training")
     validationFraction = DeclaredParam(
         fraction,
-        "share of the rows (> 0, < 1) that validate instead of training, in place of validationIndicatorCol. A hash of "
-        "seed and of the values that the network reads decides, so equal rows are on one side, in every attempt",
+        "fraction of the rows (> 0, < 1) to validate with instead of training on them, in place of "
+        "validationIndicatorCol. A hash of seed and the row's values selects them, so equal rows stay together and "
+        "every attempt selects the same rows",
         spec="validation_fraction",
         identifies=True,
     )
     validationSteps = DeclaredParam(
         integer(1),
-        "steps (>= 1) after which rows validate, besides the ends of epochs; the history then has a row for each. "
-        "Unset: at the ends of epochs only",
+        "also validate within epochs, after every so many steps (>= 1) of the training; the history then has an entry "
+        "for each validation. Unset: validate at the ends of epochs only",
         spec="validation_steps",
         identifies=True,
     )
@@ -75,8 +76,8 @@ class TrainingParams(
     )
     layerLearningRates = DeclaredParam(
         layer_rates,
-        "factor (>= 0) of the learning rate of a layer, a model inside the model, or one weight, as 'conv1/bias', by "
-        "name; the most exact name counts, and 0 freezes the weights. Unset: 1 for all",
+        "factors (>= 0) that multiply the learning rate: a dict by the name of a layer, a model inside the model, or "
+        "one weight, such as 'conv1/bias'. The most specific name applies; 0 freezes the weights. Unset: 1 for all",
         identifies=True,
     )
     batchSize = DeclaredParam(
@@ -89,8 +90,8 @@ class TrainingParams(
     epochs = DeclaredParam(integer(1), "passes over the training rows (>= 1)", 1, spec="epochs", identifies=True)
     maxSteps = DeclaredParam(
         integer(1),
-        "end the training after this many steps (>= 1), also within an epoch, or after epochs, whichever comes first. "
-        "With maxSteps and without epochs, steps alone count",
+        "stop after this many steps (>= 1), even within an epoch, or after epochs, whichever comes first. If epochs is "
+        "not set, maxSteps alone decides",
         spec="max_steps",
         identifies=True,
     )
@@ -98,14 +99,15 @@ class TrainingParams(
     seed = DeclaredParam(integer(-(2**63)), "seed of row order and of Dropout", 0, spec="seed", identifies=True)
     patience = DeclaredParam(
         integer(0),
-        "stop after this many epochs (>= 0), or validations with validationSteps, without a better val_loss (loss at "
-        "the ends of epochs, if no rows validate). Unset: never",
+        "stop after this many epochs (>= 0) without a better val_loss (loss, if there are no validation rows). With "
+        "validationSteps, each validation counts, not only those at the ends of epochs. Unset: never",
         spec="patience",
         identifies=True,
     )
     restoreBestWeights = DeclaredParam(
         boolean,
-        "end with the weights of the epoch, or validation, of the best val_loss (loss, if none validate), not the last",
+        "end with the weights that had the best val_loss (loss, if there are no validation rows) at the end of an "
+        "epoch or, with validationSteps, at any validation, not with the last weights",
         False,
         spec="restore_best",
         identifies=True,

@@ -23,14 +23,13 @@ import pyarrow as pa
 
 from cos_ml.data.columns import Column, RowError, decode, settle
 from cos_ml.data.ragged import Ragged
-from cos_ml.data.spool import PARTS, Spool, raise_on_invalid, row_keys, validates
+from cos_ml.data.spool import PARTS, SCANNED, Spool, raise_on_invalid, row_keys, validates
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.spec import TrainSpec
 
 __all__ = ["IN_ROW_GROUP", "ShardSpool", "Shards", "check_petastorm", "decode_stored", "plan", "validation_mask"]
 
 IN_ROW_GROUP = " (Rows are counted from 0 within a row group.)"  # at the end of messages
-HASHED_ROWS = 8192  # rows that are hashed together
 PREVIEW_ROWS = 16  # rows that decide which shape rows have, and in which type they are stored
 READABLE = {pa.bool_(), pa.int8(), pa.uint8(), pa.int16(), pa.int32(), pa.int64(), pa.float32(), pa.float64(),
             pa.string(), pa.binary()}  # by petastorm, besides decimals  # fmt: skip
@@ -166,10 +165,10 @@ def _count(file: Any, index: int, spec: TrainSpec, names: dict[str, str]) -> tup
 
 
 def _count_hashed(file: Any, index: int, spec: TrainSpec, names: dict[str, str]) -> int:
-    """The rows of a row group that validationFraction marks, which takes a pass over them."""
+    """The number of rows of a row group that validationFraction selects: this reads all of them."""
     found = 0
     stored = [names[column.field] for column in spec.columns]
-    for batch in file.iter_batches(HASHED_ROWS, row_groups=[index], columns=stored):
+    for batch in file.iter_batches(SCANNED, row_groups=[index], columns=stored):
         arrays = {}
         for column in spec.columns:
             values = batch.column(names[column.field])

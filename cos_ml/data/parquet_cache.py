@@ -100,7 +100,7 @@ def _digest(spark: SparkSession, url: str) -> str:
 
 
 def usable_batches(spec: TrainSpec, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The rows of one task that can be used, in the types that they had; with validationFraction, their marks too.
+    """The usable rows of one task, in the types that they had; with validationFraction, also whether they validate.
 
     Raises:
         InvalidInputError: a row is bad, or rows have different shapes.

@@ -191,9 +191,9 @@ def row_keys(arrays: Mapping[str, np.ndarray | Ragged]) -> np.ndarray:
 
 
 def validates(keys: np.ndarray, spec: TrainSpec) -> np.ndarray:
-    """bool [B]: which rows ``validationFraction`` leaves out of the training, by their ``row_keys`` and the seed.
+    """bool [B]: which rows ``validationFraction`` selects, by their ``row_keys`` and the seed.
 
-    Every feed asks this of the rows as they are decoded for the network, so all make the same split.
+    Every feed hashes the rows as they are decoded for the network, so all feeds make the same split.
     """
     seed = _scrambled(np.array([spec.seed % 2**64], np.uint64) + np.uint64(1))
     return (_scrambled(keys ^ seed) >> np.uint64(11)) < (spec.validation_fraction or 0.0) * 2.0**53

@@ -199,7 +199,7 @@ def _trained(outcome: Outcome, index: int, candidate: Candidate, cache: str | No
     first = reports[0]
     notes, spec = outcome.notes, candidate.spec
     if spec.validation_fraction and not first["validation_rows"]:
-        notes = [*notes, f"validationFraction={spec.validation_fraction} has chosen none of {first['rows']:,} rows."]
+        notes = [*notes, f"validationFraction={spec.validation_fraction} selected none of the {first['rows']:,} rows."]
     summary = TrainingSummary(
         history=first["history"], rows=first["rows"], validationRows=first["validation_rows"], steps=first["steps"],
         ranks=[report["rank_info"] for report in reports], seconds=[report["seconds"] for report in reports],

@@ -180,30 +180,32 @@ def _count_rows(dataset: DataFrame, spec: TrainSpec) -> tuple[str, int]:
     """Check the first rows as a fit checks all, and count the rows."""
     table = frames.select_columns(dataset, spec).limit(SAMPLE).toArrow().combine_chunks()
     skipped = sum(int((~spool.usable_rows(batch, spec, 0)[1]).sum()) for batch in table.to_batches())
-    rows = dataset.count()
-    parts = ""
     if spec.validation_fraction:
-        validation = _count_validation(frames.select_columns(dataset, spec), spec)
-        parts = f" ({validation:,} validate)"
+        rows, validation = _count_parts(frames.select_columns(dataset, spec), spec)
+        parts = f" ({validation:,} for validation)"
+    else:
+        rows, parts = dataset.count(), ""
     bad = f", {skipped} of them will be skipped" if skipped else ""
     return f"{rows:,}{parts}; checked the first {table.num_rows:,}{bad}; a fit checks all", rows
 
 
-def _count_validation(rows: DataFrame, spec: TrainSpec) -> int:
-    """The number of rows that validationFraction marks."""
+def _count_parts(rows: DataFrame, spec: TrainSpec) -> tuple[int, int]:
+    """The number of rows, and of those that validationFraction selects, in one pass."""
     try:
-        counts = rows.mapInArrow(partial(_send_counts, spec), "rows bigint").groupBy().sum("rows").collect()
+        counts = rows.mapInArrow(partial(_send_counts, spec), "rows bigint, validation bigint")
+        [sums] = counts.groupBy().sum().collect()
     except Exception as error:
         raise from_spark(error) or error from None
-    return int(counts[0][0] or 0)
+    return int(sums[0] or 0), int(sums[1] or 0)
 
 
 def _send_counts(spec: TrainSpec, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The validation rows of each batch (task side)."""
+    """The numbers of rows and of validation rows of each batch (task side)."""
     for batch in batches:
         arrays, kept = spool.usable_rows(batch, spec, 0)
         marked = spool.validates(spool.row_keys(arrays), spec) & kept
-        yield pa.RecordBatch.from_arrays([pa.array([int(marked.sum())], pa.int64())], ["rows"])
+        counts = [pa.array([int(count)], pa.int64()) for count in (batch.num_rows, marked.sum())]
+        yield pa.RecordBatch.from_arrays(counts, ["rows", "validation"])
 
 
 def _check_slots(spark: SparkSession, spec: TrainSpec, ranks: int) -> tuple[str, None]:

@@ -160,7 +160,7 @@ class Display:
             self._bar.reset(total)  # the next candidate of a grid
         loss = f"{event['logs'].get('loss', float('nan')):.4f}"
         self._bar.set_description(_epoch_name(event), refresh=False)
-        self._bar.set_postfix({"step": f"{event['step']}/{event['steps']}", "loss": loss}, refresh=False)
+        self._bar.set_postfix({"step": _step_name(event), "loss": loss}, refresh=False)
         self._bar.update(max(0, int(done) - self._bar.n))
         self._bar.refresh()
 
@@ -193,8 +193,13 @@ def epoch_line(event: Mapping[str, Any]) -> str:
     """The line that is printed for the event of an epoch, or of a validation within one."""
     metrics = " - ".join(f"{name}: {value:.4f}" for name, value in event["logs"].items())
     if event["event"] == "validation":
-        return f"{_epoch_name(event)}, step {event['step']}/{event['steps']} - {metrics}"
+        return f"{_epoch_name(event)}, step {_step_name(event)} - {metrics}"
     return f"{_epoch_name(event)} - {metrics} - {event['rows_per_second']:,.0f} rows/s"
+
+
+def _step_name(event: Mapping[str, Any]) -> str:
+    rest = event["total_steps"] - (event["epoch"] - 1) * event["steps"]  # maxSteps may end the last epoch early
+    return f"{event['step']}/{min(event['steps'], rest)}"
 
 
 def _epoch_name(event: Mapping[str, Any]) -> str:

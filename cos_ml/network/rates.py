@@ -1,4 +1,4 @@
-"""Learning rates of single layers and weights, as factors of the optimizer's (driver and rank side)."""
+"""Learning rates of single layers and weights, as factors of the optimizer's rate (driver and rank side)."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def checked_rates(
         arguments: those of ``compile``.
 
     Raises:
-        InvalidInputError: a name is that of no trainable layer or weight, nothing is left to train, or the optimizer
-            has no learning rate for each weight; or its multipliers of decay name what the network does not have.
+        InvalidInputError: a name matches no trainable layer or weight, nothing is left to train, the optimizer does not
+            update weights one by one, or its decay_multipliers name what the network does not have.
     """
     plain = arguments.get("optimizer")
     config = plain.get("config") if isinstance(plain, dict) else None
@@ -58,9 +58,11 @@ def weights_of(model: Any, name: str, param: str = PARAM) -> tuple[str, list[Any
     """
     layers = layers_by_name(model)
     above, _, own = name.rpartition("/")
+    is_weight = name not in layers and above in layers and own in {one.name for one in layers[above].weights}
     try:
-        full = find_layer(layers, name, param)
-        return full, layers[full].weights
+        if not is_weight:  # in Caffe's spelling, "head/bias" is also the layer "head_bias"
+            full = find_layer(layers, name, param)
+            return full, layers[full].weights
     except InvalidInputError:
         if not above:
             raise
@@ -73,10 +75,10 @@ def weights_of(model: Any, name: str, param: str = PARAM) -> tuple[str, list[Any
 
 
 def full_names(model: Any, rates: Mapping[str, float], param: str = PARAM) -> dict[str, float]:
-    """The factors by the full names of layers and weights, those of what contains others first.
+    """The factors by the full names of layers and weights, outer ones first.
 
     Raises:
-        InvalidInputError: a name fits nothing that trains, or two names are the same layer's.
+        InvalidInputError: a name matches nothing trainable, or two names stand for the same layer.
     """
     found: dict[str, tuple[int, float]] = {}
     layers = layers_by_name(model)
@@ -94,9 +96,9 @@ def full_names(model: Any, rates: Mapping[str, float], param: str = PARAM) -> di
 
 
 def weight_rates(model: Any, rates: Mapping[str, float]) -> list[tuple[Any, float]]:
-    """Each weight that a factor is given for, with the factor: that of the smallest part which contains it."""
+    """Each weight that a factor is given for, with the factor of the innermost name that contains it."""
     found: dict[int, tuple[Any, float]] = {}
-    for name, factor in rates.items():  # those that contain others come first
+    for name, factor in rates.items():  # outer ones come first
         found |= {id(weight): (weight, factor) for weight in weights_of(model, name)[1]}
     return list(found.values())
 
@@ -120,7 +122,7 @@ def _check_trained(model: Any, rates: Mapping[str, float], frozen: Iterable[str]
 
 
 def check_optimizer(optimizer: Any) -> None:
-    """Raises InvalidInputError for an optimizer that has no learning rate for each weight."""
+    """Raises InvalidInputError for an optimizer that does not update weights one by one."""
     kind, base = type(optimizer), import_keras().optimizers.Optimizer
     reason = None
     if kind.update_step is base.update_step:

@@ -75,7 +75,7 @@ class TrainingLog:
     steps: int = field(default=0, init=False)
 
     def add(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Add the metrics at the end of an epoch, or, of those after ``step`` steps, the latest ones."""
+        """Add the metrics at the end of an epoch, or of ``step`` steps, where they replace those of the same step."""
         if step is None:
             for name, value in metrics.items():
                 self.history.setdefault(name, []).append(value)

@@ -68,7 +68,7 @@ class Feed:
         return self._dataset(self._steps).apply(tf.data.experimental.assert_cardinality(self.steps))
 
     def parts(self) -> Callable[[int], Any]:
-        """A function that gives an iterator over so many of the next steps of this epoch; use one after the other."""
+        """A function of n: an iterator over the next n steps of this epoch, to be used up before another."""
         steps, part = self._steps(), iter(())
         dataset = self._dataset(lambda: part)
 
@@ -120,7 +120,7 @@ class Feed:
 
 
 class Parts:
-    """The steps of an epoch, in parts of which each ends where a call of TensorFlow has to, or in the middle of none.
+    """The steps of an epoch, cut into parts so that no call of TensorFlow goes past a step at which it has to end.
 
     Args:
         feed: the training rows, with which this epoch has begun.

@@ -1,19 +1,18 @@
-"""Validations and ends of trainings within an epoch, each after exactly the step that was asked for (rank side)."""
+"""Validations within an epoch, which leave the training as it is (rank side)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from cos_ml.rank.callbacks import AverageMovingStats, SyncStopTraining
 from cos_ml.rank.context import RankContext, TrainingLog, metrics_of
 from cos_ml.rank.finite import FiniteEarlyStopping, check_validation
 from cos_ml.rank.heartbeat import TRAINING
-from cos_ml.rank.trainer import DistributedTrainer
+from cos_ml.rank.trainer import DistributedTrainer, set_back
 
 __all__ = ["InterleavedValidation"]
 
@@ -28,8 +27,8 @@ class InterleavedValidation(keras.callbacks.Callback):
         context: reports the metrics.
         log: the training log.
         statistics: gives moving statistics the same values on all ranks when a validation begins.
-        stop: ends the training, if a callback wants that after a validation.
-        early: chooses the best weights, if that is wanted.
+        stop: ends the training on all ranks, if a callback wants that after a validation.
+        early: counts validations for patience and keeps the best weights, if that is wanted.
     """
 
     def __init__(
@@ -68,15 +67,6 @@ class InterleavedValidation(keras.callbacks.Callback):
                 self.early.on_validation(found)
         self.stop.agree()
         return found
-
-
-@contextmanager
-def set_back(variables: Sequence[Any]) -> Iterator[None]:
-    """After the block these Keras variables have the values that they had before."""
-    kept = [(variable, tf.identity(variable.value)) for variable in variables]
-    yield
-    for variable, value in kept:
-        variable.assign(value)
 
 
 @contextmanager

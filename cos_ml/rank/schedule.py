@@ -24,8 +24,7 @@ class Schedule:
     @property
     def epochs(self) -> int:
         """The number of epochs, of which the last can be partial."""
-        needed = None if self.spec.max_steps is None else -(-self.spec.max_steps // self.whole)
-        return self.spec.epochs if needed is None else min(self.spec.epochs, needed)
+        return -(-self.total // self.whole)
 
     @property
     def total(self) -> int:
@@ -39,15 +38,14 @@ class Schedule:
 
     def is_due(self, epoch: int, step: int) -> bool:
         """Whether a validation follows ``step`` steps of an epoch; at its end there is one anyway."""
-        every = self.spec.validation_steps
-        return every is not None and not (epoch * self.whole + step) % every and step < self.steps(epoch)
+        return step in self._due(epoch)
 
     def cuts(self, epoch: int) -> list[int]:
         """After which steps of an epoch a call of TensorFlow ends early, so that what follows is exactly there."""
         call, last = self.spec.steps_per_execution, self.steps(epoch)
-        due = [] if self.spec.validation_steps is None else self._due(epoch)
-        return [step for step in (*due, *([last] if last < self.whole else [])) if step % call]
+        end = [last] if last < self.whole else []
+        return [step for step in (*self._due(epoch), *end) if step % call]
 
     def _due(self, epoch: int) -> range:
-        every = self.spec.validation_steps or 1
-        return range(every - epoch * self.whole % every, self.steps(epoch), every)
+        every = self.spec.validation_steps
+        return range(every - epoch * self.whole % every, self.steps(epoch), every) if every else range(0)

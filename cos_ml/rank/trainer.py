@@ -7,7 +7,8 @@ that owns the loop; callbacks are given the user's model.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +35,7 @@ from cos_ml.rank.shared_step import (
 )
 from cos_ml.spec import TrainSpec
 
-__all__ = ["DistributedTrainer", "NonFiniteTracker", "Plan", "make_trainer"]
+__all__ = ["DistributedTrainer", "NonFiniteTracker", "Plan", "make_trainer", "set_back"]
 
 OWN_STEPS = ("train_step", "test_step", "compute_metrics")  # methods whose logs need not be results of metrics
 
@@ -189,6 +190,15 @@ class Plan:
         return getattr(method, "python_function", method)
 
 
+@contextmanager
+def set_back(variables: Sequence[Any]) -> Iterator[None]:
+    """After the block these Keras variables have the values that they had before."""
+    kept = [(variable, tf.identity(variable.value)) for variable in variables]
+    yield
+    for variable, value in kept:
+        variable.assign(value)
+
+
 class DistributedTrainer(keras.Model):
     """A model around the user's, for Keras's own loop. Its data is ``(columns, rows here, rows on all ranks)``."""
 
@@ -261,11 +271,8 @@ class DistributedTrainer(keras.Model):
 
     def logs_of_all_ranks(self, logs: dict[str, Any]) -> dict[str, Any]:
         """What a step's logs are over all ranks since the beginning of the epoch; the metrics stay as they are."""
-        variables = self.model.metrics_variables
-        kept = [tf.identity(variable.value) for variable in variables]
-        results = self.get_metrics_result()  # this rank's metrics are now those of all
-        for variable, value in zip(variables, kept, strict=True):
-            variable.assign(value)
+        with set_back(self.model.metrics_variables):
+            results = self.get_metrics_result()  # this rank's metrics are now those of all
         return results if set(logs) == set(results) else logs
 
     def train_step(self, data: Any) -> dict[str, Any]:

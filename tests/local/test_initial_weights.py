@@ -57,7 +57,7 @@ def test_the_split_is_the_same_on_other_partitions_and_from_files(rows, fitted, 
     validation = model.summary.validationRows
     assert 70 < validation < 130
     assert model.summary.rows + validation == 400
-    assert f"({validation} validate)" in est.explain(rows)
+    assert f"({validation} for validation)" in est.explain(rows)
     sparse = rows.rdd.map(lambda row: (Vectors.sparse(4, range(4), row.features.toArray()), row.label)).toDF(
         ["features", "label"]
     )

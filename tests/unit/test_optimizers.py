@@ -180,7 +180,7 @@ def nested():
                              keras.layers.ReLU(name="relu"), keras.layers.Dense(2, name="head")])  # fmt: skip
 
 
-def test_the_most_exact_name_counts():
+def test_the_innermost_name_applies():
     rates = checked_rates(Network.of(nested()), {"a/bias": 3.0, "a": 2.0, "body": 0.0, "norm/gamma": 0.0}, (), {})
     assert list(rates) == ["body", "body/a", "norm/gamma", "body/a/bias"]
     model = nested()
@@ -190,6 +190,13 @@ def test_the_most_exact_name_counts():
         assert ["norm", "gamma"] in frozen
         assert ["norm", "beta"] not in frozen
     assert sum(one.trainable for one in model.variables) == len(model.trainable_weights) == 8
+
+
+def test_caffes_spelling_of_layers():
+    names = ("inception_3a_1x1", "pool_5", "pool_5_bias")
+    network = Network.of(keras.Sequential([keras.Input((4,)), *(keras.layers.Dense(4, name=name) for name in names)]))
+    rates = checked_rates(network, {"inception_3a/1x1": 2.0, "inception_3a/1x1/bias": 3.0, "pool_5/bias": 4.0}, (), {})
+    assert rates == {"inception_3a_1x1": 2.0, "inception_3a_1x1/bias": 3.0, "pool_5/bias": 4.0}
 
 
 class Whole(keras.optimizers.Optimizer):

@@ -181,6 +181,8 @@ def test_the_line_of_an_epoch():
     assert epoch_line(EVENT) == "epoch  2/10 - loss: 0.2500 - accuracy: 0.5000 - 1,234 rows/s"
     within = {"event": "validation", "step": 5, "logs": {"val_loss": 0.5}}
     assert epoch_line(EVENT | within) == "epoch  2/10, step 5/8 - val_loss: 0.5000"
+    ends_early = within | {"epoch": 10, "total_steps": 78}
+    assert epoch_line(EVENT | ends_early) == "epoch 10/10, step 5/6 - val_loss: 0.5000"
     of_a_grid = EVENT | {"candidate": 2, "candidates": 4}
     assert epoch_line(of_a_grid).startswith("candidate 2/4, epoch  2/10 - loss")
     assert epoch_line(EVENT | {"candidate": 1, "candidates": 1}) == epoch_line(EVENT)

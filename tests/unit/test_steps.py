@@ -219,9 +219,10 @@ def test_a_network_that_draws_when_it_validates(alone):
     identical(*found)
 
 
-def test_eager_steps(alone):
+@pytest.mark.parametrize("setting", ["run_eagerly", "jit_compile"])
+def test_steps_that_tensorflow_runs_in_other_ways(alone, setting):
     data, model, twin = rows(40, held=12), simple(), simple()
-    one = spec(held=True, max_steps=7, validation_steps=2, run_eagerly=True, steps_per_execution=3)
+    one = spec(held=True, max_steps=7, validation_steps=2, steps_per_execution=3, **{setting: True})
     _, summary, _ = alone(model, one, data)
     assert summary["history"]["step"] == [2, 4, 5, 6, 7]
     alone(twin, spec(held=True, max_steps=7, steps_per_execution=3), data)
