@@ -11,6 +11,7 @@ from typing import Any
 import cos_ml
 from cos_ml.commands import caffe, completion, flags
 from cos_ml.commands.session import CONF_DIR, key_values, session
+from cos_ml.commands.settings import UsageError
 from cos_ml.errors import CosMLError, from_spark
 from cos_ml.horovod_build import build
 from cos_ml.sources import convert
@@ -19,7 +20,7 @@ __all__ = ["main", "parser"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, or 1 (130 for Ctrl-C) after a message on standard error."""
+    """Run one command; returns the exit status: 0, 1 for an error, 2 for a usage error, 130 for Ctrl-C."""
     reader = parser()
     found, rest = reader.parse_known_args(arguments)
     chosen = vars(found)
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if message is None:  # an error of cos_ml's own
             raise
         print(f"cos-ml: {message}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     return 0
 
 

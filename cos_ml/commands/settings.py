@@ -11,9 +11,13 @@ from typing import Any
 
 from cos_ml.errors import InvalidInputError, SetupError
 
-__all__ = ["folded", "from_job_file", "names_of_params", "param_flags", "params_of", "split"]
+__all__ = ["UsageError", "folded", "from_job_file", "names_of_params", "param_flags", "params_of", "split"]
 
 NOT_FLAGS = ("model",)  # Params that a flag of another name sets
+
+
+class UsageError(InvalidInputError):
+    """The command line has an argument that the command does not know, for which the exit status is 2."""
 
 
 def names_of_params(stage: type) -> list[str]:
@@ -33,7 +37,7 @@ def param_flags(rest: Sequence[str]) -> dict[str, Any]:
         elif name and found[name] is True:
             found[name] = word
         else:
-            raise InvalidInputError(f"Unexpected argument {word!r}: flags begin with '--' and take one value each.")
+            raise UsageError(f"Unexpected argument {word!r}: flags begin with '--' and take one value each.")
     return found
 
 
@@ -73,7 +77,7 @@ def params_of(stage: type, given: dict[str, Any], flags: Collection[str] = ()) -
     for key, value in given.items():
         name = names.get(folded(key))
         if name is None:
-            raise InvalidInputError(_unknown(key, [*names.values(), *flags]))
+            raise UsageError(_unknown(key, [*names.values(), *flags]))
         if name in found:
             raise InvalidInputError(f"Param {name} is given twice: as {key!r} and in another spelling.")
         found[name] = _value(name, getattr(stage, name).returns, value)

@@ -107,6 +107,8 @@ def test_usage_errors_are_2_and_errors_1(capsys, tmp_path):
     for arguments in ([], ["nothing"], ["check", "--unknown"], ["caffe", "-unknown"]):
         with pytest.raises(SystemExit, match="2"):
             cli.main(arguments)
+    for unknown in (["--batchsiz", "1"], ["--epochs", "1", "2"]):
+        assert cli.main(["train", "--data", "x", "--network", "y", *unknown]) == 2
     assert cli.main(["train", "--data", "x"]) == 1
     assert "--network: expected" in capsys.readouterr().err
     assert cli.main(["train", "--network", "x"]) == 1
