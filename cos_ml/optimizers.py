@@ -34,7 +34,7 @@ class Coupled(keras.optimizers.Optimizer):
         l2: what is added to the gradient, times the weight.
         l1: what is added to the gradient, times the sign of the weight.
         decay_multipliers: a factor of both for the weights of a layer ("conv1") or one weight of it ("conv1/bias");
-            the longest name that fits a weight counts, and a weight without one has the factor 1.
+            the longest name that matches a weight applies; a weight that none matches has the factor 1.
         arguments, options: the arguments of Keras's optimizer.
     """
 
@@ -78,7 +78,7 @@ def _key(variable: Any) -> int:
 
 
 def _multiplier(path: str, multipliers: Mapping[str, float]) -> float:
-    """The factor of the longest name that fits a weight's path."""
+    """The factor of the longest name that matches a weight's path."""
     above, _, own = f"/{path}".rpartition("/")
     found = {}
     for name, factor in multipliers.items():
@@ -206,7 +206,7 @@ class SigmoidDecay(keras.optimizers.schedules.LearningRateSchedule):
 
 @registered
 class UpdateSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule by updates of the weights, where each takes the gradients of several steps: Keras counts the steps.
+    """A schedule that counts updates of the weights, each of which takes several steps; Keras counts the steps.
 
     Args:
         schedule: the schedule.

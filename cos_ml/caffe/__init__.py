@@ -1,4 +1,4 @@
-"""Caffe's networks, weights and solvers, read into Keras (driver side; its layers and losses on every side)."""
+"""Caffe's networks, weights and solvers read into Keras (driver side; the layers and losses: every side)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODULES = {"assign": "weights", "layer_of_blob": "networks", "read": "networks",
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for, and protobuf with it, no sooner."""
+    """Import a name's module, and protobuf with it, on first use."""
     if name not in MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{MODULES[name]}"), name)

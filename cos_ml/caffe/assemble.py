@@ -1,4 +1,4 @@
-"""The Keras model of a network of Caffe's, compiled with its losses (driver side)."""
+"""The Keras model of a Caffe network, compiled with its losses (driver side)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A blob of Caffe's as a tensor of Keras's, and which axis is which (driver side)."""
+"""A Caffe blob as a Keras tensor, and which axis is which (driver side)."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from cos_ml.errors import InvalidInputError
 
 __all__ = ["blob_names", "blob_shapes", "set_blobs", "takes_blobs"]
 
-# A layer's class -> its weights in the order of Caffe's blobs, each with the order of a blob's axes in Keras; None for
-# as they are. The first class that a layer is one of counts.
+# A layer's class -> its weights in the order of Caffe's blobs, each with the order of a blob's axes in Keras; None
+# where it is the same. The first class that a layer is an instance of applies.
 IMAGES, TURNED = (2, 3, 1, 0), (1, 0)
 RECURRENT = (("kernel", TURNED), ("bias", None), ("static_kernel", TURNED), ("recurrent_kernel", TURNED))
 TABLE: dict[type, tuple[tuple[str, tuple[int, ...] | None], ...]] = {
@@ -56,7 +56,7 @@ def set_blobs(layer: Any, blobs: Sequence[np.ndarray]) -> None:
     """Set a built layer's weights from Caffe's blobs.
 
     Raises:
-        InvalidInputError: their number or a shape differs. Only sides of 1 in front, as in old files, may.
+        InvalidInputError: their number or a shape differs, other than by leading sides of 1, as in old files.
     """
     weights = _weights(layer)
     if not weights:

@@ -48,7 +48,7 @@ def time_first(layers: Sequence[Any]) -> set[str]:
 
 
 def transform_of(layer: Any, index: int) -> Any:
-    """The transformation of a data layer's top that changes images; None for none."""
+    """The transformation of the images of a data layer's top; None where it changes nothing."""
     given = layer.transform_param if layer.HasField("transform_param") and index == 0 else None
     if layer.type == "CoSData" and index < len(layer.cos_data_param.top):
         top = layer.cos_data_param.top[index]
@@ -60,7 +60,7 @@ def transform_of(layer: Any, index: int) -> Any:
 
 
 def drop_transform(layer: Any) -> None:
-    """Take a data layer's transformation away, but for what it says of its images' size."""
+    """Remove a data layer's transformation, except what it says about the size of images."""
     for owner in (layer, *layer.cos_data_param.top):
         given = owner.transform_param
         if not owner.HasField("transform_param"):
@@ -128,7 +128,7 @@ def _sides(layer: Any, index: int, inputs: Mapping[str, Any], sequence: bool, me
     if found is None or not all(found):
         raise problem(
             layer,
-            f"the file does not say the shape of its top {blob!r}: give it without the rows, in Caffe's order, "
+            f"the file does not declare the shape of its top {blob!r}: give it without the rows, in Caffe's order, "
             f'such as inputs={{"{blob}": (3, 227, 227)}}',
         )
     return found
@@ -178,7 +178,7 @@ def _of_cos_data(layer: Any, index: int) -> list[int]:
     tops = layer.cos_data_param.top
     if len(tops) != len(layer.top):
         raise problem(
-            layer, f"expected a top {{ }} in cos_data_param for each of {len(layer.top)} tops, got {len(tops)}"
+            layer, f"expected a top {{ }} in cos_data_param for each of {len(layer.top)} tops, received {len(tops)}"
         )
     top = tops[index]
     transform = transform_of(layer, index)

@@ -33,7 +33,7 @@ def read(
     prototxt: Any, caffemodel: Any = None, phase: str = "TEST", inputs: Mapping[str, Any] | None = None,
     stages: Sequence[str] = (), level: int = 0, data_format: str = "channels_last", transform: bool = False,
 ) -> keras.Model:  # fmt: skip
-    """A network of Caffe's as a Keras model.
+    """Read a Caffe network as a Keras model.
 
     Layers have Caffe's names, with ``_`` for ``/``. Where the network has losses, the model's outputs are what they
     read, in order, then the tops that nobody reads, and the model is compiled with the losses and Caffe's Accuracy.
@@ -44,12 +44,12 @@ def read(
         phase: "TRAIN" or "TEST": which layers are in the network.
         inputs: the shapes of input blobs that the file doesn't declare, without the rows, in Caffe's order:
             ``{"data": (3, 227, 227)}``.
-        stages: names that rules of ``include`` and ``exclude`` ask for.
-        level: the level that they ask for.
+        stages: the stages that rules of ``include`` and ``exclude`` are tested against.
+        level: the level that they are tested against.
         data_format: "channels_last" where the model takes images as (height, width, channels), "channels_first" for
             Caffe's order.
         transform: whether the model does what ``transform_param`` says, for images as they are stored. Without it, its
-            input is what Caffe has in the blob; a line of the log tells which layers' transformations are left out.
+            input is what Caffe has in the blob; a line in the log names the layers whose transformations are left out.
 
     Raises:
         InvalidInputError: a file is malformed, or a layer's type or one of its fields is not supported.
@@ -81,7 +81,7 @@ def read_layers(
 
 
 def _drop_transforms(layers: Sequence[Any]) -> None:
-    """Take the transformations of the data layers away, and say so."""
+    """Remove the transformations of the data layers, and log which."""
     dropped = [
         layer.name for layer in layers if any(transform_of(layer, at) is not None for at in range(len(layer.top)))
     ]
@@ -217,7 +217,7 @@ class _Walk:
         bottoms = self._bottoms(layer)
         for at, top in enumerate(layer.top):
             if top in self.blobs and (at >= len(layer.bottom) or layer.bottom[at] != top):
-                raise problem(layer, f"its top {top!r} is made by an earlier layer too, and is not its bottom")
+                raise problem(layer, f"its top {top!r} is also written by an earlier layer, and is not its bottom")
         if layer.type in DATA:
             for at, top in enumerate(layer.top):
                 self.blobs[top] = self._input(index, layer, at) if top in self.needed else None
@@ -248,8 +248,8 @@ class _Walk:
     def _bottoms(self, layer: Any) -> list[Blob | None]:
         for bottom in layer.bottom:
             if bottom not in self.blobs:
-                raise problem(layer, f"its bottom {bottom!r} is no top of an earlier layer in the phase {self.phase}; "
-                              f"there are {', '.join(self.blobs) or 'none'}")  # fmt: skip
+                raise problem(layer, f"no earlier layer in the phase {self.phase} writes its bottom {bottom!r}; "
+                              f"the blobs so far: {', '.join(self.blobs) or 'none'}")  # fmt: skip
         found = [self.blobs[bottom] for bottom in layer.bottom]
         for at, (blob, passes) in enumerate(zip(found, layer.propagate_down, strict=False)):
             if blob is not None and not passes:
@@ -283,7 +283,7 @@ class _Walk:
         except (ValueError, TypeError) as error:
             raise problem(layer, f"Keras refuses it: {error}".rstrip(".")) from error
         if len(tops) != len(layer.top):
-            raise problem(layer, f"expected {len(tops)} tops, received {len(layer.top)}")
+            raise problem(layer, f"expected {len(tops)} top{'s' * (len(tops) != 1)}, received {len(layer.top)}")
         self.sharing.remember(layer, bottoms, tops)
         if layer.type == "Softmax":
             self.softmaxes[id(tops[0].tensor)] = bottoms[0].tensor

@@ -1,4 +1,4 @@
-"""Errors that name a layer of Caffe's (driver side)."""
+"""Errors that name a Caffe layer (every side)."""
 
 from __future__ import annotations
 

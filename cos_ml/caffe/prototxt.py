@@ -46,7 +46,7 @@ def network(prototxt: Any) -> Any:
         net.ClearField(field)
     net.layer.extend(layers)
     if not net.layer:
-        raise InvalidInputError(f"{where}: has no layers: expected a network of Caffe's.")
+        raise InvalidInputError(f"{where}: has no layers: expected a Caffe network.")
     return net
 
 
@@ -79,7 +79,7 @@ def spelled(name: str) -> str:
 
 
 def resolve(path: str, beside: Any) -> str:
-    """A path that a file of Caffe's names: as it is, else beside that file."""
+    """A path that a Caffe file names: as it is if it exists, else beside that file."""
     found = local_path(path)
     if found is None or os.path.exists(found) or not isinstance(beside, (str, os.PathLike)):
         return path
@@ -105,24 +105,22 @@ def read_bytes(path: Any, what: str) -> bytes:
 
 def _parsed(prototxt: Any, into: Any) -> tuple[Any, str]:
     """A file or a text as a message, and the name for it in errors."""
-    kind = "a solver" if into.DESCRIPTOR.name == "SolverParameter" else "a network"
+    kind = "a Caffe solver" if into.DESCRIPTOR.name == "SolverParameter" else "a Caffe network"
     text = as_string(prototxt)
     where = "The text"
     if ("{" not in text and "\n" not in text) or os.path.exists(text):
         where = text
-        data = read_bytes(prototxt, f"{kind} of Caffe's (prototxt)")
+        data = read_bytes(prototxt, f"{kind} (prototxt)")
         if b"\0" in data or len(data) > LIMIT:
-            raise InvalidInputError(f"{where}: expected {kind} of Caffe's as text (prototxt), received a binary file.")
+            raise InvalidInputError(f"{where}: expected {kind} as text (prototxt), received a binary file.")
         text = data.decode("utf-8-sig", "replace")
     try:
         text_format.Parse(text, into, allow_unknown_field=True)
         unknown = sorted(set(_unknown(text_format.Tokenizer(text.splitlines()), into.DESCRIPTOR)))
     except text_format.ParseError as error:
-        raise InvalidInputError(
-            f"{where}: can't be read as {kind} of Caffe's (line:column : problem): {error}"
-        ) from error
+        raise InvalidInputError(f"{where}: can't be read as {kind} (line:column : problem): {error}") from error
     except (ValueError, RecursionError) as error:
-        raise InvalidInputError(f"{where}: can't be read as {kind} of Caffe's: {error}") from error
+        raise InvalidInputError(f"{where}: can't be read as {kind}: {error}") from error
     if unknown:
         level = logging.INFO if QUIET.issuperset(unknown) else logging.WARNING
         logger.log(level, "%s: passed over fields that Caffe doesn't have or that change nothing here: %s", where,

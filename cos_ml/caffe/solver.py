@@ -50,15 +50,15 @@ def read_solver(
     """Read a solver: what it says, as keywords of ``DeepNetEstimator``, the network included.
 
     The network does what ``transform_param`` says, for images as they are stored. ``batchSize`` is that of its data
-    layer and holds for each rank, as it held for each device of CaffeOnSpark's. What the solver says of tests,
-    snapshots and iterations counts steps, of which ``iter_size`` are one iteration.
+    layer and holds for each rank, as it held for each device of CaffeOnSpark's. Iterations are
+    counted in steps, ``iter_size`` of which are one iteration.
 
     Args:
         prototxt: the path of a solver file, or its text.
         network: a network in place of the one that the solver names: a path or a text.
         weights: a caffemodel with the weights at the start, in place of the one that the solver names.
         stages: stages of the network, beside those of ``train_state``.
-        inputs: the shapes of inputs that the network does not tell, as ``read`` takes them.
+        inputs: the shapes of inputs that the network does not declare, as ``read`` takes them.
         data_format: "channels_first" for images in Caffe's order, as ``read`` takes it.
 
     Raises:
@@ -163,7 +163,7 @@ def _schedule(solver: Any) -> Any:
 
 
 def _policy(solver: Any) -> str:
-    """The policy of the learning rate, whose fields are there."""
+    """The policy of the learning rate, whose fields are checked."""
     policy = str(solver.lr_policy)
     if not solver.HasField("lr_policy"):
         raise InvalidInputError(f"Caffe's solver: lr_policy is missing. Expected one of {', '.join(POLICIES)}.")
@@ -184,7 +184,7 @@ def _policy(solver: Any) -> str:
         raise InvalidInputError(f"Caffe's solver: stepsize: expected an integer >= 1, received {solver.stepsize}.")
     if list(solver.stepvalue) != sorted(solver.stepvalue):
         raise InvalidInputError(
-            f"Caffe's solver: stepvalue: expected them in order, received {list(solver.stepvalue)}."
+            f"Caffe's solver: stepvalue: expected ascending numbers, received {list(solver.stepvalue)}."
         )
     return policy
 
@@ -235,7 +235,7 @@ def _check_numbers(solver: Any) -> None:
 
 
 def _steps(solver: Any) -> dict[str, Any]:
-    """The keywords that count steps: where training ends, validates and writes checkpoints."""
+    """The seed, and the keywords that count steps: when training ends, validates and writes checkpoints."""
     size, found = solver.iter_size, dict[str, Any]()
     if size > 1:
         found["gradientAccumulationSteps"] = size
@@ -271,7 +271,7 @@ def _weights(solver: Any, prototxt: Any) -> str | None:
 
 
 def _data(layers: Sequence[Any]) -> dict[str, Any]:
-    """What the data layer says of a training: the size of a batch."""
+    """The keyword that the data layer gives: the size of a batch."""
     for layer in layers:
         for name, _ in layer.ListFields():
             size = getattr(getattr(layer, name.name, None), "batch_size", 0)
@@ -281,7 +281,7 @@ def _data(layers: Sequence[Any]) -> dict[str, Any]:
 
 
 def _note(solver: Any, keywords: dict[str, Any]) -> None:
-    """One line about what the solver says and a training does otherwise."""
+    """Log in one line which fields are passed over, and why."""
     set_fields = {field.name for field, _ in solver.ListFields()}
     passed = [f"{name} ({why})" for name, why in PASSED_OVER.items() if name in set_fields]
     if {"snapshot", "snapshot_prefix"} & set_fields and "checkpointDir" not in keywords:

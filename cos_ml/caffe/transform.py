@@ -20,10 +20,9 @@ class DataTransform(keras.layers.Layer):
         scale: factor after the mean has been subtracted.
         mean: nested lists that broadcast against an image: a number for each channel, or an image; None for none.
         crop: height and width of what is kept, or None. While a network trains the place is random, else central.
-        mirror: whether every second image, by chance, is mirrored: while a network trains, and always where
-            ``always`` is set.
+        mirror: whether images are mirrored at random, half of them on average, while the network trains.
         random_crop: whether the place of a crop is random while the network trains.
-        always: whether images are mirrored outside of training too, as Caffe does in the TEST phase.
+        always: whether ``mirror`` holds outside of training too, as in Caffe's TEST phase.
         seed: seed of the random numbers.
     """
 

@@ -24,11 +24,12 @@ HDF5 = b"\x89HDF\r\n\x1a\n"
 
 @dataclass
 class Report:
-    """Which weights a network has from a caffemodel.
+    """Which weights a network took from a caffemodel.
 
     Attributes:
-        taken: layers of the network, each with the file's layer that its weights are from.
-        not_taken: layers of the network that have weights, and of the file, each with why nothing was taken.
+        taken: layers of the network, each with the layer of the file that its weights came from.
+        not_taken: layers of the network that have weights and layers of the file, each with the reason why nothing was
+            taken.
     """
 
     taken: dict[str, str] = field(default_factory=dict)
@@ -60,10 +61,10 @@ def assign(model: Any, caffemodel: Any) -> Report:
 
 
 def set_weights(layers: Mapping[str, Any], caffemodel: Any) -> None:
-    """Set the weights of the layers of a network of Caffe's, by their names in Caffe, as Caffe does.
+    """Set the weights of a Caffe network's layers, by their names in Caffe, as Caffe does.
 
-    Layers of the file that are not in the network are passed over, and layers that are not in the file keep theirs; a
-    line of the log names the latter.
+    Layers that only the file has are passed over. Layers that only the network has keep theirs, and a line in the log
+    names them.
     """
     taken = set()
     for name, blobs in read_caffemodel(caffemodel):
@@ -126,7 +127,7 @@ def _decoded(into: Any, data: bytes, path: Any, what: str) -> Any:
     try:
         into.ParseFromString(data)
     except (DecodeError, RecursionError) as error:
-        raise InvalidInputError(f"{path}: expected {what} of Caffe's, but it can't be parsed: {error}") from error
+        raise InvalidInputError(f"{path}: expected {what}, but it can't be parsed: {error}") from error
     return into
 
 

@@ -247,7 +247,7 @@ def test_helpers_have_names_that_no_other_layer_has(data_format):
         ('layer { name: "odd" type: "Fancy" bottom: "ip" top: "x" }', "'odd'.*Fancy"),
         ('layer { name: "odd" type: "TanH" bottom: "no" top: "x" }', "'odd'.*'no'"),
         ('layer { name: "odd" type: "TanH" bottom: "ip" top: "c" }', "'odd'.*'c'"),
-        ('layer { name: "odd" type: "TanH" bottom: "ip" top: "x" top: "y" }', "'odd'.*tops"),
+        ('layer { name: "odd" type: "TanH" bottom: "ip" top: "x" top: "y" }', "'odd'.*expected 1 top, received 2"),
         ('layer { name: "odd" type: "Convolution" bottom: "ip" top: "x" }', "'odd'"),
         ('layer { name: "odd" type: "TanH" bottom: "ip" bottom: "c" top: "x" }', "'odd'.*1 bottom, received 2"),
         ('layer { name: "odd" type: "Crop" bottom: "c" top: "x" }', "'odd'.*2 bottoms, received 1"),

@@ -1,4 +1,4 @@
-"""Networks of Caffe's beside OpenCV, which reads and computes them by itself."""
+"""Caffe networks compared with OpenCV, which reads and computes them by itself."""
 
 from __future__ import annotations
 
