@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ def train(given: dict[str, Any], rest: dict[str, Any], flags: list[str]) -> None
 
     source = _data(given)
     _check_files(given)
+    _note_colors(given)
     if "network" not in given and "solver" not in given:
         raise InvalidInputError(NO_NETWORK)
     params = params_of(DeepNetEstimator, rest, flags)
@@ -174,7 +176,19 @@ def _loader(given: dict[str, Any], rest: dict[str, Any], flags: list[str]) -> Ca
     if "network" not in given:
         raise InvalidInputError("--network: expected a saved model, a .keras file, module:function or a prototxt.")
     layout, params = data.layout(_data(given)), params_of(DeepNetModel, rest, flags)
+    _note_colors(given)
     return lambda: network.load_model(given["network"], given.get("weights"), params, layout)
+
+
+def _note_colors(given: dict[str, Any]) -> None:
+    """Say that the order of colors differs where images are decoded for weights that Caffe trained."""
+    size = str(given.get("image_size", "x1"))
+    if str(given.get("weights", "")).endswith(".caffemodel") and not size.endswith("x1"):
+        print(
+            "cos-ml: note: --image-size gives red, green, blue; Caffe trained its weights on blue, green, red, "
+            "the order in which `cos-ml caffe` decodes images",
+            file=sys.stderr,
+        )
 
 
 def _data(given: dict[str, Any]) -> data.Data:

@@ -132,9 +132,14 @@ def test_networks_are_loaded_in_the_session(command, monkeypatch, capsys):
     monkeypatch.setattr(stages, "session", session)
     monkeypatch.setattr(network, "load", load)
     arguments = ["--data", "x", "--model", "y", "--master", "local[1]", "--conf", "a=b"]
-    assert cli.main([command, *arguments, *(["--output", "z"] if command == "features" else [])]) == 1
+    arguments += ["--output", "z"] if command == "features" else []
+    assert cli.main([command, *arguments]) == 1
     assert events == [("local[1]", {"a": "b"}), "load"]
-    assert "loaded" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "loaded" in printed
+    assert "blue, green, red" not in printed
+    cli.main([command, *arguments, "--weights", "w.caffemodel", "--image-size", "8x8"])
+    assert "blue, green, red" in capsys.readouterr().err
 
 
 def test_values_of_settings():
