@@ -224,14 +224,15 @@ def _check_numbers(solver: Any) -> None:
             else "Caffe's solver: base_lr is missing: expected a number > 0."
         )
     for name, low in (("iter_size", 1), ("max_iter", 1), ("test_interval", 0), ("snapshot", 0), ("weight_decay", 0)):
-        if solver.HasField(name) and getattr(solver, name) < low:
+        if solver.HasField(name) and not getattr(solver, name) >= low:  # or NaN
             raise InvalidInputError(
                 f"Caffe's solver: {name}: expected a number >= {low}, received {getattr(solver, name):g}."
             )
-    if not 0 <= solver.momentum < 1:
-        raise InvalidInputError(
-            f"Caffe's solver: momentum: expected a number >= 0 and < 1, received {solver.momentum:g}."
-        )
+    for name in ("momentum", "momentum2", "rms_decay"):
+        if not 0 <= getattr(solver, name) < 1:
+            raise InvalidInputError(
+                f"Caffe's solver: {name}: expected a number >= 0 and < 1, received {getattr(solver, name):g}."
+            )
 
 
 def _steps(solver: Any) -> dict[str, Any]:

@@ -131,6 +131,9 @@ def test_stages_and_other_networks(solver, tmp_path):
         ('lr_policy: "step" gamma: 0.1', "'step' needs stepsize"),
         ('lr_policy: "fixed" regularization_type: "L3"', "regularization_type"),
         ('lr_policy: "fixed" iter_size: 0', "iter_size"),
+        ('lr_policy: "fixed" weight_decay: nan', "weight_decay: expected a number >= 0"),
+        ('lr_policy: "fixed" type: "RMSProp" rms_decay: 1.5', "rms_decay: expected a number >= 0 and < 1"),
+        ('lr_policy: "fixed" type: "Adam" momentum2: 1', "momentum2: expected a number >= 0 and < 1"),
         ('lr_policy: "fixed" train_net: "other.prototxt"', "received net, train_net"),
     ],
 )
