@@ -14,7 +14,7 @@ help:
 	@echo "make demo            train, save, reload and score a Pipeline on real data (sets everything up)"
 	@echo "make test            lint, types, and the tests that need no process or cluster of their own (sets everything up)"
 	@echo "make test-latest     the same tests and those of Spark Connect, on the newest versions that are pinned"
-	@echo "make test-conformance  150 networks, losses, optimizers and so on, each trained by plain Keras, one rank and two"
+	@echo "make test-conformance  110 networks, losses, optimizers and so on, each trained by plain Keras, one rank and two"
 	@echo "make test-processes  the tests of kills, hangs, fresh processes and the examples, with ranks started as a user's are"
 	@echo "make test-cluster    the tests on executor processes and on a standalone cluster; VENV=... names the environment"
 	@echo "make test-newest     the tests on the newest releases that exist, to see whether bounds in setup.cfg can be raised"

@@ -21,6 +21,8 @@ from tests.support.layers import Misbehaving
 from tests.support.processes import assert_nothing_left, rank_processes, running
 from tests.support.sessions import ROOT, frame, rows_of
 
+pytestmark = pytest.mark.once
+
 
 def network(what: str, **options: Any) -> Any:
     keras.utils.set_random_seed(0)

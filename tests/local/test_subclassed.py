@@ -13,6 +13,8 @@ from cos_ml.errors import InvalidInputError
 from tests.conformance import cases_subclassed as cases
 from tests.support.sessions import ROOT
 
+pytestmark = pytest.mark.once
+
 FRESH = """
 import json, sys
 from pyspark.sql import SparkSession

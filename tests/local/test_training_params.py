@@ -15,6 +15,8 @@ from tests.support.layers import StopAfter
 from tests.support.reference import assert_same_weights
 from tests.support.sessions import frame, rows_of
 
+pytestmark = pytest.mark.once
+
 
 def make(**params: Any) -> DeepNetEstimator:
     defaults = {
