@@ -20,6 +20,7 @@ from cos_ml.data.spool import PARTS, SpooledRows
 from cos_ml.network.archive import dump_model, load_model
 from cos_ml.network.losses import compares_rows, each_loss, loss_name
 from cos_ml.network.policies import training_settings
+from cos_ml.rank import threads
 from cos_ml.rank.callbacks import (
     AverageMovingStats,
     CheckAgreement,
@@ -61,7 +62,7 @@ def train(
     timer = PhaseTimer()
     specs = [TrainSpec.loads(text) for text in start["specs"]]
     gpus.use(specs[0].use_gpu, tf)
-    _limit_threads(start["rank_info"]["local_size"])
+    threads.limit(start["rank_info"]["local_size"])
     with os.fdopen(start["networks"], "rb") as file:
         archives = blobs.read(file)
     network = _load(specs[0], archives)
@@ -232,9 +233,3 @@ def _continue_files(user_callbacks: Iterable[Any], epoch: int) -> None:
         if path.is_file():
             rows = [(row.split(one.sep)[0], row) for row in path.read_text().splitlines(keepends=True)]
             path.write_text("".join(row for first, row in rows if not first.isdecimal() or int(first) < epoch))
-
-
-def _limit_threads(local_size: int) -> None:
-    """Divide the host's cores among its ranks."""
-    cores = max(1, len(os.sched_getaffinity(0)) // local_size)
-    tf.config.threading.set_intra_op_parallelism_threads(cores)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,13 +54,13 @@ def network(keras: Any) -> Any:
     )
 
 
-def session() -> SparkSession:
+def session(cores: int = RANKS) -> SparkSession:
     """Spark on two cores, with this interpreter for its Python workers."""
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     from pyspark.sql import SparkSession
 
     settings = {"spark.driver.memory": "4g", "spark.ui.enabled": "false", "spark.ui.showConsoleProgress": "false"}
-    builder = SparkSession.builder.master(f"local[{RANKS}]").appName("cos_ml benchmarks")
+    builder = SparkSession.builder.master(f"local[{cores}]").appName("cos_ml benchmarks")
     for name, value in settings.items():
         builder = builder.config(name, value)
     return builder.getOrCreate()
@@ -75,6 +77,17 @@ def cached_rows(spark: SparkSession, folder: str) -> DataFrame:
 def run_all(frame: DataFrame) -> None:
     """Compute every column of every row, and keep none."""
     frame.write.format("noop").mode("overwrite").save()
+
+
+def serve(ways: Mapping[str, Callable[[], Any]]) -> None:
+    """Be a session of ``process.Session``: run the way that is named, and answer with what it returns, or seconds."""
+    with os.fdopen(int(os.environ["COS_ML_BENCHMARK_FIGURES"]), "w", 1) as figures:
+        figures.write("null\n")
+        for line in sys.stdin:
+            start = time.perf_counter()
+            answer = ways[line.strip()]()
+            seconds = time.perf_counter() - start
+            figures.write(json.dumps(seconds if answer is None else answer) + "\n")
 
 
 def report(file: str, figures: dict[str, Any]) -> None:

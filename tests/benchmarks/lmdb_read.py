@@ -1,4 +1,4 @@
-"""The format "lmdb" beside a bare cursor loop of the lmdb package: ``python -m tests.benchmarks.lmdb_read RESULT``.
+"""The format "lmdb" beside a cursor loop of the package: ``python -m tests.benchmarks.lmdb_read RESULT [SIZE ...]``.
 
 Caffe's Datums, raw, in three sizes of images. The source reads in two tasks and makes every column; Spark throws the
 rows away. "Reader" is what the source does in those tasks, in two processes and without Spark: from the file to Arrow
@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import lmdb
@@ -70,13 +69,14 @@ class AloneReader(DataSourceReader):
             yield pa.RecordBatch.from_arrays(columns, names)
 
 
-def main(result: str) -> None:
+def main(result: str, *sizes: str) -> None:
     spark = data.session()
     register(spark)
     spark.dataSource.register(Alone)
-    figures: dict[str, Any] = {}
+    figures: dict[str, dict[str, list[float]]] = {}
     processes = multiprocessing.get_context("spawn").Pool(data.RANKS)
-    for name, (rows, *shape) in SIZES.items():
+    for name in sizes or SIZES:
+        rows, *shape = SIZES[name]
         with tempfile.TemporaryDirectory(prefix="cos_ml_lmdb_") as folder:
             _write(folder, rows, shape)
             frame = spark.read.format("lmdb").option("numPartitions", data.RANKS).load(folder)
@@ -92,14 +92,17 @@ def main(result: str) -> None:
                 "cursor, protobuf": lambda folder=folder: _parse(folder),
                 "Spark alone": lambda alone=alone: data.run_all(alone),
             }
-            seconds = _medians(ways)
-        figures[name] = {way: rows / taken for way, taken in seconds.items()}
-        for product, peer in (
-            ("source", "cursor"), ("source", "cursor, protobuf"), ("source", "Spark alone"), ("Spark alone", "cursor"),
-            ("reader", "cursor"),
-        ):  # fmt: skip
-            figures[name][f"time of {product} to {peer}"] = seconds[product] / seconds[peer]
-        print(name, {what: round(figure, 2) for what, figure in figures[name].items()}, flush=True)
+            seconds = _seconds(ways)
+        figures[name] = {way: [rows / one for one in taken] for way, taken in seconds.items()}
+        medians = {way: statistics.median(rates) for way, rates in figures[name].items()}
+        ratios = {
+            f"time of {product} to {peer}": medians[peer] / medians[product]
+            for product, peer in (
+                ("source", "cursor"), ("source", "cursor, protobuf"), ("source", "Spark alone"),
+                ("Spark alone", "cursor"), ("reader", "cursor"),
+            )
+        }  # fmt: skip
+        print(name, {what: round(figure, 2) for what, figure in (medians | ratios).items()}, flush=True)
     processes.terminate()
     data.report(result, figures)
 
@@ -146,7 +149,7 @@ def _message() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("caffe.Datum"))
 
 
-def _medians(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
+def _seconds(ways: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for work in ways.values():
         work()
@@ -155,8 +158,8 @@ def _medians(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
             start = time.perf_counter()
             work()
             seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(taken) for name, taken in seconds.items()}
+    return seconds
 
 
 if __name__ == "__main__":
-    main(str(Path(sys.argv[1])))
+    main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""The peak of every process of a fit to more rows than fit into memory: ``python -m tests.benchmarks.memory [GB]``.
+"""The peak of every process of a fit to many rows: ``python -m tests.benchmarks.memory [GB [RESULT]]``.
 
 Rows of 784 float32 in Parquet files, 2 ranks, both feeds and ``fitParquet``; Spark's JVM has a heap of 512 MB. It takes
 about three times the size of the data as disk, in the folder for temporary files.
@@ -29,10 +29,10 @@ INTERVAL = 0.1  # seconds between two looks for new processes; their peaks are t
 KINDS = {"cos_ml.rank": "rank", "pyspark.daemon": "barrier task", "java": "Spark's JVM"}
 
 
-def main(gigabytes: float = 4.0) -> None:
+def main(gigabytes: str = "4", result: str = "") -> None:
     import keras
 
-    rows = int(gigabytes * 1e9 / 4 / data.FEATURES)
+    rows = int(float(gigabytes) * 1e9 / 4 / data.FEATURES)
     with tempfile.TemporaryDirectory(prefix="cos_ml_memory_") as folder:
         spark = _session(folder)
         stored = _stored(spark, rows, f"{folder}/rows")
@@ -49,6 +49,7 @@ def main(gigabytes: float = 4.0) -> None:
             'feed="petastorm"': lambda: estimator.fit(stored, {estimator.feed: "petastorm"}),
             "fitParquet": lambda: estimator.fitParquet(f"{folder}/rows"),
         }
+        found: dict[str, dict[str, list[float]]] = {}
         for name, fit in fits.items():
             start = time.perf_counter()
             with peaks() as seen_peaks:
@@ -57,10 +58,13 @@ def main(gigabytes: float = 4.0) -> None:
                 f"{name}: {seen:,} rows, {seen * data.FEATURES * 4 / 1e9:.1f} GB, {time.perf_counter() - start:.0f} s"
             )
             for (kind, pid), peak in sorted(seen_peaks.items()):
+                found.setdefault(name, {}).setdefault(kind, []).append(peak / 1e9)
                 print(
                     f"    {kind:<14}{pid:>8}{peak / 1e9:>8.2f} GB{'' if peak < LIMIT * 1e9 else '  more than wanted'}"
                 )
         spark.stop()
+    if result:
+        data.report(result, found)
 
 
 def _session(folder: str) -> SparkSession:
@@ -116,4 +120,4 @@ def peaks() -> Iterator[dict[tuple[str, int], int]]:
 
 
 if __name__ == "__main__":
-    main(*map(float, sys.argv[1:]))
+    main(*sys.argv[1:])

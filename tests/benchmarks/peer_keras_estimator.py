@@ -1,4 +1,4 @@
-"""Horovod's own KerasEstimator on the same rows: ``python -m tests.benchmarks.peer_keras_estimator ROWS STORE RESULT``.
+"""Horovod's KerasEstimator on the same rows, a session: ``python -m tests.benchmarks.peer_keras_estimator ROWS STORE``.
 
 Runs in the peer's environment, where there is no cos_ml.
 """
@@ -6,14 +6,14 @@ Runs in the peer's environment, where there is no cos_ml.
 from __future__ import annotations
 
 import sys
-import time
+from typing import Any
 
 from tests.benchmarks import data
 
 TRANSFORMED = 1000  # rows: it predicts them one at a time
 
 
-def main(folder: str, store: str, result: str) -> None:
+def main(folder: str, store: str) -> None:
     import tensorflow as tf
     from horovod.spark.common.store import LocalStore
     from horovod.spark.keras import KerasEstimator
@@ -34,19 +34,16 @@ def main(folder: str, store: str, result: str) -> None:
         use_gpu=False,
         verbose=0,
     )
-    fits = []
-    for _ in range(2):  # the second finds the Parquet copy that the first made of the rows
-        start = time.perf_counter()
-        model = estimator.fit(rows)
-        fits.append(time.perf_counter() - start)
-
     few = rows.limit(TRANSFORMED).repartition(data.RANKS).cache()
     few.count()
-    data.run_all(model.transform(few))
-    start = time.perf_counter()
-    data.run_all(model.transform(few))
-    rate = TRANSFORMED / (time.perf_counter() - start)
-    data.report(result, {"fits": fits, "transform": rate, "loss": float(model.getHistory()["loss"][-1])})
+    models: list[Any] = []
+    data.serve(
+        {
+            "fit": lambda: models.append(estimator.fit(rows)),  # later ones find the Parquet copy that the first made
+            "transform": lambda: data.run_all(models[-1].transform(few)),
+            "loss": lambda: float(models[-1].getHistory()["loss"][-1]),
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.benchmarks import data
+
 RANKS = (1, 2, 4)
 TURNS = 3
 BATCH, ROWS, EPOCHS = 128, 4096, 4  # of all ranks together
@@ -116,49 +118,70 @@ def _union(spans: list[tuple[str, float, float]]) -> float:
 
 def measure(ranks: int, result: str, timeline: str) -> None:
     """Seconds of a step, and of an allreduce of all gradients, with so many ranks."""
+    from cos_ml.job import cluster_check
+
+    spark, df = _rows(ranks)
+    estimator = _estimator(ranks, {"timeline": timeline} if timeline else {})
+    found = {"step": _step(estimator, df), "timeline": bool(timeline), "large": 0.0, "small": 0.0}
+    found["bytes"] = 4 * estimator.getModel().count_params()
+    if ranks > 1:
+        reports = cluster_check.results(spark, ranks, size=found["bytes"])
+        found |= {which: max(one["seconds"][which] for one in reports) for which in ("small", "large")}
+    spark.stop()
+    Path(result).write_text(json.dumps(found))
+
+
+def serve(ranks: int) -> None:
+    """Be a session that is asked for a "step", and answers with its seconds."""
+    _, df = _rows(ranks)
+    estimator = _estimator(ranks, {})
+    data.serve({"step": lambda: _step(estimator, df)})
+
+
+def _rows(ranks: int) -> tuple[Any, Any]:
+    """A session, and the rows."""
+    spark = data.session(ranks)
+    pixels = np.random.default_rng(0).integers(0, 256, (ROWS, 784), dtype=np.uint8)
+    rows = [(pixels[row].tobytes(), float(row % 10)) for row in range(ROWS)]
+    df = spark.createDataFrame(spark.sparkContext.parallelize(rows, ranks), "features binary, label double").cache()
+    df.count()
+    return spark, df
+
+
+def _estimator(ranks: int, options: dict[str, Any]) -> Any:
     import keras
 
     from cos_ml import DeepNetEstimator
-    from cos_ml.job import cluster_check
-    from tests.support.sessions import session
 
-    rng = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as folder:
-        spark = next(session(f"local[{ranks}]", Path(folder)))
-        pixels = rng.integers(0, 256, (ROWS, 784), dtype=np.uint8)
-        rows = [(pixels[row].tobytes(), float(row % 10)) for row in range(ROWS)]
-        df = spark.createDataFrame(spark.sparkContext.parallelize(rows, ranks), "features binary, label double").cache()
-        df.count()
-        network = keras.Sequential(
-            [
-                keras.Input((28, 28, 1)),
-                keras.layers.Rescaling(1 / 255),
-                keras.layers.Conv2D(32, 3, activation="relu"),
-                keras.layers.Conv2D(64, 3, activation="relu"),
-                keras.layers.MaxPooling2D(),
-                keras.layers.Conv2D(64, 3, activation="relu"),
-                keras.layers.MaxPooling2D(),
-                keras.layers.Flatten(),
-                keras.layers.Dense(64, activation="relu"),
-                keras.layers.Dense(10, activation="softmax"),
-            ]
-        )
-        estimator = DeepNetEstimator(
-            model=network, loss="sparse_categorical_crossentropy", epochs=EPOCHS, batchSize=BATCH // ranks,
-            numTrainWorkers=ranks, progress=False, horovodOptions={"timeline": timeline} if timeline else {},
-        )  # fmt: skip
-        seconds = estimator.fit(df).summary.epochSeconds[1:]  # the first one compiles
-        found = {"step": statistics.median(seconds) / STEPS, "timeline": bool(timeline), "large": 0.0, "small": 0.0}
-        found["bytes"] = 4 * network.count_params()
-        if ranks > 1:
-            reports = cluster_check.results(spark, ranks, size=found["bytes"])
-            found |= {which: max(one["seconds"][which] for one in reports) for which in ("small", "large")}
-        spark.stop()
-    Path(result).write_text(json.dumps(found))
+    network = keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            keras.layers.Rescaling(1 / 255),
+            keras.layers.Conv2D(32, 3, activation="relu"),
+            keras.layers.Conv2D(64, 3, activation="relu"),
+            keras.layers.MaxPooling2D(),
+            keras.layers.Conv2D(64, 3, activation="relu"),
+            keras.layers.MaxPooling2D(),
+            keras.layers.Flatten(),
+            keras.layers.Dense(64, activation="relu"),
+            keras.layers.Dense(10, activation="softmax"),
+        ]
+    )
+    return DeepNetEstimator(
+        model=network, loss="sparse_categorical_crossentropy", epochs=EPOCHS, batchSize=BATCH // ranks,
+        numTrainWorkers=ranks, progress=False, horovodOptions=options,
+    )  # fmt: skip
+
+
+def _step(estimator: Any, df: Any) -> float:
+    """The median seconds of a step in one fit, by epoch; the first one compiles."""
+    return statistics.median(estimator.fit(df).summary.epochSeconds[1:]) / STEPS
 
 
 if __name__ == "__main__":
     if len(sys.argv) == 1:
         main()
+    elif len(sys.argv) == 2:
+        serve(int(sys.argv[1]))
     else:
         measure(int(sys.argv[1]), sys.argv[2], sys.argv[3])

@@ -1,47 +1,89 @@
-"""The product's transform beside PySpark's predict_batch_udf: ``python -m tests.benchmarks.transform ROWS RESULT``.
+"""One way to score the rows, in a session of its own: ``python -m tests.benchmarks.transform WAY ROWS``.
 
-Both run warm in one session, on the same Python workers, in turns: what else the machine does then hits both.
-The product goes first, so that its one thread per task is the peer's too, which suits two tasks on two cores.
+Asked for a number of partitions, it answers with the seconds of one pass, on warm workers as a user's are. The ways:
+
+- product: the model's ``transform``, with the three columns that a classifier adds;
+- nothing: a UDF that receives the same rows and returns the first number of each: what no UDF is faster than;
+- same size: one that returns columns of the product's types and sizes, and computes nothing either;
+- predict_batch_udf: PySpark's, with the network in a ``tf.function``, as a careful user writes it.
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from pyspark.ml.functions import predict_batch_udf
+import pandas as pd
+from pyspark.ml.functions import array_to_vector, predict_batch_udf
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, FloatType
 
-from cos_ml import DeepNetModel
 from tests.benchmarks import data
 
-ROUNDS = 5
+PARTITIONS = (2, 4, 16)
 BATCH = 1024
 
 
-def main(folder: str, result: str) -> None:
+def main(way: str, folder: str) -> None:
+    rows = data.cached_rows(data.session(), folder)
+    make = {"product": _product, "nothing": _nothing, "same size": _same_size, "predict_batch_udf": _peer}[way]
+    frames = {}
+    for partitions in PARTITIONS:
+        cached = rows.repartition(partitions).cache()
+        cached.count()
+        frames[str(partitions)] = make(cached)
+    rows.unpersist()
+    ways: dict[str, Callable[[], Any]] = {
+        partitions: lambda frame=frame: data.run_all(frame) for partitions, frame in frames.items()
+    }
+    # To compare what two of them compute: else no figure would mean anything.
+    ways["probabilities"] = lambda: [
+        list(row["probability"]) for row in frames["2"].orderBy("features").select("probability").take(20)
+    ]
+    data.serve(ways)
+
+
+def _product(rows: DataFrame) -> DataFrame:
     import keras
 
-    rows = data.cached_rows(data.session(), folder)
+    from cos_ml import DeepNetModel
+
+    return DeepNetModel(model=data.network(keras), predictBatchSize=BATCH).transform(rows)
+
+
+def _nothing(rows: DataFrame) -> DataFrame:
+    @F.pandas_udf("double")  # type: ignore[call-overload,untyped-decorator,unused-ignore]
+    def first(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
+        for batch in batches:
+            yield pd.Series([row[0] for row in batch])
+
+    return rows.withColumn("first", first("features"))
+
+
+def _same_size(rows: DataFrame) -> DataFrame:
+    import pyarrow as pa
+
+    kind = "prediction double, probability array<double>, rawPrediction array<double>"
+
+    @F.pandas_udf(kind)  # type: ignore[call-overload,untyped-decorator,unused-ignore]
+    def columns(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
+        for batch in batches:
+            numbers = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(data.CLASSES * len(batch))), data.CLASSES)
+            lists = pd.Series(numbers.cast(pa.list_(pa.float64())), dtype=pd.ArrowDtype(pa.list_(pa.float64())))
+            yield pd.DataFrame({"prediction": np.zeros(len(batch)), "probability": lists, "rawPrediction": lists})
+
+    made = rows.withColumn("made", columns("features"))
+    vectors = [array_to_vector(f"made.{name}").alias(name) for name in ("probability", "rawPrediction")]
+    return made.select(*rows.columns, "made.prediction", *vectors)
+
+
+def _peer(rows: DataFrame) -> DataFrame:
+    import keras
+
     network = data.network(keras)
-    probability = DeepNetModel(model=network, predictionCol="", rawPredictionCol="", predictBatchSize=BATCH)
-    frames = {
-        "product": DeepNetModel(model=network, predictBatchSize=BATCH).transform(rows),
-        "product, probability": probability.transform(rows),
-        "predict_batch_udf": _peer(rows, network, compiled=True),
-        "predict_batch_udf, Keras predict": _peer(rows, network, compiled=False),
-    }
-    _check(frames)
-    data.report(result, {name: data.ROWS / seconds for name, seconds in _medians(frames).items()})
-
-
-def _peer(rows: DataFrame, network: Any, compiled: bool) -> DataFrame:
-    """The rows with the network's output, by a predict function as a careful user would write it."""
     config, weights = network.to_json(), network.get_weights()
 
     def make_predict() -> Callable[[np.ndarray], np.ndarray]:
@@ -50,42 +92,14 @@ def _peer(rows: DataFrame, network: Any, compiled: bool) -> DataFrame:
 
         loaded = keras.models.model_from_json(config)
         loaded.set_weights(weights)
-        if not compiled:
-            return lambda batch: loaded.predict(batch, batch_size=BATCH, verbose=0)
         signature = [tf.TensorSpec((None, data.FEATURES), tf.float32)]
         forward = tf.function(lambda batch: loaded(batch, training=False), input_signature=signature)
         return lambda batch: forward(batch).numpy()
 
     predict = predict_batch_udf(
-        make_predict,
-        return_type=ArrayType(FloatType()),
-        batch_size=BATCH,
-        input_tensor_shapes=[[data.FEATURES]],
+        make_predict, return_type=ArrayType(FloatType()), batch_size=BATCH, input_tensor_shapes=[[data.FEATURES]]
     )
     return rows.withColumn("probability", predict("features"))
-
-
-def _check(frames: dict[str, DataFrame]) -> None:
-    """Raises RuntimeError where they do not compute the same: then no figure would mean anything."""
-    first, *others = (
-        np.array([list(row["probability"]) for row in frame.select("probability").take(100)])
-        for frame in frames.values()
-    )
-    if not all(np.allclose(first, other, atol=1e-5) for other in others):
-        raise RuntimeError("The product and predict_batch_udf give different probabilities.")
-
-
-def _medians(frames: dict[str, DataFrame]) -> dict[str, float]:
-    """Seconds of each, the median of several rounds after one to warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in frames}
-    for frame in frames.values():
-        data.run_all(frame)
-    for _ in range(ROUNDS):
-        for name, frame in frames.items():
-            start = time.perf_counter()
-            data.run_all(frame)
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(acquire) for name, acquire in seconds.items()}
 
 
 if __name__ == "__main__":

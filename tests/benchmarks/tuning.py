@@ -1,49 +1,87 @@
-"""A grid in one barrier job per fold against one fit each: ``python -m tests.benchmarks.tuning RESULT``.
+"""A grid of 4 candidates and 3 folds of digits, in a session of its own: ``python -m tests.benchmarks.tuning WAY``.
 
-Digits, 4 candidates, 3 folds, 2 ranks; what CrossValidator does with either, without the evaluation of the models.
+- product: a session that answers to "1" and "2", the ranks of the 12 trainings that CrossValidator asks for;
+  "validator" is the whole of CrossValidator on one rank: its transforms, evaluations and last fit, too;
+- keras: the same 12 trainings by ``keras.Model.fit`` in one process, from arrays in memory, without Spark.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
-import time
-from collections.abc import Callable
+from typing import Any
 
-import keras
-from pyspark.ml.linalg import Vectors
-from pyspark.ml.tuning import ParamGridBuilder
-from sklearn.datasets import load_digits
+import numpy as np
 
-from cos_ml import DeepNetEstimator
 from tests.benchmarks import data
 
-FOLDS = 3
+FOLDS, EPOCHS = 3, 5
+RATES, BATCHES = (1e-3, 1e-2), (32, 64)  # of all ranks together
 
 
-def main(result: str) -> None:
-    spark = data.session()
+def main(way: str) -> None:
+    from sklearn.datasets import load_digits
+
     images, labels = load_digits(return_X_y=True)
-    rows = [
-        (Vectors.dense(image / 16), float(label), index % FOLDS)
-        for index, (image, label) in enumerate(zip(images, labels, strict=True))
-    ]
-    digits = spark.createDataFrame(rows, ["features", "label", "fold"]).repartition(data.RANKS).cache()
-    estimator = DeepNetEstimator(
-        model=_network(), loss="sparse_categorical_crossentropy", epochs=5, numTrainWorkers=data.RANKS, progress=False
-    )
-    grid = (
-        ParamGridBuilder().addGrid(estimator.learningRate, [1e-3, 1e-2]).addGrid(estimator.batchSize, [16, 32]).build()
-    )
+    images = (images / 16).astype("float32")
+    (_product if way == "product" else _keras)(images, labels.astype("float32"))
+
+
+def _product(images: np.ndarray, labels: np.ndarray) -> None:
+    from pyspark.ml.evaluation import MulticlassClassificationEvaluator
+    from pyspark.ml.linalg import Vectors
+    from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
+
+    from cos_ml import DeepNetEstimator
+
+    rows = [(Vectors.dense(x), float(y), at % FOLDS) for at, (x, y) in enumerate(zip(images, labels, strict=True))]
+    digits = data.session().createDataFrame(rows, ["features", "label", "fold"])
+    digits = digits.withColumn("fold", digits.fold.cast("int")).repartition(data.RANKS).cache()
     folds = [digits.filter(f"fold != {fold}").cache() for fold in range(FOLDS)]
     for fold in folds:
         fold.count()
-    estimator.fit(folds[0])  # the first fit of a session is slower, and would count against one of the two
-    together = _seconds(lambda: [list(estimator.fitMultiple(fold, grid)) for fold in folds])
-    separate = _seconds(lambda: [estimator.fit(fold, candidate) for fold in folds for candidate in grid])
-    data.report(result, {"together": together, "separate": separate})
+    estimator = DeepNetEstimator(
+        model=network(), loss="sparse_categorical_crossentropy", optimizer="adam", epochs=EPOCHS, progress=False
+    )
+
+    def grid(ranks: int) -> Any:
+        builder = ParamGridBuilder().baseOn({estimator.numTrainWorkers: ranks})
+        builder.addGrid(estimator.learningRate, list(RATES))
+        return builder.addGrid(estimator.batchSize, [batch // ranks for batch in BATCHES]).build()
+
+    def train(ranks: int) -> None:
+        for fold in folds:
+            list(estimator.fitMultiple(fold, grid(ranks)))
+
+    validator = CrossValidator(
+        estimator=estimator, estimatorParamMaps=grid(1), foldCol="fold", numFolds=FOLDS,
+        evaluator=MulticlassClassificationEvaluator(),
+    )  # fmt: skip
+
+    def validate() -> None:
+        validator.fit(digits)
+
+    data.serve({"1": lambda: train(1), "2": lambda: train(2), "validator": validate})
 
 
-def _network() -> keras.Model:
+def _keras(images: np.ndarray, labels: np.ndarray) -> None:
+    import keras
+
+    parts = [np.arange(len(images)) % FOLDS != fold for fold in range(FOLDS)]
+
+    def train() -> None:
+        for part, rate, batch in itertools.product(parts, RATES, BATCHES):
+            model = network()
+            model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy")
+            model.fit(images[part].reshape(-1, 8, 8, 1), labels[part], batch_size=batch, epochs=EPOCHS, verbose=0)
+
+    data.serve(dict.fromkeys(("1", "2"), train))
+
+
+def network() -> Any:
+    """A small convolutional network for 8 x 8 pixels."""
+    import keras
+
     keras.utils.set_random_seed(data.SEED)
     return keras.Sequential(
         [
@@ -55,12 +93,6 @@ def _network() -> keras.Model:
             keras.layers.Dense(10, activation="softmax"),
         ]
     )
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":
