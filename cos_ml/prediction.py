@@ -9,9 +9,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pyarrow as pa
 from pyspark.ml import PredictionModel
-from pyspark.ml.linalg import DenseVector, Vector
+from pyspark.ml.linalg import DenseVector, SparseVector, Vector
 
 from cos_ml.data.columns import Column, decode
+from cos_ml.data.names import VECTOR_PARTS
 from cos_ml.data.ragged import cut
 from cos_ml.data.spool import raise_on_invalid
 from cos_ml.errors import InvalidInputError
@@ -19,7 +20,7 @@ from cos_ml.network import checks
 from cos_ml.network.archive import Network, Tensor, load_model
 from cos_ml.network.forward import ForwardPass
 from cos_ml.network.outputs import OutputKind, num_classes, output_kinds, predictions
-from cos_ml.network.signature import input_columns
+from cos_ml.network.signature import input_columns, vector_inputs, with_vectors
 
 if TYPE_CHECKING:
     from cos_ml.params import ModelParams
@@ -101,7 +102,11 @@ class RowPredictor(PredictionModel[Any]):
         class_labels(params, network.outputs[0], kind)
         if method and num_classes(network.outputs[0], kind) is None:
             raise InvalidInputError(f"{method} needs a classifier: output {network.outputs[0].name!r} is none.")
-        names = [tensor.name for tensor in network.inputs] if len(network.inputs) > 1 else [params.getFeaturesCol()]
+        names = params.input_columns()
+        if len(network.inputs) > 1:
+            names = with_vectors(network, list(vector_inputs(network)))
+        elif len(names) > 1:  # which are joined
+            names = [params.getFeaturesCol()]
         arrays, errors = _row(input_columns(network, names, params.getPaddingValue()), value)
         if errors:
             raise_on_invalid(errors, "keep" if params.getHandleInvalid() == "keep" else "error")
@@ -166,9 +171,13 @@ def labels_in_metadata(metadata: dict[str, Any], classes: int) -> list[str] | No
 def _row(columns: tuple[Column, ...], value: Any) -> tuple[dict[str, Any], list[Any]]:
     """The arrays of one row by input, and what is wrong with it."""
     values = value if len(columns) > 1 and isinstance(value, (tuple, list)) else (value,)
+    wholes = [column.name.removesuffix(".indices").removesuffix(".values") for column in columns]
+    if len(values) == len(set(wholes)) < len(columns):  # a Vector for both its indices and its values
+        by_name = dict(zip(dict.fromkeys(wholes), values, strict=True))
+        values = [by_name[name] for name in wholes]
     if len(values) != len(columns):
         raise InvalidInputError(
-            f"Expected a tuple of values for the network's inputs {[column.name for column in columns]}, received "
+            f"Expected a tuple of values for the network's inputs {list(dict.fromkeys(wholes))}, received "
             f"{type(value).__name__}."
         )
     arrays, errors = {}, []
@@ -181,7 +190,7 @@ def _row(columns: tuple[Column, ...], value: Any) -> tuple[dict[str, Any], list[
 def _arrow(value: Any, column: Column) -> pa.Array:
     """One value as the Arrow column that scoring tasks get."""
     if isinstance(value, Vector):
-        value = value.toArray()
+        value = _part(value, column.name.rpartition(".")[2])
     if value is None or (isinstance(value, str) and column.dtype == "string"):
         return pa.array([value], pa.large_string() if column.dtype == "string" else None)
     if isinstance(value, (bytes, bytearray)):
@@ -201,6 +210,15 @@ def _arrow(value: Any, column: Column) -> pa.Array:
         with np.errstate(over="ignore"):
             numbers = numbers.astype(column.dtype)
     return pa.array([numbers.reshape(-1) if numbers.ndim else numbers.item()])
+
+
+def _part(vector: Vector, part: str) -> np.ndarray:
+    """The indices or the values of the entries of a Vector that are not 0; for another ``part`` all of its numbers."""
+    if part not in VECTOR_PARTS:
+        return vector.toArray()  # type: ignore[no-any-return]
+    sparse = isinstance(vector, SparseVector)
+    indices, values = (vector.indices, vector.values) if sparse else (np.arange(len(vector)), vector.toArray())
+    return (indices if part == "indices" else values)[values != 0]  # type: ignore[no-any-return]
 
 
 def _integers(numbers: np.ndarray, dtype: str) -> pa.Array:

@@ -76,6 +76,11 @@ class Column:
         """Whether rows may differ in length."""
         return any(None in shape for shape in (self.shape, *self.alternatives))
 
+    @property
+    def is_bag(self) -> bool:
+        """Whether an EmbeddingBag takes the column's numbers as indices: it skips negative ones."""
+        return self.below is not None and self.padding < 0
+
     def with_shape(self, shape: tuple[int | None, ...]) -> Column:
         """The same column, whose rows are known to have this one of the shapes that they may have."""
         return replace(self, shape=shape, alternatives=(shape,) if self.alternatives else ())
@@ -208,7 +213,9 @@ def _decode_ragged(flat: pa.Array, sizes: np.ndarray, column: Column) -> tuple[R
     row_errors += [replace(error, row=int(owners[error.row])) for error in _out_of_range(numbers, one, known)]
     row_errors.sort(key=lambda error: error.row)
     if not good.all():
-        sizes, raw = np.where(good, sizes, column.known_size), numbers
+        # A row keeps its size where it can, so that the indices and the values of a Vector have the same.
+        kept = good | ((sizes > 0) & _fits(column.shape, sizes))
+        sizes, raw = np.where(kept, sizes, column.known_size), numbers
         numbers = np.full(sizes.sum(), _nothing(raw.dtype, column), raw.dtype)
         numbers[np.repeat(good, sizes)] = raw[good[owners]]
     if numbers.dtype == np.uint8 and column.padding not in range(256):
@@ -377,7 +384,7 @@ def _indices(numbers: np.ndarray, errors: list[RowError], column: Column) -> tup
     if below is None:
         return numbers, errors
     rows = _flat_rows(numbers)
-    bad = ~((rows > -1) & (rows < below))  # Keras cuts fractions off
+    bad = ~((rows > (-2 if column.is_bag else -1)) & (rows < below))  # Keras cuts fractions off
     bad[[error.row for error in errors]] = False  # reported already
 
     def what(row: int) -> str:

@@ -38,7 +38,28 @@ def expression(df: DataFrame, column: Column) -> SparkColumn:
     if column.parts:
         return _concatenated(df, column)
     found = resolve(df, column.name)
+    _check_indices(found, column)
     return _converted(found.values, found.data_type, column)
+
+
+def _check_indices(found: Resolved, column: Column) -> None:
+    """Raises InvalidInputError for Vectors that an EmbeddingBag can't look up."""
+    if column.is_bag and isinstance(found.data_type, VectorUDT):
+        raise InvalidInputError(
+            f"Column {column.name!r} is a Vector, but the network's EmbeddingBag takes indices: write "
+            f"'{column.name}.indices' for those of its entries, or make an array of integers of it."
+        )
+    if column.below is not None and found.part == "values":
+        raise InvalidInputError(
+            f"Column {column.name!r} has values, but the network's Embedding takes indices there. The network's inputs "
+            "are in another order."
+        )
+    size = _num_attrs(found)
+    if column.below is not None and found.part and size is not None and size > column.below:
+        raise InvalidInputError(
+            f"Column {column.name!r}: the Vectors have {size} entries, but the network's Embedding has {column.below} "
+            f"rows. Make it with input_dim={size}."
+        )
 
 
 def _concatenated(df: DataFrame, column: Column) -> SparkColumn:
@@ -67,6 +88,11 @@ def _size(column: Resolved) -> int | None:
     """The number of values in a row, where the type or the metadata of a Vector column tell it."""
     if isinstance(column.data_type, SCALARS):
         return 1
+    return None if column.part else _num_attrs(column)
+
+
+def _num_attrs(column: Resolved) -> int | None:
+    """The size of Vectors, where their metadata tell it."""
     size = column.metadata.get("ml_attr", {}).get("num_attrs")
     attrs = column.metadata.get("ml_attr", {}).get("attrs", {})
     return size if size is not None or not attrs else sum(map(len, attrs.values()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from cos_ml.errors import InvalidInputError
@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
     from pyspark.sql import types as T
 
-__all__ = ["Resolved", "find", "fold", "is_case_sensitive", "last_part", "quoted", "resolve", "taken"]
+__all__ = ["VECTOR_PARTS", "Resolved", "find", "fold", "is_case_sensitive", "last_part", "quoted", "resolve", "taken"]
 
+VECTOR_PARTS = ("indices", "values")  # of the entries that are not 0
 PART = r"`(?:[^`]|``)+`|[^`.]+"  # of a name: what stands in backticks may contain dots
 
 
@@ -27,23 +28,28 @@ class Resolved:
         data_type: its type.
         nullable: whether it may be null; so is a field of a struct that may be.
         metadata: the metadata of the column or the field.
+        part: "indices" or "values" for those of a Vector's entries; empty for a whole column.
     """
 
     path: tuple[str, ...]
     data_type: T.DataType
     nullable: bool
     metadata: dict[str, Any]
+    part: str = ""
 
     @property
     def values(self) -> Column:
         """The Spark expression that reads it."""
         from pyspark.sql import functions as F
 
-        return F.col(".".join(map(quoted, self.path)))
+        found = F.col(".".join(map(quoted, self.path)))
+        return _entries(found, self.part) if self.part else found
 
 
 def resolve(df: DataFrame, name: str) -> Resolved:
     """The column that a name means to Spark: ``x`` finds ``X``, ``s.x`` a field of a struct, "`a.b`" a column ``a.b``.
+
+    ``v.indices`` and ``v.values`` are those of the entries of a Vector that are not 0, dense or sparse.
 
     Upper and lower case differ only with ``spark.sql.caseSensitive``. A name that Spark does not find is taken as it is
     written, so that a column ``a.b`` needs no backticks where there is no ``a``.
@@ -66,7 +72,8 @@ def resolve(df: DataFrame, name: str) -> Resolved:
 def find(df: DataFrame, name: str) -> Resolved | None:
     """As ``resolve``; None where there is no such column."""
     exact = is_case_sensitive(df)
-    return _within(df.schema, _parts(name) or (), name, exact) or _within(df.schema, (name,), name, exact)
+    found = _within(df.schema, _parts(name) or (), name, exact) or _within(df.schema, (name,), name, exact)
+    return found or _of_vector(df, name, exact)
 
 
 def taken(df: DataFrame, name: str) -> bool:
@@ -113,6 +120,33 @@ def _within(schema: T.StructType, parts: Sequence[str], name: str, exact: bool) 
         field = same[0]
         path, kind, nullable = (*path, field.name), field.dataType, nullable or field.nullable
     return None if field is None else Resolved(path, kind, nullable, dict(field.metadata or {}))
+
+
+def _of_vector(df: DataFrame, name: str, exact: bool) -> Resolved | None:
+    """The indices or the values of a column of Vectors."""
+    from pyspark.ml.linalg import VectorUDT
+    from pyspark.sql import types as T
+
+    whole, _, part = name.rpartition(".")
+    part = fold(part, exact)
+    found = find(df, whole) if whole and part in VECTOR_PARTS else None
+    if found is None or found.part or not isinstance(found.data_type, VectorUDT):
+        return None
+    element = T.IntegerType() if part == "indices" else T.DoubleType()
+    return replace(found, data_type=T.ArrayType(element, containsNull=False), part=part)
+
+
+def _entries(vector: Column, part: str) -> Column:
+    """The indices or the values of the entries of a Vector that are not 0, so that equal Vectors give the same."""
+    from pyspark.sql import functions as F
+
+    plain = F.unwrap_udt(vector)
+    values, first = plain["values"], F.lit(0)
+    every = F.when(F.size(values) > 0, F.sequence(first, F.size(values) - 1)).otherwise(F.array().cast("array<int>"))
+    wanted = values if part == "values" else F.coalesce(plain["indices"], every)
+    # Spark does not compile filters, and most sparse Vectors have no zeros among their entries.
+    kept = F.filter(wanted, lambda _, place: F.get(values, place) != 0)
+    return F.when(F.array_contains(values, 0.0), kept).otherwise(wanted)
 
 
 def _is_struct(kind: T.DataType) -> TypeGuard[T.StructType]:

@@ -93,7 +93,7 @@ def _limits(kind: T.DataType, column: Column) -> tuple[SparkColumn, SparkColumn]
     if column.dtype.startswith(INTEGRAL) and column.dtype != "bool":
         low, high = int(np.iinfo(column.dtype).min), int(np.iinfo(column.dtype).max)
     if column.below is not None:
-        low, high = max(low, 0), min(high, column.below - 1)
+        low, high = max(low, -1 if column.is_bag else 0), min(high, column.below - 1)
     if isinstance(kind, FRACTIONS):
         # Between these and the limits there is no other float; Keras cuts fractions of indices off.
         single = np.float32 if isinstance(kind, T.FloatType) else np.float64

@@ -19,7 +19,7 @@ from cos_ml.data import frames, parquet
 from cos_ml.data.names import resolve
 from cos_ml.data.parquet_cache import parquet_cache
 from cos_ml.errors import InvalidInputError, SetupError
-from cos_ml.job import barrier, preflight
+from cos_ml.job import barrier, preflight, rank_server
 from cos_ml.job.messages import Job, Outcome
 from cos_ml.job.progress import Address, Display, ProgressServer
 from cos_ml.network.archive import Network
@@ -108,8 +108,9 @@ def fit(
             logger.info("Feed: petastorm; ranks read %s row groups, no rows move", shards.groups)
             rows = spark.range(options.ranks, numPartitions=options.ranks)  # ranks read files instead
         address = stack.enter_context(_progress_server(spark, options.progress))
-        logger.info("Ranks: %s, each a new process (cold start)", options.ranks)
-        outcome = barrier.run(rows, Job(FUNCTION, specs, archives, shards, address, versions), options.ranks)
+        idle = rank_server.idle_timeout(spark.conf)
+        logger.info("Ranks: %s, %s", options.ranks, "from rank servers" if idle else "each a new process (cold start)")
+        outcome = barrier.run(rows, Job(FUNCTION, specs, archives, shards, address, versions, idle), options.ranks)
     kept = cache if options.keep_cache else None
     return [_trained(outcome, index, candidate, kept) for index, candidate in enumerate(candidates)]
 
@@ -135,7 +136,8 @@ def _stored_names(dataset: DataFrame, spec: TrainSpec) -> dict[str, str]:
         InvalidInputError: a column is part of one in the files, or made of several.
     """
     for column in spec.stored:
-        if column.parts or len(resolve(dataset, column.name).path) > 1:
+        found = None if column.parts else resolve(dataset, column.name)
+        if found is None or found.part or len(found.path) > 1:
             raise InvalidInputError(
                 f"fitParquet reads whole columns, so it can't {'join' if column.parts else 'read'} {column.name!r}: "
                 "pass the DataFrame to fit(), or store the column as it is needed."

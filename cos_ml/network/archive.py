@@ -70,6 +70,7 @@ class Tensor:
         key: the output's key, where the network's outputs are a dict.
         below: the number of rows of the Embedding that takes an input as indices; None where there is none, or it is
             unknown.
+        padding: the number that pads rows of an input whatever the Param says: an EmbeddingBag skips -1.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Tensor:
     activation: str | None = None
     key: str | None = None
     below: int | None = field(default=None, compare=False)  # it follows from the network
+    padding: float | None = field(default=None, compare=False)
 
     @property
     def units(self) -> int | None:
@@ -393,7 +395,8 @@ def _inputs(model: Any, loaded: Any) -> tuple[Tensor, ...]:
     """The inputs of a model; where a class of its own was built with shapes alone, its use of them tells integers."""
     found = tuple(_tensor(tensor) for tensor in input_tensors(model))
     if is_functional(model):
-        return tuple(replace(one, below=below) for one, below in zip(found, embedded_below(model), strict=True))
+        indices = zip(found, embedded_below(model), strict=True)
+        return tuple(replace(one, below=below, padding=-1.0 if skips else None) for one, (below, skips) in indices)
     if not has_call(model) or {one.dtype for one in found} - {"float32", "float64"}:
         return found
     kinds = integer_inputs(loaded, input_tensors(model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,13 +28,14 @@ from cos_ml.network.outputs import label_classes
 if TYPE_CHECKING:
     from pyspark.sql import types as T
 
-__all__ = ["input_columns", "label_columns"]
+__all__ = ["input_columns", "label_columns", "vector_inputs", "with_vectors"]
 
 
 def input_columns(network: Network, names: list[str], padding: float = 0.0) -> tuple[Column, ...]:
     """The columns of the network's inputs, in its order: matched by the inputs' names if all match, else by position.
 
-    Several columns for a single input are joined, in their order.
+    Several columns for a single input are joined, in their order. A column of Vectors fills two inputs that are called
+    as ``cos_ml.layers.sparse_inputs`` calls them, with its indices and its values.
 
     Args:
         network: the network.
@@ -48,6 +50,7 @@ def input_columns(network: Network, names: list[str], padding: float = 0.0) -> t
     if len(network.inputs) == 1 and len(names) > 1:
         return (_input(network.inputs[0], ", ".join(names), "x0", padding=padding, parts=tuple(names)),)
     inputs = [tensor.name for tensor in network.inputs]
+    names = with_vectors(network, names)
     _check_count("input", inputs, names)
     ordered = _matched(names, inputs) or names
     return tuple(
@@ -56,8 +59,42 @@ def input_columns(network: Network, names: list[str], padding: float = 0.0) -> t
     )
 
 
-def _input(tensor: Tensor, name: str, field: str, **options: Any) -> Column:
-    return Column(name, field, tensor.shape, spark_dtype(tensor.dtype), below=tensor.below, **options)
+def _input(tensor: Tensor, name: str, field: str, padding: float, **options: Any) -> Column:
+    padding = padding if tensor.padding is None else tensor.padding
+    dtype = spark_dtype(tensor.dtype)
+    return Column(name, field, tensor.shape, dtype, below=tensor.below, padding=padding, **options)
+
+
+def with_vectors(network: Network, names: list[str]) -> list[str]:
+    """A column for each input: one of Vectors that stands for two inputs is replaced by its indices and its values.
+
+    ``names`` as they are, where the network has no such inputs, or there is a column for each input already.
+    """
+    sources = vector_inputs(network)
+    if len(names) == len(network.inputs) or len(names) != len(sources):
+        return names
+    columns = dict(zip(sources, _matched(names, list(sources)) or names, strict=True))
+    found = [""] * len(network.inputs)
+    for source, places in sources.items():
+        parts = [".indices", ".values"] if len(places) > 1 else [""]
+        for place, part in zip(places, parts, strict=True):
+            found[place] = columns[source] + part
+    return found
+
+
+def vector_inputs(network: Network) -> dict[str, tuple[int, ...]]:
+    """What fills the inputs, in order: by name one input, or those of the indices and the values of a Vector."""
+    names = [tensor.name for tensor in network.inputs]
+    varying = {tensor.name for tensor in network.inputs if tensor.shape == (None,)}
+    found: dict[str, tuple[int, ...]] = {}
+    for index, name in enumerate(names):
+        source = re.sub("_(indices|values)$", "", name)
+        pair = [f"{source}_indices", f"{source}_values"]
+        if name in pair and varying.issuperset(pair) and source not in names:
+            found[source] = tuple(map(names.index, pair))
+        else:
+            found[name] = (index,)
+    return found
 
 
 def label_columns(
@@ -101,6 +138,8 @@ def _unknown(network: Network, names: list[str], types: Mapping[str, T.DataType]
 
 def _check_padding(tensor: Tensor, padding: float) -> None:
     """Raises InvalidInputError if rows of an input are padded with a number that its type can't hold."""
+    if tensor.padding is not None:
+        return
     if None in tensor.shape and tensor.below is not None and not 0 <= padding < tensor.below:
         raise InvalidInputError(
             f"Param paddingValue: expected an index from 0 to {tensor.below - 1}, because the network's input "
@@ -135,7 +174,7 @@ def _ordered(names: list[str], outputs: Sequence[Tensor]) -> list[str]:
 
 def _matched(names: list[str], known: Sequence[str | None]) -> list[str] | None:
     """The columns in the order of the names of a network that they have, in any case; None unless all have one."""
-    for key in (str, last_part, lambda name: fold(last_part(name))):
+    for key in (str, last_part, lambda name: fold(last_part(name)), lambda name: fold(name).replace(".", "_")):
         by_key = {key(name): name for name in names}
         wanted = [key(str(one)) for one in known]
         if len(by_key) == len(set(wanted)) == len(names) and by_key.keys() == set(wanted):

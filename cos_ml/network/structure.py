@@ -147,22 +147,30 @@ def output_tensors(model: Any) -> list[Any]:
     return [] if found is None else list(import_keras().tree.flatten(found))
 
 
-def embedded_below(model: Any) -> list[int | None]:
-    """For each input of a functional model that is the index of an Embedding: the rows of the smallest; else None."""
+def embedded_below(model: Any) -> list[tuple[int | None, bool]]:
+    """Which inputs of a functional model are indices of an Embedding.
+
+    Returns:
+        list[tuple[int | None, bool]]: for each input the rows of the smallest Embedding that takes it, None where there
+        is none; and whether all of them skip negative indices, as an EmbeddingBag does.
+    """
+    from cos_ml.layers import EmbeddingBag
+
     keras = import_keras()
-    found: dict[int, int] = {}
+    lookups = (keras.layers.Embedding.call, EmbeddingBag.call)  # others may do anything with the indices
+    found: dict[int, tuple[int, bool]] = {}
     for layer in model.layers:
+        limits: list[tuple[int | None, bool]] = []
         if isinstance(layer, keras.Model) and is_functional(layer):
             limits = embedded_below(layer)
-        elif isinstance(layer, keras.layers.Embedding) and type(layer).call is keras.layers.Embedding.call:
-            limits = [layer.input_dim]
-        else:
-            continue
+        elif isinstance(layer, keras.layers.Embedding) and type(layer).call in lookups:
+            limits = [(layer.input_dim, isinstance(layer, EmbeddingBag))]
         for tensors in inputs_of_calls(layer):
-            for tensor, limit in zip(tensors, limits, strict=False):
+            for tensor, (limit, skips) in zip(tensors, limits, strict=False):
                 if limit is not None:
-                    found[id(tensor)] = min(limit, found.get(id(tensor), limit))
-    return [found.get(id(tensor)) for tensor in model.inputs]
+                    below, all_skip = found.get(id(tensor), (limit, skips))
+                    found[id(tensor)] = min(limit, below), skips and all_skip
+    return [found.get(id(tensor), (None, False)) for tensor in model.inputs]
 
 
 def integer_inputs(model: Any, tensors: Sequence[Any]) -> list[str | None]:

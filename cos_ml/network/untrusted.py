@@ -48,7 +48,7 @@ OWN_MODULES = re.compile(r"builtins|keras(?!\.(src\.)?(utils|applications|datase
 # The only modules that a saved file may cause to be imported: those of cos_ml that register layers, losses and so on.
 ON_DEMAND = frozenset({
     "cos_ml.caffe.fillers", "cos_ml.caffe.layers", "cos_ml.caffe.losses", "cos_ml.caffe.normalization",
-    "cos_ml.caffe.recurrent", "cos_ml.caffe.transform", "cos_ml.optimizers",
+    "cos_ml.caffe.recurrent", "cos_ml.caffe.transform", "cos_ml.layers", "cos_ml.optimizers",
 })  # fmt: skip
 
 
