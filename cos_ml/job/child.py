@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from cos_ml.job.messages import Job, with_log_tail
 from cos_ml.job.peers import PeerInfo
 from cos_ml.job.placement import RankInfo
 from cos_ml.job.progress import Reporter
+from cos_ml.job.rank_server import start_forked
 from cos_ml.job.temp_dir import TempDir
 from cos_ml.job.watchdog import Watchdog
 from cos_ml.rank.heartbeat import INTERVAL
@@ -33,6 +35,7 @@ from cos_ml.spec import TrainSpec
 __all__ = ["ChildProcess"]
 
 LOG_BYTES = 64 << 10  # of the end of a rank's output, which are returned
+SPARK_JAR = re.compile(r"/spark-core_[^/]*\.jar$")  # which PySpark puts on the path, and no Python is in
 STACK_SIGNAL = signal.SIGUSR1  # on which a rank writes the stacks of its threads to its log
 STACK_TIME = 1.0  # seconds that it may take for them
 
@@ -56,8 +59,11 @@ class ChildProcess:
         descriptors = [child_events, self.networks.fileno(), self.results.fileno()]
         descriptors += [fd for part in spool.descriptors().values() for fd in part.values()]
         environment = _environment(job.specs[0], rank_info) | {"TMPDIR": self.temp_dir.path}
-        self.process = start_process(environment, descriptors, self.log)
-        self.temp_dir.kill_group(self.process.pid)
+        extra = ["petastorm.reader"] if job.shards else []
+        forked = start_forked(environment, descriptors, self.log, job.idle_timeout, extra)
+        self.process: Any = forked or start_process(environment, descriptors, self.log)
+        self.guarded = False
+        self._guard()
         os.close(child_events)
         self.pipe = os.fdopen(events, "rb")
         self.events = self._read_events()
@@ -110,23 +116,30 @@ class ChildProcess:
 
     def close(self) -> None:
         """Kill the rank and all that it has forked, and remove its files."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill_group()
         self.temp_dir.close()
         self.process.wait()
-        assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it ended before it had read everything
-            self.process.stdin.close()
+            self.process.close()
         for file in (self.pipe, self.results, self.networks, self.log):
             file.close()
         self.spool.close()
+
+    def _guard(self) -> None:
+        """Let the shell that removes the folder know the rank's process, as soon as there is one."""
+        if not self.guarded and self.process.pid:
+            self.temp_dir.kill_group(self.process.pid)
+            self.guarded = True
 
     def _read_events(self) -> Iterator[dict[str, Any]]:
         """Yield the rank's events except heartbeats until it ends; raises RankError if it makes no progress."""
         unfinished, poll = b"", select.poll()
         poll.register(self.pipe, select.POLLIN)
         while True:
-            if poll.poll(INTERVAL * 1000):
+            arrived = poll.poll(INTERVAL * 1000)
+            ended = self.process.poll() is not None
+            self._guard()
+            if arrived:
                 data = os.read(self.pipe.fileno(), 64 << 10)
                 if not data:
                     return
@@ -135,13 +148,15 @@ class ChildProcess:
                     self.watchdog.record(event)
                     if event["event"] != "alive":
                         yield event
-            elif self.process.poll() is not None and not poll.poll(0):  # a process that it forked has the pipe open
+            elif ended and not poll.poll(0):  # a process that it forked has the pipe open
                 return
             if self.watchdog.stalled:
                 raise self._stalled()
 
     def _is_stopped(self) -> bool:
-        return psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            return bool(self.process.pid and psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED)
+        return False
 
     def _stalled(self) -> RankError:
         """The error of a rank that makes no progress, with the stacks of its threads."""
@@ -159,7 +174,6 @@ class ChildProcess:
         )
 
     def _send(self, message: dict[str, Any]) -> None:
-        assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has died; its exit status says how
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
             self.process.stdin.flush()
@@ -174,9 +188,23 @@ class ChildProcess:
         return text.replace(self.secret.encode(), b"***") if self.secret else text
 
 
-def start_process(environment: dict[str, str], descriptors: Sequence[int], log: Any) -> subprocess.Popen[bytes]:
-    """Start a rank, which inherits ``descriptors`` and writes to ``log``, as the leader of a session of its own."""
-    return subprocess.Popen(
+class NewProcess(subprocess.Popen):
+    """A rank that is a new process, and the leader of a session of its own."""
+
+    def kill_group(self) -> None:
+        """Kill the rank and all that it has forked."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Close its standard input."""
+        assert self.stdin is not None
+        self.stdin.close()
+
+
+def start_process(environment: dict[str, str], descriptors: Sequence[int], log: Any) -> NewProcess:
+    """Start a rank, which inherits ``descriptors`` and writes to ``log``, as a new process."""
+    return NewProcess(
         [sys.executable, "-m", "cos_ml.rank"],
         env=environment, pass_fds=descriptors, stdin=subprocess.PIPE, stdout=log, stderr=log,
         start_new_session=True,  # so that whatever it forks can be killed with it
@@ -185,8 +213,10 @@ def start_process(environment: dict[str, str], descriptors: Sequence[int], log: 
 
 def _environment(spec: TrainSpec, rank_info: RankInfo) -> dict[str, str]:
     """This worker's environment with its import path, the fit's variables, and the task's GPU."""
-    environment = os.environ | spec.variables | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    paths = [path for path in sys.path if path and not SPARK_JAR.search(path)]
+    environment = os.environ | spec.variables | {"PYTHONPATH": os.pathsep.join(paths)}
+    # As import_keras sets them: a worker that has imported Keras, or not, asks for the same rank server.
+    environment = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_FORCE_GPU_ALLOW_GROWTH": "true"} | environment
     environment.pop("OMP_NUM_THREADS", None)  # Spark sets it to spark.task.cpus for the Python worker
     assigned = BarrierTaskContext.get().resources().get("gpu")
     addresses = assigned.addresses if assigned else None

@@ -42,6 +42,7 @@ class Job:
         shards: files that the ranks read; None if they get the rows of the DataFrame.
         progress: where the driver listens; None for nowhere.
         versions: the driver's versions, which the executors must share; empty if unknown, as with Spark Connect.
+        idle_timeout: seconds without ranks after which an executor's rank server ends; 0 for none.
     """
 
     function: str
@@ -50,6 +51,7 @@ class Job:
     shards: Shards | None = None
     progress: Address | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
+    idle_timeout: float = 0.0
 
 
 @dataclass(frozen=True)

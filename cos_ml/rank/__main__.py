@@ -6,7 +6,6 @@ input: the first when it starts, the second when all ranks are ready. It dies wi
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import gc
 import importlib
@@ -24,20 +23,16 @@ from cos_ml.data import blobs
 from cos_ml.errors import REPORTED, CosMLError
 from cos_ml.network.keras_import import import_keras
 from cos_ml.rank.heartbeat import Heartbeat
+from cos_ml.rank.process import die_with_parent
 
 __all__ = ["main"]
 
-PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 UNUSED = ("matplotlib", "pandas", "sklearn")  # Keras would import them, which takes a second and serves no rank
 
 
 def main() -> None:
     """Run the function that the task names, and write its result, or its error, to the results file."""
-    task = os.getppid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != task:  # it died before the line above
-        os._exit(1)
+    die_with_parent(os.getppid())
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the task asks for it when there is no progress
     start = json.loads(sys.stdin.buffer.readline())
     with os.fdopen(start["results"], "wb") as results:

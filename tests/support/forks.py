@@ -51,6 +51,15 @@ class ForkedRank:
         if self.poll() is None:
             os.kill(self.pid, number)
 
+    def kill_group(self) -> None:
+        """Kill it and all that it has forked."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Close its standard input."""
+        self.stdin.close()
+
     def _reap(self, options: int) -> int | None:
         if self.returncode is None:
             pid, status = os.waitpid(self.pid, options)

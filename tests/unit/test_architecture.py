@@ -26,6 +26,7 @@ HELPERS = {
     "gpus",
     "interfaces",
     "paths",
+    "python_worker",
     "spark_internals",
     "spec",
     "summary",
@@ -35,7 +36,7 @@ HELPERS = {
 
 # Package -> what of cos_ml its modules may import, within functions too. The root may import everything.
 ALLOWED = {
-    "network": {"network", "data"},
+    "network": {"network", "data", "layers"},
     "data": {"data", "network"},
     "rank": {"rank", "network", "data"},
     "scoring": {"scoring", "network", "data"},
@@ -84,7 +85,7 @@ MAX_BODY = 40  # lines, without the docstring
 MAX_MODULE = 500  # lines
 # Lines, without what reads Caffe's files and data sets, the commands, and what builds Horovod: what is there now, so
 # that growth is a decision.
-MAX_PACKAGE = 17000
+MAX_PACKAGE = 18500
 LEAVES = ("caffe", "commands", "sources", "horovod_build")
 
 MODULES = {

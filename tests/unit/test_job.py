@@ -318,7 +318,7 @@ def test_the_wait_for_other_ranks_is_not_a_stall(own_spool, monkeypatch):
     def start(environment, descriptors, log):
         events.append(os.dup(descriptors[0]))
         results.append(os.fdopen(os.dup(descriptors[2]), "wb"))
-        return subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+        return child.NewProcess(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
 
     monkeypatch.setattr(child, "start_process", start)
     process = ChildProcess(Job("", (SPEC,), (b"network",)), assign_ranks(["a"])[0], own_spool)
