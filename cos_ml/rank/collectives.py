@@ -45,11 +45,13 @@ class Communicator:
             self.sum(np.zeros(1))  # returns when every rank is connected to every other
 
     def sum_tensors(
-        self, tensors: Sequence[Any], name: str, mean: bool = False, compression: str = "none", anchored: bool = False
-    ) -> list[Any]:
-        """Sum tensors over the ranks, inside a step: one message for each dtype, and two for each sparse tensor.
+        self, tensors: Sequence[Any], name: str, mean: bool = False, compression: str = "none", anchored: bool = False,
+        additive: bool = False,
+    ) -> list[Any]:  # fmt: skip
+        """Sum tensors over the ranks, inside a step: one message for each dtype, and two for all sparse tensors.
 
-        One after the other: TensorFlow would merge two that send the same, on ranks whose tensors are the same alone.
+        Those of dtypes one after the other: TensorFlow would merge two that send the same, on ranks whose tensors are
+        the same alone.
 
         Args:
             tensors: dense tensors, whose shapes are the same on all ranks, or ``tf.IndexedSlices``, which stay sparse:
@@ -58,6 +60,8 @@ class Communicator:
             mean: whether to compute the means of dense tensors instead; the slices of sparse ones are divided alike.
             compression: "fp16" sends float32 in half the bytes, with three digits; or "none".
             anchored: whether the sum is computed even if nobody uses it.
+            additive: whether slices of the same index may be added up, so that each is sent once, and all of them as a
+                dense tensor where that is less.
         """
         if self.size == 1 or not tensors:
             return list(tensors)
@@ -66,10 +70,9 @@ class Communicator:
         sums: dict[int, Any] = {}
         kinds = [None if isinstance(one, tf.IndexedSlices) else _wide(one).dtype for one in tensors]
         previous: list[Any] = []
-        for at in [at for at, kind in enumerate(kinds) if kind is None]:
-            with tf.control_dependencies(previous):
-                sums[at] = self._gathered(tensors[at], f"{name}.{at}", mean)
-            previous = [sums[at].values]
+        if sparse := [at for at, kind in enumerate(kinds) if kind is None]:
+            gathered = self._gathered([tensors[at] for at in sparse], f"{name}.slices", mean, compression, additive)
+            sums |= dict(zip(sparse, gathered, strict=True))
         for kind in sorted({kind for kind in kinds if kind is not None}, key=lambda kind: kind.name):
             places = [at for at, one in enumerate(kinds) if one == kind]
             with tf.control_dependencies(previous):
@@ -92,15 +95,61 @@ class Communicator:
         )  # fmt: skip
         return [tf.cast(one, tensor.dtype) for one, tensor in zip(summed, tensors, strict=True)]
 
-    def _gathered(self, slices: Any, name: str, mean: bool) -> Any:
-        """The slices of a sparse gradient on all ranks, as one process would have them."""
+    def _gathered(self, tensors: Sequence[Any], name: str, mean: bool, compression: str, additive: bool) -> list[Any]:
+        """The slices of sparse gradients on all ranks, as one process would have them."""
         import tensorflow as tf
 
-        values = self._hvd.allgather(_wide(slices.values), name=f"{name}.values", ignore_name_scope=True)
-        with tf.control_dependencies([values]):
-            indices = self._hvd.allgather(slices.indices, name=f"{name}.indices", ignore_name_scope=True)
-        values = tf.cast(values, slices.values.dtype)
-        return tf.IndexedSlices(values / self.size if mean else values, indices, slices.dense_shape)
+        here = [_added_up(one) if additive else (one.indices, _wide(one.values)) for one in tensors]
+        indices = self._hvd.grouped_allgather(
+            [_narrow(of, one) for (of, _), one in zip(here, tensors, strict=True)],
+            name=f"{name}.indices", ignore_name_scope=True,
+        )  # fmt: skip
+        sent = [values for _, values in here]
+        if compression == "fp16":
+            sent = [tf.cast(one, tf.float16) if one.dtype.is_floating else one for one in sent]
+        # Two ranks never have more rows than the two copies of the table that summing a dense one moves.
+        large = additive and self.size > 2
+        dense = [self._dense_is_less(of, one) if large else None for of, one in zip(indices, tensors, strict=True)]
+        values = self._hvd.grouped_allgather(
+            [one if which is None else one[: tf.where(which, 0, tf.shape(one)[0])]
+             for one, which in zip(sent, dense, strict=True)],
+            name=f"{name}.values", ignore_name_scope=True,
+        )  # fmt: skip
+        found: list[Any] = []
+        for at, one in enumerate(tensors):
+            if dense[at] is not None:
+                with tf.control_dependencies([one.values for one in found[-1:]]):
+                    indices[at], values[at] = self._either(
+                        dense[at], (indices[at], values[at]), here[at][0], sent[at], one, f"{name}.{at}"
+                    )
+            rows = tf.cast(values[at], one.values.dtype)
+            of = tf.cast(indices[at], one.indices.dtype)
+            found.append(tf.IndexedSlices(rows / self.size if mean else rows, of, one.dense_shape))
+        return found
+
+    def _dense_is_less(self, indices: Any, slices: Any) -> Any:
+        """Whether the ranks have so many rows that a dense tensor, of which a sum moves two copies, is less.
+
+        A boolean tensor, the same on all ranks; None if the shape is not known, so that the rows stay as they are.
+        """
+        import tensorflow as tf
+
+        count = slices.shape[0] if slices.shape.rank else None
+        return None if count is None else tf.shape(indices)[0] > 2 * count
+
+    def _either(
+        self, dense: Any, gathered: tuple[Any, Any], indices: Any, values: Any, slices: Any, name: str
+    ) -> tuple[Any, Any]:
+        """The indices and values on all ranks: those that were gathered, or all rows of a dense sum."""
+        import tensorflow as tf
+
+        def summed() -> tuple[Any, Any]:
+            table = tf.math.unsorted_segment_sum(values, indices, slices.shape[0])
+            total = self._hvd.allreduce(table, op=self._hvd.Sum, name=f"{name}.dense", ignore_name_scope=True)
+            return tf.range(slices.shape[0], dtype=gathered[0].dtype), total
+
+        found: tuple[Any, Any] = tf.cond(dense, summed, lambda: gathered)
+        return found
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         """The elementwise sum of an array over the ranks."""
@@ -173,6 +222,22 @@ def _wide(tensor: Any) -> Any:
     if tensor.dtype.is_integer or tensor.dtype.is_bool:
         return tf.cast(tensor, tf.int64 if tensor.dtype.size > 2 else tf.int32)
     return tf.cast(tensor, tf.float32)
+
+
+def _added_up(slices: Any) -> tuple[Any, Any]:
+    """The indices of a sparse tensor, each once, and the sums of their slices, in a type that Horovod sends."""
+    import tensorflow as tf
+
+    indices, places = tf.unique(slices.indices)
+    return indices, tf.math.unsorted_segment_sum(_wide(slices.values), places, tf.size(indices))
+
+
+def _narrow(indices: Any, slices: Any) -> Any:
+    """The indices of a sparse tensor in half the bytes, if its shape says that they fit."""
+    import tensorflow as tf
+
+    count = slices.shape[0] if slices.shape.rank else None
+    return _wide(indices) if count is None or count > tf.int32.max else tf.cast(indices, tf.int32)
 
 
 def _threads() -> frozenset[int]:

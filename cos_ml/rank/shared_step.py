@@ -15,6 +15,7 @@ optimizes the graph, and would drop a sum that nobody uses, on this rank alone.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,13 +24,28 @@ from typing import Any, Self
 import keras
 import tensorflow as tf
 
+from cos_ml import optimizers
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.step import Step
 from cos_ml.rank.collectives import Communicator
 
-__all__ = ["Need", "SharedStep", "optimizers_of", "refuse_hidden_optimizers", "share_gradients", "share_result"]
+__all__ = [
+    "Need",
+    "SharedStep",
+    "adds_up",
+    "optimizers_of",
+    "refuse_hidden_optimizers",
+    "share_gradients",
+    "share_result",
+]
 
 Tensors = Sequence[Any]
+
+# Optimizers in whose rules gradients are nothing but a term of a sum, or are made dense first.
+ADDING = (
+    keras.optimizers.SGD, keras.optimizers.Lion,
+    optimizers.CoupledSGD, optimizers.CoupledAdagrad, optimizers.CoupledRMSprop,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,11 +56,15 @@ class Need:
         give: what the rank gives to the sum, as a function of its rows, the tensor 0.
         act: what follows the sum on every rank, as a function of the step and the sums; None for nothing.
         gradients: whether the sum is one of gradients.
+        owners: the variables of gradients, whose shapes those of sparse ones may not tell; None for unknown ones.
+        additive: whether slices of the same row may be added up before they are applied.
     """
 
     give: Callable[[Any], list[Any]]
     act: Callable[[SharedStep, list[Any]], None] | None
     gradients: bool = False
+    owners: Sequence[Any] = ()
+    additive: bool = False
 
 
 class SharedStep(Step, tf.distribute.ReplicaContext):
@@ -104,8 +124,11 @@ class SharedStep(Step, tf.distribute.ReplicaContext):
         graph = tf.compat.v1.get_default_graph()  # a step that runs eagerly is in order anyway
         here = [one for one in self.previous if not tf.executing_eagerly() and one.graph is graph]
         with tf.control_dependencies(here):  # in order, so that none is merged with another that sends the same
-            sums = self.communicator.sum_tensors(tensors, name, mean, compression, anchored and need.act is None)
-        self.previous = [one for one in sums if not isinstance(one, tf.IndexedSlices)][:1]
+            sums = self.communicator.sum_tensors(
+                [_shaped(one, owner) for one, owner in itertools.zip_longest(tensors, need.owners)], name, mean,
+                compression, anchored and need.act is None, need.additive,
+            )  # fmt: skip
+        self.previous = [one.values if isinstance(one, tf.IndexedSlices) else one for one in sums]
         return sums
 
     def whole_count(self, count: Any) -> Any:
@@ -185,10 +208,26 @@ def _zeros(shape: Any, dtype: Any) -> Callable[[Any], Any]:
 
 
 def _no_slices(slices: Any, variable: Any) -> Callable[[Any], Any]:
-    shape, dtype, kind = tuple(variable.shape), slices.values.dtype, slices.indices.dtype
-    return lambda rows: tf.IndexedSlices(
-        tf.zeros([rows, *shape[1:]], dtype), tf.zeros([rows], kind), tf.constant(shape, kind)
-    )
+    shape, dtype, kind = _shaped(slices, variable).shape, slices.values.dtype, slices.indices.dtype
+
+    def make(rows: Any) -> Any:
+        if not shape.is_fully_defined():
+            raise InvalidInputError(
+                "Param model: its train_step applies the gradients of an Embedding without their variables, and a rank "
+                "has no rows in some step. Give apply the variables, too."
+            )
+        values = tf.zeros([rows, *shape[1:]], dtype)
+        return tf.IndexedSlices(values, tf.zeros([rows], kind), tf.constant(shape.as_list(), kind))
+
+    return make
+
+
+def _shaped(gradient: Any, variable: Any) -> Any:
+    """A gradient; a sparse one with the shape of its variable, so that all ranks know it while they trace."""
+    if variable is None or not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    shape = tf.constant(tuple(variable.shape), gradient.indices.dtype)
+    return tf.IndexedSlices(gradient.values, gradient.indices, shape)
 
 
 def share_gradients(optimizer: Any) -> None:
@@ -217,13 +256,32 @@ def share_gradients(optimizer: Any) -> None:
         owners = [variables[index] if variables else None for index in used]
         weighed = [step.weighed(grads[index], owner) for index, owner in zip(used, owners, strict=True)]
         weighed.append(step.lost())
-        need = Need(zeros_like(weighed, [*owners, None]), act, gradients=True)
+        need = Need(zeros_like(weighed, [*owners, None]), act, True, [*owners, None], adds_up(optimizer))
         if step.kept:
             step.keep(weighed, need)
         else:
             step.apply(weighed, need)
 
     optimizer.apply = apply_shared
+
+
+def adds_up(optimizer: Any) -> bool:
+    """Whether an optimizer does the same with the slices of a row and with their sum.
+
+    Most of Keras's do not: Adam's second moment, say, is the sum of the slices' squares. Accumulation adds them up.
+    """
+    if type(optimizer) is keras.optimizers.LossScaleOptimizer:
+        return adds_up(optimizer.inner_optimizer)
+    kind = type(optimizer)
+    if (
+        kind.__module__.partition(".")[0] not in ("keras", "cos_ml")
+        or kind.apply is not keras.optimizers.Optimizer.apply
+    ):
+        return False  # its rule can be any
+    if optimizer.gradient_accumulation_steps:
+        return True
+    clips = optimizer.clipnorm or optimizer.global_clipnorm or optimizer.clipvalue
+    return kind in ADDING and not clips
 
 
 def refuse_hidden_optimizers() -> None:
