@@ -173,7 +173,7 @@ def start_forked(
         with contextlib.closing(connection), contextlib.ExitStack() as undo:
             ready = (folder / READY).exists()
             if ready:  # where it does not answer, the next rank starts another one
-                undo.callback(shutil.rmtree, folder, ignore_errors=True)
+                undo.callback(_end_server, folder)
             rank = _request(connection, folder, environment, [log.fileno(), *descriptors], extra)
             undo.callback(rank.close)
             if rank.poll() is None and (not ready or rank.started(ANSWER_TIME)):
@@ -265,9 +265,11 @@ def _start_server(folder: str, environment: dict[str, str], idle_timeout: float)
         with _short(Path(folder)) as short:
             listener.bind(f"{short}/{SOCKET}")
         listener.listen(128)
-        watched = [opened.enter_context(os.fdopen(number, "rb", 0)).fileno() for number in _executor()]
+        executor = _executor()
+        watched = [opened.enter_context(os.fdopen(number, "rb", 0)).fileno() for number in executor.values()]
         log = opened.enter_context(open(f"{folder}/log", "wb"))
         options = {"listener": listener.fileno(), "watched": watched, "idle_timeout": idle_timeout}
+        options["executor"] = list(executor)  # for a person who looks for its processes
         command = [sys.executable, "-m", "cos_ml.rank.server", folder, json.dumps(options)]
         subprocess.run(  # a shell that ends at once, so that the server is nobody's child
             ["sh", "-c", '"$@" &', "sh", *command], env=own, pass_fds=[listener.fileno(), *watched],
@@ -275,16 +277,26 @@ def _start_server(folder: str, environment: dict[str, str], idle_timeout: float)
         )  # fmt: skip
 
 
-def _executor() -> list[int]:
-    """Pidfds of the executor: this worker's parent, PySpark's daemon or the JVM, and the JVM above the daemon."""
+def _executor() -> dict[int, int]:
+    """The executor's processes and their pidfds: this worker's parent, which is PySpark's daemon or the JVM, and the
+    JVM above the daemon."""
     parent = os.getppid()
-    found = [os.pidfd_open(parent)]
+    found = {parent: os.pidfd_open(parent)}
     above = psutil.Process(parent).parent()
     if above and "java" in above.name():
-        found.append(os.pidfd_open(above.pid))
+        found[above.pid] = os.pidfd_open(above.pid)
     if os.getppid() != parent:
         raise ProcessLookupError("the executor has ended")
     return found
+
+
+def _end_server(folder: Path) -> None:
+    """End a server that does not answer, which may be stopped."""
+    with contextlib.suppress(OSError, ValueError, psutil.Error):
+        process = psutil.Process(int((folder / READY).read_text()))
+        if str(folder) in process.cmdline():
+            process.kill()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _limit_servers(parent: str) -> None:

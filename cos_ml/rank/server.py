@@ -247,8 +247,9 @@ def main() -> None:
     remover = subprocess.Popen(["sh", "-c", REMOVE, "sh", folder], stdin=subprocess.PIPE, start_new_session=True)
     try:
         import_what_ranks_import()
-        with open(os.path.join(folder, READY), "x"):
-            pass
+        with open(os.path.join(folder, f".{READY}"), "x") as file:
+            file.write(str(os.getpid()))
+        os.rename(file.name, os.path.join(folder, READY))
         Server(folder, listener, options["watched"], options["idle_timeout"]).serve()
     except FileNotFoundError:
         pass  # the folder is gone, so nobody wants it

@@ -1,14 +1,15 @@
 """Kill parts of a fit at random moments, and look whether it ends well: ``python -m tests.benchmarks.chaos [KILLS]``.
 
-A fit on two executor processes, with a checkpoint after each epoch, is disturbed once: a rank, its Python worker or its
-executor's JVM is killed, or a rank is stopped; while ranks start, read, train, write a checkpoint, or finish. It has to
-end with the weights of the undisturbed fit, to repeat no more than the epoch in which it was disturbed, and to leave no
-process, open port or file behind. "lost" is how many attempts that took; none where the fit was as good as over, "had"
-how many epochs were in a checkpoint.
+A fit on two executor processes, with a checkpoint after each epoch, is disturbed once: a rank, its Python worker, its
+executor's JVM or its rank server is killed, or a rank or a rank server is stopped; while ranks start, read, train,
+write a checkpoint, or finish. It has to end with the weights of the undisturbed fit, to repeat no more than the epoch
+in which it was disturbed, and to leave no process, open port or file behind. "lost" is how many attempts that took;
+none where the fit was as good as over, "had" how many epochs were in a checkpoint.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
@@ -27,19 +28,21 @@ import psutil
 
 from cos_ml import DeepNetEstimator
 from tests.support import reference
-from tests.support.sessions import frame, rows_of, session
+from tests.support.processes import rank_processes, server_processes
+from tests.support.sessions import DAEMON, SETTINGS, frame, rows_of, session
 
 EPOCHS = 4
 STALL = 10.0  # seconds
 TRIES = 10  # until a moment is met
 PHASES = ("start", "read", "train", "checkpoint", "finish")
-VICTIMS = ("rank", "worker", "executor", "stop")
+VICTIMS = ("rank", "worker", "executor", "stop", "server", "stop server")
 LATEST = {"start": 2.0, "read": 0.3, "train": 1.0, "checkpoint": 0.0, "finish": 0.05}  # seconds into a phase
 
 
 def main(kills: int = 50) -> None:
     chance = random.Random(0)
-    rounds = list(itertools.islice(itertools.cycle(itertools.product(VICTIMS, PHASES)), kills))
+    moments = list(itertools.product(VICTIMS, PHASES))
+    rounds = list(itertools.islice(itertools.cycle(chance.sample(moments, len(moments))), kills))
     with tempfile.TemporaryDirectory(prefix="cos_ml_chaos_") as name:
         folder = Path(name)
         spark = next(
@@ -108,6 +111,10 @@ class Chaos:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+        if self.victim == "stop server":  # it ends as soon as it runs
+            for server in server_processes():
+                with contextlib.suppress(psutil.Error):
+                    server.resume()
 
     def _run(self) -> None:
         while not self._come():
@@ -115,7 +122,7 @@ class Chaos:
                 return
         if self.delay and self._over.wait(self.delay):
             return
-        ranks = [rank for rank in self._ranks or processes("cos_ml.rank") if alive(rank)]
+        ranks = [rank for rank in self._ranks or sorted(rank_processes(), key=lambda one: one.pid) if alive(rank)]
         if ranks:
             self.had = max([0, *(int(name.split("-")[2]) for name in self._names() if name.startswith("checkpoint-"))])
             self._strike(ranks[-1])
@@ -127,11 +134,11 @@ class Chaos:
     def _come(self) -> bool:
         """Whether the fit is in the phase."""
         if self.phase == "start":
-            return len(processes("cos_ml.rank")) == 2
+            return len(rank_processes()) == 2
         if self.phase == "read":
-            return any(spooled(rank.parent()) for rank in processes("cos_ml.rank"))
+            return any(map(spooled, workers()))
         if not self._ranks:  # to look for them takes longer than some phases
-            self._ranks = processes("cos_ml.rank")
+            self._ranks = rank_processes()
         names = self._names()
         if self.phase == "checkpoint":  # one that is not the first is being written
             return any(name.startswith(".checkpoint") for name in names) and any(
@@ -147,11 +154,14 @@ class Chaos:
             elif self.victim == "rank":
                 rank.kill()
             elif self.victim == "worker":
-                rank.parent().kill()
+                max(workers(), key=lambda one: one.pid).kill()
+            elif self.victim == "executor":
+                max(workers(), key=lambda one: one.pid).parents()[1].kill()
             else:
-                next(parent for parent in rank.parents() if parent.name() == "java").kill()
+                server = rank.parent()
+                server.suspend() if self.victim == "stop server" else server.kill()
             self.struck = True
-        except (psutil.Error, AttributeError, StopIteration):
+        except (psutil.Error, AttributeError, ValueError):
             pass  # it has just ended
 
 
@@ -173,16 +183,15 @@ def estimator(checkpoints: Path) -> DeepNetEstimator:
     )  # fmt: skip
 
 
-def processes(part: str) -> list[psutil.Process]:
-    """The living processes below this one whose command line has ``part``."""
+def workers() -> list[psutil.Process]:
+    """The Python workers of the executors that have tasks of a fit: forks of PySpark's daemons, with a shell each."""
     found = []
     for process in psutil.Process().children(recursive=True):
-        try:
-            if part in process.cmdline() and alive(process):
+        with contextlib.suppress(psutil.Error):
+            command = process.cmdline()
+            if SETTINGS[DAEMON] in command and process.parent().cmdline() == command and process.children():
                 found.append(process)
-        except psutil.Error:
-            pass
-    return sorted(found, key=lambda process: process.pid)
+    return found
 
 
 def alive(process: psutil.Process) -> bool:
@@ -217,12 +226,19 @@ def listening() -> set[Any]:
     return found
 
 
+def dead_servers(folder: Path) -> list[str]:
+    """The folders of rank servers that have ended."""
+    known = {argument for server in server_processes(folder) for argument in server.cmdline()}
+    return [path for path in map(str, folder.rglob("cos_ml-server-*")) if path not in known]
+
+
 def left_behind(folder: Path, checkpoints: Path, ports: set[Any]) -> str:
     """What a fit left, after the moment that dying processes take; "" for nothing."""
     waits: Callable[[], list[str]] = lambda: [  # noqa: E731
-        *(f"process {process.pid}" for process in processes("cos_ml.rank")),
+        *(f"process {process.pid}" for process in rank_processes()),
         *(f"port {address.port}" for address in listening() - ports),
-        *(f"folder {name}" for _, names, _ in os.walk(folder) for name in names if name.startswith("cos_ml-")),
+        *(f"folder {name}" for _, names, _ in os.walk(folder) for name in names if name.startswith("cos_ml-rank-")),
+        *(f"folder {name}" for name in dead_servers(folder)),
         *(f"file {name}" for _, _, names in os.walk(checkpoints) for name in names if name.startswith(".checkpoint")),
     ]
     deadline = time.monotonic() + 10

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import threading
 from typing import Any
 
 import psutil
 
+SERVER = "cos_ml.rank.server"
+
+
+def server_processes(folder: Any = "") -> list[psutil.Process]:
+    """The living rank servers whose own folders are below a folder."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            command = process.cmdline()
+            own = SERVER in command and any(one.startswith(f"{folder}/") for one in command)
+            if own and running(process.pid) and SERVER not in process.parent().cmdline():  # else it is a rank
+                found.append(process)
+    return found
+
 
 def rank_processes(driver: int | None = None) -> list[psutil.Process]:
-    """The ranks below a driver, this process or another one: new processes, and forks of the tests' workers."""
-    found = []
-    for process in psutil.Process(driver).children(recursive=True):
+    """The ranks below a driver, this process or another one: new processes, and forks of workers and rank servers."""
+    below = psutil.Process(driver).children(recursive=True)
+    known, found = {process.pid for process in below}, []
+    for server in server_processes():
+        with contextlib.suppress(psutil.Error):
+            command = server.cmdline()
+            if known & set(json.loads(command[command.index(SERVER) + 2])["executor"]):
+                found += [one for one in server.children() if SERVER in one.cmdline()]
+    for process in below:
         try:
             command = process.cmdline()
             forked = "tests.support.warm_daemon" in command and os.getsid(process.pid) == process.pid
