@@ -38,6 +38,7 @@ class Column:
         ignored: a class that the loss ignores, allowed besides the others.
         hint: what to do about rows of another size.
         parts: the user's names of the columns that are joined to this one; empty for a single column.
+        paired: whether another column has rows of the same lengths, so that bad rows keep theirs.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Column:
     hint: str = ""
     parts: tuple[str, ...] = ()
     below: int | None = None
+    paired: bool = False
 
     def __post_init__(self) -> None:
         if self.shape.count(None) > 1:
@@ -159,7 +161,7 @@ def decode(values: pa.Array, column: Column) -> tuple[np.ndarray | Ragged, list[
         tuple[np.ndarray | Ragged, list[RowError]]: the array, [rows, *column.shape], and an error for each bad row, in
         the order of the rows; a Ragged if the shape has an unknown dimension. It has the column's dtype, uint8 for
         binary values, or UTF-8 bytes objects for strings. Bad rows are filled with NaN (integers: 0; booleans: False;
-        strings: empty); in a Ragged they have the length 1.
+        strings: empty); in a Ragged they have the length 1, unless the column is paired.
     """
     if isinstance(values, pa.ChunkedArray):  # combine_chunks copies, even if there is only one
         values = values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
@@ -213,8 +215,7 @@ def _decode_ragged(flat: pa.Array, sizes: np.ndarray, column: Column) -> tuple[R
     row_errors += [replace(error, row=int(owners[error.row])) for error in _out_of_range(numbers, one, known)]
     row_errors.sort(key=lambda error: error.row)
     if not good.all():
-        # A row keeps its size where it can, so that the indices and the values of a Vector have the same.
-        kept = good | ((sizes > 0) & _fits(column.shape, sizes))
+        kept = good | (column.paired & (sizes > 0) & _fits(column.shape, sizes))
         sizes, raw = np.where(kept, sizes, column.known_size), numbers
         numbers = np.full(sizes.sum(), _nothing(raw.dtype, column), raw.dtype)
         numbers[np.repeat(good, sizes)] = raw[good[owners]]

@@ -141,9 +141,10 @@ def _entries(vector: Column, part: str) -> Column:
     from pyspark.sql import functions as F
 
     plain = F.unwrap_udt(vector)
-    values, first = plain["values"], F.lit(0)
-    every = F.when(F.size(values) > 0, F.sequence(first, F.size(values) - 1)).otherwise(F.array().cast("array<int>"))
-    wanted = values if part == "values" else F.coalesce(plain["indices"], every)
+    values, none = plain["values"], F.array().cast("array<int>")
+    every = F.when(F.size(values) > 0, F.sequence(F.lit(0), F.size(values) - 1)).otherwise(none)
+    indices = F.when(plain["type"] == 1, every).otherwise(plain["indices"])  # 1 is dense
+    wanted = values if part == "values" else indices
     # Spark does not compile filters, and most sparse Vectors have no zeros among their entries.
     kept = F.filter(wanted, lambda _, place: F.get(values, place) != 0)
     return F.when(F.array_contains(values, 0.0), kept).otherwise(wanted)

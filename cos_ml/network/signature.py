@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cos_ml.data.columns import INTEGRAL, Column, spark_dtype
-from cos_ml.data.names import fold, last_part
+from cos_ml.data.names import VECTOR_PARTS, fold, last_part
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.archive import Network, Tensor
 from cos_ml.network.losses import (
@@ -61,8 +61,8 @@ def input_columns(network: Network, names: list[str], padding: float = 0.0) -> t
 
 def _input(tensor: Tensor, name: str, field: str, padding: float, **options: Any) -> Column:
     padding = padding if tensor.padding is None else tensor.padding
-    dtype = spark_dtype(tensor.dtype)
-    return Column(name, field, tensor.shape, dtype, below=tensor.below, padding=padding, **options)
+    dtype, paired = spark_dtype(tensor.dtype), last_part(name) in VECTOR_PARTS
+    return Column(name, field, tensor.shape, dtype, below=tensor.below, padding=padding, paired=paired, **options)
 
 
 def with_vectors(network: Network, names: list[str]) -> list[str]:
