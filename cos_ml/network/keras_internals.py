@@ -21,6 +21,7 @@ __all__ = [
     "mask_of",
     "producer",
     "scale_decay",
+    "take_module",
     "uncompiled",
     "with_mask",
 ]
@@ -139,3 +140,12 @@ def loss_module() -> Any:
             f"Keras {keras.version()} reduces losses in another way than Keras 3.15, which cos_ml supports. Install it."
         )
     return loss
+
+
+def take_module() -> Any:
+    """The module with ``take``, by which layers look up rows of a table. Unknown: None, so a step reads all of it."""
+    from keras.src import backend
+
+    module = getattr(backend, "numpy", None)
+    take = getattr(module, "take", None)
+    return module if take and list(inspect.signature(take).parameters) == ["x", "indices", "axis"] else None

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Self
 import keras
 import tensorflow as tf
 
-from cos_ml.network.keras_internals import loss_module
+from cos_ml.network.keras_internals import loss_module, take_module
 
 __all__ = ["PartialStep", "Step", "install_hooks"]
 
@@ -102,6 +102,9 @@ def install_hooks() -> None:
     module.reduce_weighted_values = _hooked_reduction(module.reduce_weighted_values)
     for metric in (keras.metrics.Mean, keras.metrics.Sum):
         metric.update_state = _hooked_update(metric.update_state, metric is keras.metrics.Mean)
+    lookups = take_module()
+    if lookups is not None:
+        lookups.take = _hooked_take(lookups.take)
 
 
 def _hooked_reduction(reduce: Reduce) -> Reduce:
@@ -156,3 +159,20 @@ def _hooked_update(update: Callable[..., Any], is_mean: bool) -> Callable[..., A
         update(self, values, sample_weight)
 
     return update_state
+
+
+def _hooked_take(take: Callable[..., Any]) -> Callable[..., Any]:
+    """Keras's lookup of rows, which reads a table whole: TensorFlow then copies it, once updates go to single rows."""
+
+    @functools.wraps(take)
+    def rows(x: Any, indices: Any, axis: Any = None) -> Any:
+        table = x.value if Step.current is not None and isinstance(x, keras.Variable) and axis == 0 else None
+        if (
+            not isinstance(table, tf.Variable)
+            or not isinstance(indices, tf.Tensor)
+            or indices.dtype not in (tf.int32, tf.int64)
+        ):
+            return take(x, indices, axis)
+        return tf.gather(table, tf.where(indices < 0, indices + table.shape[0], indices))
+
+    return rows
