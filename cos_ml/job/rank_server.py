@@ -105,8 +105,9 @@ class ForkedRank:
         if not self.pid:  # the server has not forked it yet, and will not
             self._lost()
             return
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):  # it has just been forked, and has no group yet
             os.killpg(self.pid, signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
 
     def close(self) -> None:
         """Close its standard input and the connection; the server kills the rank if it still runs."""

@@ -216,10 +216,9 @@ def is_closed(connection: socket.socket) -> bool:
 def kill_group(leader: int) -> None:
     """Kill a rank and all that it has forked."""
     if leader:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(leader, signal.SIGKILL)
-            return
         with contextlib.suppress(ProcessLookupError):  # it has just been forked, and has no group yet
+            os.killpg(leader, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
             os.kill(leader, signal.SIGKILL)
 
 
