@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from cos_ml.data.columns import Column
 from cos_ml.spec import TrainSpec
+from tests.benchmarks import data
 
 WORDS, SIZE, BATCH, STEPS, EPOCHS, TURNS = 1_000_000, 16, 256, 16, 4, 1
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -75,8 +76,8 @@ def on_ranks(server: Any, kind: type, optimizer: str, ranks: int) -> list[float]
 
 def plain(optimizer: str) -> list[float]:
     """The same in one process of Keras alone."""
-    model, data, took = network(keras.layers.Embedding, optimizer), rows_of(0), []
-    steps = tf.data.Dataset.from_tensor_slices((data["x0"], data["y0"][:, None])).batch(BATCH)
+    model, rows, took = network(keras.layers.Embedding, optimizer), rows_of(0), []
+    steps = tf.data.Dataset.from_tensor_slices((rows["x0"], rows["y0"][:, None])).batch(BATCH)
     for _ in range(EPOCHS):
         start = time.perf_counter()
         model.fit(steps, verbose=0)
@@ -84,7 +85,7 @@ def plain(optimizer: str) -> list[float]:
     return took[1:]
 
 
-def main(optimizers: list[str]) -> None:
+def main(optimizers: list[str], result: str = "") -> None:
     from tests.benchmarks.embeddings import DenseGradient  # as the ranks know it
     from tests.support.ranks import RankServer
 
@@ -92,6 +93,7 @@ def main(optimizers: list[str]) -> None:
     tf.config.threading.set_intra_op_parallelism_threads(1)  # as many as each of two ranks has here
     print(f"ms a step, median (least - most); {WORDS:,} x {SIZE}, batch {BATCH} a rank")
     print(f"{'':<15}{'2 ranks':>22}{'2 ranks, dense':>22}{'ratio':>7}{'1 rank':>22}{'Keras':>22}")
+    all_found: dict[str, dict[str, list[float]]] = {}
     for name in optimizers:
         found: list[list[float]] = [[], [], [], []]
         for _ in range(TURNS):
@@ -102,8 +104,12 @@ def main(optimizers: list[str]) -> None:
         shown = [f"{statistics.median(one):.1f} ({min(one):.1f} - {max(one):.1f})" for one in found]
         ratio = statistics.median(found[0]) / statistics.median(found[1])
         print(f"{name:<15}{shown[0]:>22}{shown[1]:>22}{ratio:>7.2f}{shown[2]:>22}{shown[3]:>22}", flush=True)
+        all_found[name] = dict(zip(("2 ranks", "2 ranks, dense", "1 rank", "Keras"), found, strict=True))
     server.close()
+    if result:
+        data.report(result, all_found)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(OPTIMIZERS))
+    to_file = sys.argv[1:2] == ["--result"]
+    main(sys.argv[3 if to_file else 1 :] or list(OPTIMIZERS), sys.argv[2] if to_file else "")

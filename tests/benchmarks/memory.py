@@ -6,6 +6,7 @@ about three times the size of the data as disk, in the folder for temporary file
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -26,7 +27,13 @@ from tests.benchmarks import data
 LIMIT = 1.5  # GB of resident memory
 SMALL = 10 << 20  # bytes: a process that is just starting
 INTERVAL = 0.1  # seconds between two looks for new processes; their peaks are the kernel's
-KINDS = {"cos_ml.rank": "rank", "pyspark.daemon": "barrier task", "java": "Spark's JVM"}
+SERVER = "cos_ml.rank.server"
+KINDS = {
+    SERVER: "rank server",
+    "cos_ml.rank": "rank",
+    "pyspark.daemon": "barrier task",
+    "java": "Spark's JVM",
+}
 
 
 def main(gigabytes: str = "4", result: str = "") -> None:
@@ -100,13 +107,15 @@ def peaks() -> Iterator[dict[tuple[str, int], int]]:
 
     def watch() -> None:
         while not done.wait(INTERVAL):
-            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            for process in _processes():
                 try:
-                    line = " ".join(process.cmdline())
+                    line, above = " ".join(process.cmdline()), process.parent()
+                    parent = " ".join(above.cmdline()) if above else ""
                     high = Path(f"/proc/{process.pid}/status").read_text().split("VmHWM:")[1].split()[0]
                 except (psutil.Error, OSError, IndexError):
                     continue  # it has just ended
                 kind = next((kind for part, kind in KINDS.items() if part in line), "driver")
+                kind = "rank" if kind == "rank server" and parent == line else kind  # a fork of it
                 if int(high) << 10 > SMALL:
                     found[kind, process.pid] = int(high) << 10
 
@@ -117,6 +126,17 @@ def peaks() -> Iterator[dict[tuple[str, int], int]]:
     finally:
         done.set()
         thread.join()
+
+
+def _processes() -> list[psutil.Process]:
+    """This process, those below it, and the rank servers of executors among them, which are nobody's children."""
+    found = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    pids = {process.pid for process in found}
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if SERVER in line and process.pid not in pids and pids & set(json.loads(line[-1])["executor"]):
+            found.append(process)
+    return found
 
 
 if __name__ == "__main__":
