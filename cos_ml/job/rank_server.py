@@ -302,7 +302,7 @@ def _end_server(folder: Path) -> None:
 
 def _limit_servers(parent: str) -> None:
     """End the servers that were started first, as soon as their ranks have ended, so that not many use memory."""
-    folders = sorted(Path(parent).glob("cos_ml-server-*"), key=lambda folder: folder.lstat().st_ctime)
+    folders = sorted(Path(parent).glob("cos_ml-server-*"), key=lambda folder: folder.lstat().st_mtime)
     for folder in folders[: max(0, len(folders) - KEPT + 1)]:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -231,6 +231,7 @@ def test_those_that_were_started_first_are_ended(tmp_path):
     folders = [tmp_path / f"cos_ml-server-{name}" for name in "cab"]
     for at, folder in enumerate(folders):
         folder.mkdir()
+        os.utime(folder, (at, at))
     rank_server._limit_servers(str(tmp_path))
     assert sorted(tmp_path.iterdir()) == sorted(folders[-(rank_server.KEPT - 1) :])  # and the one that comes
 
