@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial, reduce
 from operator import and_
 from typing import Any
 
-import pandas as pd
 from pyspark import keyword_only
 from pyspark.ml.functions import array_to_vector
 from pyspark.sql import Column as SparkColumn
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
@@ -35,7 +34,7 @@ from cos_ml.params import ModelParams
 from cos_ml.persistence import NetworkStage
 from cos_ml.prediction import RowPredictor, class_labels, kinds_of
 from cos_ml.scoring import evaluate, predict
-from cos_ml.scoring.udf_arguments import with_udf
+from cos_ml.scoring.udf_arguments import arrow_udf, with_udf
 from cos_ml.spec import TrainSpec
 from cos_ml.summary import EvaluationSummary, TrainingSummary
 from cos_ml.training_params import TrainingParams
@@ -232,7 +231,7 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
             values = {column.field: _with_nulls(values[column.field], column, dataset) for column in inputs}
         scored = f"{self.uid}_scored"
         is_good = partial(_is_good, inputs) if self.getHandleInvalid() == "skip" else None
-        out = with_udf(dataset, values, scored, _udf(scorer), is_good)
+        out = with_udf(dataset, values, scored, _udf(dataset.sparkSession, scorer), is_good)
         metadata = column_metadata(network, kinds, columns, labels)
         keys = [*self.getFeatureLayers(), *scorer.wanted]
         fields, types = (dict(zip(keys, of_each, strict=True)) for of_each in (scorer.fields, _types(scorer)))
@@ -316,11 +315,6 @@ def _types(scorer: predict.Scorer) -> list[T.DataType]:
     return [array] * len(scorer.layers) + [T.DoubleType() if number else array for number in numbers]
 
 
-def _udf(scorer: predict.Scorer) -> Any:
+def _udf(spark: SparkSession, scorer: predict.Scorer) -> Any:
     fields = [T.StructField(field, type_) for field, type_ in zip(scorer.fields, _types(scorer), strict=True)]
-
-    @F.pandas_udf(T.StructType(fields))  # type: ignore[attr-defined]
-    def score(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
-        return predict.score(scorer, batches)
-
-    return score
+    return arrow_udf(spark, T.StructType(fields), partial(predict.score, scorer))

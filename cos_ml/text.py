@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from cos_ml.params import DeclaredParam, ModelParams, StageParams
 from cos_ml.persistence import NetworkStage
 from cos_ml.scoring import beam_search
 from cos_ml.scoring.predict import Scorer
-from cos_ml.scoring.udf_arguments import with_udf
+from cos_ml.scoring.udf_arguments import arrow_udf, with_udf
 
 __all__ = ["SequenceDecoder", "Vocabulary", "VocabularyModel"]
 
@@ -283,10 +284,11 @@ class SequenceDecoder(
         _check_new(dataset, columns)
         values = {column.field: expression(dataset, column) for column in writer.scorer.inputs}
         written = f"{self.uid}_written"
-        out = with_udf(dataset, values, written, _udf(writer))
+        write = arrow_udf(dataset.sparkSession, "text string, score double", partial(beam_search.write, writer))
+        out = with_udf(dataset, values, written, write)
         if self.getHandleInvalid() == "skip":
             out = out.filter(F.col(written)["text"].isNotNull())
-        for field, name in zip(("text", "score"), columns.values(), strict=False):
+        for field, name in zip(beam_search.FIELDS, columns.values(), strict=False):
             out = out.withColumn(name, F.col(written)[field])
         return out.drop(written)
 
@@ -333,11 +335,3 @@ class SequenceDecoder(
             f"Param wordsInput: expected the name of the input of word ids, of shape (None,), in a network that has "
             f"another input too; received {name!r} for a network with the inputs {received}."
         )
-
-
-def _udf(writer: beam_search.Writer) -> Any:
-    @F.pandas_udf("text string, score double")  # type: ignore[attr-defined]
-    def write(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
-        return beam_search.write(writer, batches)
-
-    return write

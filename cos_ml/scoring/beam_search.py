@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from cos_ml.data.pandas_internals import arrow_frame
+from cos_ml import python_worker
 from cos_ml.data.ragged import cut
 from cos_ml.network.structure import input_tensors
 from cos_ml.scoring.predict import Scorer, arrays_of, loaded, partition
 
-if TYPE_CHECKING:
-    import pandas as pd
+__all__ = ["FIELDS", "Writer", "beam_search", "log_probabilities", "write"]
 
-__all__ = ["Writer", "beam_search", "log_probabilities", "write"]
-
+FIELDS = ("text", "score")
 TINY = np.finfo(np.float32).tiny
 
 
@@ -46,15 +44,13 @@ class Writer:
     steps: int
 
 
-def write(writer: Writer, batches: Iterator[pd.Series | tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
+def write(writer: Writer, batches: Iterator[tuple[pa.Array, ...]]) -> Iterator[pa.StructArray]:
     """The text and its log-probability for each row of Arrow batches, in order; null for invalid rows."""
-    import pandas as pd
-
     scorer, first_row = writer.scorer, 0
     forward = loaded(scorer)
+    fresh = not forward.shapes
     forward.begin((scorer.seed, partition()))
-    for batch in batches:
-        columns = (batch,) if isinstance(batch, pd.Series) else batch
+    for columns in batches:
         rows, texts, scores = len(columns[0]), [], []
         for start in range(0, rows, scorer.batch_size):
             part = [column[start : start + scorer.batch_size] for column in columns]
@@ -67,7 +63,10 @@ def write(writer: Writer, batches: Iterator[pd.Series | tuple[pd.Series, ...]]) 
                 texts.append(text)
                 scores.append(score)
         first_row += rows
-        yield arrow_frame({"text": pa.array(texts, pa.string()), "score": pa.array(scores, pa.float64())})
+        if fresh:
+            python_worker.freeze()
+            fresh = False
+        yield pa.StructArray.from_arrays([pa.array(texts, pa.string()), pa.array(scores, pa.float64())], FIELDS)
 
 
 def _written(writer: Writer, forward: Any, arrays: list[np.ndarray], rows: int) -> tuple[list[str], np.ndarray]:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame
 
-from cos_ml import broadcasts, spark_internals
+from cos_ml import broadcasts, python_worker, spark_internals
 from cos_ml.data import frames, spool
 from cos_ml.data.columns import Column, inconsistent_shapes
 from cos_ml.data.ragged import cut
@@ -134,11 +134,11 @@ class _Source:
 
 def _sum_up(source: _Source, spec: str, totals: Totals, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """The metrics' sums and counts over the rows of one partition, as one row of JSON; no row if it has no rows."""
+    python_worker.spare_archives()
     predict.limit_devices()
     evaluator = _cached_evaluator(source, spec)
     evaluator.begin(totals)
-    first_row = 0
-    columns = None
+    first_row, columns, fresh = 0, None, not evaluator.step.known
     settled: dict[str, Column] = {}
     for batch in batches:
         arrays, kept = spool.usable_rows(batch, evaluator.spec, first_row, settled)
@@ -148,6 +148,9 @@ def _sum_up(source: _Source, spec: str, totals: Totals, batches: Iterable[pa.Rec
         arrays = {field: rows[kept] for field, rows in arrays.items()}
         columns = columns or {field: [rows.shape[1:], rows.dtype.str] for field, rows in arrays.items()}
         evaluator.add(arrays)
+        if fresh:
+            python_worker.freeze()
+            fresh = False
     if columns is not None:
         yield pa.RecordBatch.from_pydict({"sums": [json.dumps({"columns": columns, **evaluator.sums()})]})
 

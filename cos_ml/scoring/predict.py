@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -15,9 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark import TaskContext
 
-from cos_ml import broadcasts, gpus
+from cos_ml import broadcasts, gpus, python_worker
 from cos_ml.data.columns import Column, as_list_array, decode, renumber
-from cos_ml.data.pandas_internals import arrow_frame
 from cos_ml.data.ragged import Ragged, cut, offsets_of
 from cos_ml.data.spool import raise_on_invalid
 from cos_ml.network.archive import load_model
@@ -26,8 +24,6 @@ from cos_ml.network.keras_import import import_tensorflow
 from cos_ml.network.outputs import OutputKind, predictions
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from cos_ml.broadcasts import Archive
 
 __all__ = ["MAX_NETWORKS", "Scorer", "arrays_of", "limit_devices", "loaded", "partition", "score"]
@@ -35,7 +31,6 @@ __all__ = ["MAX_NETWORKS", "Scorer", "arrays_of", "limit_devices", "loaded", "pa
 BATCH_BYTES = 16 << 20  # of rows that pass the network, and are returned to Spark, at a time
 FIRST_ROWS = 64  # at first, while the size of the network's outputs is unknown
 MAX_NETWORKS = 4  # that a Python worker keeps loaded, for pipelines and cross-validation
-ARROW_TYPES: dict[type, pa.DataType] = {bytes: pa.binary(), bytearray: pa.binary(), str: pa.large_string()}
 
 
 @dataclass(frozen=True)
@@ -74,17 +69,12 @@ class Scorer:
         return features + [f"{what}{index or ''}" for index, what in self.wanted]
 
 
-def score(scorer: Scorer, batches: Iterator[pd.Series | tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
+def score(scorer: Scorer, batches: Iterator[tuple[pa.Array, ...]]) -> Iterator[pa.StructArray]:
     """Score Arrow batches, in order: one row of ``scorer.fields`` for every row, in batches of a few MB."""
-    import pandas as pd
-
     forward = loaded(scorer)
     forward.begin((scorer.seed, partition()))
-    first_row, row_bytes = 0, 0.0
-    for batch in batches:
-        columns = (batch,) if isinstance(batch, pd.Series) else batch  # Spark passes a single column without a tuple
-        values = [_arrow(series, column) for series, column in zip(columns, scorer.inputs, strict=True)]
-        del batch, columns  # a copy of images
+    first_row, row_bytes, fresh = 0, 0.0, not forward.shapes
+    for values in batches:
         ends, start = np.sum([_ends(column) for column in values], axis=0), 0
         while start < len(ends) or not len(ends):
             stop = _stop(ends, start, row_bytes, scorer.batch_size)
@@ -92,7 +82,10 @@ def score(scorer: Scorer, batches: Iterator[pd.Series | tuple[pd.Series, ...]]) 
             arrays, invalid = arrays_of(scorer, part, first_row + start)
             outputs = _forward(scorer, forward, arrays)
             row_bytes = sum(_bytes_of(rows) for rows in outputs) / max(len(invalid), 1)
-            yield _frame(scorer, outputs, invalid)
+            if fresh:
+                python_worker.freeze()
+                fresh = False
+            yield _struct(scorer, outputs, invalid)
             start = stop
             if not len(ends):
                 break
@@ -141,12 +134,12 @@ def _bytes_of(rows: np.ndarray | Ragged) -> int:
 
 
 def arrays_of(
-    scorer: Scorer, columns: Sequence[pd.Series | pa.Array], first_row: int
+    scorer: Scorer, columns: Sequence[pa.Array], first_row: int
 ) -> tuple[list[np.ndarray | Ragged], np.ndarray]:
     """The inputs' arrays of [rows, ...], and a mask [rows] of the invalid rows."""
     arrays, errors = [], []
-    for series, column in zip(columns, scorer.inputs, strict=True):
-        array, found = decode(_arrow(series, column), column)
+    for values, column in zip(columns, scorer.inputs, strict=True):
+        array, found = decode(_typed(values, column), column)
         arrays.append(array)
         errors += found
     if errors:
@@ -156,34 +149,13 @@ def arrays_of(
     return arrays, invalid
 
 
-def _arrow(series: pd.Series | pa.Array, column: Column) -> pa.Array:
-    """A column that Spark converted to pandas, as an Arrow array again."""
-    import pandas as pd
-
-    if isinstance(series, pa.Array):
-        return series
-    if isinstance(series.dtype, pd.StringDtype):  # of pandas 3, in which a missing string is NaN
-        return pa.Array.from_pandas(series, type=pa.large_string())
-    if isinstance(series.dtype, pd.ArrowDtype):  # from another UDF in this worker, such as ImageAssembler's
-        return pa.array(series.array)
-    rows = series.to_numpy()
-    if rows.dtype != object:
-        return pa.array(rows)
-    first = next((row for row in rows if row is not None), None)
-    if first is None:
-        element = pa.string() if column.dtype == "string" else pa.from_numpy_dtype(np.dtype(column.dtype))
-        return pa.nulls(len(rows), pa.list_(element))
-    if not isinstance(first, np.ndarray):
-        return pa.array(rows, ARROW_TYPES.get(type(first)))
-    if first.dtype == object or any(row is None for row in rows):
-        return pa.array(list(rows), from_pandas=False)
-    # Takes a tenth of the time of from_pandas, and mostly copies nothing: Spark's rows are slices of one array.
-    offsets = np.zeros(len(rows) + 1, np.int32)
-    np.cumsum([len(row) for row in rows], out=offsets[1:])
-    values = first.base
-    if not isinstance(values, np.ndarray) or values.size != offsets[-1] or any(row.base is not values for row in rows):
-        values = np.concatenate(rows)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)))
+def _typed(values: pa.Array, column: Column) -> pa.Array:
+    """A column of a pandas UDF, whose type is lost where all rows are null."""
+    if not pa.types.is_null(values.type):
+        return values
+    return pa.nulls(
+        len(values), pa.list_(pa.string() if column.dtype == "string" else pa.from_numpy_dtype(np.dtype(column.dtype)))
+    )
 
 
 def _forward(scorer: Scorer, forward: ForwardPass, arrays: Sequence[np.ndarray | Ragged]) -> list[np.ndarray | Ragged]:
@@ -250,7 +222,7 @@ def _as_ragged(rows: np.ndarray) -> Ragged:
     return Ragged(rows.reshape(-1), offsets_of(np.full(len(rows), math.prod(rows.shape[1:]))), (None,))
 
 
-def _frame(scorer: Scorer, outputs: list[np.ndarray | Ragged], invalid: np.ndarray) -> pd.DataFrame:
+def _struct(scorer: Scorer, outputs: list[np.ndarray | Ragged], invalid: np.ndarray) -> pa.StructArray:
     """The outputs as Spark expects them; invalid rows are null if they are skipped, else NaN."""
     skip = scorer.handle_invalid == "skip"
     if invalid.any() and not skip:
@@ -260,14 +232,13 @@ def _frame(scorer: Scorer, outputs: list[np.ndarray | Ragged], invalid: np.ndarr
             else:
                 values[invalid] = np.nan
     empty = invalid & skip
-    return arrow_frame(
-        {
-            name: as_list_array(values, empty)
-            if isinstance(values, Ragged) or values.ndim > 1
-            else pa.array(values, mask=empty, from_pandas=False)
-            for name, values in zip(scorer.fields, outputs, strict=True)
-        }
-    )
+    arrays = [
+        as_list_array(values, empty)
+        if isinstance(values, Ragged) or values.ndim > 1
+        else pa.array(values, mask=empty, from_pandas=False)
+        for values in outputs
+    ]
+    return pa.StructArray.from_arrays(arrays, scorer.fields)
 
 
 # ── the network ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -278,6 +249,7 @@ _loading = threading.Lock()
 
 def loaded(scorer: Scorer) -> ForwardPass:
     """The network's forward pass, loaded by the first task of this Python worker and kept for later ones."""
+    python_worker.spare_archives()
     key = (scorer.digest, scorer.layers)
     with _loading:
         if key not in networks:
@@ -293,8 +265,8 @@ def limit_devices() -> None:
     """Limit TensorFlow to this task's cores, and to the GPU that Spark assigned to it, if any."""
     visible = gpus.show_to_task()
     tf = import_tensorflow()
-    try:  # OMP_NUM_THREADS is how Spark passes spark.task.cpus to its Python workers
-        tf.config.threading.set_intra_op_parallelism_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(python_worker.cores())
         tf.config.threading.set_inter_op_parallelism_threads(1)
         if not visible:
             tf.config.set_visible_devices([], "GPU")  # ranks may be using them

@@ -1,18 +1,54 @@
-"""A pandas UDF and its arguments as a column of a DataFrame (driver side)."""
+"""UDFs of Arrow columns, and one with its arguments as a column of a DataFrame (driver side)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pandas as pd
+import pyarrow as pa
 from pyspark.sql import Column as SparkColumn
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from cos_ml import spark_internals
+from cos_ml.data.pandas_internals import run_arrow
 
-__all__ = ["with_udf"]
+__all__ = ["arrow_udf", "with_udf"]
+
+ARROW_UDFS = (4, 1)  # the version of Spark that has them
+
+
+def arrow_udf(
+    spark: SparkSession,
+    return_type: T.DataType | str,
+    function: Callable[[Iterator[tuple[pa.Array, ...]]], Iterator[pa.Array]],
+) -> Any:
+    """A UDF of Spark's Arrow columns; a pandas UDF that converts them where Spark has no others.
+
+    Args:
+        spark: the session that runs it: with Connect, its server may be older than this PySpark.
+        return_type: the type of the results.
+        function: takes a tuple of columns for each batch, and returns as many rows in all, in batches of its own.
+    """
+    if hasattr(F, "arrow_udf") and _version(spark) >= ARROW_UDFS:
+
+        def on_arrow(batches: Iterator[tuple[pa.Array, ...]]) -> Iterator[pa.Array]:
+            # Spark passes a single column without a tuple.
+            return function((batch,) if isinstance(batch, pa.Array) else batch for batch in batches)
+
+        return F.arrow_udf(on_arrow, return_type)
+
+    def on_pandas(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
+        return run_arrow(function, batches)
+
+    return F.pandas_udf(on_pandas, return_type)  # type: ignore[call-overload]
+
+
+def _version(spark: SparkSession) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", spark.version)[:2]))
 
 
 def with_udf(
@@ -22,7 +58,7 @@ def with_udf(
     udf: Any,
     is_good: Callable[..., SparkColumn] | None = None,
 ) -> DataFrame:
-    """``df`` with the column ``name``: a pandas UDF of ``values``, computed once for each row.
+    """``df`` with the column ``name``: a UDF of ``values``, computed once for each row.
 
     Spark 4.3 runs a pandas UDF directly on a scan of Parquet, and fails if any column of that scan is a Vector or has
     another user-defined type: where ``df`` has one, a projection separates the two. Spark pushes what filters the
@@ -32,7 +68,7 @@ def with_udf(
         df: any DataFrame.
         values: the UDF's arguments, by a name for each.
         name: a name that ``df`` does not have.
-        udf: the pandas UDF.
+        udf: the UDF, of ``arrow_udf`` or a pandas UDF.
         is_good: takes the argument and the type of each value, by its name, and tells which rows are kept.
     """
     temporary = f"{name}_arguments"

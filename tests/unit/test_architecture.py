@@ -62,7 +62,6 @@ LIGHT = {
     "cos_ml.rank.__main__": {"pyspark", "tensorflow", "keras"},
     "cos_ml.data.columns": {"pyspark", "tensorflow", "keras"},
     "cos_ml.data.spool": {"pyspark", "tensorflow", "keras"},
-    "cos_ml.job.rendezvous": {"pyspark", "tensorflow", "keras"},
 }
 
 # Module -> the project whose inside it uses, guarded; no other module may.

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 from collections import OrderedDict
 
 import numpy as np
@@ -6,6 +7,7 @@ import pandas as pd
 import pytest
 
 from cos_ml.data.columns import Column
+from cos_ml.data.pandas_internals import arrow_column, run_arrow
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.archive import Network, load_model
 from cos_ml.network.forward import ForwardPass, traced
@@ -44,7 +46,7 @@ def series(rows):
 
 
 def scored(scorer, *batches):
-    return list(score(scorer, iter(batches)))
+    return list(run_arrow(functools.partial(score, scorer), iter(batches)))
 
 
 def matrix(column):
@@ -384,7 +386,7 @@ def test_digits_of_every_number_type(dtype):
     column = Column("number", "x0", (2,), dtype)
     arrays, invalid = predict.arrays_of(
         dataclasses.replace(scorer_of(keras.Sequential([number, layers.Flatten()])), inputs=(column,)),
-        (pd.Series(list(rows), dtype=object),),
+        (arrow_column(pd.Series(list(rows), dtype=object)),),
         0,
     )
     assert not invalid.any()
