@@ -52,6 +52,8 @@ class TrainingSummary:
         cacheUrl: URL of the cached rows if keepCache is set, else None.
         initialWeights: what the Param of that name did: "taken" maps each layer that took weights to where they
             came from, "notTaken" maps the other layers, of both sides, to the reason. None if the Param is not set.
+        rankServers: bytes of memory that the rank servers of each host hold, of which its ranks were forks; empty where
+            ranks were new processes.
         totalSteps: number of steps of the whole training, whose last epoch maxSteps may have ended early.
     """
 
@@ -69,6 +71,7 @@ class TrainingSummary:
     cacheUrl: str | None = None
     initialWeights: dict[str, dict[str, str]] | None = None
     totalSteps: int | None = None
+    rankServers: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         last = ", ".join(f"{name} {values[-1]:.4f}" for name, values in self._curves().items())

@@ -112,7 +112,8 @@ class ChildProcess:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
             hint = " The host may be out of memory." if code == -signal.SIGKILL else ""
             raise RankError(with_log_tail(f"Rank {self.rank_info.rank} on {self.rank_info.host} {how}.{hint}", log))
-        return result | {"log": log, "notes": json.dumps(notes).encode()}
+        server = self.process.server_memory()
+        return result | {"log": log, "notes": json.dumps(notes).encode(), "server": json.dumps(server).encode()}
 
     def close(self) -> None:
         """Kill the rank and all that it has forked, and remove its files."""
@@ -195,6 +196,10 @@ class NewProcess(subprocess.Popen):
         """Kill the rank and all that it has forked."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
+
+    def server_memory(self) -> dict[int, int]:
+        """There is no rank server."""
+        return {}
 
     def close(self) -> None:
         """Close its standard input."""

@@ -140,7 +140,8 @@ def _stored_names(dataset: DataFrame, spec: TrainSpec) -> dict[str, str]:
         if found is None or found.part or len(found.path) > 1:
             raise InvalidInputError(
                 f"fitParquet reads whole columns, so it can't {'join' if column.parts else 'read'} {column.name!r}: "
-                "pass the DataFrame to fit(), or store the column as it is needed."
+                f"pass the DataFrame to fit(), or store {'its ' + found.part if found and found.part else 'the column'} "
+                "as it is needed."
             )
     return {column.field: resolve(dataset, column.name).path[0] for column in spec.stored}
 
@@ -195,6 +196,15 @@ def _progress_server(spark: SparkSession, wanted: bool) -> Iterator[Address | No
         yield server.address
 
 
+def _servers(outcome: Outcome) -> dict[str, int]:
+    """The bytes of memory that rank servers hold, by host."""
+    found = {}
+    for result in outcome.results:
+        for process, memory in json.loads(result.get("server", b"{}")).items():
+            found[result["host"].decode(), process] = memory
+    return {name: sum(memory for (host, _), memory in found.items() if host == name) for name, _ in found}
+
+
 def _trained(outcome: Outcome, index: int, candidate: Candidate, cache: str | None) -> Trained:
     """The results of the ranks for one candidate."""
     reports: list[dict[str, Any]] = [json.loads(result[f"{index}/summary"]) for result in outcome.results]
@@ -208,7 +218,7 @@ def _trained(outcome: Outcome, index: int, candidate: Candidate, cache: str | No
         epochSeconds=first["epoch_seconds"], resumedAt=tuple(first["resumed"]), totalSteps=first["total_steps"],
         logs=[result["log"].decode(errors="replace") for result in outcome.results],
         failures=outcome.failures, notes=notes, cacheUrl=cache,
-        initialWeights=candidate.initial_weights,
+        initialWeights=candidate.initial_weights, rankServers=_servers(outcome),
     )  # fmt: skip
     hosts = {rank["host"] for rank in summary.ranks}
     logger.info("Trained on %s ranks; hosts: %s", len(summary.ranks), ", ".join(sorted(hosts)))

@@ -109,6 +109,12 @@ class ForkedRank:
             os.killpg(self.pid, signal.SIGKILL)
         self.send_signal(signal.SIGKILL)
 
+    def server_memory(self) -> dict[int, int]:
+        """The server's process, and the bytes of memory that it holds; its share of what it shares with others."""
+        with contextlib.suppress(psutil.Error, OSError):
+            return {self.server: psutil.Process(self.server).memory_full_info().pss}
+        return {}
+
     def close(self) -> None:
         """Close its standard input and the connection; the server kills the rank if it still runs."""
         self.stdin.close()

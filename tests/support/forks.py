@@ -56,6 +56,10 @@ class ForkedRank:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
+    def server_memory(self) -> dict[int, int]:
+        """There is no rank server."""
+        return {}
+
     def close(self) -> None:
         """Close its standard input."""
         self.stdin.close()

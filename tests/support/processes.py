@@ -30,7 +30,7 @@ def rank_processes(driver: int | None = None) -> list[psutil.Process]:
     below = psutil.Process(driver).children(recursive=True)
     known, found = {process.pid for process in below}, []
     for server in server_processes():
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, ValueError):  # it has just ended
             command = server.cmdline()
             if known & set(json.loads(command[command.index(SERVER) + 2])["executor"]):
                 found += [one for one in server.children() if SERVER in one.cmdline()]
