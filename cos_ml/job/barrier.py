@@ -5,6 +5,7 @@ The tasks' side is ``task.py``; a rank starts in ``cos_ml/rank/__main__.py``.
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -68,7 +69,10 @@ def _try(df: DataFrame, job: Job, networks: tuple[Archive, ...], ranks: int, fai
     slots.check_cluster(spark, ranks, profile)
     exclusive = gpus.is_exclusive(spark.conf, job.specs[0].use_gpu)
     tasks = repartition_to_ranks(df, ranks).mapInArrow(
-        partial(run_task, replace(job, networks=()), networks, ranks), f"rank int, {blobs.SCHEMA}", True, profile
+        partial(run_task, replace(job, networks=(), secret=secrets.token_hex(16)), networks, ranks),
+        f"rank int, {blobs.SCHEMA}",
+        True,
+        profile,
     )
     returned = sum(len(job.networks[spec.network]) for spec in job.specs)
     with retries.job_tag(spark) as tag:

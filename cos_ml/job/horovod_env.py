@@ -9,10 +9,10 @@ from typing import Any
 from cos_ml.errors import InvalidInputError, ParamTypeError
 from cos_ml.interfaces import INTERFACE, local_addresses
 from cos_ml.job.placement import RankInfo
-from cos_ml.job.rendezvous import JOIN_TIMEOUT
 
-__all__ = ["converted", "rank_environment", "variables"]
+__all__ = ["JOIN_TIMEOUT", "converted", "rank_environment", "variables"]
 
+JOIN_TIMEOUT = "120"  # seconds that a rank waits for the others to join
 NAMES = {
     "fusionThreshold": "HOROVOD_FUSION_THRESHOLD", "cycleTime": "HOROVOD_CYCLE_TIME",
     "timeline": "HOROVOD_TIMELINE", "autotune": "HOROVOD_AUTOTUNE", "networkInterface": "HOROVOD_GLOO_IFACE",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -42,6 +43,7 @@ class Job:
         shards: files that the ranks read; None if they get the rows of the DataFrame.
         progress: where the driver listens; None for nowhere.
         versions: the driver's versions, which the executors must share; empty if unknown, as with Spark Connect.
+        secret: what the job's tasks know, and nobody else.
         idle_timeout: seconds without ranks after which an executor's rank server ends; 0 for none.
     """
 
@@ -52,6 +54,7 @@ class Job:
     progress: Address | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
     idle_timeout: float = 0.0
+    secret: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)  # 128 bits
 
 
 @dataclass(frozen=True)

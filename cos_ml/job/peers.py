@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,17 +9,21 @@ from typing import TYPE_CHECKING, Any
 from pyspark import BarrierTaskContext
 
 from cos_ml.data.spool import Spool
+from cos_ml.errors import RankError
 from cos_ml.interfaces import INTERFACE, local_addresses
-from cos_ml.job import preflight
+from cos_ml.job import channel, preflight
+from cos_ml.job.channel import Channel, FallBack
 from cos_ml.job.horovod_env import rank_environment
-from cos_ml.job.placement import RankInfo, own_address
-from cos_ml.job.rendezvous import all_ready
-from cos_ml.spec import TrainSpec
+from cos_ml.job.messages import Job
+from cos_ml.job.placement import RankInfo, address_of_first, own_address
 
 if TYPE_CHECKING:
     from cos_ml.job.rendezvous_server import Rendezvous
 
-__all__ = ["PeerInfo", "wait_for_peers"]
+__all__ = ["Meeting", "PeerInfo"]
+
+LOOPBACK = "127.0.0.1"  # where a rank finds its own task's rendezvous server
+READY, NOT_READY = b"1", b"0"
 
 
 @dataclass
@@ -30,58 +33,107 @@ class PeerInfo:
     Attributes:
         tasks: rank -> what its task sent.
         environment: the variables with which ``hvd.init()`` finds the other ranks.
-        rendezvous: Horovod's server in task 0 of several; else None.
+        rendezvous: Horovod's server for this task's rank, one of several; else None.
         secret: the secret of that server, which must not reach any log.
+        channel: the connection to the other tasks, if there are any.
     """
 
     tasks: list[dict[str, Any]]
     environment: dict[str, str] = field(repr=False)
     rendezvous: Rendezvous | None
     secret: str = field(repr=False)
+    channel: Channel | None = None
 
     def all_ready(self, rank: int, ready: bool) -> bool:
-        """Report whether this task's rank can join, and wait for all reports; returns whether all can."""
-        first = self.tasks[0]  # the task of partition 0, which always is rank 0
-        several = len(self.tasks) > 1
-        return all_ready(first["address"], first["port"], self.secret, rank, ready) if several else ready
+        """Report whether this task's rank can join, and wait for all reports; returns whether all can.
+
+        Raises:
+            RankError: the connection to another task was lost.
+        """
+        if self.channel is None:
+            return ready
+        try:
+            reports = self.channel.exchange("ready", {str(rank): READY if ready else NOT_READY}).result()
+        except RankError:
+            if ready:
+                raise
+            return False  # this rank has failed by itself, which says more
+        return NOT_READY not in reports.values()
 
     def close(self) -> None:
-        """Stop the rendezvous server, if it still runs in this task."""
+        """Stop the rendezvous server and end the connections, if they are still there."""
         if self.rendezvous is not None:
             self.rendezvous.close()
+        if self.channel is not None:
+            self.channel.close()
 
 
-def wait_for_peers(
-    context: BarrierTaskContext, spec: TrainSpec, hosts: list[str], ranks: list[RankInfo], spool: Spool, invalid: bool
-) -> PeerInfo:
-    """Exchange what each task has: one allGather, which also is the barrier.
+class Meeting:
+    """Brings the tasks of a job together, from its start in each task until ``close``.
 
-    Spark checks once a second whether all tasks are there. Meanwhile the rank imports TensorFlow. Hosts and ranks are
-    those of all tasks, by partition; ``invalid`` says whether the rows of this task can't be used.
+    The tasks connect to task 0 while they spool their rows. Where they can't, they meet by allGather, which takes up to
+    a second: Spark looks once a second whether all are there.
+
+    Args:
+        context: the task's.
+        job: its secret and its network interface.
+        hosts, ranks: those of all tasks, by partition.
     """
-    several, task = len(hosts) > 1, context.partitionId()
-    address = own_address(hosts, task, spec.variables.get(INTERFACE)) if several else ""
-    with contextlib.ExitStack() as on_failure:
-        rendezvous = None
-        if several and task == 0:
-            from cos_ml.job.rendezvous_server import Rendezvous  # a single rank needs no Horovod
 
-            rendezvous = on_failure.enter_context(contextlib.closing(Rendezvous(address)))
+    def __init__(self, context: BarrierTaskContext, job: Job, hosts: list[str], ranks: list[RankInfo]) -> None:
+        self.context, self.ranks, self.task = context, ranks, context.partitionId()
+        self.address, self.channel = "", None
+        if len(hosts) > 1:
+            interface = job.specs[0].variables.get(INTERFACE)
+            self.address = own_address(hosts, self.task, interface)
+            first, number = address_of_first(hosts, self.task, interface), context.taskAttemptId()
+            self.channel: channel.Server | channel.Client | None
+            if self.task:
+                self.channel = channel.Client(first, job.secret, len(hosts), self.task, number)
+            else:
+                self.channel = channel.listen(self.address, job.secret, hosts, number, direct=first is not None)
+
+    def wait(self, spool: Spool, invalid: bool) -> PeerInfo:
+        """Exchange what each task has, which also is the barrier.
+
+        ``invalid`` says whether the rows of this task can't be used.
+        """
+        own, meeting = self.ranks[self.task], self.channel
         message = json.dumps({
-            "rank": ranks[task].rank, "partition": task, "invalid": invalid,
+            "rank": own.rank, "partition": self.task, "invalid": invalid,
             "rows": spool.rows, "digest": spool.digest, "skipped": spool.skipped,
-            "shapes": spool.shapes, "dtypes": spool.dtypes,
-            "address": address, "addresses": list(local_addresses()) if several else [],
-            "port": rendezvous.port if rendezvous else 0, "secret": rendezvous.secret if rendezvous else "",
+            "shapes": spool.shapes, "dtypes": spool.dtypes, "address": self.address,
+            "addresses": list(local_addresses()) if meeting else [],
+            "port": meeting.port if isinstance(meeting, channel.Server) else 0,
             **preflight.executor_facts(),
         })  # fmt: skip
-        messages = [json.loads(one) for one in (context.allGather(message) if several else [message])]
-        if rendezvous is not None:
-            rendezvous.serve(ranks, [address for other in messages for address in other["addresses"]])
-        on_failure.pop_all()
-    first = messages[0]
-    secret, environment = first["secret"], {}
-    if several:
-        environment = rank_environment(ranks[task], address, first["address"], first["port"], secret)
-    tasks = [{name: value for name, value in other.items() if name != "secret"} for other in messages]
-    return PeerInfo(sorted(tasks, key=lambda other: other["rank"]), environment, rendezvous, secret)
+        messages = self._messages(message) if meeting else [message]
+        tasks = sorted(map(json.loads, messages), key=lambda other: other["rank"])
+        if not meeting:
+            return PeerInfo(tasks, {}, None, "")
+        from cos_ml.job.rendezvous_server import Rendezvous  # a single rank needs no Horovod
+
+        rendezvous = Rendezvous(LOOPBACK, meeting.exchange)
+        rendezvous.serve(self.ranks, [LOOPBACK])
+        environment = rank_environment(own, self.address, LOOPBACK, rendezvous.port, rendezvous.secret)
+        return PeerInfo(tasks, environment, rendezvous, rendezvous.secret, meeting)
+
+    def _messages(self, message: str) -> list[str]:
+        """The messages of all tasks, by partition."""
+        meeting = self.channel
+        assert meeting is not None
+        try:
+            return [facts.decode() for facts in meeting.meet(message.encode())]
+        except FallBack:
+            messages = self.context.allGather(message)
+        first, *others = map(json.loads, messages)
+        if isinstance(meeting, channel.Server):
+            meeting.allowed |= {address for other in others for address in other["addresses"]}
+        else:
+            meeting.open(first["address"], first["port"])
+        return messages
+
+    def close(self) -> None:
+        """End the connections to the other tasks."""
+        if self.channel is not None:
+            self.channel.close()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from cos_ml.errors import RankError
 from cos_ml.interfaces import local_addresses
 
-__all__ = ["RankInfo", "assign_ranks", "own_address"]
+__all__ = ["RankInfo", "address_of_first", "assign_ranks", "own_address"]
 
 
 @dataclass(frozen=True)
@@ -85,3 +85,18 @@ def own_address(hosts: Sequence[str], task: int, interface: str | None = None) -
         f"On {hosts[task]} the host names {sorted(set(hosts))} resolve to loopback addresses, at which other hosts are "
         'not reachable. Name the network interface, horovodOptions={"networkInterface": "eth0"}, or set SPARK_LOCAL_IP.'
     )
+
+
+def address_of_first(hosts: Sequence[str], task: int, interface: str | None = None) -> str | None:
+    """The address at which ``task`` reaches that of partition 0, or None where the names of hosts do not tell."""
+    if len(set(hosts)) == 1:
+        return own_address(hosts, task, interface)
+    if interface is not None:
+        return None  # it is that of another host's interface
+    if hosts[task] == hosts[0]:
+        return own_address(hosts, 0)
+    try:
+        found = socket.gethostbyname(hosts[0])
+    except OSError:
+        return None
+    return None if found.startswith("127.") else found

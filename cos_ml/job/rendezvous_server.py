@@ -10,7 +10,8 @@ import hmac
 import itertools
 import secrets
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -18,7 +19,6 @@ from typing import Any
 from cos_ml.errors import SetupError
 from cos_ml.job.auth import BoundedServer
 from cos_ml.job.placement import RankInfo
-from cos_ml.job.rendezvous import READY_SCOPE, secret_path
 
 try:
     from horovod.runner.common.util.hosts import SlotInfo
@@ -33,12 +33,18 @@ except (ImportError, AttributeError) as error:
 
 __all__ = ["Rendezvous"]
 
+PROCESS_SET = "_process_set_hash_"  # what Horovod appends to the name of a scope, before a number
 METHODS = (b"GET", b"PUT", b"DELETE")
 MAX_VALUE = 1 << 20  # bytes; values are the addresses at which a rank expects each of the others
 CONNECTIONS_PER_RANK = 4
 KEYS_PER_RANK = 16
 MAX_LINE, MAX_LINES = 4096, 32  # bytes per header line, and header lines per request
 WAIT = 5.0  # seconds that a request waits for a value; the rank then asks again
+
+
+def secret_path(secret: str, port: int) -> str:
+    """The first part of every path."""
+    return f"{secret}:{port}"  # Horovod requests http://ADDR:PORT/scope/key, and its ADDR ends with our secret
 
 
 class Handler(RendezvousHandler):  # type: ignore[misc]
@@ -66,31 +72,34 @@ class Handler(RendezvousHandler):  # type: ignore[misc]
 
     def _get_value(self, scope: str, key: str) -> bytes | None:
         """Wait for a value that another rank has still to put; ranks would poll every 10 ms otherwise."""
-        get = self._all_reports if scope == READY_SCOPE else partial(super()._get_value, scope, key)
+        get = partial(super()._get_value, scope, key)
+        if get() is None:
+            self.server.ask(scope, key)
         with self.server.changed:
             self.server.changed.wait_for(lambda: self.server.closed or get() is not None, WAIT)
         return get()
 
-    def _all_reports(self) -> bytes | None:
-        reports = self.server.cache.get(READY_SCOPE, {})
-        return b"".join(reports.values()) if len(reports) == self.server.ranks else None
-
     def _put_value(self, scope: str, key: str, value: bytes) -> None:
         if sum(map(len, self.server.cache.values())) < self.server.max_keys:
             super()._put_value(scope, key, value)
+            self.server.unsent.setdefault(scope, {})[key] = value
         with self.server.changed:
             self.server.changed.notify_all()
 
 
 class Rendezvous(BoundedServer, RendezvousHTTPServer):  # type: ignore[misc]
-    """Horovod's rendezvous server on one address of this host, for the ranks of one fit.
+    """Horovod's rendezvous server on one address of this host.
 
-    Ranks find each other's addresses in it. It answers requests from the ranks' hosts that carry this fit's secret.
-    Horovod's client sends no headers of ours, so the secret is the first part of every path. The port is bound at once,
-    so that the other tasks can be sent it; requests are answered once the ranks are known.
+    Ranks find each other's addresses in it. Each task has one for its own rank: what a rank puts goes to the other
+    tasks when it first asks for something of theirs, and theirs comes back all at once.
+
+    It answers requests from the ranks' hosts that carry its secret. Horovod's client sends no headers of ours, so the
+    secret is the first part of every path. The port is bound at once, so that others can be told; requests are answered
+    once the ranks are known.
 
     Args:
         address: the address to listen on.
+        exchange: exchanges values with the other tasks, as ``Channel.exchange``; None if all ranks use this server.
 
     Attributes:
         port: the port that it listens on.
@@ -106,8 +115,10 @@ class Rendezvous(BoundedServer, RendezvousHTTPServer):  # type: ignore[misc]
     closed = False
     thread: threading.Thread | None = None
 
-    def __init__(self, address: str) -> None:
-        self.changed = threading.Condition()
+    def __init__(self, address: str, exchange: Callable[..., Future[dict[str, bytes]]] | None = None) -> None:
+        self.exchange, self.changed = exchange, threading.Condition()
+        self.unsent: dict[str, dict[str, bytes]] = {}
+        self.asked: set[tuple[str, str]] = set()
         super().__init__((address, 0), Handler, 0)
         self.port: int = self.server_address[1]
         self.secret = secrets.token_hex(16)  # 128 bits
@@ -123,9 +134,32 @@ class Rendezvous(BoundedServer, RendezvousHTTPServer):  # type: ignore[misc]
         self.thread = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
         self.thread.start()
 
+    def ask(self, scope: str, key: str) -> None:
+        """Ask the other tasks for the value, with those of its kind, unless that is under way."""
+        if self.exchange is None:
+            return
+        size = self.scope_size.get(scope.split(PROCESS_SET)[0], 0)
+        with self.changed:
+            kind = scope, key.rstrip("0123456789") if size else key
+            own = {} if kind in self.asked else self.unsent.pop(scope, {})
+            asked = kind in self.asked
+            self.asked.add(kind)
+        if not asked:
+            self.exchange(scope, own, key, size).add_done_callback(partial(self._receive, scope))
+
+    def _receive(self, scope: str, done: Future[dict[str, bytes]]) -> None:
+        """Keep the values that have come; without the others, requests end as if this server were gone."""
+        with self.changed:
+            if done.exception() is None:
+                with self.cache_lock:
+                    self.cache.setdefault(scope, {}).update(done.result())
+            else:
+                self.closed = True
+            self.changed.notify_all()
+
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether the request comes from an allowed address; its connection is closed otherwise."""
-        return client_address[0] in self.allowed
+        return client_address[0] in self.allowed and not self.closed
 
     def close(self) -> None:
         """Stop answering, end the requests that wait, and free the port; a second call does nothing."""

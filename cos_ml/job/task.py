@@ -19,7 +19,7 @@ from cos_ml.errors import InvalidInputError, RankError
 from cos_ml.job import preflight, progress
 from cos_ml.job.child import ChildProcess
 from cos_ml.job.messages import CANCELLED, PARTIAL_RETRY, Job
-from cos_ml.job.peers import PeerInfo, wait_for_peers
+from cos_ml.job.peers import Meeting, PeerInfo
 from cos_ml.job.placement import assign_ranks
 from cos_ml.spec import TrainSpec
 
@@ -49,10 +49,12 @@ def run_task(
     own = rank_infos[context.partitionId()]
     job = replace(job, networks=tuple(map(broadcasts.read, networks)))
     spool = ShardSpool(job.shards, context.partitionId()) if job.shards else Spool(job.specs[0])
-    with contextlib.closing(ChildProcess(job, own, spool)) as process:  # imports TensorFlow while rows arrive
+    with (
+        contextlib.closing(ChildProcess(job, own, spool)) as process,  # imports TensorFlow while rows arrive
+        contextlib.closing(Meeting(context, job, hosts, rank_infos)) as meeting,
+    ):
         input_error = _fill(spool, batches)
-        peers = wait_for_peers(context, job.specs[0], hosts, rank_infos, spool, bool(input_error))
-        with contextlib.closing(peers):
+        with contextlib.closing(meeting.wait(spool, bool(input_error))) as peers:
             if mismatch := preflight.version_mismatch(job.versions, peers.tasks):
                 result = {"cluster_error": mismatch.encode()} if own.rank == 0 else {}
             elif any(task["invalid"] for task in peers.tasks):

@@ -93,7 +93,7 @@ def test_all_names_what_is_there(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["cos_ml.rank.__main__", "cos_ml.data.columns", "cos_ml.data.spool", "cos_ml.job.rendezvous"]
+    "name", ["cos_ml.rank.__main__", "cos_ml.data.columns", "cos_ml.data.spool"]
 )
 def test_what_a_rank_starts_with_is_light(name):
     """Ranks start sooner without Spark; and the task imports no TensorFlow."""

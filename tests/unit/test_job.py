@@ -16,7 +16,7 @@ from cos_ml.errors import ClusterError, InvalidInputError, RankError, SetupError
 from cos_ml.job import barrier, child, messages, task, watchdog
 from cos_ml.job.child import ChildProcess
 from cos_ml.job.messages import Job
-from cos_ml.job.peers import PeerInfo, wait_for_peers
+from cos_ml.job.peers import Meeting, PeerInfo
 from cos_ml.job.placement import assign_ranks
 from cos_ml.spec import TrainSpec
 
@@ -91,16 +91,19 @@ def spool(rows=3, **shapes):
 
 def test_one_rank_waits_for_nobody(barrier_context):
     """Spark's allGather takes up to a second."""
-    peers = wait_for_peers(barrier_context("a"), SPEC, ["a"], assign_ranks(["a"]), spool(), False)
+    meeting = Meeting(barrier_context("a"), Job("", (SPEC,), ()), ["a"], assign_ranks(["a"]))
+    peers = meeting.wait(spool(), False)
     assert [one["rows"]["train"] for one in peers.tasks] == [3]
     assert peers.environment == {}
     assert peers.rendezvous is None
     assert peers.all_ready(0, True)
     assert not peers.all_ready(0, False)
     peers.close()
+    meeting.close()
 
 
 def test_the_secret_of_the_rendezvous_is_not_shown():
+    assert "5ec2e7" not in repr(Job("", (SPEC,), (), secret="5ec2e7"))
     assert "5ec2e7" not in repr(PeerInfo([], {"HOROVOD_GLOO_RENDEZVOUS_ADDR": "a:1/5ec2e7"}, None, "5ec2e7"))
 
 
@@ -130,7 +133,7 @@ def run(monkeypatch, barrier_context):
 
     def run_task(events, *tasks, problem=""):
         def wait(*arguments):
-            events.append("the tasks meet")
+            events.append("the tasks have met")
             return PeerInfo([{"invalid": False, "skipped": 0, "shapes": {}} | one for one in tasks], {}, None, "")
 
         barrier_context(*["host"] * len(tasks))
@@ -138,7 +141,7 @@ def run(monkeypatch, barrier_context):
         monkeypatch.setattr(task, "ChildProcess", Rank)
         monkeypatch.setattr(task, "Spool", lambda spec: spool())
         monkeypatch.setattr(task, "_fill", lambda spool, batches: problem)
-        monkeypatch.setattr(task, "wait_for_peers", wait)
+        monkeypatch.setattr(task, "Meeting", lambda *_: types.SimpleNamespace(wait=wait, close=lambda: None))
         batches = task.run_task(Job("", (SPEC,), (), versions={"Keras": "3"}), (b"network",), len(tasks), [])
         rows = [row for batch in batches for row in batch.to_pylist()]
         assert {row["rank"] for row in rows} == {0}
@@ -156,7 +159,7 @@ FACTS = {
 def test_tasks_meet_while_their_ranks_import_tensorflow(run):
     events = []
     assert run(events, FACTS) == {"network": b"trained", "host": b"host"}
-    assert events == ["the rank starts", "the tasks meet", "the rank is ready", "the rank ends"]
+    assert events == ["the rank starts", "the tasks have met", "the rank is ready", "the rank ends"]
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,6 @@ import importlib
 import itertools
 import socket
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import pytest
 from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
@@ -18,7 +16,6 @@ from cos_ml.job import rendezvous_server
 from cos_ml.job.fit import check_horovod
 from cos_ml.job.horovod_env import rank_environment
 from cos_ml.job.placement import RankInfo, assign_ranks, local_addresses, own_address
-from cos_ml.job.rendezvous import all_ready
 from cos_ml.job.rendezvous_server import Rendezvous
 
 
@@ -145,30 +142,6 @@ def test_requests_that_wait_end_with_the_server(rendezvous, monkeypatch):
         rendezvous.close()
         with contextlib.suppress(ConnectionError):
             assert b" 200 " not in early.recv(1024)
-
-
-@pytest.mark.parametrize("ready", [(True, True, True), (True, False, True), (False, False, False)])
-def test_all_tasks_learn_whether_all_ranks_are_ready(rendezvous, ready):
-    rendezvous.serve(assign_ranks(["a"] * 3), ["127.0.0.1"])
-    with ThreadPoolExecutor(3) as tasks:
-        ask_all = partial(all_ready, "127.0.0.1", rendezvous.port, rendezvous.secret)
-        assert list(tasks.map(ask_all, range(3), ready)) == [all(ready)] * 3
-
-
-def test_a_task_that_waits_for_the_others_ends_with_the_server(rendezvous):
-    rendezvous.serve(assign_ranks(["a", "a"]), ["127.0.0.1"])
-    with ThreadPoolExecutor(1) as tasks:
-        waits = tasks.submit(all_ready, "127.0.0.1", rendezvous.port, rendezvous.secret, 1, True)
-        while not rendezvous.cache.get("ready"):  # until it has reported
-            pass
-        rendezvous.close()
-        assert not waits.result(10)
-
-
-def test_a_task_that_can_not_reach_the_others_fails(rendezvous):
-    rendezvous.close()
-    with pytest.raises(RankError, match=r"Rank 1 can't reach the rendezvous server at 127\.0\.0\.1"):
-        all_ready("127.0.0.1", rendezvous.port, rendezvous.secret, 1, True)
 
 
 def test_another_address_is_refused(rendezvous):
