@@ -65,7 +65,8 @@ def resolve(df: DataFrame, name: str) -> Resolved:
     if struct is not None:
         kind = struct.data_type
         fields = f" has the fields {kind.names}" if _is_struct(kind) else f" is of type {kind.simpleString()}"
-        raise InvalidInputError(f"There is no column {name!r}: {parts[0]!r}{fields}.")
+        vector = ", not a Vector" if parts[-1] in VECTOR_PARTS else ""
+        raise InvalidInputError(f"There is no column {name!r}: {parts[0]!r}{fields}{vector}.")
     raise InvalidInputError(f"There is no column {name!r}. The DataFrame has columns {df.columns}.")
 
 
