@@ -162,7 +162,7 @@ class Server(BoundedServer, Channel):
         self.last_arrival = time.monotonic()
         super().__init__(address, Handler)
         self.port: int = self.server_address[1]
-        self.thread = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
+        self.thread: threading.Thread | None = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
         self.thread.start()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:

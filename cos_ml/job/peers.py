@@ -82,12 +82,12 @@ class Meeting:
 
     def __init__(self, context: BarrierTaskContext, job: Job, hosts: list[str], ranks: list[RankInfo]) -> None:
         self.context, self.ranks, self.task = context, ranks, context.partitionId()
-        self.address, self.channel = "", None
+        self.address = ""
+        self.channel: channel.Server | channel.Client | None = None
         if len(hosts) > 1:
             interface = job.specs[0].variables.get(INTERFACE)
             self.address = own_address(hosts, self.task, interface)
             first, number = address_of_first(hosts, self.task, interface), context.taskAttemptId()
-            self.channel: channel.Server | channel.Client | None
             if self.task:
                 self.channel = channel.Client(first, job.secret, len(hosts), self.task, number)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import threading
 from functools import partial
 from typing import Any
@@ -170,6 +171,14 @@ def test_a_rank_that_fails_before_the_others_join_is_named_at_once(spark):
     """By the first attempt, and not by Horovod's words when its time to join is over."""
     with pytest.raises(RankError, match=r"(?s)^Rank 1 on \S+ failed\..*ValueError: this one can't load"):
         run(spark, "fail_before_the_others")
+    assert_nothing_left(spark)
+
+
+@pytest.mark.once
+def test_tasks_that_do_not_reach_task_0_directly_meet_by_all_gather(spark, monkeypatch):
+    monkeypatch.setattr(barrier, "run_task", barrier_tasks.not_reached)
+    found = [json.loads(one["environment"]) for one in run(spark, "environment")]
+    assert [one["HOROVOD_RANK"] for one in found] == ["0", "1"]
     assert_nothing_left(spark)
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pyspark import BarrierTaskContext
 
 from cos_ml.errors import RankError
-from cos_ml.job import barrier, task
+from cos_ml.job import barrier, peers, task
 
 if TYPE_CHECKING:
     from cos_ml.broadcasts import Archive
@@ -29,3 +29,14 @@ def repeated_in_part(
         if call < 3:
             raise RankError("Rank 0 is gone." if call == 1 else barrier.PARTIAL_RETRY)
     yield from TASK(job, networks, size, batches)
+
+
+def not_reached(
+    job: barrier.Job, networks: Sequence[Archive], size: int, batches: Iterable[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    """No task knows the address of task 0 beforehand: they meet by Spark's allGather."""
+    known, peers.address_of_first = peers.address_of_first, lambda *_: None
+    try:
+        yield from TASK(job, networks, size, batches)
+    finally:
+        peers.address_of_first = known
