@@ -30,13 +30,14 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def run_rank(request: dict[str, Any], received: Sequence[int], parent: int) -> None:
+def run_rank(request: dict[str, Any], received: Sequence[int], parent: int, imported: bool = True) -> None:
     """Become a rank, in a fork of the process ``parent``: never returns.
 
     Args:
         request: the rank's "environment", and the numbers of its "descriptors", 0 and 1 first.
         received: these descriptors as they are in this process.
         parent: the process that has forked this one.
+        imported: whether it has imported what a rank needs; otherwise this process becomes a new Python.
     """
     try:
         os.setsid()
@@ -47,6 +48,8 @@ def run_rank(request: dict[str, Any], received: Sequence[int], parent: int) -> N
             signal.signal(number, signal.SIG_DFL)
         ctypes.CDLL(None).prctl(PR_SET_NAME, b"cos_ml-rank")
         place_descriptors(received, request["descriptors"])
+        if not imported:
+            os.execve(sys.executable, [sys.executable, "-m", "cos_ml.rank"], request["environment"])
         sys.stdin = io.TextIOWrapper(os.fdopen(0, "rb", closefd=False))
         sys.stdout, sys.stderr = (os.fdopen(target, "w", 1, closefd=False) for target in (1, 2))
         os.environ.clear()

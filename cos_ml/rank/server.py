@@ -91,10 +91,13 @@ class Server:
         listener: the socket, which listens already.
         watched: pidfds of the processes with which it ends.
         idle_timeout: seconds without a rank after which it ends.
+        imported: whether this process has imported what ranks import; else they are new processes, and say why.
     """
 
-    def __init__(self, folder: str, listener: socket.socket, watched: list[int], idle_timeout: float) -> None:
-        self.folder, self.listener, self.watched, self.idle_timeout = folder, listener, watched, idle_timeout
+    def __init__(
+        self, folder: str, listener: socket.socket, watched: list[int], idle_timeout: float, imported: bool = True
+    ) -> None:
+        self.folder, self.listener, self.idle_timeout, self.imported = folder, listener, idle_timeout, imported
         self.pid, self.used = os.getpid(), time.monotonic()
         self.connections: set[Connection] = set()
         self.selector = selectors.PollSelector()
@@ -165,7 +168,7 @@ class Server:
             return
         connection.pid = os.fork()
         if not connection.pid:
-            run_rank(request, connection.descriptors, self.pid)
+            run_rank(request, connection.descriptors, self.pid, self.imported)
         close_descriptors(connection.descriptors)
         connection.descriptors, connection.data = [], bytearray()
         try:
@@ -222,19 +225,22 @@ def kill_group(leader: int) -> None:
             os.kill(leader, signal.SIGKILL)
 
 
-def import_what_ranks_import() -> None:
-    """Import it; where that fails, a rank will fail in the same way and say so."""
+def import_what_ranks_import() -> bool:
+    """Import it; returns whether that was possible."""
     from cos_ml.network.keras_import import import_keras
     from cos_ml.rank.__main__ import UNUSED
 
-    with contextlib.suppress(BaseException):
+    try:
         import_keras(without=UNUSED)
         with contextlib.suppress(ImportError):
             import horovod.tensorflow  # noqa: F401
         import cos_ml.rank.train  # noqa: F401
+    except BaseException:
+        return False
     os.waitpid(os.fork() or os._exit(0), 0)  # ends the threads of OpenBLAS until they are needed
     gc.collect()
     gc.freeze()
+    return True
 
 
 def main() -> None:
@@ -245,11 +251,11 @@ def main() -> None:
         os.set_inheritable(descriptor, False)
     remover = subprocess.Popen(["sh", "-c", REMOVE, "sh", folder], stdin=subprocess.PIPE, start_new_session=True)
     try:
-        import_what_ranks_import()
+        imported = import_what_ranks_import()
         with open(os.path.join(folder, f".{READY}"), "x") as file:
             file.write(str(os.getpid()))
         os.rename(file.name, os.path.join(folder, READY))
-        Server(folder, listener, options["watched"], options["idle_timeout"]).serve()
+        Server(folder, listener, options["watched"], options["idle_timeout"], imported).serve()
     except FileNotFoundError:
         pass  # the folder is gone, so nobody wants it
     finally:

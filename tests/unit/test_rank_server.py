@@ -1,6 +1,7 @@
 """The rank server without Spark: what it is before a fork, who gets an answer, and when it ends."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from cos_ml.job.rank_server import idle_timeout, start_forked
 from cos_ml.rank import server as server_module
 from cos_ml.rank.server import READY, SECRET, SOCKET, pack
 from tests.support.processes import running, server_processes
+from tests.support.sessions import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there are rank servers on Linux only")
 
@@ -261,3 +263,20 @@ def test_its_idle_time_is_a_setting(text, seconds):
 def test_what_is_no_duration_is_refused(text):
     with pytest.raises(InvalidInputError, match=r"spark\.cosml\.rankServer\.idleTimeout"):
         idle_timeout({rank_server.IDLE_TIMEOUT: text})
+
+
+def test_where_the_imports_fail_a_rank_says_why(place, tmp_path):
+    """As a new process, which is what it then is."""
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").write_text("raise ImportError('TensorFlow is blocked by the test')")
+    start_message = {"function": "cos_ml.rank.train:train"}
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryFile() as results, tempfile.TemporaryFile() as events:
+        environment = dict(os.environ) | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+        rank = start_forked(environment, [results.fileno(), events.fileno()], log, 60.0)
+        start_message |= {"results": results.fileno(), "events": events.fileno()}
+        rank.stdin.write(json.dumps(start_message).encode() + b"\n")
+        rank.stdin.flush()
+        assert rank.wait(60) == 0
+        rank.close()
+        results.seek(0)
+        assert b"TensorFlow is blocked by the test" in results.read()
