@@ -23,6 +23,7 @@ __all__ = [
     "scale_decay",
     "take_module",
     "uncompiled",
+    "update_rows_alone",
     "with_mask",
 ]
 
@@ -140,6 +141,32 @@ def loss_module() -> Any:
             f"Keras {keras.version()} reduces losses in another way than Keras 3.15, which cos_ml supports. Install it."
         )
     return loss
+
+
+def update_rows_alone(optimizer: Any) -> None:
+    """Let Keras's Adagrad read those rows of a table alone that have a gradient: the same but for rounding.
+
+    Unknown: it takes the root of all of them in each step.
+    """
+    import keras
+    import tensorflow as tf
+
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    own = ("_accumulators", "_get_variable_index")
+    if type(optimizer) is not keras.optimizers.Adagrad or not all(hasattr(optimizer, name) for name in own):
+        return
+    update_step = optimizer.update_step
+
+    def updated(gradient: Any, variable: Any, learning_rate: Any) -> None:
+        if not isinstance(gradient, tf.IndexedSlices):
+            return update_step(gradient, variable, learning_rate)
+        values, rate = (tf.cast(one, variable.dtype) for one in (gradient.values, learning_rate))
+        history = optimizer._accumulators[optimizer._get_variable_index(variable)].value
+        history.scatter_add(tf.IndexedSlices(tf.square(values), gradient.indices))
+        roots = tf.sqrt(tf.gather(history, gradient.indices) + optimizer.epsilon)
+        variable.scatter_sub(tf.IndexedSlices(rate * values / roots, gradient.indices))
+
+    optimizer.update_step = updated
 
 
 def take_module() -> Any:

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.batch import compile_network, pack_batch
-from cos_ml.network.keras_internals import all_layers
+from cos_ml.network.keras_internals import all_layers, update_rows_alone
 from cos_ml.network.rates import scale_rates
 from cos_ml.network.step import install_hooks
 from cos_ml.network.structure import fixed_batch_size
@@ -64,6 +64,8 @@ def make_trainer(network: Any, spec: TrainSpec, communicator: Communicator, feed
         for layer in all_layers(network):
             if getattr(layer, "synchronized", False):
                 layer.call = _without_mask(layer)
+    for optimizer in trainer.plan.optimizers:
+        update_rows_alone(optimizer)
     scale_rates(trainer.plan.optimizers, network, spec.layer_rates)
     for optimizer in trainer.plan.optimizers:
         share_gradients(optimizer)

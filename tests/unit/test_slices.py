@@ -1,5 +1,7 @@
 """Gradients of embeddings: what ranks send of them, and that they compute what one process does."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import tensorflow as tf
 
 from cos_ml import optimizers
 from cos_ml.data.columns import Column
-from cos_ml.network.keras_internals import take_module
+from cos_ml.network.keras_internals import take_module, update_rows_alone
 from cos_ml.network.step import Step, install_hooks
 from cos_ml.rank.collectives import Communicator
 from cos_ml.rank.shared_step import adds_up
@@ -200,3 +202,34 @@ def test_a_take_that_is_unknown_stays(monkeypatch, take):
     module = take_module()
     monkeypatch.setattr(module, "take", take)
     assert take_module() is None
+
+
+def apply(optimizer, gradient, variable):
+    optimizer.apply([gradient], [variable])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("known", [True, False])
+def test_adagrad_by_rows_is_adagrad(monkeypatch, dtype, known):
+    """But for rounding, also with a row whose index occurs twice."""
+    given, found = slices([3, 0, 3], 5, dtype=dtype), []
+    for by_rows in (False, True):
+        optimizer = O.Adagrad(0.1, initial_accumulator_value=0.1)
+        table = keras.Variable(np.linspace(-1, 1, 10).reshape(5, 2), dtype=dtype)
+        optimizer.build([table])
+        if by_rows:
+            if not known:
+                del optimizer._accumulators
+                update_rows_alone(optimizer)
+                assert "update_step" not in vars(optimizer)
+                return
+            update_rows_alone(O.LossScaleOptimizer(optimizer))
+            assert "update_step" in vars(optimizer)
+        step = tf.function(functools.partial(apply, optimizer, given, table), autograph=False)
+        for _ in range(3):
+            step()
+        dense = keras.ops.convert_to_tensor(given)
+        optimizer.apply([dense], [table])  # a dense one goes Keras's way
+        found.append([one.numpy() for one in (table, *optimizer.variables)])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, atol=5e-3 if dtype == "float16" else 1e-6)
