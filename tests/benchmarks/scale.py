@@ -1,18 +1,23 @@
 """What a fit costs beside training, by the number of ranks: ``python -m tests.benchmarks.scale``.
 
 All ranks are on this machine, which has fewer cores. First fits of a small network; then ranks whose TensorFlow is a
-stand-in, so that more of them fit in, and which ask the rendezvous for as much as Gloo does, and connect to nobody.
+stand-in, so that more of them fit in, and which ask the rendezvous for as much as Gloo does, and connect to nobody;
+then, without Spark, what task 0 gets and sends while ranks on hosts of 8 join.
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import multiprocessing
 import os
+import secrets
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +25,10 @@ import psutil
 
 RANKS = (2, 4, 8, 16)
 STAND_INS = (2, 4, 8, 16, 32, 64)
-ADDRESS = 130  # bytes under which a rank awaits one other one, as Gloo writes them
+MESSAGES = (2, 4, 8, 16, 32, 64, 128, 256)
+THREADS = 32  # tasks in a process
+HOST = 8  # ranks of a host
+ADDRESS = 136  # bytes under which a rank awaits one other one, as Gloo writes them
 
 
 def main() -> None:
@@ -41,6 +49,9 @@ def main() -> None:
             spark = next(session(f"local[{ranks}]", Path(folder, f"{ranks}-in"), **stand_in))
             meet(spark, ranks)
             spark.stop()
+    print("\nat task 0: messages of a rank, received and sent MB, seconds")
+    for ranks in MESSAGES:
+        count(ranks)
 
 
 def fit(spark: Any, ranks: int) -> None:
@@ -104,7 +115,7 @@ def join(start: dict[str, Any], wait: Callable[[], dict[str, Any]], heartbeat: A
     port = int(os.environ["HOROVOD_GLOO_RENDEZVOUS_PORT"])
     host, asked = address.split(":")[0], 0
 
-    def ask(method: str, scope: str, key: int, body: bytes | None = None) -> int:
+    def ask(method: str, scope: str, key: int | str, body: bytes | None = None) -> int:
         connection = http.client.HTTPConnection(host, port)
         connection.request(method, f"/{secret}:{port}/{scope}/{key}", body)
         response = connection.getresponse()
@@ -114,26 +125,102 @@ def join(start: dict[str, Any], wait: Callable[[], dict[str, Any]], heartbeat: A
 
     contexts = {
         "global": (info["rank"], info["size"]),
-        f"local{info['host']}": (info["local_rank"], info["local_size"]),
-        f"cross{info['local_rank']}": (info["cross_rank"], info["cross_size"]),
+        f"local_{info['host']}": (info["local_rank"], info["local_size"]),
+        f"cross_{info['local_rank']}": (info["cross_rank"], info["cross_size"]),
     }
-    for part in ("", "_set"):
+    for part in ("", "_process_set_hash_1"):
         for scope, (rank, size) in contexts.items():
-            ask("PUT", scope + part, rank, b"x" * ADDRESS * size)
+            ask("PUT", scope + part, f"rank_{rank}", b"host")
+            for other in range(rank):
+                ask("GET", scope + part, f"rank_{other}")
+            asked += 2 + rank
+            ask("PUT", scope + part, rank, b"".join(gloo_address(rank, other) for other in range(size - 1)))
             for other in set(range(size)) - {rank}:
                 while ask("GET", scope + part, other) != 200:
                     asked += 1
                 ask("GET", scope + part, other)
                 asked += 2
     times["joined"] = time.time()
-    ask("PUT", "joined", info["rank"], b"x")
-    for other in range(info["size"]) if info["rank"] == 0 else ():
-        while (
-            ask("GET", "joined", other) != 200
-        ):  # as ranks add up a number, before the first one's task stops the server
-            asked += 1
+    ask("PUT", "global_end", f"end_{info['rank']}", b"x")  # as ranks add up a number, before they leave
+    for other in set(range(info["size"])) - {info["rank"]}:
+        while ask("GET", "global_end", f"end_{other}") != 200:
+            pass
     heartbeat.send(event="joined")
     return {"times": json.dumps(times | {"asked": asked}).encode()}
+
+
+# ── tasks without Spark ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def count(ranks: int) -> None:
+    """A line for what task 0 receives and sends, from the first connection to the last address."""
+    from cos_ml.job import channel, link
+    from cos_ml.job.placement import assign_ranks
+
+    infos = assign_ranks([f"host{rank // HOST}" for rank in range(ranks)])
+    secret, taken, received, sent = secrets.token_hex(16), [1] * ranks, [0], [0]
+    begin = time.perf_counter()
+    processes = [
+        multiprocessing.get_context("fork").Process(target=tasks, args=(infos, secret, range(first, first + THREADS)))
+        for first in range(1, ranks, THREADS)
+    ]
+    for process in processes:
+        process.start()
+    take, send, read = channel.Server.take, link.Link.send, link._read
+
+    def counted(server: Any, partition: int, *arguments: Any) -> None:
+        taken[partition] += 1
+        take(server, partition, *arguments)
+
+    channel.Server.take = counted
+    link.Link.send = lambda own, message: (sent.append(len(message) + 40), send(own, message))[1]
+    link._read = lambda connection, length: (received.append(length), read(connection, length))[1]
+    with contextlib.closing(channel.listen("127.0.0.1", secret, ["127.0.0.1"] * ranks, 0)) as server:
+        exchanges(server, infos[0])
+        for process in processes:
+            process.join()
+    channel.Server.take, link.Link.send, link._read = take, send, read
+    seconds = time.perf_counter() - begin
+    print(f"{ranks:>8}{max(taken):>8}{sum(received) / 1e6:>10.3f}{sum(sent) / 1e6:>10.3f}{seconds:>8.2f}", flush=True)
+
+
+def tasks(infos: list[Any], secret: str, partitions: range) -> None:
+    """Some of the tasks but the first, as threads."""
+    from cos_ml.job.channel import Client
+
+    def task(partition: int) -> None:
+        with contextlib.closing(Client("127.0.0.1", secret, len(infos), partition, partition)) as client:
+            exchanges(client, infos[partition])
+
+    partitions = partitions[: len(infos) - partitions[0]]
+    with ThreadPoolExecutor(len(partitions)) as pool:
+        list(pool.map(task, partitions))
+
+
+def exchanges(task: Any, info: Any) -> None:
+    """What a task and its rank's joining exchange with the others."""
+    contexts = {
+        "global": (info.rank, info.size),
+        f"local_{info.host}": (info.local_rank, info.local_size),
+        f"cross_{info.local_rank}": (info.cross_rank, info.cross_size),
+    }
+    task.meet(json.dumps({"rank": info.rank, "facts": "x" * 1500}).encode())
+    task.exchange("ready", {str(info.rank): b"1"}).result()
+    for part in ("", "_process_set_hash_1"):
+        for scope, (rank, size) in contexts.items():
+            own = {f"rank_{rank}": b"host"}
+            if rank:
+                task.exchange(scope + part, own, "rank_0", size).result()
+            if size > 1:
+                addresses = b"".join(gloo_address(rank, other) for other in range(size - 1))
+                task.exchange(scope + part, own | {str(rank): addresses}, "0", size).result()
+    task.exchange("end", {str(info.rank): b""}).result()
+
+
+def gloo_address(rank: int, other: int) -> bytes:
+    """Where a rank listens, and a number for the one that is to connect; random where Gloo's is not initialized."""
+    port, noise = (40000 + rank).to_bytes(2, "big"), (rank * 7919 + 1).to_bytes(8, "big")
+    return b"\x02\0" + port + b"\x0a\0\0\x01" + noise + bytes(ADDRESS - 24) + other.to_bytes(8, "little")
 
 
 if __name__ == "__main__":
