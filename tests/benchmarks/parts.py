@@ -171,12 +171,9 @@ def embeddings(bench: Bench) -> list[Line | str]:
 
 @part
 def meeting(bench: Bench) -> list[Line | str]:
-    """Requests at task 0, by stand-ins of ranks."""
-    found = bench.result("scale", str(STAND_INS), before=("--stand-ins",))
-    lines: list[Line | str] = [
-        Line(f"requests at task 0, {STAND_INS} stand-ins, a rank", [found["asked"] / STAND_INS], most=20)
-    ]
-    return lines
+    """What task 0 is sent until stand-ins of ranks have met."""
+    found = bench.result("scale", str(STAND_INS), before=("--result",))
+    return [Line(f"messages of a rank to task 0, {STAND_INS} stand-ins, the most", [found["messages"]], most=20)]
 
 
 @part
