@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import io
 import os
 import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from typing import Any
+
+from cos_ml.rank import server
+from cos_ml.rank.process import run_rank
 
 
 class ForkedRank:
@@ -27,9 +28,10 @@ class ForkedRank:
         self.returncode: int | None = None
         sys.stdout.flush()
         sys.stderr.flush()
-        self.pid = os.fork()
+        parent, self.pid = os.getpid(), os.fork()
         if not self.pid:
-            run_rank(environment, descriptors, commands, log.fileno())
+            request = {"environment": environment, "descriptors": [0, 1, *descriptors]}
+            run_rank(request, [commands, log.fileno(), *descriptors], parent)
         os.close(commands)
         self.stdin = os.fdopen(ours, "wb")
 
@@ -72,49 +74,9 @@ class ForkedRank:
         return self.returncode
 
 
-def run_rank(environment: dict[str, str], descriptors: Sequence[int], commands: int, log: int) -> None:
-    """Become a rank, in a fork: never returns."""
-    try:
-        gc.freeze()  # the worker's objects stay: their descriptors are this process's no more
-        os.setsid()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
-        for target, descriptor in enumerate((commands, log, log)):
-            os.dup2(descriptor, target)
-        close_all_but({0, 1, 2, *descriptors})
-        sys.stdin = io.TextIOWrapper(os.fdopen(0, "rb", closefd=False))
-        sys.stdout, sys.stderr = (os.fdopen(target, "w", 1, closefd=False) for target in (1, 2))
-        os.environ.clear()
-        os.environ.update(environment)
-        from cos_ml.rank.__main__ import main
-
-        main()
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(1)  # main() ends with another status
-
-
-def close_all_but(kept: set[int]) -> None:
-    """Close this process's other descriptors, as a new process does."""
-    for descriptor in map(int, os.listdir("/proc/self/fd")):
-        if descriptor not in kept:
-            with contextlib.suppress(OSError):  # that of the listing
-                os.close(descriptor)
-    for descriptor in kept:
-        os.set_inheritable(descriptor, True)
-
-
 def import_what_ranks_import() -> None:
     """Import it into the daemon; it touches no device and starts no thread."""
-    from cos_ml.network.keras_import import import_keras
-    from cos_ml.rank.__main__ import UNUSED
-
-    import_keras(without=UNUSED)
-    import horovod.tensorflow  # noqa: F401
-
-    import cos_ml.rank.train  # noqa: F401
-
+    server.import_what_ranks_import()
     with contextlib.suppress(ImportError):  # of the other stack
         import petastorm.reader  # noqa: F401
     gc.freeze()
