@@ -19,6 +19,7 @@ class ModelAccessors:
         predictionCol: str | None = ...,
         probabilityCol: str | None = ...,
         rawPredictionCol: str | None = ...,
+        vectorType: str | None = ...,
         predictedLabelCol: str | None = ...,
         labels: list[str] | None = ...,
         thresholds: list[float] | None = ...,
@@ -75,6 +76,12 @@ class ModelAccessors:
         """Gets rawPredictionCol: output column of a classifier's logits or log-probabilities; '' omits it."""
     def setRawPredictionCol(self, value: str) -> Self:
         """Sets rawPredictionCol: output column of a classifier's logits or log-probabilities; '' omits it."""
+    def getVectorType(self) -> str:
+        """Gets vectorType: type of output columns with several numbers: 'vector' (Spark ML's, which its evaluators and
+        stages take) or 'array' (array<float>, half the bytes, for tables and SQL)."""
+    def setVectorType(self, value: str) -> Self:
+        """Sets vectorType: type of output columns with several numbers: 'vector' (Spark ML's, which its evaluators and
+        stages take) or 'array' (array<float>, half the bytes, for tables and SQL)."""
     def getPredictedLabelCol(self) -> str:
         """Gets predictedLabelCol: output column of the name of the predicted class, a string, of the first output.
         Unset: none."""
@@ -274,6 +281,7 @@ class EstimatorAccessors(TrainingAccessors):
         predictionCol: str | None = ...,
         probabilityCol: str | None = ...,
         rawPredictionCol: str | None = ...,
+        vectorType: str | None = ...,
         predictedLabelCol: str | None = ...,
         labels: list[str] | None = ...,
         thresholds: list[float] | None = ...,
@@ -532,6 +540,12 @@ class EstimatorAccessors(TrainingAccessors):
         """Gets rawPredictionCol: output column of a classifier's logits or log-probabilities; '' omits it."""
     def setRawPredictionCol(self, value: str) -> Self:
         """Sets rawPredictionCol: output column of a classifier's logits or log-probabilities; '' omits it."""
+    def getVectorType(self) -> str:
+        """Gets vectorType: type of output columns with several numbers: 'vector' (Spark ML's, which its evaluators and
+        stages take) or 'array' (array<float>, half the bytes, for tables and SQL)."""
+    def setVectorType(self, value: str) -> Self:
+        """Sets vectorType: type of output columns with several numbers: 'vector' (Spark ML's, which its evaluators and
+        stages take) or 'array' (array<float>, half the bytes, for tables and SQL)."""
     def getPredictedLabelCol(self) -> str:
         """Gets predictedLabelCol: output column of the name of the predicted class, a string, of the first output.
         Unset: none."""

@@ -127,6 +127,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         predictionCol: str = "prediction",
         probabilityCol: str = "probability",
         rawPredictionCol: str = "rawPrediction",
+        vectorType: str = "vector",
         predictedLabelCol: str | None = None,
         labels: list[str] | None = None,
         thresholds: list[float] | None = None,

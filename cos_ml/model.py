@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import partial, reduce
 from operator import and_
@@ -27,7 +28,7 @@ from cos_ml.network import checks
 from cos_ml.network.archive import Network, default_names, find_layer
 from cos_ml.network.keras_import import import_keras
 from cos_ml.network.losses import with_output_keys
-from cos_ml.network.outputs import is_classifier
+from cos_ml.network.outputs import OutputKind, is_classifier
 from cos_ml.network.registered import custom_modules
 from cos_ml.network.signature import input_columns
 from cos_ml.params import ModelParams
@@ -86,6 +87,7 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
         predictionCol: str = "prediction",
         probabilityCol: str = "probability",
         rawPredictionCol: str = "rawPrediction",
+        vectorType: str = "vector",
         predictedLabelCol: str | None = None,
         labels: list[str] | None = None,
         thresholds: list[float] | None = None,
@@ -166,7 +168,7 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
             handle_invalid=self.getHandleInvalid(),
             seed=self.getSeed(),
         )
-        return EvaluationSummary(evaluate.evaluate(dataset, network, spec), self.copy(), dataset)
+        return EvaluationSummary(evaluate.evaluate(dataset, network, spec), self._with_vectors(), dataset)
 
     def mean(self, dataset: DataFrame) -> DataFrame:
         """Compute the mean of each output column over all rows, on the cluster.
@@ -187,7 +189,48 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
         if not columns:
             raise InvalidInputError("mean() needs an output column, but all are omitted: set predictionCol.")
         skip = self.getHandleInvalid() == "skip"
-        return means(self.transform(dataset), columns, self.value_or_none(self.weightCol), skip)
+        return means(self._with_vectors().transform(dataset), columns, self.value_or_none(self.weightCol), skip)
+
+    def _with_vectors(self) -> DeepNetModel:
+        """A copy that returns Vectors, which Spark's evaluators and summaries take."""
+        return self.copy({self.vectorType: "vector"})
+
+    def registerFunction(self, spark: SparkSession, name: str) -> Any:
+        """Register a function of the session that scores: ``SELECT score(features) FROM t``, from SQL, Scala or Java.
+
+        It takes a column for each of ``inputCols``, in their order, or one, and returns a struct with a field for each
+        output column of ``transform``, with arrays in place of Vectors. Of a row that "skip" would drop the fields are
+        null. A function that had the name is replaced.
+
+        Args:
+            spark: the session, of Spark Connect too.
+            name: the function's name: letters, digits and "_".
+
+        Returns:
+            The function, to call with columns of DataFrames.
+
+        Raises:
+            InvalidInputError: the name is not one, or the model has no output columns.
+        """
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+            raise InvalidInputError(f"registerFunction: expected a name of letters, digits and '_', received {name!r}.")
+        network = self._network()
+        checks.check_call(network, "transform")
+        kinds = kinds_of(self, network)
+        columns = check_outputs(self, spark.range(1).select(), network, kinds)
+        if not columns:
+            raise InvalidInputError("registerFunction needs an output column, but all are omitted: set predictionCol.")
+        labels = class_labels(self, network.outputs[0], kinds[0])
+        scorer = self._scorer(spark, network, kinds, list(columns), self.getHandleInvalid())
+        of_keys = self._fields(scorer)
+        outputs = {output: of_keys[_computed(key)] for key, output in columns.items()}
+        named = tuple(output for key, output in columns.items() if key == PREDICTED_LABEL)
+        fields = [T.StructField(one, T.StringType() if one in named else kind) for one, (_, kind) in outputs.items()]
+        names = {output: field for output, (field, _) in outputs.items()}
+        scored = partial(
+            predict.score_arguments, scorer, tuple(self.input_columns()), names, named, tuple(labels or ())
+        )
+        return spark.udf.register(name, arrow_udf(spark, T.StructType(fields), scored))
 
     def _network(self) -> Network:
         if not self.isSet(self.model):
@@ -209,23 +252,11 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
         kinds = kinds_of(self, network)
         columns = check_outputs(self, dataset, network, kinds)
         labels = class_labels(self, network.outputs[0], kinds[0])
-        inputs = input_columns(network, self.input_columns(), self.getPaddingValue())
         if not columns:
             return dataset
-        spark_internals.check_message_size(dataset.sparkSession, [network.archive])
-        scorer = predict.Scorer(
-            archive=broadcasts.shared(dataset.sparkSession, network),
-            digest=network.digest,
-            modules=network.modules,
-            inputs=inputs,
-            layers=tuple(find_layer(network.layers, name) for name in self.getFeatureLayers()),
-            kinds=kinds,
-            wanted=tuple(dict.fromkeys(_computed(key) for key in columns if isinstance(key, tuple))),
-            batch_size=self.getPredictBatchSize(),
-            handle_invalid="keep" if self.getHandleInvalid() == "keep" else "error",  # no bad row comes with "skip"
-            thresholds=tuple(self.getThresholds() if self.isSet(self.thresholds) else ()),
-            seed=self.getSeed(),
-        )
+        handling = "keep" if self.getHandleInvalid() == "keep" else "error"  # no bad row comes with "skip"
+        scorer = self._scorer(dataset.sparkSession, network, kinds, list(columns), handling)
+        inputs = scorer.inputs
         values = {column.field: expression(dataset, column) for column in inputs}
         if scorer.handle_invalid == "keep":
             values = {column.field: _with_nulls(values[column.field], column, dataset) for column in inputs}
@@ -233,15 +264,40 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
         is_good = partial(_is_good, inputs) if self.getHandleInvalid() == "skip" else None
         out = with_udf(dataset, values, scored, _udf(dataset.sparkSession, scorer), is_good)
         metadata = column_metadata(network, kinds, columns, labels)
-        keys = [*self.getFeatureLayers(), *scorer.wanted]
-        fields, types = (dict(zip(keys, of_each, strict=True)) for of_each in (scorer.fields, _types(scorer)))
+        fields = self._fields(scorer)
         for key, name in columns.items():
-            value, type_ = F.col(scored)[fields[_computed(key)]], types[_computed(key)]
+            field, type_ = fields[_computed(key)]
+            value = F.col(scored)[field]
             if key == PREDICTED_LABEL:
                 value = F.when(~F.isnan(value), F.get(F.lit(labels), value.try_cast("int")))
-            value = value if type_ == T.DoubleType() else array_to_vector(value)
+            value = value if type_ == T.DoubleType() or scorer.single else array_to_vector(value)
             out = out.withColumn(name, value.alias(name, metadata=metadata[key]))
         return out.drop(scored)
+
+    def _scorer(
+        self, spark: SparkSession, network: Network, kinds: tuple[OutputKind, ...], keys: list[Any], handling: str
+    ) -> predict.Scorer:
+        """What scoring tasks need for the output columns of these keys; ``handling`` is that of invalid rows."""
+        spark_internals.check_message_size(spark, [network.archive])
+        return predict.Scorer(
+            archive=broadcasts.shared(spark, network),
+            digest=network.digest,
+            modules=network.modules,
+            inputs=input_columns(network, self.input_columns(), self.getPaddingValue()),
+            layers=tuple(find_layer(network.layers, name) for name in self.getFeatureLayers()),
+            kinds=kinds,
+            wanted=tuple(dict.fromkeys(_computed(key) for key in keys if isinstance(key, tuple))),
+            batch_size=self.getPredictBatchSize(),
+            handle_invalid=handling,
+            thresholds=tuple(self.getThresholds() if self.isSet(self.thresholds) else ()),
+            seed=self.getSeed(),
+            single=self.getVectorType() == "array",
+        )
+
+    def _fields(self, scorer: predict.Scorer) -> dict[Any, tuple[str, T.DataType]]:
+        """The field of the scored struct, and its type, for each key of a column that the network computes."""
+        keys = [*self.getFeatureLayers(), *scorer.wanted]
+        return dict(zip(keys, zip(scorer.fields, _types(scorer), strict=True), strict=True))
 
 
 def _computed(key: Any) -> Any:
@@ -310,7 +366,7 @@ def _with_nulls(value: SparkColumn, column: Column, dataset: DataFrame) -> Spark
 
 def _types(scorer: predict.Scorer) -> list[T.DataType]:
     """The types of the fields of the scored struct: doubles, or arrays that become Vectors."""
-    array = T.ArrayType(T.DoubleType())
+    array = T.ArrayType(T.FloatType() if scorer.single else T.DoubleType())
     numbers = [key == "prediction" and scorer.kinds[index] != "vector" for index, key in scorer.wanted]
     return [array] * len(scorer.layers) + [T.DoubleType() if number else array for number in numbers]
 

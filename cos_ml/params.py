@@ -199,6 +199,12 @@ class ModelParams(
     rawPredictionCol = DeclaredParam(
         string, "output column of a classifier's logits or log-probabilities; '' omits it", "rawPrediction"
     )
+    vectorType = DeclaredParam(
+        one_of("vector", "array"),
+        "type of output columns with several numbers: 'vector' (Spark ML's, which its evaluators and stages take) or "
+        "'array' (array<float>, half the bytes, for tables and SQL)",
+        "vector",
+    )
     predictedLabelCol = DeclaredParam(
         string, "output column of the name of the predicted class, a string, of the first output. Unset: none"
     )

@@ -28,7 +28,7 @@ ARROW_TYPES: dict[type, pa.DataType] = {bytes: pa.binary(), bytearray: pa.binary
 
 def run_arrow(
     function: Callable[[Iterator[tuple[pa.Array, ...]]], Iterator[pa.Array]],
-    batches: Iterator[pd.Series | tuple[pd.Series, ...]],
+    batches: Iterator[pd.Series | pd.DataFrame | tuple[pd.Series | pd.DataFrame, ...]],
 ) -> Iterator[pd.Series | pd.DataFrame]:
     """``function`` of Arrow columns on the batches of a pandas UDF: a DataFrame for each struct that it returns.
 
@@ -36,11 +36,10 @@ def run_arrow(
         function: takes a tuple of columns for each batch; its results may have other batches.
         batches: what Spark passes: a single column comes without a tuple.
     """
-    import pandas as pd
 
     def converted() -> Iterator[tuple[pa.Array, ...]]:
         for batch in batches:
-            columns = tuple(map(arrow_column, (batch,) if isinstance(batch, pd.Series) else batch))
+            columns = tuple(map(arrow_column, batch if isinstance(batch, tuple) else (batch,)))
             del batch  # a copy of images
             yield columns
 
@@ -51,10 +50,12 @@ def run_arrow(
             yield arrow_frame({"result": result})["result"]
 
 
-def arrow_column(series: pd.Series) -> pa.Array:
-    """A column that Spark converted to pandas, as an Arrow array again."""
+def arrow_column(series: pd.Series | pd.DataFrame) -> pa.Array:
+    """A column that Spark converted to pandas, as an Arrow array again; a DataFrame was a struct."""
     import pandas as pd
 
+    if isinstance(series, pd.DataFrame):
+        return pa.StructArray.from_arrays([arrow_column(field) for _, field in series.items()], list(series))
     if isinstance(series.dtype, pd.StringDtype):  # of pandas 3, in which a missing string is NaN
         return pa.Array.from_pandas(series, type=pa.large_string())
     if isinstance(series.dtype, pd.ArrowDtype):  # from another UDF in this worker, such as ImageAssembler's

@@ -6,7 +6,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +17,9 @@ from pyspark import TaskContext
 from cos_ml import broadcasts, gpus, python_worker
 from cos_ml.data.columns import Column, as_list_array, decode, renumber
 from cos_ml.data.ragged import Ragged, cut, offsets_of
+from cos_ml.data.raw_columns import convert_arguments
 from cos_ml.data.spool import raise_on_invalid
+from cos_ml.errors import InvalidInputError
 from cos_ml.network.archive import load_model
 from cos_ml.network.forward import ForwardPass
 from cos_ml.network.keras_import import import_tensorflow
@@ -26,7 +28,7 @@ from cos_ml.network.outputs import OutputKind, predictions
 if TYPE_CHECKING:
     from cos_ml.broadcasts import Archive
 
-__all__ = ["MAX_NETWORKS", "Scorer", "arrays_of", "limit_devices", "loaded", "partition", "score"]
+__all__ = ["MAX_NETWORKS", "Scorer", "arrays_of", "limit_devices", "loaded", "partition", "score", "score_arguments"]
 
 BATCH_BYTES = 16 << 20  # of rows that pass the network, and are returned to Spark, at a time
 FIRST_ROWS = 64  # at first, while the size of the network's outputs is unknown
@@ -48,6 +50,7 @@ class Scorer:
         handle_invalid: "error", "skip" (null values for an invalid row) or "keep" (NaN).
         thresholds: those of the classes of the first output, or none.
         seed: of the draws of layers that are random at inference.
+        single: whether vectors are returned as float32.
     """
 
     archive: Archive
@@ -61,6 +64,7 @@ class Scorer:
     handle_invalid: str
     thresholds: tuple[float, ...] = ()
     seed: int = 0
+    single: bool = False
 
     @property
     def fields(self) -> list[str]:
@@ -90,6 +94,46 @@ def score(scorer: Scorer, batches: Iterator[tuple[pa.Array, ...]]) -> Iterator[p
             if not len(ends):
                 break
         first_row += len(ends)
+
+
+def score_arguments(
+    scorer: Scorer,
+    names: tuple[str, ...],
+    outputs: dict[str, str],
+    named: tuple[str, ...],
+    labels: tuple[str, ...],
+    batches: Iterator[tuple[pa.Array, ...]],
+) -> Iterator[pa.StructArray]:
+    """``score`` as a function of SQL, whose arguments are columns as they are.
+
+    Args:
+        scorer: what to compute.
+        names: the names of the arguments.
+        outputs: the fields to return, and for each the one of ``scorer.fields`` that it is.
+        named: those of them that have the class's name in place of its number.
+        labels: the names of the classes.
+        batches: the arguments.
+    """
+
+    def converted() -> Iterator[tuple[pa.Array, ...]]:
+        for batch in batches:
+            if len(batch) != len(names):
+                raise InvalidInputError(f"Expected {len(names)} arguments, {list(names)}, received {len(batch)}.")
+            yield convert_arguments(dict(zip(names, batch, strict=True)), scorer.inputs)
+
+    for scored in score(scorer, converted()):
+        arrays = [scored.field(scorer.fields.index(field)) for field in outputs.values()]
+        found = [
+            _labels(array, labels) if name in named else array for name, array in zip(outputs, arrays, strict=True)
+        ]
+        yield pa.StructArray.from_arrays(found, list(outputs))
+
+
+def _labels(predictions: pa.Array, labels: tuple[str, ...]) -> pa.Array:
+    """The names of predicted classes; null where none is."""
+    numbers = predictions.to_numpy(zero_copy_only=False)
+    none = np.isnan(numbers)
+    return pa.array(labels, pa.string()).take(pa.array(np.where(none, 0, numbers).astype(np.int64), mask=none))
 
 
 def partition() -> int:
@@ -233,12 +277,19 @@ def _struct(scorer: Scorer, outputs: list[np.ndarray | Ragged], invalid: np.ndar
                 values[invalid] = np.nan
     empty = invalid & skip
     arrays = [
-        as_list_array(values, empty)
+        as_list_array(_single(values) if scorer.single else values, empty)
         if isinstance(values, Ragged) or values.ndim > 1
         else pa.array(values, mask=empty, from_pandas=False)
         for values in outputs
     ]
     return pa.StructArray.from_arrays(arrays, scorer.fields)
+
+
+def _single(rows: np.ndarray | Ragged) -> np.ndarray | Ragged:
+    with np.errstate(over="ignore"):
+        if isinstance(rows, Ragged):
+            return replace(rows, values=rows.values.astype(np.float32))
+        return rows.astype(np.float32)
 
 
 # ── the network ───────────────────────────────────────────────────────────────────────────────────────────────────────

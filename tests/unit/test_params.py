@@ -49,6 +49,7 @@ DEFAULTS = {
     "predictionCol": "prediction",
     "probabilityCol": "probability",
     "rawPredictionCol": "rawPrediction",
+    "vectorType": "vector",
     "predictedLabelCol": None,
     "labels": None,
     "thresholds": None,
@@ -75,7 +76,7 @@ DEFAULTS = {
 }
 SHARED = [
     "model", "featuresCol", "inputCols", "labelCol", "labelCols", "weightCol", "featureLayers", "outputCols",
-    "predictionCol", "probabilityCol", "rawPredictionCol", "predictedLabelCol", "labels", "thresholds",
+    "predictionCol", "probabilityCol", "rawPredictionCol", "vectorType", "predictedLabelCol", "labels", "thresholds",
     "handleInvalid", "paddingValue", "predictBatchSize", "handleMismatch",
 ]  # fmt: skip
 VALUES = {
@@ -106,6 +107,7 @@ VALUES = {
     "predictionCol": "p",
     "probabilityCol": "",
     "rawPredictionCol": "r",
+    "vectorType": "array",
     "predictedLabelCol": "word",
     "labels": ["cat", "dog"],
     "thresholds": [0.5, 0.25],

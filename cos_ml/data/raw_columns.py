@@ -1,0 +1,182 @@
+"""Columns as SQL passes them to a registered function, in the form that ``columns.decode`` takes (scoring task side).
+
+``expressions`` has Spark do the same for the columns of a DataFrame; the arguments of a function come as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cos_ml.data.columns import Column
+from cos_ml.data.ragged import offsets_of
+from cos_ml.errors import InvalidInputError
+
+__all__ = ["convert_arguments"]
+
+VECTOR = ["type", "size", "indices", "values"]  # the fields of a Vector
+INTEGRAL_LIMIT = 2.0**63
+
+
+def convert_arguments(arguments: Mapping[str, pa.Array], columns: Sequence[Column]) -> tuple[pa.Array, ...]:
+    """The columns of a network, of a function's arguments by their names.
+
+    Raises:
+        InvalidInputError: an argument is of a type that the network does not take.
+    """
+    return tuple(
+        _joined([_converted(arguments[name], column, name) for name in column.parts])
+        if column.parts
+        else _converted(*_found(arguments, column))
+        for column in columns
+    )
+
+
+def _found(arguments: Mapping[str, pa.Array], column: Column) -> tuple[pa.Array, Column, str]:
+    """The argument of a column, which may be the indices or the values of a Vector."""
+    if column.name in arguments:
+        return arguments[column.name], column, column.name
+    name, _, part = column.name.rpartition(".")
+    values = arguments[name]
+    return (_entries(values, part) if _is_vector(values.type) else values), column, name
+
+
+def _converted(values: pa.Array, column: Column, name: str) -> pa.Array:
+    """The values of an argument as numbers of the column's type, strings or bytes: one per row, or a list."""
+    given = values.type
+    if pa.types.is_null(given) or (pa.types.is_binary(given) and column.dtype != "string" and not column.parts):
+        return values
+    if _is_vector(given):
+        values = _dense(values)
+    while _is_list(values.type) and _is_list(values.type.value_type):
+        values = _flattened(values)
+    element = values.type.value_type if _is_list(values.type) else values.type
+    if pa.types.is_null(element):
+        return values
+    is_text = pa.types.is_string(element) or pa.types.is_large_string(element)
+    if not (is_text if column.dtype == "string" else _is_number(element)):
+        expected = "a string or an array of strings" if column.dtype == "string" else "a Vector or numbers"
+        raise InvalidInputError(f"Argument {name!r} is of type {given}: expected {expected}.")
+    if is_text:
+        return values
+    if not _is_list(values.type):
+        return _cast(values, column.dtype)
+    return _list(np.maximum(_sizes(values), 0), _cast(values.flatten(), column.dtype), _nulls(values))
+
+
+def _cast(numbers: pa.Array, dtype: str) -> pa.Array:
+    """Numbers of another type; null where it can't hold them."""
+    target = pa.from_numpy_dtype(np.dtype(dtype))
+    if numbers.type == target:
+        return numbers
+    if pa.types.is_decimal(numbers.type):
+        if pa.types.is_integer(target):
+            return numbers  # which decode converts without a loss of digits
+        numbers = numbers.cast(pa.float64(), safe=False)
+    if pa.types.is_floating(numbers.type) and not pa.types.is_floating(target):
+        fits = pc.is_finite(numbers)
+        if pa.types.is_integer(target):
+            fits = pc.and_(fits, pc.equal(pc.floor(numbers), numbers))
+            fits = pc.and_(fits, pc.less(pc.abs(numbers), INTEGRAL_LIMIT * (2 if dtype == "uint64" else 1)))
+        numbers = pc.if_else(fits, numbers, pa.scalar(None, numbers.type))
+    if pa.types.is_boolean(target):
+        return pc.not_equal(numbers, pa.scalar(0, numbers.type))
+    if pa.types.is_integer(target):
+        if pa.types.is_floating(numbers.type):
+            numbers = numbers.cast(pa.uint64() if dtype == "uint64" else pa.int64(), safe=False)
+        limits = np.iinfo(dtype)
+        wide = pa.uint64() if numbers.type == pa.uint64() else pa.int64()
+        low, high = max(int(limits.min), 0 if wide == pa.uint64() else -(2**63)), int(limits.max)
+        high = high if wide == pa.uint64() else min(high, 2**63 - 1)
+        numbers = numbers.cast(wide)
+        fits = pc.and_(pc.greater_equal(numbers, pa.scalar(low, wide)), pc.less_equal(numbers, pa.scalar(high, wide)))
+        numbers = pc.if_else(fits, numbers, pa.scalar(None, wide))
+    return numbers.cast(target, safe=False)
+
+
+def _joined(parts: list[pa.Array]) -> pa.Array:
+    """The values of several columns as one list for each row; null where one of them is."""
+    sizes = [_sizes(part) if _is_list(part.type) else np.ones(len(part), np.int64) for part in parts]
+    bad = np.any([_nulls(part) for part in parts if _is_list(part.type)] or [np.zeros(len(parts[0]), bool)], axis=0)
+    counts = np.maximum(np.array(sizes), 0)  # [parts, rows]
+    flat = [part.flatten() if _is_list(part.type) else part for part in parts]
+    element = next((one.type for one in flat if not pa.types.is_null(one.type)), pa.float64())
+    everything = pa.concat_arrays([one.cast(element) for one in flat])
+    starts = offsets_of(counts.reshape(-1))[:-1].reshape(counts.shape)  # of each row of each part in ``everything``
+    order, lengths = starts.T.reshape(-1), counts.T.reshape(-1)
+    places = np.repeat(order - offsets_of(lengths)[:-1], lengths) + np.arange(lengths.sum())
+    return _list(counts.sum(axis=0), everything.take(pa.array(places)), bad, kept=True)
+
+
+def _list(sizes: np.ndarray, flat: pa.Array, bad: np.ndarray, kept: bool = False) -> pa.Array:
+    """Lists of these sizes; ``bad`` ones are null, and ``flat`` has values of them only if they are ``kept``."""
+    sizes = sizes if kept else np.where(bad, 0, sizes)
+    return pa.ListArray.from_arrays(pa.array(offsets_of(sizes).astype(np.int32)), flat, mask=pa.array(bad))
+
+
+def _flattened(values: pa.Array) -> pa.Array:
+    """Lists of lists as lists; null where a list or one in it is."""
+    inner, outer = values.flatten(), np.maximum(_sizes(values), 0)
+    ends, missing = offsets_of(np.maximum(_sizes(inner), 0)), offsets_of(_nulls(inner).astype(np.int64))
+    edges = offsets_of(outer)
+    bad = _nulls(values) | (missing[edges[1:]] > missing[edges[:-1]])
+    return _list(np.diff(ends[edges]), inner.flatten(), bad, kept=True)
+
+
+def _is_number(given: pa.DataType) -> bool:
+    tests = pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean
+    return any(test(given) for test in tests)
+
+
+def _is_list(given: pa.DataType) -> bool:
+    return pa.types.is_list(given) or pa.types.is_large_list(given)
+
+
+def _is_vector(given: pa.DataType) -> bool:
+    return pa.types.is_struct(given) and [field.name for field in given] == VECTOR
+
+
+def _sizes(lists: pa.Array) -> np.ndarray:
+    """int64 [rows]: the sizes of lists, -1 for null."""
+    return pc.list_value_length(lists).cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+
+
+def _nulls(values: pa.Array) -> np.ndarray:
+    return values.is_null().to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+
+
+def _places(vectors: pa.StructArray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, pa.Array]:
+    """Of Vectors: which are null, which dense, the number of entries of each, each entry's place, and its value."""
+    kind, _, indices, values = vectors.flatten()
+    bad, is_dense = _nulls(values), pc.equal(kind.cast(pa.float64()), 1.0).fill_null(False)
+    is_dense = is_dense.to_numpy(zero_copy_only=False)
+    counts = np.maximum(_sizes(values), 0) if _is_list(values.type) else np.zeros(len(values), np.int64)
+    flat = values.flatten() if _is_list(values.type) else pa.array([], pa.float64())
+    places = np.arange(counts.sum()) - np.repeat(offsets_of(counts)[:-1], counts)
+    if _is_list(indices.type):
+        places[~np.repeat(is_dense, counts)] = indices.flatten().to_numpy(zero_copy_only=False)
+    return bad, is_dense, counts, places, flat
+
+
+def _dense(vectors: pa.StructArray) -> pa.Array:
+    """The numbers of Vectors, with the zeros of sparse ones."""
+    bad, is_dense, counts, places, flat = _places(vectors)
+    if (is_dense | bad).all():
+        return _list(counts, flat, bad)
+    size = vectors.flatten()[1].cast(pa.float64()).fill_null(0.0).to_numpy(zero_copy_only=False)
+    sizes = np.where(is_dense, counts, np.where(bad, 0, np.nan_to_num(size))).astype(np.int64)
+    numbers = np.zeros(sizes.sum())
+    numbers[np.repeat(offsets_of(sizes)[:-1], counts) + places] = flat.to_numpy(zero_copy_only=False)
+    return _list(sizes, pa.array(numbers), bad)
+
+
+def _entries(vectors: pa.StructArray, part: str) -> pa.Array:
+    """The indices or the values of the entries of Vectors that are not 0."""
+    bad, _, counts, places, flat = _places(vectors)
+    numbers = flat.to_numpy(zero_copy_only=False)
+    kept = numbers != 0
+    sizes = np.bincount(np.repeat(np.arange(len(counts)), counts)[kept], minlength=len(counts))
+    return _list(sizes, pa.array(places[kept] if part == "indices" else numbers[kept]), bad)

@@ -1,0 +1,110 @@
+import datetime
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from cos_ml.data.columns import Column
+from cos_ml.data.pandas_internals import run_arrow
+from cos_ml.data.raw_columns import convert_arguments
+from cos_ml.errors import InvalidInputError
+
+VECTORS = pa.array(
+    [
+        {"type": 1, "size": None, "indices": None, "values": [1.0, 0.0, 3.0]},
+        {"type": 0, "size": 3, "indices": [0, 2], "values": [5.0, 6.0]},
+        None,
+        {"type": 0, "size": 3, "indices": [], "values": []},
+    ],
+    pa.struct(
+        {
+            "type": pa.int8(),
+            "size": pa.int32(),
+            "indices": pa.list_(pa.int32()),
+            "values": pa.list_(pa.float64()),
+        }.items()
+    ),
+)
+
+
+def converted(values, dtype="float32", **options):
+    (found,) = convert_arguments({"x": values}, [Column("x", "x0", (3,), dtype, **options)])
+    return found
+
+
+def test_vectors():
+    found = converted(VECTORS)
+    assert found.to_pylist() == [[1, 0, 3], [5, 0, 6], None, [0, 0, 0]]
+    assert found.type.value_type == pa.float32()
+    assert converted(VECTORS[1:]).to_pylist() == [[5, 0, 6], None, [0, 0, 0]]
+    assert converted(VECTORS[:1]).to_pylist() == [[1, 0, 3]]
+
+
+def test_vectors_of_pandas():
+    frame = pd.DataFrame(
+        {
+            "type": [1.0, 0.0, np.nan],
+            "size": [np.nan, 3.0, np.nan],
+            "indices": [None, np.array([2], np.int32), None],
+            "values": [np.array([1.0, 2.0, 3.0]), np.array([4.0]), None],
+        }
+    )
+    seen = []
+    list(run_arrow(lambda batches: iter([seen.extend(batches) or pa.array([0])]), iter([frame])))
+    assert converted(seen[0][0]).to_pylist() == [[1, 2, 3], [0, 0, 4], None]
+
+
+def test_entries_of_vectors():
+    columns = [Column("v.indices", "x0", (None,), "int32"), Column("v.values", "x1", (None,), "float32")]
+    indices, values = convert_arguments({"v": VECTORS}, columns)
+    assert indices.to_pylist() == [[0, 2], [0, 2], None, []]
+    assert values.to_pylist() == [[1, 3], [5, 6], None, []]
+
+
+def test_nested_arrays_are_flattened():
+    nested = pa.array([[[1.0], [2.0, 3.0]], None, [[4.0], None], []], pa.list_(pa.list_(pa.float64())))
+    assert converted(nested).to_pylist() == [[1, 2, 3], None, None, []]
+    assert converted(pa.array([[nested.to_pylist()[0]]])).to_pylist() == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "expected"),
+    [
+        ("int8", [1.0, 1.5, 300.0, float("nan"), float("inf"), None], [1, None, None, None, None, None]),
+        ("int8", [127, 128, -128], [127, None, -128]),
+        ("int64", [2.0**63, -(2.0**63), 2.0**62], [None, None, 2**62]),
+        ("uint64", [-1, 2**62], [None, 2**62]),
+        ("bool", [0, 2, None], [False, True, None]),
+        ("float32", [True, False], [1.0, 0.0]),
+        ("float64", [1, None], [1.0, None]),
+    ],
+)
+def test_numbers_become_those_of_the_network(dtype, values, expected):
+    assert converted(pa.array(values), dtype).to_pylist() == expected
+    assert converted(pa.array([values]), dtype).to_pylist() == [expected]
+
+
+def test_columns_are_joined():
+    column = Column("x", "x0", (4,), parts=("a", "b", "v"))
+    arguments = {
+        "a": pa.array([1, 2, 3]),
+        "b": pa.array([[1.5], None, [2.5]]),
+        "v": VECTORS[:3].take(pa.array([0, 1, 1])),
+    }
+    (found,) = convert_arguments(arguments, [column])
+    assert found.to_pylist() == [[1, 1.5, 1, 0, 3], None, [3, 2.5, 5, 0, 6]]
+
+
+def test_strings_and_bytes_stay():
+    assert converted(pa.array(["a", None]), "string").to_pylist() == ["a", None]
+    assert converted(pa.array([b"abc"])).to_pylist() == [b"abc"]
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [(pa.array(["a"]), "float32"), (pa.array([datetime.date(2026, 1, 1)]), "int32"), (pa.array([1]), "string")],
+)
+def test_other_types_are_refused_by_the_name_of_the_argument(values, dtype):
+    with pytest.raises(InvalidInputError, match=r"Argument 'x' is of type .*expected"):
+        converted(values, dtype)
