@@ -216,9 +216,9 @@ def _part(vector: Vector, part: str) -> np.ndarray:
     """The indices or the values of the entries of a Vector that are not 0; for another ``part`` all of its numbers."""
     if part not in VECTOR_PARTS:
         return vector.toArray()  # type: ignore[no-any-return]
-    sparse = isinstance(vector, SparseVector)
-    indices, values = (vector.indices, vector.values) if sparse else (np.arange(len(vector)), vector.toArray())
-    return (indices if part == "indices" else values)[values != 0]  # type: ignore[no-any-return]
+    values = vector.values if isinstance(vector, SparseVector) else vector.toArray()
+    indices = vector.indices if isinstance(vector, SparseVector) else np.arange(len(values))
+    return np.asarray(indices if part == "indices" else values)[values != 0]
 
 
 def _integers(numbers: np.ndarray, dtype: str) -> pa.Array:

@@ -53,16 +53,17 @@ def input_columns(network: Network, names: list[str], padding: float = 0.0) -> t
     names = with_vectors(network, names)
     _check_count("input", inputs, names)
     ordered = _matched(names, inputs) or names
+    paired = {place for places in vector_inputs(network).values() if len(places) > 1 for place in places}
     return tuple(
-        _input(tensor, name, f"x{index}", padding=padding)
+        _input(tensor, name, f"x{index}", padding, paired=index in paired or last_part(name) in VECTOR_PARTS)
         for index, (name, tensor) in enumerate(zip(ordered, network.inputs, strict=True))
     )
 
 
 def _input(tensor: Tensor, name: str, field: str, padding: float, **options: Any) -> Column:
     padding = padding if tensor.padding is None else tensor.padding
-    dtype, paired = spark_dtype(tensor.dtype), last_part(name) in VECTOR_PARTS
-    return Column(name, field, tensor.shape, dtype, below=tensor.below, padding=padding, paired=paired, **options)
+    dtype = spark_dtype(tensor.dtype)
+    return Column(name, field, tensor.shape, dtype, below=tensor.below, padding=padding, **options)
 
 
 def with_vectors(network: Network, names: list[str]) -> list[str]:
