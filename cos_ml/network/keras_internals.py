@@ -152,13 +152,13 @@ def update_rows_alone(optimizer: Any) -> None:
     import tensorflow as tf
 
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    own = ("_accumulators", "_get_variable_index")
-    if type(optimizer) is not keras.optimizers.Adagrad or not all(hasattr(optimizer, name) for name in own):
+    if type(optimizer) is not keras.optimizers.Adagrad:
         return
     update_step = optimizer.update_step
 
     def updated(gradient: Any, variable: Any, learning_rate: Any) -> None:
-        if not isinstance(gradient, tf.IndexedSlices):
+        known = all(hasattr(optimizer, name) for name in ("_accumulators", "_get_variable_index"))  # once it is built
+        if not known or not isinstance(gradient, tf.IndexedSlices):
             return update_step(gradient, variable, learning_rate)
         values, rate = (tf.cast(one, variable.dtype) for one in (gradient.values, learning_rate))
         history = optimizer._accumulators[optimizer._get_variable_index(variable)].value
