@@ -20,7 +20,7 @@ from cos_ml.data.columns import Column
 from cos_ml.spec import TrainSpec
 from tests.benchmarks import data
 
-WORDS, SIZE, BATCH, STEPS, EPOCHS, TURNS = 1_000_000, 16, 256, 16, 4, 1
+WORDS, SIZE, BATCH, STEPS, EPOCHS, TURNS = 1_000_000, 16, 256, 32, 3, 2
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "SGD": {}, "SGD, momentum": {"momentum": 0.9}, "Adagrad": {}, "RMSprop": {}, "Adam": {},
 }  # fmt: skip
