@@ -175,3 +175,17 @@ def compiled() -> DeepNetModel:
     network = reference.network()
     network.compile(loss="sparse_categorical_crossentropy")
     return DeepNetModel(model=network)
+
+
+def test_a_model_is_a_function_of_sql(spark, df, model):
+    df.createOrReplaceTempView("scored_rows")
+    function = model.registerFunction(spark, "score")
+    expected = outputs(model.transform(df))
+    for rows in (
+        spark.sql("SELECT id, score(features).* FROM scored_rows"),
+        df.select("id", function("features").alias("s")).select("id", "s.*"),
+    ):
+        assert np.array_equal(outputs(rows), expected)
+    arrays = model.copy({model.vectorType: "array"}).transform(df)
+    assert arrays.schema["hidden"].dataType == T.ArrayType(T.FloatType())
+    assert np.allclose(outputs(arrays), expected, atol=1e-6)

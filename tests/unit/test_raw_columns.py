@@ -18,12 +18,12 @@ VECTORS = pa.array(
         {"type": 0, "size": 3, "indices": [], "values": []},
     ],
     pa.struct(
-        {
-            "type": pa.int8(),
-            "size": pa.int32(),
-            "indices": pa.list_(pa.int32()),
-            "values": pa.list_(pa.float64()),
-        }.items()
+        [
+            ("type", pa.int8()),
+            ("size", pa.int32()),
+            ("indices", pa.list_(pa.int32())),
+            ("values", pa.list_(pa.float64())),
+        ]
     ),
 )
 
