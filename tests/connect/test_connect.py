@@ -182,7 +182,7 @@ def test_a_model_is_a_function_of_sql(spark, df, model):
     function = model.registerFunction(spark, "score")
     expected = outputs(model.transform(df))
     for rows in (
-        spark.sql("SELECT id, score(features).* FROM scored_rows"),
+        spark.sql("SELECT id, s.* FROM (SELECT id, score(features) s FROM scored_rows)"),
         df.select("id", function("features").alias("s")).select("id", "s.*"),
     ):
         assert np.array_equal(outputs(rows), expected)
