@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from cos_ml.rank.collectives import Communicator
 from cos_ml.rank.context import PhaseTimer, RankContext, TrainingLog
 from cos_ml.rank.feed import Feed, open_rows
 from cos_ml.rank.finite import CheckFinite, FiniteEarlyStopping
+from cos_ml.rank.grid import KeptTrainers
 from cos_ml.rank.heartbeat import JOINING, TRAINING, Heartbeat
 from cos_ml.rank.interleave import InterleavedValidation
 from cos_ml.rank.resume import CheckpointCallback, TrainerState
@@ -65,16 +67,16 @@ def train(
     threads.limit(start["rank_info"]["local_size"])
     with os.fdopen(start["networks"], "rb") as file:
         archives = blobs.read(file)
-    network = _load(specs[0], archives)
+    loaded = [_load(specs[0], archives)]
     context = _connect(start["rank_info"], wait_for_peers, heartbeat, timer)
     rows = {part: open_rows(part, start, specs[0], context.tasks) for part in PARTS}
     results: dict[str, bytes] = {}
+    kept = KeptTrainers(specs)
     for index, spec in enumerate(specs):
+        load = partial(_load, spec, archives) if index else loaded.pop
         try:
-            if index:
-                network = _load(spec, archives)
             context.candidate = {"candidate": index + 1, "candidates": len(specs)}
-            summary = train_one(network, spec, context, rows)
+            network, summary = train_one(load, spec, context, rows, kept)
         except Exception as error:
             if spec.name:
                 error.add_note(f"This was {spec.name}.")
@@ -115,18 +117,31 @@ def _connect(
 
 
 def train_one(
-    network: Any, spec: TrainSpec, context: RankContext, rows: dict[str, SpooledRows | ShardRows]
-) -> dict[str, Any]:
-    """Train the network of one candidate in place; returns the summary of ``fit``."""
+    load: Callable[[], Any], spec: TrainSpec, context: RankContext, rows: dict[str, SpooledRows | ShardRows],
+    kept: KeptTrainers,
+) -> tuple[Any, dict[str, Any]]:  # fmt: skip
+    """Train one candidate; returns its network and the summary of ``fit``.
+
+    Args:
+        load: loads its network, where no trainer is kept for it.
+        spec: the candidate.
+        context: what this rank knows.
+        rows: its rows, by part.
+        kept: trainers of candidates before.
+    """
+    feeds = {part: Feed(part, spec, context, rows[part]) for part in PARTS}
+    trainer = kept.take(spec, feeds)
+    network = load() if trainer is None else trainer.model
     with training_settings(network, spec.dtype_policy, spec.frozen, spec.layer_rates):
-        feeds = {part: Feed(part, spec, context, rows[part]) for part in PARTS}
-        trainer = make_trainer(network, spec, context.communicator, feeds)
+        if trainer is None:
+            trainer = make_trainer(network, spec, context.communicator, feeds)
+            kept.keep(spec, trainer)
         try:
             summary = fit(trainer, context)
         except tf.errors.OpError as error:
             raise next((feed.error for feed in feeds.values() if feed.error is not None), error) from None
         context.timer.lap("train")
-    return summary
+    return network, summary
 
 
 def fit(trainer: DistributedTrainer, context: RankContext) -> dict[str, Any]:

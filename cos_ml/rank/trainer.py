@@ -6,6 +6,7 @@ that owns the loop; callbacks are given the user's model.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from cos_ml.network.batch import compile_network, pack_batch
 from cos_ml.network.keras_internals import all_layers, update_rows_alone
 from cos_ml.network.rates import scale_rates
 from cos_ml.network.step import install_hooks
-from cos_ml.network.structure import fixed_batch_size
+from cos_ml.network.structure import fixed_batch_size, output_structure, output_tensors
 from cos_ml.rank.collectives import Communicator
 from cos_ml.rank.feed import Feed, Parts
 from cos_ml.rank.schedule import Schedule
@@ -71,6 +72,7 @@ def make_trainer(network: Any, spec: TrainSpec, communicator: Communicator, feed
         share_gradients(optimizer)
     if isinstance(network.optimizer, keras.optimizers.Optimizer) and not network.optimizer.built:
         network.optimizer.build(network.trainable_variables)
+    trainer.build_metrics()
     trainer.rehearse()
     communicator.broadcast_variables(trainer.plan.variables)
     return trainer
@@ -111,6 +113,11 @@ class NonFiniteTracker:
     def __init__(self) -> None:
         self._steps, self._failed = (tf.Variable(0, dtype=tf.int64, trainable=False) for _ in range(2))
 
+    @property
+    def handles(self) -> set[int]:
+        """What identifies its variables in a trace."""
+        return {id(one.handle) for one in (self._steps, self._failed)}
+
     def begin(self, passed: int) -> None:
         """Begin an epoch of which ``passed`` steps are done."""
         self._steps.assign(passed)
@@ -145,6 +152,8 @@ class Plan:
         parts: the steps of the epoch in parts, if a call has to end early in it.
         callbacks: the callbacks of the training.
         stopped: whether the loop ends, as all ranks agreed: a rank that ended alone would leave the others waiting.
+        known: the variables that a candidate to come will set, if there is one of this shape; else None.
+        foreign: whether a step depends on other state, too, so that the candidate needs a trainer of its own.
     """
 
     network: Any
@@ -160,6 +169,8 @@ class Plan:
     parts: Parts | None = None
     callbacks: Any = None
     stopped: bool = False
+    known: list[Any] | None = None
+    foreign: bool = False
 
     @property
     def schedule(self) -> Schedule:
@@ -185,6 +196,25 @@ class Plan:
         """A new step of this part, for one trace."""
         compression, equal = self.spec.compression, self.feeds[part].equal
         return SharedStep(self.communicator, part, rows, total, equal=equal, compression=compression, **options)
+
+    def begin_again(self, spec: TrainSpec, feeds: dict[str, Feed]) -> None:
+        """Be the plan of another training, whose steps are those that are traced."""
+        self.spec, self.feeds, self.callbacks, self.parts = spec, feeds, None, None
+        self.skipped, self.begin, self.pending, self.stopped = 0, 0, [], False
+        self.network.stop_training = False  # a callback may have ended the training before
+
+    def look_for_foreign(self) -> None:
+        """Find out whether the step that is being traced depends on more than the known variables."""
+        if self.known is None or tf.executing_eagerly():
+            return
+        graph: Any = tf.compat.v1.get_default_graph()
+        known = {id(getattr(one, "value", one).handle) for one in self.known} | self.finite.handles
+        resources = [one for one in graph.external_captures if one.dtype == tf.resource]
+        definition = graph.as_graph_def()
+        nodes = [*definition.node, *(node for one in definition.library.function for node in one.node_def)]
+        # Operations with two seeds draw from a generator of their own, or call Python.
+        self.foreign |= any("seed2" in node.attr or "PyFunc" in node.op for node in nodes)
+        self.foreign |= any(id(one) not in known for one in resources)
 
     def function(self, part: str) -> Callable[[Any], Any]:
         """The user's step; of a ``tf.function`` its Python code, because hooks act only while it is traced."""
@@ -236,6 +266,8 @@ class DistributedTrainer(keras.Model):
 
     def make_train_function(self, force: bool = False) -> None:
         """Make Keras's own train function skip the completed steps of a resumed epoch, and end where it has to."""
+        if self.train_function and not force:  # of a candidate before this one
+            return
         super().make_train_function(force)
         compute: Callable[[Any], dict[str, Any]] = vars(self)["train_function"]
 
@@ -311,6 +343,7 @@ class DistributedTrainer(keras.Model):
             if part == "train":
                 self._count(step, failed)
         plan.needs[part] = step.needs
+        plan.look_for_foreign()
         return logs
 
     def _packed(self, part: str, columns: Any) -> Any:
@@ -347,6 +380,23 @@ class DistributedTrainer(keras.Model):
         for need in kept:
             step.apply(gradients, need)
         return logs, failed
+
+    def build_metrics(self) -> None:
+        """Make the variables of losses and metrics: TensorFlow traces a function that makes some a second time."""
+        model, feed = self.model, self.plan.feeds["train"]
+        if any(getattr(type(model), name) is not getattr(keras.Model, name) for name in (*OWN_STEPS, "compute_loss")):
+            return
+        outputs = [tf.TensorSpec(one.shape, one.dtype) for one in output_tensors(model)]
+
+        def compute(columns: Any, flat: Any) -> None:
+            x, y, weights = keras.utils.unpack_x_y_sample_weight(self._packed("train", columns))
+            structure = output_structure(model)
+            predicted = keras.tree.pack_sequence_as(structure, flat) if keras.tree.is_nested(structure) else flat[0]
+            model.compute_loss(x=x, y=y, y_pred=predicted, sample_weight=weights)
+            model.compute_metrics(x, y, predicted, weights)
+
+        with contextlib.suppress(Exception):  # a step has the same error, and more to tell
+            tf.function(compute, autograph=False).get_concrete_function(feed.signature()[0], outputs)
 
     def rehearse(self) -> None:
         """Trace steps without running them, where it is needed to know beforehand what they make and need.

@@ -7,6 +7,7 @@ the rows are spooled as Arrow batches, and the rank trains what the spec says.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import math
@@ -29,6 +30,7 @@ from cos_ml.rank import train
 from cos_ml.rank.callbacks import ReseedCallback
 from cos_ml.rank.context import PhaseTimer, RankContext
 from cos_ml.rank.feed import spooled_rows
+from cos_ml.rank.grid import KeptTrainers
 from cos_ml.rank.heartbeat import Heartbeat
 from cos_ml.spec import TrainSpec
 from tests.conformance.case import BATCH, Case, Data
@@ -186,9 +188,9 @@ def product(case: Case, communicator: Any, rank: int, folder: Path) -> tuple[lis
         heartbeat = stack.enter_context(contextlib.closing(Heartbeat(io.StringIO())))
         context = RankContext(communicator, rank, tasks, PhaseTimer(), heartbeat, {"candidate": 1})
         archives = {str(spec.network): network.archive}
-        model = train._load(spec, archives)
         rows = {part: spooled_rows(part, tasks, rank, inherited(spools[rank], part)) for part in PARTS}
-        summary = train.train_one(model, spec, context, rows)
+        load = functools.partial(train._load, spec, archives)
+        model, summary = train.train_one(load, spec, context, rows, KeptTrainers([spec]))
     returned = load_model(dump_model(model, like=network.archive), spec.modules)  # as the driver does
     return weights_of(returned), json.loads(json.dumps(summary))["history"]
 

@@ -1,0 +1,151 @@
+"""Candidates of one shape share a trainer: what they compute alone, and how often a step is traced."""
+
+import contextlib
+import io
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from cos_ml import callback
+from cos_ml.data.columns import Column
+from cos_ml.data.spool import PARTS
+from cos_ml.network.archive import Network
+from cos_ml.rank import train
+from cos_ml.rank.collectives import Communicator
+from cos_ml.rank.context import PhaseTimer, RankContext
+from cos_ml.rank.feed import spooled_rows
+from cos_ml.rank.grid import KeptTrainers
+from cos_ml.rank.heartbeat import Heartbeat
+from cos_ml.rank.trainer import DistributedTrainer
+from tests.support.layers import Noise, Sampling
+from tests.support.spools import inherited
+from tests.support.training import LOSS, data_of, spec_of
+
+
+def network(dropout=0.3, layer=None):
+    keras.utils.set_random_seed(1)
+    layers = [
+        keras.layers.Dense(6, activation="relu", name="hidden"),
+        keras.layers.BatchNormalization(),
+        keras.layers.Dropout(dropout),
+    ]
+    return keras.Sequential(
+        [keras.Input((4,)), *layers, *([layer] if layer else []), keras.layers.Dense(3, "softmax", name="out")]
+    )
+
+
+def optimizer(kind, **options):
+    plain = keras.saving.serialize_keras_object(kind(**options))
+    return {"optimizer": plain, "loss": LOSS, "metrics": ["accuracy"]}
+
+
+def marked(count=40):
+    return data_of(count) | {"v": np.arange(count) % 4 == 0}
+
+
+HELD = {"validation": Column("held", "v", dtype="bool"), "shuffle": True, "learning_rate": None}
+MOMENTUM = [optimizer(keras.optimizers.SGD, learning_rate=rate, momentum=0.9, clipnorm=1.0) for rate in (0.5, 0.1)]
+DECAY = keras.optimizers.schedules.ExponentialDecay(0.1, 4, 0.5)
+PLATEAU = callback("ReduceLROnPlateau", patience=0, monitor="loss", min_delta=9.0)
+SHARED = {
+    "rates, seeds, epochs, batches": [
+        spec_of(learning_rate=0.5, shuffle=True),
+        spec_of(learning_rate=0.01, shuffle=True, seed=7, epochs=3),
+        spec_of(learning_rate=0.1, batch_size=4, max_steps=5),
+    ],
+    "optimizers that differ in their rates": [spec_of(compile=one, **HELD) for one in MOMENTUM],
+    "moving averages, accumulation": [
+        spec_of(compile=optimizer(keras.optimizers.AdamW, use_ema=True), accumulation=2, learning_rate=rate)
+        for rate in (0.1, 0.01)
+    ],
+    "schedules": [
+        spec_of(compile=optimizer(keras.optimizers.Adam, learning_rate=DECAY), seed=seed, **HELD) for seed in (0, 1)
+    ],
+    "callbacks": [
+        spec_of(epochs=6, patience=0, restore_best=True, **HELD),
+        spec_of(epochs=4, callbacks=(PLATEAU,), **HELD),
+        spec_of(epochs=4, validation_steps=2, **HELD),
+    ],
+    "frozen layers and rates": [
+        spec_of(frozen=("hidden",), layer_rates={"out": 0.1}, learning_rate=rate) for rate in (0.5, 0.1)
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture
+def grid(spool, monkeypatch):
+    """A function that trains candidates; returns (weights, history) of each, and how often a training was traced."""
+    traced, compute = [], DistributedTrainer._compute
+
+    def counted(self, part, *arguments):
+        traced.append(part)
+        return compute(self, part, *arguments)
+
+    monkeypatch.setattr(DistributedTrainer, "_compute", counted)
+
+    def run(specs, models):
+        archives = {str(index): Network.of(model).archive for index, model in enumerate(models)}
+        traced.clear()
+        filled = spool(specs[0], marked() if specs[0].validation else data_of(40), size=9)
+        task = {"rows": filled.rows, "shapes": filled.shapes, "dtypes": filled.dtypes, "digest": filled.digest,
+                "partition": 0}  # fmt: skip
+        rows = {part: spooled_rows(part, [task], 0, inherited(filled, part)) for part in PARTS}
+        results, kept = [], KeptTrainers(specs)
+        with contextlib.closing(Heartbeat(io.StringIO())) as heartbeat:
+            context = RankContext(Communicator(1), 0, [task], PhaseTimer(), heartbeat, {"candidate": 1})
+            for spec in specs:
+                model, summary = train.train_one(lambda s=spec: train._load(s, archives), spec, context, rows, kept)
+                results.append((model.get_weights(), json.dumps(summary["history"])))
+        assert not kept._kept
+        return results, traced.count("train")
+
+    return run
+
+
+def same(one, other):
+    return one[1] == other[1] and all(np.array_equal(a, b) for a, b in zip(one[0], other[0], strict=True))
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_candidates_of_one_shape_share_a_trace_and_compute_the_same(grid, name):
+    model = network()
+    together, traced = grid(SHARED[name], [model])
+    assert traced == 1
+    alone = [grid([spec], [model])[0][0] for spec in SHARED[name]]
+    assert all(map(same, together, alone))
+    assert not same(together[0], together[1])
+
+
+@pytest.mark.parametrize("layer", [Sampling, Noise])  # TensorFlow's own generator, and Keras's of the whole process
+def test_a_step_with_state_that_is_unknown_is_traced_anew(grid, layer):
+    modules = ("tests.support.layers",)
+    specs = [spec_of(seed=seed, modules=modules, learning_rate=rate) for seed, rate in ((0, 0.5), (3, 0.1))]
+    model = network(layer=layer())
+    alone_traced = grid(specs[:1], [model])[1]
+    together, traced = grid(specs, [model])
+    assert traced == 2 * alone_traced
+    assert all(same(one, grid([spec], [model])[0][0]) for one, spec in zip(together, specs, strict=True))
+
+
+def test_shapes_take_turns(grid):
+    """Other networks, constants of a step, and callbacks of the user's have trainers of their own."""
+    models = [network(), network(dropout=0.5)]
+    stop = (callback("tests.support.layers:StopAfter", epochs=1),)
+    changes = [{}, {"network": 1}, {"seed": 4}, {"network": 1, "seed": 4}, {"compression": "fp16"}, {"callbacks": stop}]
+    specs = [spec_of(shuffle=True, **one) for one in changes]
+    together, traced = grid(specs, models)
+    assert traced == 3
+    assert all(same(one, grid([spec], models)[0][0]) for one, spec in zip(together, specs, strict=True))
+
+
+def test_ranks_share_alike(ranks):
+    """On two ranks, of which one has no rows in the last step."""
+    specs = [spec_of(seed=seed, learning_rate=rate, shuffle=True) for seed, rate in ((0, 0.5), (5, 0.05))]
+    data, model = data_of(29), network()
+    parts = [{field: rows[a:b] for field, rows in data.items()} for a, b in ((0, 20), (20, 29))]
+    together = ranks.fit(specs, [model, model], parts)
+    for spec, one in zip(specs, together, strict=True):
+        (alone,) = ranks.fit([spec], [model], parts)
+        assert same((one.network.get_weights(), one.history), (alone.network.get_weights(), alone.history))
