@@ -44,7 +44,7 @@ def arrow_udf(
     def on_pandas(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
         return run_arrow(function, batches)
 
-    return F.pandas_udf(on_pandas, return_type)  # type: ignore[call-overload]
+    return F.pandas_udf(on_pandas, return_type)  # type: ignore[attr-defined]
 
 
 def _version(spark: SparkSession) -> tuple[int, ...]:
