@@ -5,8 +5,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(STACK)
 SKIP = processes
-# Two processes, each with the tests of a file at a time: a fit waits as long as it computes.
-PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Processes with the tests of a file at a time; three of those with a session, for a fit waits as long as it computes.
+PYTEST = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo test unit local test-conformance test-conformance-all test-latest test-cluster test-processes test-newest fuzz-lmdb params notebooks lint format benchmark clean
 
@@ -42,19 +42,19 @@ demo: setup
 test: lint unit local
 
 unit: setup
-	$(PYTEST) tests/unit -m "not ($(SKIP))"
+	$(PYTEST) -n 2 tests/unit -m "not ($(SKIP))"
 
 local: setup
-	$(PYTEST) tests/local -m "not ($(SKIP))"
+	$(PYTEST) -n 3 tests/local -m "not ($(SKIP))"
 
 test-processes: setup
-	$(PYTEST) tests/local -m processes
+	$(PYTEST) -n 2 tests/local -m processes
 
 notebooks: setup
 	$(BIN)/python tools/run_notebooks.py
 
 test-cluster: setup
-	$(PYTEST) tests/standalone tests/cluster
+	$(PYTEST) -n 2 tests/standalone tests/cluster
 
 # Two rank processes train all cases, one after the other: they use both cores.
 test-conformance: setup

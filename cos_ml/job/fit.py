@@ -138,10 +138,10 @@ def _stored_names(dataset: DataFrame, spec: TrainSpec) -> dict[str, str]:
     for column in spec.stored:
         found = None if column.parts else resolve(dataset, column.name)
         if found is None or found.part or len(found.path) > 1:
+            stored = f"its {found.part}" if found and found.part else "the column"
             raise InvalidInputError(
                 f"fitParquet reads whole columns, so it can't {'join' if column.parts else 'read'} {column.name!r}: "
-                f"pass the DataFrame to fit(), or store {'its ' + found.part if found and found.part else 'the column'} "
-                "as it is needed."
+                f"pass the DataFrame to fit(), or store {stored} as needed."
             )
     return {column.field: resolve(dataset, column.name).path[0] for column in spec.stored}
 

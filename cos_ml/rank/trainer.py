@@ -266,7 +266,7 @@ class DistributedTrainer(keras.Model):
 
     def make_train_function(self, force: bool = False) -> None:
         """Make Keras's own train function skip the completed steps of a resumed epoch, and end where it has to."""
-        if self.train_function and not force:  # of a candidate before this one
+        if vars(self).get("train_function") and not force:  # of a candidate before this one
             return
         super().make_train_function(force)
         compute: Callable[[Any], dict[str, Any]] = vars(self)["train_function"]

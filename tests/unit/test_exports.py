@@ -92,9 +92,7 @@ def test_all_names_what_is_there(name):
     assert [export for export in getattr(module, "__all__", ()) if not hasattr(module, export)] == []
 
 
-@pytest.mark.parametrize(
-    "name", ["cos_ml.rank.__main__", "cos_ml.data.columns", "cos_ml.data.spool"]
-)
+@pytest.mark.parametrize("name", ["cos_ml.rank.__main__", "cos_ml.data.columns", "cos_ml.data.spool"])
 def test_what_a_rank_starts_with_is_light(name):
     """Ranks start sooner without Spark; and the task imports no TensorFlow."""
     code = f"import sys, {name}; print([heavy for heavy in ('pyspark', 'tensorflow', 'keras') if heavy in sys.modules])"
