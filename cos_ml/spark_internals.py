@@ -22,8 +22,8 @@ from cos_ml.errors import ClusterError, InvalidInputError
 
 __all__ = [
     "broadcast_file", "broadcast_value", "check_message_size", "collect_garbage", "evaluated_once", "fits_barrier",
-    "is_alive", "is_connect", "max_concurrent_tasks", "not_repeated", "passes_unchanged", "remove_saved",
-    "stage_failures",
+    "has_exchange", "is_alive", "is_connect", "max_concurrent_tasks", "not_repeated", "passes_unchanged",
+    "remove_saved", "stage_failures",
 ]  # fmt: skip
 
 CHANGED = (AttributeError, TypeError, Py4JError)  # raised by calls that Spark no longer has
@@ -79,6 +79,15 @@ def fits_barrier(df: DataFrame, partitions: int) -> bool:
         return all(rdd.getNumPartitions() == partitions for rdd in _stage(plan.execute()))
     except CHANGED:
         return False
+
+
+def has_exchange(df: DataFrame) -> bool:
+    """Whether Spark shuffles or broadcasts rows to compute ``df``. Unknown: True."""
+    try:
+        plan = df._jdf.queryExecution().executedPlan()
+        return _has_exchange(plan.initialPlan() if "Adaptive" in plan.nodeName() else plan)
+    except CHANGED:
+        return True
 
 
 def _has_exchange(plan: Any) -> bool:

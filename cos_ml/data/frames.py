@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.conf import RuntimeConfig
 
-__all__ = ["check_not_streaming", "repartition_to_ranks", "select_columns", "small_batches"]
+__all__ = ["check_not_streaming", "planned_at_once", "repartition_to_ranks", "select_columns", "small_batches"]
 
 SETTING = "spark.sql.execution.arrow.maxRecordsPerBatch"
+ADAPTIVE = "spark.sql.adaptive.enabled"
 DEFAULT_ROWS = 10_000  # Spark's default for the setting
 BATCH_BYTES = 2 << 20
 MIN_ROWS = 16
@@ -80,6 +81,26 @@ def small_batches(spark: SparkSession, spec: TrainSpec) -> Iterator[None]:
         with _lock:
             requests.rows.remove(rows)
             requests.apply(spark.conf)
+
+
+@contextlib.contextmanager
+def planned_at_once(df: DataFrame) -> Iterator[None]:
+    """Plan what is planned in this ``with`` block as one job, if that costs the rows of ``df`` nothing.
+
+    Adaptive execution runs a job for each shuffle and plans the rest anew, which takes longer than a small fit trains.
+    It serves the shuffles of the user's own query alone. The setting is the session's.
+    """
+    conf = df.sparkSession.conf
+    if conf.get(ADAPTIVE, "true") != "true" or spark_internals.has_exchange(df):
+        yield
+        return
+    with _lock:  # of two threads one restores what the other has found
+        before = conf.get(ADAPTIVE, None)
+        conf.set(ADAPTIVE, "false")
+        try:
+            yield
+        finally:
+            conf.unset(ADAPTIVE) if before is None else conf.set(ADAPTIVE, before)
 
 
 def check_not_streaming(df: DataFrame, method: str = "fit") -> None:

@@ -14,7 +14,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from cos_ml import broadcasts, gpus, spark_internals
 from cos_ml.data import blobs
-from cos_ml.data.frames import repartition_to_ranks, small_batches
+from cos_ml.data.frames import planned_at_once, repartition_to_ranks, small_batches
 from cos_ml.errors import ClusterError, InvalidInputError, RankError, SetupError, from_spark
 from cos_ml.job import retries, slots
 from cos_ml.job.messages import PARTIAL_RETRY, PEERS_LOST, UNKNOWN, Job, Outcome, peers_lost, raise_reported
@@ -81,7 +81,10 @@ def _try(df: DataFrame, job: Job, networks: tuple[Archive, ...], ranks: int, fai
                 # Spark retries where a shuffle follows: it never repeats a barrier stage whose result it wants at once.
                 tasks = tasks.localCheckpoint() if failures else tasks
                 # In as many parts as the driver takes one after the other.
-                rows = list(tasks.repartition(1 + returned // RESULT_BYTES).toLocalIterator())
+                parts = tasks.repartition(1 + returned // RESULT_BYTES)
+                with planned_at_once(df):
+                    received = parts.toLocalIterator()
+                rows = list(received)
         except Exception as error:
             if tag.interrupted:
                 raise

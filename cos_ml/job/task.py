@@ -21,6 +21,7 @@ from cos_ml.job.child import ChildProcess
 from cos_ml.job.messages import CANCELLED, PARTIAL_RETRY, Job
 from cos_ml.job.peers import Meeting, PeerInfo
 from cos_ml.job.placement import assign_ranks
+from cos_ml.python_worker import spare_archives
 from cos_ml.spec import TrainSpec
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def run_task(
         ranks: the number of ranks.
         batches: the partition's rows.
     """
+    spare_archives()
     context = BarrierTaskContext.get()
     hosts = [info.address.rsplit(":", 1)[0] for info in context.getTaskInfos()]
     if len(hosts) < ranks:

@@ -5,6 +5,7 @@ import gc
 import psutil
 import pytest
 
+from cos_ml.data.frames import planned_at_once
 from tests.support import reference
 from tests.support.reference import estimator
 from tests.support.sessions import frame, rows_of
@@ -26,3 +27,25 @@ def test_threads_files_and_processes_do_not_grow(spark, tmp_path):
     once()  # makes what stays: the connection to the JVM, the Python workers
     first = once()
     assert [once() for _ in range(2)] == [first] * 2
+
+
+def test_a_fit_of_rows_that_no_query_shuffles_is_one_job(spark):
+    df, store = frame(spark, [rows_of(*reference.data(8))] * 2), spark.sparkContext._jsc.sc().statusStore()
+    before = store.jobsList(None).size()
+    estimator(reference.network(), epochs=1, numTrainWorkers=1).fit(df)
+    assert store.jobsList(None).size() == before + 1
+
+
+@pytest.mark.parametrize("setting", ["true", "false", None])
+def test_only_queries_with_shuffles_are_planned_as_they_run(spark, setting):
+    name = "spark.sql.adaptive.enabled"
+    before, df = spark.conf.get(name), spark.range(4)
+    spark.conf.unset(name) if setting is None else spark.conf.set(name, setting)
+    try:
+        with planned_at_once(df):
+            assert spark.conf.get(name) == "false"
+        with planned_at_once(df.repartition(3)):
+            assert spark.conf.get(name) == (setting or "true")
+        assert spark.conf.get(name) == (setting or "true")
+    finally:
+        spark.conf.set(name, before)
