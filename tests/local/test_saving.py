@@ -257,7 +257,15 @@ def test_what_is_recorded(spark, saved, tmp_path):
     assert set(metadata["versions"]) == {"cos_ml", "python", "tensorflow", "keras", "numpy", "pyspark"}
     assert metadata["network"]["inputs"][0]["shape"] == [12]
     assert metadata["network"]["outputs"] == [
-        {"name": "out", "shape": [3], "dtype": "float32", "activation": "softmax", "key": None, "below": None}
+        {
+            "name": "out",
+            "shape": [3],
+            "dtype": "float32",
+            "activation": "softmax",
+            "key": None,
+            "below": None,
+            "padding": None,
+        }
     ]
     names = {row["name"] for row in spark.read.parquet(str(tmp_path / "model" / "data")).collect()}
     assert names == {"network", "golden"}
