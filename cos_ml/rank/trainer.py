@@ -201,7 +201,7 @@ class Plan:
         """Be the plan of another training, whose steps are those that are traced."""
         self.spec, self.feeds, self.callbacks, self.parts = spec, feeds, None, None
         self.skipped, self.begin, self.pending, self.stopped = 0, 0, [], False
-        self.network.stop_training = False  # a callback may have ended the training before
+        self.network.stop_training = False  # Keras does not assign what is assigned already: see stop_training
 
     def look_for_foreign(self) -> None:
         """Find out whether the step that is being traced depends on more than the known variables."""
