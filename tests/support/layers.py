@@ -16,6 +16,17 @@ import psutil
 import tensorflow as tf
 
 
+def barrier_task() -> psutil.Process:
+    """The Python worker of this rank's task: the process at the other end of its standard input."""
+    own = os.readlink("/proc/self/fd/0")
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError):  # it has just ended
+            folder = f"/proc/{process.pid}/fd"
+            if process.pid != os.getpid() and own in [os.readlink(f"{folder}/{name}") for name in os.listdir(folder)]:
+                return process
+    raise ProcessLookupError("no process holds the other end of standard input")
+
+
 @keras.saving.register_keras_serializable("cos_ml_tests")
 class Misbehaving(keras.layers.Layer):
     """Passes its input on; in training, on one rank, does ``what`` when it is called for real.
@@ -47,14 +58,14 @@ class Misbehaving(keras.layers.Layer):
         if self.what == "raise":
             raise ValueError("this layer broke on purpose")
         if self.what == "kill executor":
-            executor = next(parent for parent in psutil.Process().parents() if parent.name() == "java")
+            executor = next(parent for parent in barrier_task().parents() if parent.name() == "java")
             executor.kill()
             return
         if self.what == "kill worker":  # the barrier task's Python process
-            psutil.Process().parent().kill()
+            barrier_task().kill()
             threading.Event().wait()  # this rank dies with it, and trains no further
         if self.what == "kill driver":  # the first Python process above the JVM
-            parents = psutil.Process().parents()
+            parents = barrier_task().parents()
             java = next(index for index, parent in enumerate(parents) if parent.name() == "java")
             next(parent for parent in parents[java:] if "python" in parent.name()).kill()
             threading.Event().wait()  # as above
