@@ -28,6 +28,7 @@ class BoundedServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         max_connections: how many connections may be open at a time; more are closed at once.
     """
 
+    thread: threading.Thread | None = None
     max_connections = 64
     daemon_threads = True
     block_on_close = False
@@ -36,6 +37,19 @@ class BoundedServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self._connections: set[Any] = set()
         self._lock = threading.Lock()
         super().__init__(*args)
+
+    def start(self) -> None:
+        """Answer connections in a thread until ``close``."""
+        self.thread = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        """Stop answering, close all connections, and free the port; a second call does nothing."""
+        if self.thread is not None:
+            self.shutdown()
+            self.thread.join()
+            self.thread = None
+        self.server_close()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Handle one connection, unless too many are open."""

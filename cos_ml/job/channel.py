@@ -1,16 +1,17 @@
 """How the barrier tasks of a job exchange what each has: by way of task 0 (barrier task side).
 
-Each task has one connection to task 0. An exchange is one message of each task, and one answer when all have sent
-theirs. Task 0 alone decides whether all could reach it: if it does not have the connections of all in time, it tells
-those that are there to use Spark's allGather, and so does a task that can't connect. Then they connect to the address
-that allGather has brought.
+Each task has one connection to task 0. In an exchange each sends one message, and gets one answer when all have sent
+theirs. Task 0 alone decides whether all could reach it: if some have not connected in time, it tells those that have to
+use Spark's allGather, which a task that can't connect uses as well. Then they connect to the address that allGather has
+brought.
 
-Spark's retry of a stage has the same secret, and a task of the attempt before may live on for some seconds. The later
-one of two tasks has the larger number (taskAttemptId), and takes the other's place.
+When Spark retries a stage, the secret stays the same, and a task of the attempt before may live on for some seconds.
+The later one of two tasks has the larger number (taskAttemptId), and takes the other's place.
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import socket
 import socketserver
@@ -28,22 +29,22 @@ from cos_ml.job import link
 from cos_ml.job.auth import BoundedServer
 from cos_ml.job.link import Link, pack
 
-__all__ = ["MEET", "Channel", "Client", "FallBack", "Server", "listen"]
+__all__ = ["HANDSHAKE", "Channel", "Client", "FallBack", "Server", "kind_of", "listen"]
 
-MEET, HELLO = "meet", "hello"  # the first exchange, and what a task introduces itself with
+HANDSHAKE, HELLO = "handshake", "hello"  # the first exchange, and how a task introduces itself
 PATIENCE = 3.0  # seconds that task 0 waits for the next connection before it decides on allGather
 SEARCH_TIME = 5.0  # seconds for which the others try to connect
 RECONNECT_TIME = 20.0  # and to the address that allGather has brought
 CONNECT_TIME = 1.0  # seconds for one try
 PAUSE = 0.02  # seconds between two tries
 LOST = "The connection to {} was lost."
-ALL_GATHER, AGAIN = b"allGather", b"again"  # decisions of task 0's that are no table
+ALL_GATHER, AGAIN = b"allGather", b"again"  # answers of task 0 that hold no entries
 
 Entries = dict[str, bytes]
 
 
 class FallBack(Exception):
-    """Task 0 has decided that the tasks meet by allGather."""
+    """The tasks have to use Spark's allGather: some can't reach task 0."""
 
 
 class Again(Exception):
@@ -59,7 +60,7 @@ class Exchange:
     waiting: list[tuple[int, int, str, Callable[[bytes], Any]]] = field(default_factory=list)
 
     def found(self, size: int, key: str) -> Entries | None:
-        """The entries whose keys resemble ``key``, if there are ``size``; if that is 0, if the key is one of them."""
+        """The entries whose keys resemble ``key`` once there are ``size``; if that is 0, once it is among them."""
         alike = {name: value for name, value in self.entries.items() if _group(name) == _group(key)}
         return alike if (len(alike) >= size if size else key in alike) else None
 
@@ -68,8 +69,8 @@ def _group(key: str) -> str:
     return key.rstrip("0123456789")  # Gloo's keys are "3" and "rank_3"
 
 
-def _wish(key: str, size: int) -> str:
-    """What an answer is for, beside its exchange."""
+def kind_of(key: str, size: int) -> str:
+    """Which entries of an exchange are wanted: what the requests for them, and their answers, have in common."""
     return _group(key) if size else key
 
 
@@ -86,11 +87,25 @@ def _resolve(message: Entries, future: Future[Entries]) -> None:
         future.set_exception(RankError(error.decode()))
 
 
-class Channel:
-    """What the two sides have in common."""
+class Channel(abc.ABC):
+    """The connections between a job's tasks, as task 0 (``Server``) and the others (``Client``) use them.
+
+    Attributes:
+        size: the number of tasks.
+    """
 
     size: int
 
+    @abc.abstractmethod
+    def handshake(self, facts: bytes) -> list[bytes]:
+        """Exchange the facts of all tasks; returns them by partition.
+
+        Raises:
+            FallBack: some tasks can't reach task 0.
+            RankError: the connection to a task was lost.
+        """
+
+    @abc.abstractmethod
     def exchange(
         self, name: str, entries: Mapping[str, bytes], key: str = "", size: int | None = None
     ) -> Future[Entries]:
@@ -103,13 +118,12 @@ class Channel:
             size: how many there are, as many as tasks by default; with 0 the one of ``key`` is enough.
 
         Returns:
-            Future: the entries; or RankError where a task has gone that has not sent its own.
+            Future: the entries; or RankError where a task is gone that has not sent its own.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def close(self) -> None:
         """End all connections."""
-        raise NotImplementedError
 
 
 # ── task 0 ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -162,8 +176,7 @@ class Server(BoundedServer, Channel):
         self.last_arrival = time.monotonic()
         super().__init__(address, Handler)
         self.port: int = self.server_address[1]
-        self.thread: threading.Thread | None = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
-        self.thread.start()
+        self.start()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether a connection comes from a host of this job; it is closed otherwise."""
@@ -176,9 +189,9 @@ class Server(BoundedServer, Channel):
                     self.allowed |= set(socket.gethostbyname_ex(host)[2])
         return client_address[0] in self.allowed
 
-    def meet(self, facts: bytes) -> list[bytes]:
-        """The facts of all tasks, by partition; raises FallBack if not all of them can reach this task."""
-        future = self.exchange(MEET, {"0": facts}, "0")
+    def handshake(self, facts: bytes) -> list[bytes]:
+        """See ``Channel``."""
+        future = self.exchange(HANDSHAKE, {"0": facts}, "0")
         with self.changed:
             while not future.done() and self.decision is None:
                 missing = len(self.links) < self.size - 1
@@ -187,7 +200,7 @@ class Server(BoundedServer, Channel):
                     self.decision = ALL_GATHER
                     break
                 self.changed.wait(wait)
-        self._settle(MEET)
+        self._settle(HANDSHAKE)
         try:
             found = future.result()
         except Again:
@@ -209,7 +222,7 @@ class Server(BoundedServer, Channel):
             self.changed.notify_all()
 
     def join(self, partition: int, task: int, own: Link) -> bool:
-        """Whether a task may take its place; it is told so."""
+        """Let a task take its place, unless a later one has it, and tell it so; returns whether it may."""
         with self.changed:
             if not partition:  # task 0 of a later attempt
                 self.closed = self.closed or task > self.task
@@ -236,7 +249,8 @@ class Server(BoundedServer, Channel):
             if self.links.get(partition, (0, None))[1] is not own:
                 return  # a later one has taken its place
             del self.links[partition]
-            if self.decision is not None or (MEET in self.exchanges and partition in self.exchanges[MEET].given):
+            first = self.exchanges.get(HANDSHAKE, Exchange())
+            if self.decision is not None or partition in first.given:
                 self.gone.add(partition)
             self.changed.notify_all()
         self._settle(*self.exchanges)
@@ -257,7 +271,7 @@ class Server(BoundedServer, Channel):
         self._settle(name)
 
     def _settle(self, *names: str) -> None:
-        """Answer those who wait, where all is there or never will be; this task is answered last."""
+        """Answer the requests whose entries are complete or never will be; this task's own comes last."""
         with self.changed:
             answers = [answer for name in names for answer in self._answers(name, self.exchanges[name])]
             self.changed.notify_all()
@@ -270,40 +284,35 @@ class Server(BoundedServer, Channel):
         waiting, exchange.waiting = exchange.waiting, []
         error = self._error(name, exchange)
         for partition, size, key, send in waiting:
-            wish = _wish(key, size)
-            if (wish, size) not in packed:
+            kind = kind_of(key, size)
+            if (kind, size) not in packed:
                 found = exchange.found(size, key) if error is None else None
                 content = {"error": error} if error is not None else found and {"entries": b"".join(blobs.dump(found))}
-                about = {"name": name.encode(), "wish": wish.encode()}
-                packed[wish, size] = pack(about | content) if content else b""
-            if packed[wish, size]:
-                answers.append((partition, packed[wish, size], send))
+                about = {"name": name.encode(), "kind": kind.encode()}
+                packed[kind, size] = pack(about | content) if content else b""
+            if packed[kind, size]:
+                answers.append((partition, packed[kind, size], send))
             else:
                 exchange.waiting.append((partition, size, key, send))
-        if name == MEET and answers and error is None:
+        if name == HANDSHAKE and answers and error is None:
             self.decision = b""
         return answers
 
     def _error(self, name: str, exchange: Exchange) -> bytes | None:
-        """Why an exchange can't become complete, or None."""
+        """Why an exchange can't be completed, or None."""
         met = self.decision == b""
-        if name == MEET and self.decision == ALL_GATHER:
+        if name == HANDSHAKE and self.decision == ALL_GATHER:
             return ALL_GATHER
         if self.closed:
-            return AGAIN if name == MEET and not met else b"Task 0 of this attempt has ended."
-        lost = self.gone & exchange.given if name == MEET else self.gone - exchange.given
-        if not lost or (name == MEET and met):
+            return AGAIN if name == HANDSHAKE and not met else b"Task 0 of this attempt has ended."
+        lost = self.gone & exchange.given if name == HANDSHAKE else self.gone - exchange.given
+        if not lost or (name == HANDSHAKE and met):
             return None
         return LOST.format(f"the task of partition {min(lost)} on {self.hosts[min(lost)]}").encode()
 
     def close(self) -> None:
-        """Stop listening, and end all connections."""
-        if self.thread is None:
-            return
-        self.shutdown()
-        self.thread.join()
-        self.thread = None
-        self.server_close()
+        """Stop listening, and end all connections; requests that wait get an error."""
+        super().close()
         with self.changed:
             self.closed = True
             self.changed.notify_all()
@@ -313,7 +322,7 @@ class Server(BoundedServer, Channel):
 def listen(address: str, secret: str, hosts: list[str], task: int, direct: bool = True) -> Server:
     """Let task 0 listen on the first of the secret's ports that is free.
 
-    On any if none is, or the others do not know its address: then they meet by allGather.
+    If none is, or the others do not know its address, any port will do: the tasks then use allGather.
     """
     for port in link.ports(secret) if direct else ():
         try:
@@ -359,7 +368,8 @@ class Client(Channel):
         while self.places and not found and not self.closed and time.monotonic() < until:
             found = self._try()
             if not found:
-                time.sleep(PAUSE)
+                with self.changed:
+                    self.changed.wait_for(lambda: self.closed, PAUSE)
         with self.changed:
             self.link, self.searching = found, False
             if self.closed and found:
@@ -369,7 +379,7 @@ class Client(Channel):
             while found:
                 message = found.receive()
                 with self.changed:
-                    future = self.pending.pop((message["name"], message["wish"]), None)
+                    future = self.pending.pop((message["name"], message["kind"]), None)
                 if future:
                     _resolve(message, future)
         with self.changed:
@@ -383,15 +393,15 @@ class Client(Channel):
                 return _introduce(address, port, self.secret, self.partition, self.task)
         return None
 
-    def meet(self, facts: bytes) -> list[bytes]:
-        """The facts of all tasks, by partition; raises FallBack if not all of them can reach task 0."""
+    def handshake(self, facts: bytes) -> list[bytes]:
+        """See ``Channel``."""
         while True:
             with self.changed:
                 self.changed.wait_for(lambda: not self.searching)
                 if self.link is None:
                     raise FallBack
             try:
-                found = self.exchange(MEET, {str(self.partition): facts}, "0").result()
+                found = self.exchange(HANDSHAKE, {str(self.partition): facts}, "0").result()
                 return [found[str(partition)] for partition in range(self.size)]
             except Again:
                 self._stop()
@@ -419,7 +429,7 @@ class Client(Channel):
         future: Future[Entries] = Future()
         size = self.size if size is None else size
         about = {"name": name.encode(), "key": key.encode(), "size": str(size).encode()}
-        place = about["name"], _wish(key, size).encode()
+        place = about["name"], kind_of(key, size).encode()
         with self.changed:
             found, self.pending[place] = self.link, future
         try:
@@ -435,7 +445,9 @@ class Client(Channel):
 
     def close(self) -> None:
         """End the connection."""
-        self.closed = True
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
         self._stop()
 
     def _stop(self) -> None:

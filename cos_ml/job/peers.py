@@ -20,7 +20,7 @@ from cos_ml.job.placement import RankInfo, address_of_first, own_address
 if TYPE_CHECKING:
     from cos_ml.job.rendezvous_server import Rendezvous
 
-__all__ = ["Meeting", "PeerInfo"]
+__all__ = ["Handshake", "PeerInfo"]
 
 LOOPBACK = "127.0.0.1"  # where a rank finds its own task's rendezvous server
 READY, NOT_READY = b"1", b"0"
@@ -68,11 +68,11 @@ class PeerInfo:
             self.channel.close()
 
 
-class Meeting:
-    """Brings the tasks of a job together, from its start in each task until ``close``.
+class Handshake:
+    """The handshake of a job's tasks. It begins when this object is made; its connections last until ``close``.
 
-    The tasks connect to task 0 while they spool their rows. Where they can't, they meet by allGather, which takes up to
-    a second: Spark looks once a second whether all are there.
+    The tasks connect to task 0 while they spool their rows. Where they can't, they use allGather, which takes up to a
+    second: Spark looks once a second whether all are there.
 
     Args:
         context: the task's.
@@ -98,39 +98,37 @@ class Meeting:
 
         ``invalid`` says whether the rows of this task can't be used.
         """
-        own, meeting = self.ranks[self.task], self.channel
+        own, connected = self.ranks[self.task], self.channel
         message = json.dumps({
             "rank": own.rank, "partition": self.task, "invalid": invalid,
             "rows": spool.rows, "digest": spool.digest, "skipped": spool.skipped,
             "shapes": spool.shapes, "dtypes": spool.dtypes, "address": self.address,
-            "addresses": list(local_addresses()) if meeting else [],
-            "port": meeting.port if isinstance(meeting, channel.Server) else 0,
+            "addresses": list(local_addresses()) if connected else [],
+            "port": connected.port if isinstance(connected, channel.Server) else 0,
             **preflight.executor_facts(),
         })  # fmt: skip
-        messages = self._messages(message) if meeting else [message]
+        messages = self._messages(message, connected) if connected else [message]
         tasks = sorted(map(json.loads, messages), key=lambda other: other["rank"])
-        if not meeting:
+        if not connected:
             return PeerInfo(tasks, {}, None, "")
         from cos_ml.job.rendezvous_server import Rendezvous  # a single rank needs no Horovod
 
-        rendezvous = Rendezvous(LOOPBACK, meeting.exchange)
+        rendezvous = Rendezvous(LOOPBACK, connected.exchange)
         rendezvous.serve(self.ranks, [LOOPBACK])
         environment = rank_environment(own, self.address, LOOPBACK, rendezvous.port, rendezvous.secret)
-        return PeerInfo(tasks, environment, rendezvous, rendezvous.secret, meeting)
+        return PeerInfo(tasks, environment, rendezvous, rendezvous.secret, connected)
 
-    def _messages(self, message: str) -> list[str]:
+    def _messages(self, message: str, connected: channel.Server | channel.Client) -> list[str]:
         """The messages of all tasks, by partition."""
-        meeting = self.channel
-        assert meeting is not None
         try:
-            return [facts.decode() for facts in meeting.meet(message.encode())]
+            return [facts.decode() for facts in connected.handshake(message.encode())]
         except FallBack:
             messages = self.context.allGather(message)
         first, *others = map(json.loads, messages)
-        if isinstance(meeting, channel.Server):
-            meeting.allowed |= {address for other in others for address in other["addresses"]}
+        if isinstance(connected, channel.Server):
+            connected.allowed |= {address for other in others for address in other["addresses"]}
         else:
-            meeting.open(first["address"], first["port"])
+            connected.open(first["address"], first["port"])
         return messages
 
     def close(self) -> None:

@@ -63,15 +63,12 @@ class ProgressServer:
             max_connections = MAX_CONNECTIONS
 
         self._server = Server((host, 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-        self._thread.start()
+        self._server.start()
         self.address = Address(host, self._server.server_address[1], secret)
 
     def close(self) -> None:
         """Stop listening, and close all connections."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._server.close()
 
 
 class Reporter:

@@ -18,6 +18,7 @@ from typing import Any
 
 from cos_ml.errors import SetupError
 from cos_ml.job.auth import BoundedServer
+from cos_ml.job.channel import kind_of
 from cos_ml.job.placement import RankInfo
 
 try:
@@ -80,10 +81,10 @@ class Handler(RendezvousHandler):  # type: ignore[misc]
         return get()
 
     def _put_value(self, scope: str, key: str, value: bytes) -> None:
-        if sum(map(len, self.server.cache.values())) < self.server.max_keys:
-            super()._put_value(scope, key, value)
-            self.server.unsent.setdefault(scope, {})[key] = value
         with self.server.changed:
+            if sum(map(len, self.server.cache.values())) < self.server.max_keys:
+                super()._put_value(scope, key, value)
+                self.server.unsent.setdefault(scope, {})[key] = value
             self.server.changed.notify_all()
 
 
@@ -91,7 +92,7 @@ class Rendezvous(BoundedServer, RendezvousHTTPServer):  # type: ignore[misc]
     """Horovod's rendezvous server on one address of this host.
 
     Ranks find each other's addresses in it. Each task has one for its own rank: what a rank puts goes to the other
-    tasks when it first asks for something of theirs, and theirs comes back all at once.
+    tasks when it first asks for a value of theirs, and all of theirs arrive at once.
 
     It answers requests from the ranks' hosts that carry its secret. Horovod's client sends no headers of ours, so the
     secret is the first part of every path. The port is bound at once, so that others can be told; requests are answered
@@ -113,7 +114,6 @@ class Rendezvous(BoundedServer, RendezvousHTTPServer):  # type: ignore[misc]
     allowed: frozenset[str] = frozenset()
     ranks = max_keys = 0
     closed = False
-    thread: threading.Thread | None = None
 
     def __init__(self, address: str, exchange: Callable[..., Future[dict[str, bytes]]] | None = None) -> None:
         self.exchange, self.changed = exchange, threading.Condition()
@@ -131,24 +131,23 @@ class Rendezvous(BoundedServer, RendezvousHTTPServer):  # type: ignore[misc]
         self.max_connections = 64 + CONNECTIONS_PER_RANK * self.ranks
         self.max_keys = KEYS_PER_RANK * self.ranks
         self.init([SlotInfo(hostname=(values := asdict(one)).pop("host"), **values) for one in in_order])
-        self.thread = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
-        self.thread.start()
+        self.start()
 
     def ask(self, scope: str, key: str) -> None:
-        """Ask the other tasks for the value, with those of its kind, unless that is under way."""
+        """Ask the other tasks for the value and all of its kind, unless they have been asked."""
         if self.exchange is None:
             return
         size = self.scope_size.get(scope.split(PROCESS_SET)[0], 0)
         with self.changed:
-            kind = scope, key.rstrip("0123456789") if size else key
-            own = {} if kind in self.asked else self.unsent.pop(scope, {})
-            asked = kind in self.asked
+            kind = scope, kind_of(key, size)
+            if kind in self.asked:
+                return
             self.asked.add(kind)
-        if not asked:
-            self.exchange(scope, own, key, size).add_done_callback(partial(self._receive, scope))
+            own = self.unsent.pop(scope, {})
+        self.exchange(scope, own, key, size).add_done_callback(partial(self._receive, scope))
 
     def _receive(self, scope: str, done: Future[dict[str, bytes]]) -> None:
-        """Keep the values that have come; without the others, requests end as if this server were gone."""
+        """Keep the values that have arrived; if the other tasks are lost, refuse further requests."""
         with self.changed:
             if done.exception() is None:
                 with self.cache_lock:
@@ -163,11 +162,7 @@ class Rendezvous(BoundedServer, RendezvousHTTPServer):  # type: ignore[misc]
 
     def close(self) -> None:
         """Stop answering, end the requests that wait, and free the port; a second call does nothing."""
-        if self.thread is not None:
-            self.shutdown()
-            self.thread.join()
-            self.thread = None
-        self.server_close()
+        super().close()
         with self.changed:
             self.closed = True
             self.changed.notify_all()

@@ -19,7 +19,7 @@ from cos_ml.errors import InvalidInputError, RankError
 from cos_ml.job import preflight, progress
 from cos_ml.job.child import ChildProcess
 from cos_ml.job.messages import CANCELLED, PARTIAL_RETRY, Job
-from cos_ml.job.peers import Meeting, PeerInfo
+from cos_ml.job.peers import Handshake, PeerInfo
 from cos_ml.job.placement import assign_ranks
 from cos_ml.python_worker import spare_archives
 from cos_ml.spec import TrainSpec
@@ -53,10 +53,10 @@ def run_task(
     spool = ShardSpool(job.shards, context.partitionId()) if job.shards else Spool(job.specs[0])
     with (
         contextlib.closing(ChildProcess(job, own, spool)) as process,  # imports TensorFlow while rows arrive
-        contextlib.closing(Meeting(context, job, hosts, rank_infos)) as meeting,
+        contextlib.closing(Handshake(context, job, hosts, rank_infos)) as handshake,
     ):
         input_error = _fill(spool, batches)
-        with contextlib.closing(meeting.wait(spool, bool(input_error))) as peers:
+        with contextlib.closing(handshake.wait(spool, bool(input_error))) as peers:
             if mismatch := preflight.version_mismatch(job.versions, peers.tasks):
                 result = {"cluster_error": mismatch.encode()} if own.rank == 0 else {}
             elif any(task["invalid"] for task in peers.tasks):

@@ -205,7 +205,7 @@ def exchanges(task: Any, info: Any) -> None:
         f"local_{info.host}": (info.local_rank, info.local_size),
         f"cross_{info.local_rank}": (info.cross_rank, info.cross_size),
     }
-    task.meet(json.dumps({"rank": info.rank, "facts": "x" * 1500}).encode())
+    task.handshake(json.dumps({"rank": info.rank, "facts": "x" * 1500}).encode())
     task.exchange("ready", {str(info.rank): b"1"}).result()
     for part in ("", "_process_set_hash_1"):
         for scope, (rank, size) in contexts.items():

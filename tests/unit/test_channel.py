@@ -15,7 +15,7 @@ from cos_ml.errors import RankError
 from cos_ml.job import channel, link, peers
 from cos_ml.job.channel import Client, FallBack, Server, listen
 from cos_ml.job.messages import Job
-from cos_ml.job.peers import Meeting
+from cos_ml.job.peers import Handshake
 from cos_ml.job.placement import address_of_first, assign_ranks, own_address
 from cos_ml.job.rendezvous_server import Rendezvous
 from cos_ml.spec import TrainSpec
@@ -49,7 +49,7 @@ def client(opened, partition=1, size=2, task=101, secret=SECRET, address=OWN):
 def met(one, facts):
     """What a task learns, or how that failed."""
     try:
-        return one.meet(facts)
+        return one.handshake(facts)
     except (FallBack, RankError) as error:
         return error
 
@@ -58,7 +58,7 @@ def test_all_tasks_learn_what_each_has(opened, together):
     tasks = [server(opened, 3), client(opened, 1, 3), client(opened, 2, 3, 102)]
     facts = [b"a", b"b", b"c"]
     assert (
-        together(*[lambda one=one, own=own: one.meet(own) for one, own in zip(tasks, facts, strict=True)])
+        together(*[lambda one=one, own=own: one.handshake(own) for one, own in zip(tasks, facts, strict=True)])
         == [facts] * 3
     )
     for name, size, key, expected in (
@@ -88,7 +88,7 @@ def test_who_does_not_know_the_secret_gets_no_place_and_no_answer(opened, togeth
         answer = b"".join(iter(lambda: caller.recv(1024), b""))
     assert len(answer) == link.NONCE + link.PROOF  # a random number, and a proof that can't be used elsewhere
     second = client(opened)
-    assert together(lambda: first.meet(b"a"), lambda: second.meet(b"b")) == [[b"a", b"b"]] * 2
+    assert together(lambda: first.handshake(b"a"), lambda: second.handshake(b"b")) == [[b"a", b"b"]] * 2
 
 
 def test_garbage_leaves_the_server_working(opened, together):
@@ -99,7 +99,7 @@ def test_garbage_leaves_the_server_working(opened, together):
             caller.shutdown(socket.SHUT_WR)
             caller.recv(1024)
     second = client(opened)
-    assert together(lambda: first.meet(b"a"), lambda: second.meet(b"b")) == [[b"a", b"b"]] * 2
+    assert together(lambda: first.handshake(b"a"), lambda: second.handshake(b"b")) == [[b"a", b"b"]] * 2
 
 
 class Stranger:
@@ -138,7 +138,7 @@ def test_a_stranger_who_listens_on_the_port_learns_nothing(opened, together, pas
     first = server(opened)
     assert first.port == ports[1]
     second = client(opened)
-    assert together(lambda: first.meet(b"a"), lambda: second.meet(b"b")) == [[b"a", b"b"]] * 2
+    assert together(lambda: first.handshake(b"a"), lambda: second.handshake(b"b")) == [[b"a", b"b"]] * 2
     heard = b"".join(stranger.heard)
     assert heard
     assert len(heard) % link.NONCE == 0  # random numbers
@@ -233,7 +233,7 @@ def test_a_task_that_can_not_reach_task_0_at_all_fails(opened, monkeypatch):
 @pytest.mark.parametrize("ended", [0, 1])
 def test_the_others_see_at_once_that_a_task_has_ended(opened, together, ended):
     tasks = [server(opened, 3), client(opened, 1, 3), client(opened, 2, 3, 102)]
-    together(*[lambda one=one: one.meet(b"facts") for one in tasks])
+    together(*[lambda one=one: one.handshake(b"facts") for one in tasks])
     waits = [one.exchange("ready", {str(number): b"1"}) for number, one in enumerate(tasks) if number != ended]
     tasks[ended].close()
     for future in waits:
@@ -294,7 +294,7 @@ def test_each_rank_asks_its_own_task_and_task_0_gets_few_requests(opened, togeth
     monkeypatch.setattr(Server, "take", lambda *arguments: (taken.append(arguments[1]), take(*arguments))[1])
     infos = assign_ranks(list(hosts))
     tasks = [server(opened, 4), *(client(opened, number, 4, 100 + number) for number in (1, 2, 3))]
-    together(*[lambda one=one: one.meet(b"facts") for one in tasks])
+    together(*[lambda one=one: one.handshake(b"facts") for one in tasks])
     servers = [opened(Rendezvous(OWN, one.exchange)) for one in tasks]
     for one in servers:
         one.serve(infos, [OWN])
@@ -339,8 +339,8 @@ def test_tasks_that_meet_know_each_other_and_are_ready_together(opened, together
             partitionId=lambda: partition, taskAttemptId=lambda: 100 + partition,
             allGather=lambda message: all_gather(partition, message),
         )  # fmt: skip
-        meeting = opened(Meeting(context, job, hosts, assign_ranks(hosts)))
-        info = opened(meeting.wait(spool, False))
+        handshake = opened(Handshake(context, job, hosts, assign_ranks(hosts)))
+        info = opened(handshake.wait(spool, False))
         return info, info.all_ready(partition, True), info.all_ready("again", True)
 
     if not direct:

@@ -16,7 +16,7 @@ from cos_ml.errors import ClusterError, InvalidInputError, RankError, SetupError
 from cos_ml.job import barrier, child, messages, task, watchdog
 from cos_ml.job.child import ChildProcess
 from cos_ml.job.messages import Job
-from cos_ml.job.peers import Meeting, PeerInfo
+from cos_ml.job.peers import Handshake, PeerInfo
 from cos_ml.job.placement import assign_ranks
 from cos_ml.spec import TrainSpec
 
@@ -91,15 +91,15 @@ def spool(rows=3, **shapes):
 
 def test_one_rank_waits_for_nobody(barrier_context):
     """Spark's allGather takes up to a second."""
-    meeting = Meeting(barrier_context("a"), Job("", (SPEC,), ()), ["a"], assign_ranks(["a"]))
-    peers = meeting.wait(spool(), False)
+    handshake = Handshake(barrier_context("a"), Job("", (SPEC,), ()), ["a"], assign_ranks(["a"]))
+    peers = handshake.wait(spool(), False)
     assert [one["rows"]["train"] for one in peers.tasks] == [3]
     assert peers.environment == {}
     assert peers.rendezvous is None
     assert peers.all_ready(0, True)
     assert not peers.all_ready(0, False)
     peers.close()
-    meeting.close()
+    handshake.close()
 
 
 def test_the_secret_of_the_rendezvous_is_not_shown():
@@ -141,7 +141,7 @@ def run(monkeypatch, barrier_context):
         monkeypatch.setattr(task, "ChildProcess", Rank)
         monkeypatch.setattr(task, "Spool", lambda spec: spool())
         monkeypatch.setattr(task, "_fill", lambda spool, batches: problem)
-        monkeypatch.setattr(task, "Meeting", lambda *_: types.SimpleNamespace(wait=wait, close=lambda: None))
+        monkeypatch.setattr(task, "Handshake", lambda *_: types.SimpleNamespace(wait=wait, close=lambda: None))
         batches = task.run_task(Job("", (SPEC,), (), versions={"Keras": "3"}), (b"network",), len(tasks), [])
         rows = [row for batch in batches for row in batch.to_pylist()]
         assert {row["rank"] for row in rows} == {0}
