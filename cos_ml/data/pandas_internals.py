@@ -1,6 +1,6 @@
-"""Columns of a pandas UDF as Arrow arrays, and back without a detour over Python objects (scoring task side).
+"""Converts columns of a pandas UDF to Arrow arrays, and back without Python objects (scoring task side).
 
-Spark 4.1 and later have Arrow UDFs, and need nothing of this.
+``transform`` needs this below Spark 4.1, which has no Arrow UDFs; ``ImageAssembler`` has a pandas UDF on any release.
 
 Spark turns every row of an array column into a Python list, by ``Series.apply``, which takes longer than the network.
 A subclass of pandas's Series whose ``apply`` does nothing hands over Arrow arrays as they are. Where Spark or pandas no
@@ -30,11 +30,11 @@ def run_arrow(
     function: Callable[[Iterator[tuple[pa.Array, ...]]], Iterator[pa.Array]],
     batches: Iterator[pd.Series | pd.DataFrame | tuple[pd.Series | pd.DataFrame, ...]],
 ) -> Iterator[pd.Series | pd.DataFrame]:
-    """``function`` of Arrow columns on the batches of a pandas UDF: a DataFrame for each struct that it returns.
+    """Run a ``function`` of Arrow columns in a pandas UDF; each struct that it returns becomes a DataFrame.
 
     Args:
-        function: takes a tuple of columns for each batch; its results may have other batches.
-        batches: what Spark passes: a single column comes without a tuple.
+        function: takes a tuple of columns for each batch; the batches that it returns may have other sizes.
+        batches: what Spark passes: a tuple of columns, or a single column without a tuple.
     """
 
     def converted() -> Iterator[tuple[pa.Array, ...]]:

@@ -1,6 +1,6 @@
-"""Columns as SQL passes them to a registered function, in the form that ``columns.decode`` takes (scoring task side).
+"""Converts the arguments of a registered function to the form that ``columns.decode`` takes (scoring task side).
 
-``expressions`` has Spark do the same for the columns of a DataFrame; the arguments of a function come as they are.
+For the columns of a DataFrame, Spark does this by ``expressions``; a function gets its arguments unconverted.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cos_ml.data.columns import Column
+from cos_ml.data.names import VECTOR_PARTS
 from cos_ml.data.ragged import offsets_of
 from cos_ml.errors import InvalidInputError
 
 __all__ = ["convert_arguments"]
 
 VECTOR = ["type", "size", "indices", "values"]  # the fields of a Vector
-INTEGRAL_LIMIT = 2.0**63
 
 
 def convert_arguments(arguments: Mapping[str, pa.Array], columns: Sequence[Column]) -> tuple[pa.Array, ...]:
-    """The columns of a network, of a function's arguments by their names.
+    """The columns of a network, made of a function's arguments, which are given by name.
 
     Raises:
         InvalidInputError: an argument is of a type that the network does not take.
@@ -37,19 +37,29 @@ def convert_arguments(arguments: Mapping[str, pa.Array], columns: Sequence[Colum
 
 def _found(arguments: Mapping[str, pa.Array], column: Column) -> tuple[pa.Array, Column, str]:
     """The argument of a column, which may be the indices or the values of a Vector."""
-    if column.name in arguments:
-        return arguments[column.name], column, column.name
-    name, _, part = column.name.rpartition(".")
+    name, part = column.name, column.name.rpartition(".")[2].lower()
+    if name not in arguments:  # one Vector fills two inputs
+        name = name.rpartition(".")[0]
+        if not (_is_vector(arguments[name].type) or pa.types.is_null(arguments[name].type)):
+            raise InvalidInputError(f"Argument {name!r} is of type {arguments[name].type}: expected a Vector.")
     values = arguments[name]
-    return (_entries(values, part) if _is_vector(values.type) else values), column, name
+    if part in VECTOR_PARTS and None in column.shape and _is_vector(values.type):
+        values = _entries(values, part)
+    return values, column, name
 
 
 def _converted(values: pa.Array, column: Column, name: str) -> pa.Array:
     """The values of an argument as numbers of the column's type, strings or bytes: one per row, or a list."""
     given = values.type
-    if pa.types.is_null(given) or (pa.types.is_binary(given) and column.dtype != "string" and not column.parts):
+    is_binary = pa.types.is_binary(given) or pa.types.is_large_binary(given)
+    if pa.types.is_null(given) or (is_binary and column.dtype != "string" and not column.parts):
         return values
     if _is_vector(given):
+        if column.is_bag:
+            raise InvalidInputError(
+                f"Argument {name!r} is a Vector, but the network's EmbeddingBag takes indices: name its column "
+                f"'{name}.indices' in the model's input columns, or pass an array of integers."
+            )
         values = _dense(values)
     while _is_list(values.type) and _is_list(values.type.value_type):
         values = _flattened(values)
@@ -68,7 +78,7 @@ def _converted(values: pa.Array, column: Column, name: str) -> pa.Array:
 
 
 def _cast(numbers: pa.Array, dtype: str) -> pa.Array:
-    """Numbers of another type; null where it can't hold them."""
+    """Numbers of another type; null where it can't hold them (1.5, NaN, 2**63 as int64)."""
     target = pa.from_numpy_dtype(np.dtype(dtype))
     if numbers.type == target:
         return numbers
@@ -76,25 +86,21 @@ def _cast(numbers: pa.Array, dtype: str) -> pa.Array:
         if pa.types.is_integer(target):
             return numbers  # which decode converts without a loss of digits
         numbers = numbers.cast(pa.float64(), safe=False)
-    if pa.types.is_floating(numbers.type) and not pa.types.is_floating(target):
-        fits = pc.is_finite(numbers)
-        if pa.types.is_integer(target):
-            fits = pc.and_(fits, pc.equal(pc.floor(numbers), numbers))
-            fits = pc.and_(fits, pc.less(pc.abs(numbers), INTEGRAL_LIMIT * (2 if dtype == "uint64" else 1)))
-        numbers = pc.if_else(fits, numbers, pa.scalar(None, numbers.type))
+    if pa.types.is_floating(target):
+        return numbers.cast(target, safe=False)
     if pa.types.is_boolean(target):
-        return pc.not_equal(numbers, pa.scalar(0, numbers.type))
-    if pa.types.is_integer(target):
         if pa.types.is_floating(numbers.type):
-            numbers = numbers.cast(pa.uint64() if dtype == "uint64" else pa.int64(), safe=False)
-        limits = np.iinfo(dtype)
-        wide = pa.uint64() if numbers.type == pa.uint64() else pa.int64()
-        low, high = max(int(limits.min), 0 if wide == pa.uint64() else -(2**63)), int(limits.max)
-        high = high if wide == pa.uint64() else min(high, 2**63 - 1)
-        numbers = numbers.cast(wide)
-        fits = pc.and_(pc.greater_equal(numbers, pa.scalar(low, wide)), pc.less_equal(numbers, pa.scalar(high, wide)))
-        numbers = pc.if_else(fits, numbers, pa.scalar(None, wide))
-    return numbers.cast(target, safe=False)
+            numbers = pc.if_else(pc.is_finite(numbers), numbers, pa.scalar(None, numbers.type))
+        return pc.not_equal(numbers, pa.scalar(0, numbers.type))
+    low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    if pa.types.is_floating(numbers.type):
+        # The largest number of a type may have no float of its own, but the one above it has: a power of two.
+        fits = pc.and_(pc.greater_equal(numbers, float(low)), pc.less(numbers, float(high + 1)))
+        fits = pc.and_(fits, pc.equal(pc.floor(numbers), numbers))
+    else:
+        numbers = numbers.cast(pa.int64())  # Spark's integers are signed
+        fits = pc.and_(pc.greater_equal(numbers, low), pc.less_equal(numbers, min(high, 2**63 - 1)))
+    return pc.if_else(fits, numbers, pa.scalar(None, numbers.type)).cast(target, safe=False)
 
 
 def _joined(parts: list[pa.Array]) -> pa.Array:
@@ -149,7 +155,7 @@ def _nulls(values: pa.Array) -> np.ndarray:
 
 
 def _places(vectors: pa.StructArray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, pa.Array]:
-    """Of Vectors: which are null, which dense, the number of entries of each, each entry's place, and its value."""
+    """Of Vectors: which are null, which are dense, how many entries each has, and the entries' places and values."""
     kind, _, indices, values = vectors.flatten()
     bad, is_dense = _nulls(values), pc.equal(kind.cast(pa.float64()), 1.0).fill_null(False)
     is_dense = is_dense.to_numpy(zero_copy_only=False)

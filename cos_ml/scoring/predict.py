@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pyspark import TaskContext
 
 from cos_ml import broadcasts, gpus, python_worker
-from cos_ml.data.columns import Column, as_list_array, decode, renumber
+from cos_ml.data.columns import Column, RowError, as_list_array, decode, match_lengths, renumber
 from cos_ml.data.ragged import Ragged, cut, offsets_of
 from cos_ml.data.raw_columns import convert_arguments
 from cos_ml.data.spool import raise_on_invalid
@@ -50,7 +50,7 @@ class Scorer:
         handle_invalid: "error", "skip" (null values for an invalid row) or "keep" (NaN).
         thresholds: those of the classes of the first output, or none.
         seed: of the draws of layers that are random at inference.
-        single: whether vectors are returned as float32.
+        single: whether outputs with several numbers are returned as float32, not float64.
     """
 
     archive: Archive
@@ -104,21 +104,23 @@ def score_arguments(
     labels: tuple[str, ...],
     batches: Iterator[tuple[pa.Array, ...]],
 ) -> Iterator[pa.StructArray]:
-    """``score`` as a function of SQL, whose arguments are columns as they are.
+    """``score`` for a SQL function, which gets its arguments as the query has them, not as ``expressions`` makes them.
 
     Args:
         scorer: what to compute.
         names: the names of the arguments.
-        outputs: the fields to return, and for each the one of ``scorer.fields`` that it is.
-        named: those of them that have the class's name in place of its number.
+        outputs: the fields to return, each with the one of ``scorer.fields`` that it is made of.
+        named: those of them that hold the name of the predicted class, not its number.
         labels: the names of the classes.
-        batches: the arguments.
+        batches: the arguments' values.
     """
 
     def converted() -> Iterator[tuple[pa.Array, ...]]:
         for batch in batches:
             if len(batch) != len(names):
-                raise InvalidInputError(f"Expected {len(names)} arguments, {list(names)}, received {len(batch)}.")
+                raise InvalidInputError(
+                    f"Wrong number of arguments: expected {len(names)} ({', '.join(names)}), received {len(batch)}."
+                )
             yield convert_arguments(dict(zip(names, batch, strict=True)), scorer.inputs)
 
     for scored in score(scorer, converted()):
@@ -181,20 +183,21 @@ def arrays_of(
     scorer: Scorer, columns: Sequence[pa.Array], first_row: int
 ) -> tuple[list[np.ndarray | Ragged], np.ndarray]:
     """The inputs' arrays of [rows, ...], and a mask [rows] of the invalid rows."""
-    arrays, errors = [], []
+    arrays: dict[str, np.ndarray | Ragged] = {}
+    errors: list[RowError] = []
     for values, column in zip(columns, scorer.inputs, strict=True):
-        array, found = decode(_typed(values, column), column)
-        arrays.append(array)
+        arrays[column.field], found = decode(_typed(values, column), column)
         errors += found
+    errors += match_lengths(arrays, scorer.inputs, errors)
     if errors:
         raise_on_invalid(renumber(errors, first_row), scorer.handle_invalid)
     invalid = np.zeros(len(columns[0]), bool)
     invalid[[error.row for error in errors]] = True
-    return arrays, invalid
+    return list(arrays.values()), invalid
 
 
 def _typed(values: pa.Array, column: Column) -> pa.Array:
-    """A column of a pandas UDF, whose type is lost where all rows are null."""
+    """The same values, with a type if they have none: a pandas UDF loses the type of a column of nulls."""
     if not pa.types.is_null(values.type):
         return values
     return pa.nulls(

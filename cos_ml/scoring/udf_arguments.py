@@ -1,4 +1,4 @@
-"""UDFs of Arrow columns, and one with its arguments as a column of a DataFrame (driver side)."""
+"""Makes UDFs that compute on Arrow columns, and adds a UDF's result to a DataFrame as a column (driver side)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def arrow_udf(
     return_type: T.DataType | str,
     function: Callable[[Iterator[tuple[pa.Array, ...]]], Iterator[pa.Array]],
 ) -> Any:
-    """A UDF of Spark's Arrow columns; a pandas UDF that converts them where Spark has no others.
+    """A UDF that computes on Arrow columns: Spark's own kind from 4.1 on, before it a pandas UDF that converts them.
 
     Args:
         spark: the session that runs it: with Connect, its server may be older than this PySpark.

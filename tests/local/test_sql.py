@@ -70,7 +70,7 @@ def test_several_columns_and_names_of_classes(spark, rows, network):
     found = [row.s for row in spark.sql("SELECT score(a, b, c) s FROM scored_rows ORDER BY id").collect()]
     assert [list(row) for row in found] == scored(rows, model)
     assert {row.word for row in found} <= {"no", "yes"}
-    with pytest.raises(Exception, match=r"Expected 3 arguments, \['a', 'b', 'c'\], received 2"):
+    with pytest.raises(Exception, match=r"arguments: expected 3 \(a, b, c\), received 2"):
         spark.sql("SELECT score(a, b) FROM scored_rows").collect()
 
 

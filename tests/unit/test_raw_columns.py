@@ -60,6 +60,14 @@ def test_entries_of_vectors():
     indices, values = convert_arguments({"v": VECTORS}, columns)
     assert indices.to_pylist() == [[0, 2], [0, 2], None, []]
     assert values.to_pylist() == [[1, 3], [5, 6], None, []]
+    assert convert_arguments({"v.indices": VECTORS, "v.values": VECTORS}, columns) == (indices, values)
+    with pytest.raises(InvalidInputError, match=r"Argument 'v' is of type list.*expected a Vector"):
+        convert_arguments({"v": pa.array([[1.0]])}, columns)
+
+
+def test_a_vector_is_no_row_of_indices():
+    with pytest.raises(InvalidInputError, match=r"Argument 'x' is a Vector.*EmbeddingBag takes indices"):
+        converted(VECTORS, "int32", below=3, padding=-1.0)
 
 
 def test_nested_arrays_are_flattened():
@@ -73,8 +81,9 @@ def test_nested_arrays_are_flattened():
     [
         ("int8", [1.0, 1.5, 300.0, float("nan"), float("inf"), None], [1, None, None, None, None, None]),
         ("int8", [127, 128, -128], [127, None, -128]),
-        ("int64", [2.0**63, -(2.0**63), 2.0**62], [None, None, 2**62]),
+        ("int64", [2.0**63, -(2.0**63), 2.0**62], [None, -(2**63), 2**62]),  # as Spark casts them
         ("uint64", [-1, 2**62], [None, 2**62]),
+        ("uint64", [-1.0, 2.0**63, 2.0**64], [None, 2**63, None]),
         ("bool", [0, 2, None], [False, True, None]),
         ("float32", [True, False], [1.0, 0.0]),
         ("float64", [1, None], [1.0, None]),
@@ -99,6 +108,7 @@ def test_columns_are_joined():
 def test_strings_and_bytes_stay():
     assert converted(pa.array(["a", None]), "string").to_pylist() == ["a", None]
     assert converted(pa.array([b"abc"])).to_pylist() == [b"abc"]
+    assert converted(pa.array([b"abc"], pa.large_binary())).to_pylist() == [b"abc"]
 
 
 @pytest.mark.parametrize(
