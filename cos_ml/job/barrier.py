@@ -68,11 +68,9 @@ def _try(df: DataFrame, job: Job, networks: tuple[Archive, ...], ranks: int, fai
     profile = gpus.profile(spark.conf, job.specs[0].use_gpu)
     slots.check_cluster(spark, ranks, profile)
     exclusive = gpus.is_exclusive(spark.conf, job.specs[0].use_gpu)
+    sent = replace(job, networks=(), secret=secrets.token_hex(16))  # tasks of an earlier job may live on
     tasks = repartition_to_ranks(df, ranks).mapInArrow(
-        partial(run_task, replace(job, networks=(), secret=secrets.token_hex(16)), networks, ranks),
-        f"rank int, {blobs.SCHEMA}",
-        True,
-        profile,
+        partial(run_task, sent, networks, ranks), f"rank int, {blobs.SCHEMA}", True, profile
     )
     returned = sum(len(job.networks[spec.network]) for spec in job.specs)
     with retries.job_tag(spark) as tag:

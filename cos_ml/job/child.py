@@ -26,7 +26,7 @@ from cos_ml.job.messages import Job, with_log_tail
 from cos_ml.job.peers import PeerInfo
 from cos_ml.job.placement import RankInfo
 from cos_ml.job.progress import Reporter
-from cos_ml.job.rank_server import start_forked
+from cos_ml.job.rank_server import server_memory, start_forked
 from cos_ml.job.temp_dir import TempDir
 from cos_ml.job.watchdog import Watchdog
 from cos_ml.rank.heartbeat import INTERVAL
@@ -112,7 +112,7 @@ class ChildProcess:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
             hint = " The host may be out of memory." if code == -signal.SIGKILL else ""
             raise RankError(with_log_tail(f"Rank {self.rank_info.rank} on {self.rank_info.host} {how}.{hint}", log))
-        server = self.process.server_memory()
+        server = server_memory(self.process.server)
         return result | {"log": log, "notes": json.dumps(notes).encode(), "server": json.dumps(server).encode()}
 
     def close(self) -> None:
@@ -127,7 +127,7 @@ class ChildProcess:
         self.spool.close()
 
     def _guard(self) -> None:
-        """Let the shell that removes the folder know the rank's process, as soon as there is one."""
+        """Tell the shell that removes the folder which process is the rank, once that is known."""
         if not self.guarded and self.process.pid:
             self.temp_dir.kill_group(self.process.pid)
             self.guarded = True
@@ -192,14 +192,12 @@ class ChildProcess:
 class NewProcess(subprocess.Popen):
     """A rank that is a new process, and the leader of a session of its own."""
 
+    server = 0  # the process of a rank server: it has none
+
     def kill_group(self) -> None:
         """Kill the rank and all that it has forked."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-
-    def server_memory(self) -> dict[int, int]:
-        """There is no rank server."""
-        return {}
 
     def close(self) -> None:
         """Close its standard input."""
@@ -220,7 +218,7 @@ def _environment(spec: TrainSpec, rank_info: RankInfo) -> dict[str, str]:
     """This worker's environment with its import path, the fit's variables, and the task's GPU."""
     paths = [path for path in sys.path if path and not SPARK_JAR.search(path)]
     environment = os.environ | spec.variables | {"PYTHONPATH": os.pathsep.join(paths)}
-    # As import_keras sets them: a worker that has imported Keras, or not, asks for the same rank server.
+    # As import_keras sets them: workers ask for the same rank server, whether they have imported Keras or not.
     environment = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_FORCE_GPU_ALLOW_GROWTH": "true"} | environment
     environment.pop("OMP_NUM_THREADS", None)  # Spark sets it to spark.task.cpus for the Python worker
     assigned = BarrierTaskContext.get().resources().get("gpu")

@@ -1,6 +1,6 @@
 """Ranks from the rank server of an executor, which is started where there is none (barrier task and driver side).
 
-The server's side is ``cos_ml/rank/server.py``. Whatever fails here, a rank is started as a new process instead.
+The server's side is ``cos_ml/rank/server.py``. If anything fails here, the rank starts as a new process instead.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from cos_ml.data.spool import local_folder
 from cos_ml.errors import InvalidInputError
 from cos_ml.rank.server import READY, SECRET, SOCKET, pack
 
-__all__ = ["ForkedRank", "idle_timeout", "start_forked"]
+__all__ = ["ForkedRank", "idle_timeout", "server_memory", "start_forked"]
 
 IDLE_TIMEOUT = "spark.cosml.rankServer.idleTimeout"
 UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}  # Spark's
@@ -42,8 +42,8 @@ ANSWER_TIME = 5.0  # seconds in which a server that has imported everything answ
 IMPORT_TIME = 120.0  # seconds after which a server that has not is given up
 MESSAGE_DESCRIPTORS = 250  # the kernel passes at most 253 at a time
 KEPT = 2  # servers of an executor, for different environments
-# What these libraries, and those that they load, read from the environment when they are imported. Anything else, and
-# what ranks of one server may differ in, is set in the fork.
+# What TensorFlow, Keras and the libraries that they load read from the environment on import. Everything else is set in
+# the fork, as is that in which ranks of one server may differ.
 READ_ON_IMPORT = ("TF_", "XLA_", "KERAS_", "ONEDNN_", "DNNL_", "OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "BLIS_",
                   "LD_", "MALLOC_", "JE_", "ARROW_", "CUDA_", "NVIDIA_", "PYTHON", "HDF5_")  # fmt: skip
 SET_IN_FORK = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HDF5_PLUGIN_PATH", "PYTHON_WORKER_FACTORY_SECRET")
@@ -87,7 +87,7 @@ class ForkedRank:
         return self.returncode
 
     def started(self, timeout: float) -> bool:
-        """Wait so long until the server has forked the rank; returns whether it has."""
+        """Wait up to ``timeout`` seconds until the server has forked the rank; returns whether it has."""
         if not self.pid and self.returncode is None and _readable([self._connection.fileno()], timeout):
             self._receive()
         return bool(self.pid)
@@ -108,12 +108,6 @@ class ForkedRank:
         with contextlib.suppress(ProcessLookupError):  # it has just been forked, and has no group yet
             os.killpg(self.pid, signal.SIGKILL)
         self.send_signal(signal.SIGKILL)
-
-    def server_memory(self) -> dict[int, int]:
-        """The server's process, and the bytes of memory that it holds; its share of what it shares with others."""
-        with contextlib.suppress(psutil.Error, OSError):
-            return {self.server: psutil.Process(self.server).memory_full_info().pss}
-        return {}
 
     def close(self) -> None:
         """Close its standard input and the connection; the server kills the rank if it still runs."""
@@ -159,12 +153,19 @@ def idle_timeout(settings: Any) -> float:
     return int(found[1]) * UNITS[found[2]]
 
 
+def server_memory(server: int) -> dict[int, int]:
+    """The process of a rank server, and the bytes of memory that it holds, with its share of what others use too."""
+    with contextlib.suppress(psutil.Error, OSError):
+        return {server: psutil.Process(server).memory_full_info().pss} if server else {}
+    return {}  # it has ended
+
+
 def start_forked(
     environment: dict[str, str], descriptors: Sequence[int], log: Any, idle_timeout: float, extra: Sequence[str] = ()
 ) -> ForkedRank | None:
-    """Start a rank as a fork of this executor's rank server; None where that can't be.
+    """Start a rank as a fork of this executor's rank server; returns None where that is impossible.
 
-    While the server still imports, the rank is on its way, and its ``pid`` not known yet.
+    While the server still imports, the rank's ``pid`` is not known yet.
 
     Args:
         environment: the rank's environment.
@@ -179,7 +180,7 @@ def start_forked(
         connection, folder = _server(environment, idle_timeout)
         with contextlib.closing(connection), contextlib.ExitStack() as undo:
             ready = (folder / READY).exists()
-            if ready:  # where it does not answer, the next rank starts another one
+            if ready:  # if it does not answer, the next rank starts another one
                 undo.callback(_end_server, folder)
             rank = _request(connection, folder, environment, [log.fileno(), *descriptors], extra)
             undo.callback(rank.close)
@@ -228,7 +229,7 @@ def _server(environment: dict[str, str], idle_timeout: float) -> tuple[socket.so
 
 
 def _key(environment: dict[str, str]) -> str:
-    """What tells servers apart: the executor, the interpreter, its packages, and what these read on import."""
+    """What distinguishes servers: the executor, the interpreter, its packages, and what these read on import."""
     executor = psutil.Process(os.getppid())
     package = Path(cos_ml.__file__).parent
     files = [file for part in ("", "network", "data", "rank") for file in (package / part).glob("*.py")]
@@ -307,7 +308,7 @@ def _end_server(folder: Path) -> None:
 
 
 def _limit_servers(parent: str) -> None:
-    """End the servers that were started first, as soon as their ranks have ended, so that not many use memory."""
+    """Remove the oldest servers' folders, so that few use memory: they end with their last rank."""
     folders = sorted(Path(parent).glob("cos_ml-server-*"), key=lambda folder: folder.lstat().st_mtime)
     for folder in folders[: max(0, len(folders) - KEPT + 1)]:
         shutil.rmtree(folder, ignore_errors=True)
@@ -329,7 +330,7 @@ def _locked(folder: str) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > until:
                     raise TimeoutError(folder) from None
-                time.sleep(0.01)
+                time.sleep(0.01)  # flock itself has no time limit
         yield
 
 

@@ -1,4 +1,4 @@
-"""A rank: ``python -m cos_ml.rank``, the child process of a barrier task (rank side).
+"""A rank: ``python -m cos_ml.rank``, the child process of a barrier task, or a fork of the rank server (rank side).
 
 The task (``cos_ml/job/child.py``) talks to it over inherited file descriptors and two lines of JSON on its standard
 input: the first when it starts, the second when all ranks are ready. It dies with the task, whatever happens.
@@ -79,7 +79,7 @@ def _wait_for_peers(heartbeat: Heartbeat) -> dict[str, Any]:
 
 
 def _exit_with_task() -> None:
-    """End this process when the task closes its standard input; needed where there is no PR_SET_PDEATHSIG."""
+    """End this process when the task closes its standard input; PR_SET_PDEATHSIG covers only a parent, on Linux."""
     sys.stdin.buffer.read()
     os._exit(1)
 

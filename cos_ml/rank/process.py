@@ -1,4 +1,4 @@
-"""A fork becomes a rank, as a new process would be one: descriptors, environment, signals (rank side)."""
+"""Turns a fork into a rank that is like a new process: descriptors, environment, signals (rank side)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run_rank(request: dict[str, Any], received: Sequence[int], parent: int, impo
 
     Args:
         request: the rank's "environment", and the numbers of its "descriptors", 0 and 1 first.
-        received: these descriptors as they are in this process.
+        received: the numbers that these descriptors have in this process, in the same order.
         parent: the process that has forked this one.
         imported: whether it has imported what a rank needs; otherwise this process becomes a new Python.
     """
@@ -64,11 +64,11 @@ def run_rank(request: dict[str, Any], received: Sequence[int], parent: int, impo
     except BaseException:
         traceback.print_exc()
     finally:
-        os._exit(1)  # main() ends with another status
+        os._exit(1)  # main() does not return, and ends with a status of its own
 
 
 def place_descriptors(received: Sequence[int], numbers: Sequence[int]) -> None:
-    """Give the descriptors their numbers, and 1's to 2, too; all others are closed."""
+    """Move the descriptors to their numbers, let 2 be the same as 1, and close all others."""
     above = max([2, *numbers, *received]) + 1  # none from here on has to be another one
     moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, above) for descriptor in received]
     for descriptor, number in zip(moved, numbers, strict=True):
@@ -79,7 +79,7 @@ def place_descriptors(received: Sequence[int], numbers: Sequence[int]) -> None:
 
 
 def close_descriptors(descriptors: Iterable[int]) -> None:
-    """Close them all, as far as they are open."""
+    """Close those of the descriptors that are open."""
     for descriptor in descriptors:
         with contextlib.suppress(OSError):
             os.close(descriptor)

@@ -2,7 +2,7 @@
 
 It has imported what ranks import, and nothing else: no device is touched and no thread runs before a fork. A barrier
 task (``cos_ml/job/rank_server.py``) sends one request per rank over a Unix socket, and keeps the connection: when it
-closes, the rank is killed. The server ends with its executor, after a time without ranks, and when its folder is gone.
+closes, the rank is killed. The server ends with its executor, after a time without ranks, or when its folder is gone.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ REMOVE = 'read -r _; rm -rf -- "$1"'  # the shell's input ends with the server, 
 
 
 def pack(secret: bytes, request: dict[str, Any]) -> bytes:
-    """A request as it is sent: with an HMAC, so that it comes from one who can read the secret."""
+    """A request as it is sent; its HMAC proves that the sender can read the secret."""
     body = json.dumps(request).encode()
     return HEADER.pack(len(body), hmac.digest(secret, body, hashlib.sha256)) + body
 
 
 @dataclass(eq=False)
 class Connection:
-    """One task: what has come of its request, or the rank that it has asked for."""
+    """The connection of one task: what it has sent so far, and then the rank that was started for it."""
 
     socket: socket.socket
     since: float
@@ -59,7 +59,7 @@ class Connection:
         """The request, once it is whole.
 
         Raises:
-            ValueError: it is none, or not from one who knows the secret.
+            ValueError: it is malformed, or the sender does not know the secret.
         """
         if len(self.data) < HEADER.size:
             return None
@@ -91,7 +91,8 @@ class Server:
         listener: the socket, which listens already.
         watched: pidfds of the processes with which it ends.
         idle_timeout: seconds without a rank after which it ends.
-        imported: whether this process has imported what ranks import; else they are new processes, and say why.
+        imported: whether this process has imported what ranks import; otherwise each rank executes a new Python, which
+            reports the error of the import.
     """
 
     def __init__(
@@ -106,21 +107,21 @@ class Server:
         listener.setblocking(False)
         self.selector.register(listener, selectors.EVENT_READ, self._accept)
         for descriptor in watched:
-            self.selector.register(descriptor, selectors.EVENT_READ, sys.exit)
+            self.selector.register(descriptor, selectors.EVENT_READ)  # with nothing to call: serve() returns
 
     def serve(self) -> None:
-        """Serve until the executor ends, the folder is gone, or nothing was asked for so long."""
+        """Serve until the executor ends, the folder is removed, or no rank was requested for ``idle_timeout``."""
         try:
             while self._wanted():
                 for key, _ in self.selector.select(min(LOOK, self.idle_timeout)):
-                    if key.data is sys.exit:
+                    if key.data is None:
                         return
                     key.data()
                 for connection in [one for one in self.connections if not one.pid]:
                     if time.monotonic() - connection.since > REQUEST_TIME:
                         self._close(connection)
         finally:
-            if os.getpid() == self.pid:  # and no fork
+            if os.getpid() == self.pid:  # this is no fork
                 for connection in self.connections:
                     kill_group(connection.pid)
 
@@ -160,7 +161,7 @@ class Server:
 
     def _start(self, connection: Connection, request: dict[str, Any]) -> None:
         for name in set(request["extra"]) & set(EXTRA):
-            with contextlib.suppress(Exception):  # the rank will say it
+            with contextlib.suppress(Exception):  # the rank imports it again, and reports the error
                 importlib.import_module(name)
         gc.freeze()
         if is_closed(connection.socket):  # while this process imported
@@ -196,7 +197,7 @@ class Server:
 
     def _close(self, connection: Connection) -> None:
         """End a connection; a rank is killed first, and the connection stays until it has ended."""
-        with contextlib.suppress(KeyError, ValueError):  # as it was when its rank was killed
+        with contextlib.suppress(KeyError, ValueError):  # it was done when the rank was killed
             self.selector.unregister(connection.socket)
         if connection.pid:
             kill_group(connection.pid)
@@ -226,7 +227,7 @@ def kill_group(leader: int) -> None:
 
 
 def import_what_ranks_import() -> bool:
-    """Import it; returns whether that was possible."""
+    """Import what every rank imports; returns whether that succeeded."""
     from cos_ml.network.keras_import import import_keras
     from cos_ml.rank.__main__ import UNUSED
 

@@ -23,6 +23,8 @@ from cos_ml.rank.process import run_rank
 class ForkedRank:
     """What ``cos_ml.job.child`` needs of ``subprocess.Popen``, for a fork of this process that is a rank."""
 
+    server = 0  # the process of a rank server: it has none
+
     def __init__(self, environment: dict[str, str], descriptors: Sequence[int], log: Any) -> None:
         commands, ours = os.pipe()
         self.returncode: int | None = None
@@ -57,10 +59,6 @@ class ForkedRank:
         """Kill it and all that it has forked."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-
-    def server_memory(self) -> dict[int, int]:
-        """There is no rank server."""
-        return {}
 
     def close(self) -> None:
         """Close its standard input."""
