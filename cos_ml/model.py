@@ -192,25 +192,25 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
         return means(self._with_vectors().transform(dataset), columns, self.value_or_none(self.weightCol), skip)
 
     def _with_vectors(self) -> DeepNetModel:
-        """A copy that returns Vectors, which Spark's evaluators and summaries take."""
+        """A copy that returns Vectors, as evaluators and summaries need them."""
         return self.copy({self.vectorType: "vector"})
 
     def registerFunction(self, spark: SparkSession, name: str) -> Any:
-        """Register a function of the session that scores: ``SELECT score(features) FROM t``, from SQL, Scala or Java.
+        """Make the model a SQL function of a session: ``SELECT score(features) FROM t``, from SQL, Scala or Java.
 
-        It takes a column for each of ``inputCols``, in their order, or one, and returns a struct with a field for each
-        output column of ``transform``, with arrays in place of Vectors. Of a row that "skip" would drop the fields are
-        null. A function that had the name is replaced.
+        The function takes one argument for each of ``inputCols``, in their order, or one for ``featuresCol``. It
+        returns a struct with a field for each output column of ``transform``, with arrays in place of Vectors. With
+        ``handleInvalid="skip"``, the fields of an invalid row are null.
 
         Args:
-            spark: the session, of Spark Connect too.
-            name: the function's name: letters, digits and "_".
+            spark: the session, which may be one of Spark Connect.
+            name: the function's name, of letters, digits and "_". A function that has it already is replaced.
 
         Returns:
-            The function, to call with columns of DataFrames.
+            The function, which also takes columns of DataFrames.
 
         Raises:
-            InvalidInputError: the name is not one, or the model has no output columns.
+            InvalidInputError: the name has other characters, or the model has no output columns.
         """
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
             raise InvalidInputError(f"registerFunction: expected a name of letters, digits and '_', received {name!r}.")
@@ -277,7 +277,7 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
     def _scorer(
         self, spark: SparkSession, network: Network, kinds: tuple[OutputKind, ...], keys: list[Any], handling: str
     ) -> predict.Scorer:
-        """What scoring tasks need for the output columns of these keys; ``handling`` is that of invalid rows."""
+        """What scoring tasks need to compute the output columns of these keys, with this handling of invalid rows."""
         spark_internals.check_message_size(spark, [network.archive])
         return predict.Scorer(
             archive=broadcasts.shared(spark, network),
@@ -295,7 +295,7 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
         )
 
     def _fields(self, scorer: predict.Scorer) -> dict[Any, tuple[str, T.DataType]]:
-        """The field of the scored struct, and its type, for each key of a column that the network computes."""
+        """By key of an output that the network computes: its field in the scored struct, and the field's type."""
         keys = [*self.getFeatureLayers(), *scorer.wanted]
         return dict(zip(keys, zip(scorer.fields, _types(scorer), strict=True), strict=True))
 

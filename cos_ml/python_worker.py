@@ -1,7 +1,7 @@
-"""What a task does once to the Python worker that runs it, for the tasks after it (scoring task side).
+"""Spares a Python worker work that PySpark repeats for each of its tasks (barrier task and scoring task side).
 
-PySpark's worker does two things for each task whose cost grows with what is loaded: it lets Python read the directories
-of archives on ``sys.path`` again, of which Spark's own take 0.1 to 0.2 s, and it collects garbage.
+For each task, PySpark's worker has Python read the directories of the archives on ``sys.path`` again, which takes 0.1
+to 0.2 s for Spark's own, and collects garbage, which takes longer the more is loaded.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ PYTHON = (".py", ".pyc")
 
 
 def spare_archives() -> None:
-    """Let Python not read Spark's archives again for the next task of this worker.
+    """Keep Python from reading Spark's archives again for the next task of this worker.
 
-    One without Python, such as the jar that Spark puts there, leaves ``sys.path``. Of others Python forgets its
-    importers, one for each package in them, which it makes anew from what it knows of the archive when they are needed.
-    Archives from ``addPyFile`` stay as they are.
+    Archives without Python code, such as the jar that Spark puts there, are removed from ``sys.path``. Of the others,
+    the cached importers are dropped, one for each package; Python makes them again from its cache of the archives'
+    directories when it needs them. Archives from ``addPyFile`` stay as they are.
     """
     if TaskContext.get() is None:  # the driver's own process, whose path is the user's
         return
@@ -43,14 +43,14 @@ def _has_python(path: str) -> bool:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith(PYTHON) for name in archive.namelist())
     except (OSError, zipfile.BadZipFile):
-        return True  # whatever it is, it is not ours to judge
+        return True  # not known to have none
 
 
 def freeze() -> None:
-    """Let the garbage collector pass over all that is alive now: TensorFlow, Keras and the networks of this worker.
+    """Exclude from garbage collection all that is alive now: TensorFlow, Keras and the networks of this worker.
 
-    It is called when a network has computed its first rows. What is garbage by then goes first, with that of networks
-    that were frozen before and dropped for this one.
+    Call it when a network has computed its first rows. Garbage is collected before, and with it networks that were
+    frozen earlier and have been dropped for this one.
     """
     gc.unfreeze()
     gc.collect()

@@ -82,7 +82,7 @@ def fits_barrier(df: DataFrame, partitions: int) -> bool:
 
 
 def has_exchange(df: DataFrame) -> bool:
-    """Whether Spark shuffles or broadcasts rows to compute ``df``. Unknown: True."""
+    """Whether ``df`` has a shuffle or a broadcast that Spark has not yet done. Unknown: True."""
     try:
         plan = df._jdf.queryExecution().executedPlan()
         return _has_exchange(plan.initialPlan() if "Adaptive" in plan.nodeName() else plan)

@@ -85,16 +85,16 @@ def small_batches(spark: SparkSession, spec: TrainSpec) -> Iterator[None]:
 
 @contextlib.contextmanager
 def planned_at_once(df: DataFrame) -> Iterator[None]:
-    """Plan what is planned in this ``with`` block as one job, if that costs the rows of ``df`` nothing.
+    """Turn off adaptive execution for what is planned in this ``with`` block, unless ``df`` itself has shuffles.
 
-    Adaptive execution runs a job for each shuffle and plans the rest anew, which takes longer than a small fit trains.
-    It serves the shuffles of the user's own query alone. The setting is the session's.
+    Adaptive execution runs a job for each shuffle and then plans the rest again, which takes longer than a small fit
+    trains. Only shuffles of the user's own query gain by it. The setting is the session's.
     """
     conf = df.sparkSession.conf
     if conf.get(ADAPTIVE, "true") != "true" or spark_internals.has_exchange(df):
         yield
         return
-    with _lock:  # of two threads one restores what the other has found
+    with _lock:  # otherwise a second thread would find, and restore, what this one has set
         before = conf.get(ADAPTIVE, None)
         conf.set(ADAPTIVE, "false")
         try:
