@@ -53,7 +53,7 @@ def main(kills: int = 50) -> None:
         undisturbed = estimator(folder / "undisturbed").fit(data).toKeras().get_weights()
         ports = listening()
         print(
-            f"{'victim':<10}{'phase':<12}{'after':>6}{'fit':>7}{'lost':>6}{'had':>5}  {'resumed from':<16}"
+            f"{'victim':<12}{'phase':<12}{'after':>6}{'fit':>7}{'lost':>6}{'had':>5}  {'resumed from':<16}"
             f"{'weights':>9}  left behind",
             flush=True,
         )
@@ -77,7 +77,7 @@ def survives(
 ) -> tuple[str, bool, int]:
     """One disturbed fit, as a line of the table; whether it came out as the undisturbed one; and attempts lost."""
     start = time.monotonic()
-    what = f"{chaos.victim:<10}{chaos.phase:<12}{chaos.delay:>5.1f}s"
+    what = f"{chaos.victim:<12}{chaos.phase:<12}{chaos.delay:>5.1f}s"
     with chaos:
         try:
             model = estimator(checkpoints).fit(data)

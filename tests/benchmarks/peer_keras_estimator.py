@@ -10,8 +10,6 @@ from typing import Any
 
 from tests.benchmarks import data
 
-TRANSFORMED = 1000  # rows: it predicts them one at a time
-
 
 def main(folder: str, store: str) -> None:
     import tensorflow as tf
@@ -34,13 +32,10 @@ def main(folder: str, store: str) -> None:
         use_gpu=False,
         verbose=0,
     )
-    few = rows.limit(TRANSFORMED).repartition(data.RANKS).cache()
-    few.count()
     models: list[Any] = []
     data.serve(
         {
             "fit": lambda: models.append(estimator.fit(rows)),  # later ones find the Parquet copy that the first made
-            "transform": lambda: data.run_all(models[-1].transform(few)),
             "loss": lambda: float(models[-1].getHistory()["loss"][-1]),
         }
     )
