@@ -50,8 +50,9 @@ def exists(spark: SparkSession, path: str) -> bool:
     """Whether there is a file or a folder, on any file system that Spark supports."""
     from pyspark.errors import AnalysisException
 
+    twice = [literal(path)] * 2  # of a single path that does not exist, Spark logs a stack trace
     try:
-        _ = spark.read.option("recursiveFileLookup", True).text(literal(path)).schema
+        _ = spark.read.option("recursiveFileLookup", True).text(twice).schema
     except AnalysisException as error:
         return "PATH_NOT_FOUND" not in str(error)
     return True
