@@ -20,7 +20,7 @@ from cos_ml.data.columns import Column
 from cos_ml.data.expressions import expression
 from cos_ml.data.frames import check_not_streaming
 from cos_ml.data.names import fold, is_case_sensitive, resolve, taken
-from cos_ml.data.validity import is_valid
+from cos_ml.data.validity import is_valid, lengths_match
 from cos_ml.errors import InvalidInputError
 from cos_ml.means import means
 from cos_ml.metadata import column_metadata
@@ -354,7 +354,8 @@ def _check_names(dataset: DataFrame, names: list[str]) -> None:
 
 def _is_good(inputs: Sequence[Column], values: dict[str, SparkColumn], types: dict[str, T.DataType]) -> SparkColumn:
     """Whether all inputs of a row can be used."""
-    return reduce(and_, (is_valid(values[one.field], types[one.field], one) for one in inputs))
+    valid = [is_valid(values[one.field], types[one.field], one) for one in inputs]
+    return reduce(and_, valid + [lengths_match(values, types, one) for one in inputs if one.paired])
 
 
 def _with_nulls(value: SparkColumn, column: Column, dataset: DataFrame) -> SparkColumn:

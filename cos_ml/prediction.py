@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyspark.ml import PredictionModel
 from pyspark.ml.linalg import DenseVector, SparseVector, Vector
 
-from cos_ml.data.columns import Column, decode
+from cos_ml.data.columns import Column, decode, match_lengths
 from cos_ml.data.names import VECTOR_PARTS
 from cos_ml.data.ragged import cut
 from cos_ml.data.spool import raise_on_invalid
@@ -184,7 +184,7 @@ def _row(columns: tuple[Column, ...], value: Any) -> tuple[dict[str, Any], list[
     for column, one in zip(columns, values, strict=True):
         arrays[column.field], found = decode(_arrow(one, column), column)
         errors += found
-    return arrays, errors
+    return arrays, errors + match_lengths(arrays, columns, errors)
 
 
 def _arrow(value: Any, column: Column) -> pa.Array:

@@ -15,7 +15,17 @@ import pyarrow.compute as pc
 from cos_ml.data.ragged import Ragged, offsets_of
 from cos_ml.errors import InvalidInputError
 
-__all__ = ["Column", "RowError", "as_list_array", "decode", "inconsistent_shapes", "renumber", "settle", "spark_dtype"]
+__all__ = [
+    "Column",
+    "RowError",
+    "as_list_array",
+    "decode",
+    "inconsistent_shapes",
+    "match_lengths",
+    "renumber",
+    "settle",
+    "spark_dtype",
+]
 
 INTEGRAL = ("int", "uint", "bool")  # how the names of the types begin that hold no fractions
 
@@ -38,7 +48,8 @@ class Column:
         ignored: a class that the loss ignores, allowed besides the others.
         hint: what to do about rows of another size.
         parts: the user's names of the columns that are joined to this one; empty for a single column.
-        paired: whether another column has rows of the same lengths, so that bad rows keep theirs.
+        paired: the field of the column whose rows have to be as long, as those of indices and values; empty for none. A
+            bad row keeps its length then.
     """
 
     name: str
@@ -54,7 +65,7 @@ class Column:
     hint: str = ""
     parts: tuple[str, ...] = ()
     below: int | None = None
-    paired: bool = False
+    paired: str = ""
 
     def __post_init__(self) -> None:
         if self.shape.count(None) > 1:
@@ -161,7 +172,8 @@ def decode(values: pa.Array, column: Column) -> tuple[np.ndarray | Ragged, list[
         tuple[np.ndarray | Ragged, list[RowError]]: the array, [rows, *column.shape], and an error for each bad row, in
         the order of the rows; a Ragged if the shape has an unknown dimension. It has the column's dtype, uint8 for
         binary values, or UTF-8 bytes objects for strings. Bad rows are filled with NaN (integers: 0; booleans: False;
-        strings: empty); in a Ragged they have the length 1, unless the column is paired.
+        strings: empty); in a Ragged they have the length 1; those of a paired column
+        keep theirs, if they have one.
     """
     if isinstance(values, pa.ChunkedArray):  # combine_chunks copies, even if there is only one
         values = values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
@@ -215,13 +227,51 @@ def _decode_ragged(flat: pa.Array, sizes: np.ndarray, column: Column) -> tuple[R
     row_errors += [replace(error, row=int(owners[error.row])) for error in _out_of_range(numbers, one, known)]
     row_errors.sort(key=lambda error: error.row)
     if not good.all():
-        kept = good | (column.paired & (sizes > 0) & _fits(column.shape, sizes))
-        sizes, raw = np.where(kept, sizes, column.known_size), numbers
-        numbers = np.full(sizes.sum(), _nothing(raw.dtype, column), raw.dtype)
-        numbers[np.repeat(good, sizes)] = raw[good[owners]]
+        kept = good | (bool(column.paired) & (sizes > 0) & _fits(column.shape, sizes))
+        before, sizes = np.maximum(sizes, 0), np.where(kept, sizes, column.known_size)
+        numbers = _refilled(numbers, before, good, sizes, column)
     if numbers.dtype == np.uint8 and column.padding not in range(256):
         numbers = numbers.astype(column.dtype)
     return Ragged(numbers, offsets_of(sizes), column.shape, column.padding), row_errors
+
+
+def _refilled(
+    numbers: np.ndarray, before: np.ndarray, good: np.ndarray, sizes: np.ndarray, column: Column
+) -> np.ndarray:
+    """The numbers of the good rows, which have had the sizes ``before``, and filled rows of these ``sizes``."""
+    found = np.full(sizes.sum(), _nothing(numbers.dtype, column), numbers.dtype)
+    found[np.repeat(good, sizes)] = numbers[np.repeat(good, before)]
+    return found
+
+
+def match_lengths(
+    arrays: dict[str, Any], columns: Sequence[Column], row_errors: Sequence[RowError] = ()
+) -> list[RowError]:
+    """Find the rows that are longer in one column than in the one that it is paired with, and fill them in both.
+
+    Args:
+        arrays: the arrays of ``decode`` by field, which this call changes.
+        columns: the columns.
+        row_errors: the errors of ``decode``: a bad row is reported once.
+    """
+    known, found = {error.row for error in row_errors}, []
+    by_field = {column.field: column for column in columns}
+    for column in columns:
+        other = by_field.get(column.paired)
+        if other is None or column.field < other.field:  # once for each pair
+            continue
+        pair = [(one, arrays[one.field]) for one in (column, other)]
+        own, others = (np.diff(rows.offsets) for _, rows in pair)
+        bad = own != others
+        for row in np.flatnonzero(bad).tolist():
+            what = f"has {own[row]} numbers, but column {other.name!r} has {others[row]}; expected equally many"
+            found += [] if row in known else [RowError(row, column.name, what)]
+        for one, rows in pair if bad.any() else ():
+            before = np.diff(rows.offsets)
+            sizes = np.where(bad, 1, before)
+            numbers = _refilled(rows.flat_values, before, ~bad, sizes, one)
+            arrays[one.field] = replace(rows, values=numbers, offsets=offsets_of(sizes))
+    return found
 
 
 def _from_decimals(flat: pa.Array, dtype: np.dtype[Any]) -> pa.Array:

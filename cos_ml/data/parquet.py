@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pyarrow as pa
 
-from cos_ml.data.columns import Column, RowError, decode, settle
+from cos_ml.data.columns import Column, RowError, decode, match_lengths, settle
 from cos_ml.data.ragged import Ragged
 from cos_ml.data.spool import PARTS, SCANNED, Spool, raise_on_invalid, row_keys, validates
 from cos_ml.errors import InvalidInputError, SetupError
@@ -175,6 +175,8 @@ def _count_hashed(file: Any, index: int, spec: TrainSpec, names: dict[str, str])
             arrays[column.field], row_errors = decode_stored(values, settle(values, column))
             if row_errors:
                 raise_on_invalid(row_errors, spec.handle_invalid, IN_ROW_GROUP)
+        if row_errors := match_lengths(arrays, spec.columns):
+            raise_on_invalid(row_errors, spec.handle_invalid, IN_ROW_GROUP)
         found += int(validates(row_keys(arrays), spec).sum())
     return found
 

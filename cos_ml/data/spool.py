@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from cos_ml.data.columns import Column, RowError, decode, inconsistent_shapes, renumber, settle
+from cos_ml.data.columns import Column, RowError, decode, inconsistent_shapes, match_lengths, renumber, settle
 from cos_ml.data.disk_arrays import RowsOnDisk, Strings, map_array, map_offsets, map_strings
 from cos_ml.data.ragged import Ragged, cut, offsets_of
 from cos_ml.errors import InvalidInputError
@@ -149,7 +149,8 @@ def usable_rows(
         InvalidInputError: a row is bad and may not be skipped, the message counts rows from ``first_row``; or rows have
             several of the shapes that a column allows.
     """
-    arrays, row_errors = {}, []
+    arrays: dict[str, np.ndarray | Ragged] = {}
+    row_errors: list[RowError] = []
     settled = {} if settled is None else settled
     for column in spec.columns:
         values = batch.column(column.field)
@@ -158,7 +159,8 @@ def usable_rows(
             raise inconsistent_shapes(column, own.shape, before.shape)
         settled[column.field] = before if own == column else own
         arrays[column.field], found = decode(values, settled[column.field])
-        row_errors += renumber(found, first_row)
+        row_errors += found
+    row_errors = renumber([*row_errors, *match_lengths(arrays, spec.columns, row_errors)], first_row)
     if spec.validation:
         marks = batch.column(spec.validation.field)
         nulls = np.flatnonzero(marks.is_null().to_numpy(zero_copy_only=False)).tolist() if marks.null_count else []

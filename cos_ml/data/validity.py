@@ -6,6 +6,7 @@ It is true exactly where ``columns.decode`` finds no bad row: what skips rows is
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from decimal import Decimal
 
 import numpy as np
@@ -15,7 +16,7 @@ from pyspark.sql import types as T
 
 from cos_ml.data.columns import INTEGRAL, Column
 
-__all__ = ["is_valid"]
+__all__ = ["is_valid", "lengths_match"]
 
 FRACTIONS = (T.FloatType, T.DoubleType)
 LATIN = "ISO-8859-1"  # in which each byte is a character
@@ -30,9 +31,9 @@ def is_valid(values: SparkColumn, data_type: T.DataType, column: Column) -> Spar
         column: the column of an input.
     """
     if isinstance(data_type, T.BinaryType):
-        checks = [_fits(F.length(values), column), *_bytes(values, column)]
+        checks = [_fits(_size(values, data_type), column), *_bytes(values, column)]
     elif isinstance(data_type, T.ArrayType):
-        checks = [_fits(F.size(values), column), *_elements(values, data_type, column)]
+        checks = [_fits(_size(values, data_type), column), *_elements(values, data_type, column)]
     else:
         one = column.known_size == 1  # as one row of one number
         checks = [F.lit(one), *_number(values, data_type, column)]
@@ -40,6 +41,23 @@ def is_valid(values: SparkColumn, data_type: T.DataType, column: Column) -> Spar
     for check in checks:
         found = found & check
     return F.coalesce(found, F.lit(False))
+
+
+def lengths_match(values: Mapping[str, SparkColumn], types: Mapping[str, T.DataType], column: Column) -> SparkColumn:
+    """A boolean expression: whether a good row is as long in this column as in the one that it is paired with.
+
+    Args:
+        values, types: what ``expressions.expression`` returns for all columns, and its types, by field.
+        column: a column of an input.
+    """
+    sizes = [_size(values[field], types[field]) for field in (column.field, column.paired)]
+    return sizes[0] == sizes[1]
+
+
+def _size(values: SparkColumn, data_type: T.DataType) -> SparkColumn:
+    if isinstance(data_type, T.BinaryType):
+        return F.length(values)
+    return F.size(values) if isinstance(data_type, T.ArrayType) else F.lit(1)
 
 
 def _fits(size: SparkColumn, column: Column) -> SparkColumn:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cos_ml.data.columns import INTEGRAL, Column, spark_dtype
-from cos_ml.data.names import VECTOR_PARTS, fold, last_part
+from cos_ml.data.names import fold, last_part
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.archive import Network, Tensor
 from cos_ml.network.losses import (
@@ -53,9 +53,9 @@ def input_columns(network: Network, names: list[str], padding: float = 0.0) -> t
     names = with_vectors(network, names)
     _check_count("input", inputs, names)
     ordered = _matched(names, inputs) or names
-    paired = {place for places in vector_inputs(network).values() if len(places) > 1 for place in places}
+    pairs = _pairs(network, ordered)
     return tuple(
-        _input(tensor, name, f"x{index}", padding, paired=index in paired or last_part(name) in VECTOR_PARTS)
+        _input(tensor, name, f"x{index}", padding, paired=f"x{pairs[index]}" if index in pairs else "")
         for index, (name, tensor) in enumerate(zip(ordered, network.inputs, strict=True))
     )
 
@@ -64,6 +64,17 @@ def _input(tensor: Tensor, name: str, field: str, padding: float, **options: Any
     padding = padding if tensor.padding is None else tensor.padding
     dtype = spark_dtype(tensor.dtype)
     return Column(name, field, tensor.shape, dtype, below=tensor.below, padding=padding, **options)
+
+
+def _pairs(network: Network, names: list[str]) -> dict[int, int]:
+    """The inputs that hold the indices and the values of the same entries, by their places: each one's other."""
+    pairs = [places for places in vector_inputs(network).values() if len(places) > 1]
+    places = {tuple(fold(name).rpartition(".")): place for place, name in enumerate(names)}
+    for whole, dot, part in places:
+        if dot and part == "indices" and (whole, dot, "values") in places:
+            pairs.append((places[whole, dot, part], places[whole, dot, "values"]))
+    flat = {place for place, tensor in enumerate(network.inputs) if {*tensor.shape} - {1} == {None}}
+    return {one: other for pair in pairs if flat.issuperset(pair) for one, other in (pair, pair[::-1])}
 
 
 def with_vectors(network: Network, names: list[str]) -> list[str]:

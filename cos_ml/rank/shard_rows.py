@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cos_ml.data.columns import Column
+from cos_ml.data.columns import Column, RowError, match_lengths
 from cos_ml.data.parquet import IN_ROW_GROUP, Shards, decode_stored, validation_mask
 from cos_ml.data.ragged import Ragged, cut
 from cos_ml.data.spool import Batch, lengths_of_step, longest_by_step, raise_on_invalid, row_keys, validates
@@ -106,6 +106,7 @@ class ShardRows:
             wanted["v"] = self.shards.names["v"]
         for stored in _read_all(self.shards, list(wanted.values()), self.rank, seed, shuffle):
             arrays = {column.field: self._checked(stored[wanted[column.field]], column) for column in read}
+            self._check(match_lengths(arrays, read))
             if marked or hashed:
                 mask = validation_mask(stored[wanted["v"]]) if marked else validates(row_keys(arrays), self.spec)
                 arrays = {column.field: arrays[column.field] for column in columns}
@@ -115,11 +116,15 @@ class ShardRows:
 
     def _checked(self, stored: pa.ChunkedArray, column: Column) -> np.ndarray | Ragged:
         array, row_errors = decode_stored(stored, column)
+        self._check(row_errors)
+        return array
+
+    def _check(self, row_errors: list[RowError]) -> None:
+        """Raises InvalidInputError for a bad row, unless bad rows are kept."""
         if row_errors:
             # Bad rows that are skipped were not stored. Those that remain differ in shape from the dataset's first row.
             handle_invalid = "error" if self.spec.handle_invalid == "skip" else self.spec.handle_invalid
             raise_on_invalid(row_errors, handle_invalid, IN_ROW_GROUP)
-        return array
 
 
 @dataclass(frozen=True)

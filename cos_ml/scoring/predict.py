@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pyspark import TaskContext
 
 from cos_ml import broadcasts, gpus, python_worker
-from cos_ml.data.columns import Column, as_list_array, decode, renumber
+from cos_ml.data.columns import Column, RowError, as_list_array, decode, match_lengths, renumber
 from cos_ml.data.ragged import Ragged, cut, offsets_of
 from cos_ml.data.raw_columns import convert_arguments
 from cos_ml.data.spool import raise_on_invalid
@@ -183,16 +183,17 @@ def arrays_of(
     scorer: Scorer, columns: Sequence[pa.Array], first_row: int
 ) -> tuple[list[np.ndarray | Ragged], np.ndarray]:
     """The inputs' arrays of [rows, ...], and a mask [rows] of the invalid rows."""
-    arrays, errors = [], []
+    arrays: dict[str, np.ndarray | Ragged] = {}
+    errors: list[RowError] = []
     for values, column in zip(columns, scorer.inputs, strict=True):
-        array, found = decode(_typed(values, column), column)
-        arrays.append(array)
+        arrays[column.field], found = decode(_typed(values, column), column)
         errors += found
+    errors += match_lengths(arrays, scorer.inputs, errors)
     if errors:
         raise_on_invalid(renumber(errors, first_row), scorer.handle_invalid)
     invalid = np.zeros(len(columns[0]), bool)
     invalid[[error.row for error in errors]] = True
-    return arrays, invalid
+    return list(arrays.values()), invalid
 
 
 def _typed(values: pa.Array, column: Column) -> pa.Array:

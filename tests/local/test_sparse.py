@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import keras
@@ -126,6 +127,25 @@ def test_bad_rows(spark):
         assert np.isnan(row.prediction) == (row.id not in (0, 4)), row
     assert np.isnan(model.predict((given[1], [0.0, 1.0])))
     assert not np.isnan(model.predict((given[0], [0.0, 1.0])))
+
+
+def test_indices_and_values_of_arrays_have_equal_lengths(spark):
+    rows = [Row(id=0, words_indices=[2, 3], words_values=[1.0, 2.0], price=[0.0, 1.0], label=1.0),
+            Row(id=1, words_indices=[2, 3, 4], words_values=[1.0, 2.0], price=[0.0, 1.0], label=0.0)]  # fmt: skip
+    df = spark.createDataFrame(rows).coalesce(1)
+    columns = ["words_indices", "words_values", "price"]
+    model = DeepNetModel(model=network(9), inputCols=columns)
+    named = r"'words_values', row 1: has 2 numbers, but column 'words_indices' has 3; expected equally many"
+    with pytest.raises(PythonException, match=named):
+        model.transform(df).collect()
+    with pytest.raises(InvalidInputError, match=r"row 0: has 2 numbers"):
+        model.predict(tuple(rows[1])[1:4])
+    est = DeepNetEstimator(model=network(9), inputCols=columns, loss=LOSS, progress=False)
+    assert re.search(rf"PROBLEM.*{named}", est.explain(df))
+    model.setHandleInvalid("skip")
+    assert [row.id for row in model.transform(df).collect()] == [0]
+    model.setHandleInvalid("keep")
+    assert [bool(np.isnan(row.prediction)) for row in model.transform(df).collect()] == [False, True]
 
 
 def test_what_is_not_as_the_network_takes_it_is_named(spark):

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from cos_ml.data.columns import Column, decode
+from cos_ml.data.spool import usable_rows
 from cos_ml.errors import InvalidInputError
 from cos_ml.layers import EmbeddingBag, sparse_inputs
 from cos_ml.network.archive import Network
@@ -162,10 +163,41 @@ def test_a_column_too_many_is_named():
 
 
 def test_indices_are_checked_and_may_be_padding():
-    column = Column("words.indices", "x0", (None,), "int32", below=9, padding=-1.0, paired=True)
+    column = Column("words.indices", "x0", (None,), "int32", below=9, padding=-1.0, paired="x1")
     found, errors = decode(pa.array([[0, 8, -1], [], [3, 9], [-2]], pa.list_(pa.int32())), column)
     assert [(error.row, error.what.split(";")[0]) for error in errors] == [(2, "is 9"), (3, "is -2")]
     assert found.padded().tolist() == [[0, 8, -1], [-1, -1, -1], [0, 0, -1], [0, -1, -1]]
+
+
+@pytest.mark.parametrize("handling", ["error", "skip", "keep"])
+def test_rows_have_as_many_values_as_indices(handling):
+    inputs = sparse_inputs("words")
+    network = Network.of(keras.Model(inputs, EmbeddingBag(9, 1)(inputs)))
+    spec = TrainSpec(input_columns(network, ["words_values", "words_indices"]), (), handle_invalid=handling)
+    given = {
+        "x0": pa.array([[0, 8], [1, 2, 3], [], None, [5, 99], [4]], pa.list_(pa.int32())),
+        "x1": pa.array([[1, 2], [1, 2], [], [1, 2], [1, 2, 3], [4]], pa.list_(pa.float32())),
+    }
+    batch = pa.RecordBatch.from_pydict(given)
+    if handling == "error":
+        with pytest.raises(InvalidInputError, match=r"'words_indices', row 13: is null"):
+            usable_rows(batch, spec, 10)
+        message = r"'words_values', row 10: has 2 numbers, but column 'words_indices' has 3; expected equally many"
+        with pytest.raises(InvalidInputError, match=message):
+            usable_rows(batch[1:3], spec, 10)
+        return
+    arrays, kept = usable_rows(batch, spec, 10)
+    assert kept.tolist() == [handling == "keep" or row in (0, 2, 5) for row in range(6)]
+    assert arrays["x0"].padded().tolist() == [[0, 8], [0, -1], [-1, -1], [0, -1], [0, -1], [4, -1]]
+    nan = np.nan
+    np.testing.assert_array_equal(arrays["x1"].padded(), [[1, 2], [nan, 0], [0, 0], [nan, 0], [nan, 0], [4, 0]])
+
+
+def test_only_inputs_that_hold_the_same_entries_are_as_long():
+    inputs = [keras.Input((None,)), keras.Input((None, 1)), keras.Input((None, 2))]
+    network = Network.of(keras.Model(inputs, [keras.layers.Identity()(one) for one in inputs]))
+    names = ["s.Indices", "s.values", "t.values"], ["s.indices", "t.values", "s.values"]
+    assert [[column.paired for column in input_columns(network, one)] for one in names] == [["x1", "x0", ""], [""] * 3]
 
 
 def test_a_row_of_a_million_takes_what_its_entries_take(spool):

@@ -146,6 +146,21 @@ def test_a_bad_row_is_named(tmp_path):
         seen(rows, shuffle=False)
 
 
+def test_rows_have_as_many_values_as_indices(tmp_path):
+    names, folder = {"x0": "ids", "x1": "counts", "y0": "label"}, tmp_path / "rows"
+    columns = [Column(names[one], one, (None,), paired=other) for one, other in (("x0", "x1"), ("x1", "x0"))]
+    folder.mkdir()
+    table = pa.table({"ids": [[1.0, 2.0], [3.0]], "counts": [[1.0, 2.0], [3.0, 4.0]], "label": [0, 1]})
+    pq.write_table(table, folder / "part-0.parquet")
+    spec = TrainSpec(inputs=tuple(columns), labels=(Y,))
+    rows = ShardRows("train", spec, plan(str(folder), spec, names, 1), 0)
+    message = r"column 'counts', row 1: has 2 numbers, but column 'ids' has 1; .*within a row group"
+    with pytest.raises(InvalidInputError, match=message):
+        seen(rows, shuffle=False)
+    with pytest.raises(InvalidInputError, match=message):
+        plan(str(folder), replace(spec, validation_fraction=0.5), names, 1)
+
+
 def test_nothing_to_read(tmp_path):
     (tmp_path / "_temporary").mkdir()
     pq.write_table(pa.table({"label": [1]}), tmp_path / "_temporary" / "a.parquet")
