@@ -63,14 +63,14 @@ def rows_of(seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def on_ranks(server: Any, kind: type, optimizer: str, ranks: int) -> list[float]:
+def on_ranks(runner: Any, kind: type, optimizer: str, ranks: int) -> list[float]:
     """Milliseconds of a step, by epoch; the first one is left out, because it traces."""
     spec = TrainSpec(
         inputs=(Column("ids", "x0", (1,), "int64"),), labels=(Column("label", "y0", (1,)),), epochs=EPOCHS,
         compile={"optimizer": keras.optimizers.serialize(made(optimizer)), "loss": "mse"}, batch_size=BATCH,
         modules=("tests.benchmarks.embeddings",),
     )  # fmt: skip
-    (trained,) = server.fit([spec], [network(kind, optimizer)], [rows_of(rank) for rank in range(ranks)])
+    (trained,) = runner.fit([spec], [network(kind, optimizer)], [rows_of(rank) for rank in range(ranks)])
     return [seconds * 1e3 / STEPS for seconds in trained.summaries[0]["epoch_seconds"][1:]]
 
 
@@ -87,9 +87,9 @@ def plain(optimizer: str) -> list[float]:
 
 def main(optimizers: list[str], result: str = "") -> None:
     from tests.benchmarks.embeddings import DenseGradient  # as the ranks know it
-    from tests.support.ranks import RankServer
+    from tests.support.ranks import RankRunner
 
-    server = RankServer()
+    runner = RankRunner()
     tf.config.threading.set_intra_op_parallelism_threads(1)  # as many as each of two ranks has here
     print(f"ms a step, median (least - most); {WORDS:,} x {SIZE}, batch {BATCH} a rank")
     print(f"{'':<15}{'2 ranks':>22}{'2 ranks, dense':>22}{'ratio':>7}{'1 rank':>22}{'Keras':>22}")
@@ -97,15 +97,15 @@ def main(optimizers: list[str], result: str = "") -> None:
     for name in optimizers:
         found: list[list[float]] = [[], [], [], []]
         for _ in range(TURNS):
-            found[0] += on_ranks(server, keras.layers.Embedding, name, 2)
-            found[1] += on_ranks(server, DenseGradient, name, 2)
-            found[2] += on_ranks(server, keras.layers.Embedding, name, 1)
+            found[0] += on_ranks(runner, keras.layers.Embedding, name, 2)
+            found[1] += on_ranks(runner, DenseGradient, name, 2)
+            found[2] += on_ranks(runner, keras.layers.Embedding, name, 1)
             found[3] += plain(name)
         shown = [f"{statistics.median(one):.1f} ({min(one):.1f} - {max(one):.1f})" for one in found]
         ratio = statistics.median(found[0]) / statistics.median(found[1])
         print(f"{name:<15}{shown[0]:>22}{shown[1]:>22}{ratio:>7.2f}{shown[2]:>22}{shown[3]:>22}", flush=True)
         all_found[name] = dict(zip(("2 ranks", "2 ranks, dense", "1 rank", "Keras"), found, strict=True))
-    server.close()
+    runner.close()
     if result:
         data.report(result, all_found)
 

@@ -1,6 +1,6 @@
 """Ranks without Spark: tests of what ranks compute need neither a session nor a cluster.
 
-``RankServer.fit`` stands in for the barrier job: it spools the rows of each rank, lets the ranks meet, and returns what
+``RankRunner.fit`` stands in for the barrier job: it spools the rows of each rank, lets the ranks meet, and returns what
 they return. It runs in a process of its own, ``python -m tests.support.ranks``, of which the ranks are forks.
 """
 
@@ -41,7 +41,7 @@ class Trained:
         return self.summaries[0]["history"]
 
 
-class RankServer:
+class RankRunner:
     """Runs jobs of ranks, one after the other; close it in the end."""
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class RankServer:
         return results
 
 
-# ── the server's process ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── the runner's process ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def serve() -> None:

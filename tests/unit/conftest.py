@@ -6,7 +6,7 @@ from hypothesis import settings
 
 from cos_ml.data.spool import Spool
 from cos_ml.network.keras_import import import_keras
-from tests.support.ranks import RankServer
+from tests.support.ranks import RankRunner
 from tests.support.spools import record_batch
 
 keras = import_keras()
@@ -61,6 +61,6 @@ def numbers():
 @pytest.fixture(scope="session")
 def ranks():
     """Ranks without Spark: ``ranks.fit`` trains on them."""
-    server = RankServer()
-    yield server
-    server.close()
+    runner = RankRunner()
+    yield runner
+    runner.close()
