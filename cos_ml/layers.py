@@ -1,4 +1,4 @@
-"""Keras layers that Keras does not have: sparse Vectors as indices and values (every side)."""
+"""Layers that Keras does not have, for sparse Vectors as indices and values (every side)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ COMBINERS = ("sum", "mean", "sqrtn")
 class EmbeddingBag(keras.layers.Embedding):
     """The weighted sum, or mean, of the embeddings of each row's indices.
 
-    Called on ``[indices, values]`` it weighs the embedding of each index by its value; on ``indices`` alone, by 1.
-    Negative indices are padding and weigh nothing; a row that has no others gives 0. With ``output_dim=1`` it is a
+    Called on ``[indices, values]`` it weights the embedding of each index by its value; on ``indices`` alone, by 1.
+    Negative indices are padding and have no weight; a row that has no others gives 0. With ``output_dim=1`` it is a
     linear layer of a sparse row. The gradient of the table is sparse.
 
     Args:
@@ -49,7 +49,7 @@ class EmbeddingBag(keras.layers.Embedding):
         used = ops.greater(indices, 0) if self.mask_zero else ops.greater_equal(indices, 0)
         for one in mask if isinstance(mask, (list, tuple)) else [mask]:
             used = used if one is None else ops.logical_and(used, one)
-        # Counts and squares are too large for halves of floats.
+        # In float16, counts and squares would overflow.
         kind = self.variable_dtype
         weights = ops.cast(used, kind) if values is None else ops.where(used, ops.cast(values, kind), 0.0)
         weights = self._scaled(weights)

@@ -144,9 +144,9 @@ def loss_module() -> Any:
 
 
 def update_rows_alone(optimizer: Any) -> None:
-    """Let Keras's Adagrad read those rows of a table alone that have a gradient: the same but for rounding.
+    """Let Keras's Adagrad read only the rows of a table that have a gradient: the same but for rounding.
 
-    Unknown: it takes the root of all of them in each step.
+    Unknown: it takes the root of every row in each step.
     """
     import keras
     import tensorflow as tf

@@ -162,7 +162,7 @@ def _hooked_update(update: Callable[..., Any], is_mean: bool) -> Callable[..., A
 
 
 def _hooked_take(take: Callable[..., Any]) -> Callable[..., Any]:
-    """Keras's lookup of rows, which reads a table whole: TensorFlow then copies it, once updates go to single rows."""
+    """Let a lookup read only its rows: Keras reads the whole table, which TensorFlow copies once rows of it change."""
 
     @functools.wraps(take)
     def rows(x: Any, indices: Any, axis: Any = None) -> Any:

@@ -1,7 +1,7 @@
-"""Trainers that candidates of a grid share: a step is traced once for all that have its shape (rank side).
+"""Lets candidates of a grid share a trainer, whose step is traced once for all that have the same shape (rank side).
 
-A trace takes a second or more, and differs only with what is constant in it. What a candidate may change freely is
-the value of a variable (weights, learning rate, optimizer state, seeds) or outside of the step (rows, callbacks).
+A trace takes a second or more, and depends only on what is constant in it. Candidates of one shape differ in the values
+of variables (weights, learning rate, optimizer state, seeds) and outside of the step (rows, callbacks).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cos_ml.spec import TrainSpec
 
 __all__ = ["KeptTrainers"]
 
-# Fields of a TrainSpec that no trace depends on. Those of the rows that matter to it are compared as feeds.
+# Fields of a TrainSpec on which no trace depends, or only through the rows, which are compared by themselves.
 FREE = (
     "batch_size", "callbacks", "checkpoint", "class_weights", "epochs", "learning_rate", "max_steps", "name",
     "patience", "restore_best", "seed", "shuffle", "stall_timeout", "stop_at_non_finite", "validation_steps",
@@ -29,7 +29,7 @@ FREE = (
 
 
 class KeptTrainers:
-    """The trainers of a job whose candidates to come have the shape of one before.
+    """The trainers that later candidates of a job can use again.
 
     Args:
         specs: all candidates of the job.
@@ -40,7 +40,7 @@ class KeptTrainers:
         self._kept: dict[tuple[Any, ...], tuple[DistributedTrainer, list[np.ndarray]]] = {}
 
     def take(self, spec: TrainSpec, feeds: dict[str, Feed]) -> DistributedTrainer | None:
-        """A trainer for this candidate, with the state of a new one; None where a new one is needed."""
+        """A trainer for this candidate, in the state of a new one; None if the candidate needs a new one."""
         shape = _shape(spec)
         found = self._kept.get((shape, _rows(feeds)))
         self._left[shape] -= 1
@@ -50,7 +50,7 @@ class KeptTrainers:
             return None
         trainer, values = found
         random.seed(spec.seed % 2**32)
-        np.random.seed(spec.seed % 2**32)  # TensorFlow's own seed concerns no plain step; to set it drops all functions
+        np.random.seed(spec.seed % 2**32)  # no plain step uses TensorFlow's seed; setting it drops all traces
         trainer.plan.begin_again(spec, feeds)
         for variable, value in zip(_variables(trainer), values, strict=True):
             variable.assign(value)
@@ -60,7 +60,7 @@ class KeptTrainers:
         return trainer
 
     def keep(self, spec: TrainSpec, trainer: DistributedTrainer) -> None:
-        """Keep a new trainer, before its training, for candidates to come; no longer than there are any."""
+        """Keep a new trainer, before its training, until the last candidate of its shape has taken it."""
         shape, plan = _shape(spec), trainer.plan
         if self._left[shape] and _is_plain(trainer) and (shape, _rows(plan.feeds)) not in self._kept:
             plan.known = _variables(trainer)
@@ -97,14 +97,14 @@ def _learning_rate(spec: TrainSpec) -> float | None:
 
 
 def _rows(feeds: dict[str, Feed]) -> tuple[Any, ...]:
-    """What a step depends on of the rows."""
+    """What a step depends on in the rows."""
     return tuple((part, bool(one.steps), one.idle, one.equal, one.signature()) for part, one in feeds.items())
 
 
 def _is_plain(trainer: DistributedTrainer) -> bool:
     """Whether nothing but variables differs between a new trainer and this one after its training.
 
-    Code of the user's may keep more: in a model's or a metric's attributes, and in callbacks that change layers.
+    The user's code may keep more: in attributes of a model or a metric, or in layers that a callback changes.
     """
     plan, optimizer = trainer.plan, trainer.model.optimizer
     objects = [trainer.model, *plan.optimizers, *_metrics(trainer.model)]

@@ -56,7 +56,7 @@ class Need:
         give: what the rank gives to the sum, as a function of its rows, the tensor 0.
         act: what follows the sum on every rank, as a function of the step and the sums; None for nothing.
         gradients: whether the sum is one of gradients.
-        owners: the variables of gradients, whose shapes those of sparse ones may not tell; None for unknown ones.
+        owners: the variables of gradients, because a sparse gradient may not tell its shape; None for unknown ones.
         additive: whether slices of the same row may be added up before they are applied.
     """
 
@@ -214,7 +214,7 @@ def _no_slices(slices: Any, variable: Any) -> Callable[[Any], Any]:
         if not shape.is_fully_defined():
             raise InvalidInputError(
                 "Param model: its train_step applies the gradients of an Embedding without their variables, and a rank "
-                "has no rows in some step. Give apply the variables, too."
+                "has no rows in some step. Call apply with the variables, too."
             )
         values = tf.zeros([rows, *shape[1:]], dtype)
         return tf.IndexedSlices(values, tf.zeros([rows], kind), tf.constant(shape.as_list(), kind))

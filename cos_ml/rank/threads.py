@@ -1,4 +1,4 @@
-"""The threads of a rank: as many as it has cores, and left alone while they compute (rank side)."""
+"""Gives a rank as many threads as it has cores, and keeps others from interrupting them (rank side)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["limit"]
 def limit(local_size: int) -> None:
     """Divide the host's cores among its ranks; before TensorFlow's runtime and Horovod start their threads.
 
-    Horovod's threads look for messages a thousand times a second, and the threads that compute are more than the cores,
-    unless TensorFlow runs one operation at a time on each. On Linux every thread that wakes up interrupts one that
-    computes, on some core; those of the policy for batch jobs do not.
+    TensorFlow would run more operations at a time than there are cores, and Horovod's threads look for messages a
+    thousand times a second. On Linux a thread that wakes up interrupts one that computes; under the scheduling policy
+    for batch jobs it does not.
     """
     cores = max(1, len(os.sched_getaffinity(0)) // local_size)
     tf.config.threading.set_intra_op_parallelism_threads(cores)

@@ -115,7 +115,7 @@ class NonFiniteTracker:
 
     @property
     def handles(self) -> set[int]:
-        """What identifies its variables in a trace."""
+        """The identities of its variables, as a trace captures them."""
         return {id(one.handle) for one in (self._steps, self._failed)}
 
     def begin(self, passed: int) -> None:
@@ -152,8 +152,8 @@ class Plan:
         parts: the steps of the epoch in parts, if a call has to end early in it.
         callbacks: the callbacks of the training.
         stopped: whether the loop ends, as all ranks agreed: a rank that ended alone would leave the others waiting.
-        known: the variables that a candidate to come will set, if there is one of this shape; else None.
-        foreign: whether a step depends on other state, too, so that the candidate needs a trainer of its own.
+        known: all variables of the training, if later candidates may use this trainer; else None.
+        foreign: whether a step depends on state besides them, so that later candidates need trainers of their own.
     """
 
     network: Any
@@ -198,7 +198,7 @@ class Plan:
         return SharedStep(self.communicator, part, rows, total, equal=equal, compression=compression, **options)
 
     def begin_again(self, spec: TrainSpec, feeds: dict[str, Feed]) -> None:
-        """Be the plan of another training, whose steps are those that are traced."""
+        """Start over with another training, whose steps are the ones that are traced already."""
         self.spec, self.feeds, self.callbacks, self.parts = spec, feeds, None, None
         self.skipped, self.begin, self.pending, self.stopped = 0, 0, [], False
         self.network.stop_training = False  # Keras does not assign what is assigned already: see stop_training
@@ -212,7 +212,7 @@ class Plan:
         resources = [one for one in graph.external_captures if one.dtype == tf.resource]
         definition = graph.as_graph_def()
         nodes = [*definition.node, *(node for one in definition.library.function for node in one.node_def)]
-        # Operations with two seeds draw from a generator of their own, or call Python.
+        # Operations with two seeds have a generator of their own; functions in Python may keep anything.
         self.foreign |= any("seed2" in node.attr or "PyFunc" in node.op for node in nodes)
         self.foreign |= any(id(one) not in known for one in resources)
 
@@ -382,7 +382,7 @@ class DistributedTrainer(keras.Model):
         return logs, failed
 
     def build_metrics(self) -> None:
-        """Make the variables of losses and metrics: TensorFlow traces a function that makes some a second time."""
+        """Create the variables of losses and metrics, because TensorFlow traces a function that creates any twice."""
         model, feed = self.model, self.plan.feeds["train"]
         if any(getattr(type(model), name) is not getattr(keras.Model, name) for name in (*OWN_STEPS, "compute_loss")):
             return
