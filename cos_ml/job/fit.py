@@ -196,13 +196,13 @@ def _progress_server(spark: SparkSession, wanted: bool) -> Iterator[Address | No
         yield server.address
 
 
-def _servers(outcome: Outcome) -> dict[str, int]:
+def _server_memory(outcome: Outcome) -> dict[str, int]:
     """The bytes of memory that rank servers hold, by host."""
-    found = {}
+    servers: dict[str, dict[str, int]] = {}  # each rank of a server reports it
     for result in outcome.results:
-        for process, memory in json.loads(result.get("server", b"{}")).items():
-            found[result["host"].decode(), process] = memory
-    return {name: sum(memory for (host, _), memory in found.items() if host == name) for name, _ in found}
+        if "server" in result:
+            servers.setdefault(result["host"].decode(), {}).update(json.loads(result["server"]))
+    return {host: sum(held.values()) for host, held in servers.items() if held}
 
 
 def _trained(outcome: Outcome, index: int, candidate: Candidate, cache: str | None) -> Trained:
@@ -218,7 +218,7 @@ def _trained(outcome: Outcome, index: int, candidate: Candidate, cache: str | No
         epochSeconds=first["epoch_seconds"], resumedAt=tuple(first["resumed"]), totalSteps=first["total_steps"],
         logs=[result["log"].decode(errors="replace") for result in outcome.results],
         failures=outcome.failures, notes=notes, cacheUrl=cache,
-        initialWeights=candidate.initial_weights, rankServers=_servers(outcome),
+        initialWeights=candidate.initial_weights, rankServers=_server_memory(outcome),
     )  # fmt: skip
     hosts = {rank["host"] for rank in summary.ranks}
     logger.info("Trained on %s ranks; hosts: %s", len(summary.ranks), ", ".join(sorted(hosts)))

@@ -33,9 +33,9 @@ class PeerInfo:
     Attributes:
         tasks: rank -> what its task sent.
         environment: the variables with which ``hvd.init()`` finds the other ranks.
-        rendezvous: Horovod's server for this task's rank, one of several; else None.
+        rendezvous: Horovod's rendezvous server for this task's rank; None for a single rank.
         secret: the secret of that server, which must not reach any log.
-        channel: the connection to the other tasks, if there are any.
+        channel: the connections to the other tasks; None for a single rank.
     """
 
     tasks: list[dict[str, Any]]

@@ -49,7 +49,7 @@ def secret_path(secret: str, port: int) -> str:
 
 
 class Handler(RendezvousHandler):  # type: ignore[misc]
-    """One request of a rank, or of its task."""
+    """One request of a rank."""
 
     def parse_request(self) -> bool:
         """Check the secret before anything else is read; a request without it gets no response.
@@ -95,8 +95,7 @@ class Rendezvous(BoundedServer, RendezvousHTTPServer):  # type: ignore[misc]
     tasks when it first asks for a value of theirs, and all of theirs arrive at once.
 
     It answers requests from the ranks' hosts that carry its secret. Horovod's client sends no headers of ours, so the
-    secret is the first part of every path. The port is bound at once, so that others can be told; requests are answered
-    once the ranks are known.
+    secret is the first part of every path. The port is bound at once; requests are answered from ``serve`` on.
 
     Args:
         address: the address to listen on.
@@ -112,7 +111,7 @@ class Rendezvous(BoundedServer, RendezvousHTTPServer):  # type: ignore[misc]
 
     request_queue_size = 1024  # connections that arrive before requests are answered wait
     allowed: frozenset[str] = frozenset()
-    ranks = max_keys = 0
+    max_keys = 0
     closed = False
 
     def __init__(self, address: str, exchange: Callable[..., Future[dict[str, bytes]]] | None = None) -> None:
@@ -127,9 +126,8 @@ class Rendezvous(BoundedServer, RendezvousHTTPServer):  # type: ignore[misc]
     def serve(self, ranks: Iterable[RankInfo], addresses: Iterable[str]) -> None:
         """Start to answer ``ranks``, whose requests come from one of ``addresses``."""
         self.allowed, in_order = frozenset(addresses), sorted(ranks, key=lambda one: one.rank)
-        self.ranks = len(in_order)
-        self.max_connections = 64 + CONNECTIONS_PER_RANK * self.ranks
-        self.max_keys = KEYS_PER_RANK * self.ranks
+        self.max_connections = 64 + CONNECTIONS_PER_RANK * len(in_order)
+        self.max_keys = KEYS_PER_RANK * len(in_order)
         self.init([SlotInfo(hostname=(values := asdict(one)).pop("host"), **values) for one in in_order])
         self.start()
 

@@ -32,7 +32,7 @@ def fail_before_the_others(
 def die_before_the_others(
     start: dict[str, Any], wait: Callable[[], dict[str, Any]], heartbeat: Any
 ) -> dict[str, bytes]:
-    """The rank of the task that runs the rendezvous server dies while it loads."""
+    """The rank of task 0, to which the others are connected, dies while it loads."""
     if not start["partition"]:
         os.kill(os.getpid(), signal.SIGKILL)
     wait()
