@@ -123,11 +123,11 @@ def train_one(
     """Train one candidate; returns its network and the summary of ``fit``.
 
     Args:
-        load: loads its network, where no trainer is kept for it.
+        load: loads its network, if no trainer is kept for it.
         spec: the candidate.
         context: what this rank knows.
         rows: its rows, by part.
-        kept: trainers of candidates before.
+        kept: the trainers of earlier candidates.
     """
     feeds = {part: Feed(part, spec, context, rows[part]) for part in PARTS}
     trainer = kept.take(spec, feeds)
