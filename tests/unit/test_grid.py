@@ -23,6 +23,8 @@ from tests.support.layers import Noise, Sampling
 from tests.support.spools import inherited
 from tests.support.training import LOSS, data_of, spec_of
 
+pytestmark = pytest.mark.once
+
 
 def network(dropout=0.3, layer=None):
     keras.utils.set_random_seed(1)

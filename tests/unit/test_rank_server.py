@@ -22,7 +22,10 @@ from cos_ml.rank.server import READY, SECRET, SOCKET, pack
 from tests.support.processes import running, server_processes
 from tests.support.sessions import ROOT
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there are rank servers on Linux only")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(sys.platform != "linux", reason="there are rank servers on Linux only"),
+]
 
 # An executor, whose worker starts a rank, prints what it is, and waits.
 EXECUTOR = """

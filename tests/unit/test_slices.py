@@ -15,6 +15,8 @@ from cos_ml.rank.collectives import Communicator
 from cos_ml.rank.shared_step import adds_up
 from cos_ml.spec import TrainSpec
 
+pytestmark = pytest.mark.once
+
 O = keras.optimizers  # noqa: E741
 
 
