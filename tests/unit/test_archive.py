@@ -15,6 +15,8 @@ from cos_ml.network.archive import Network, Tensor, find_layer, layers_by_name
 from cos_ml.network.keras_import import import_keras
 from tests.support.sessions import ROOT
 
+pytestmark = pytest.mark.once
+
 keras = import_keras()
 layers = keras.layers
 

@@ -19,6 +19,8 @@ from cos_ml.errors import InvalidInputError
 from cos_ml.network.losses import label_kind, loss_family, needs_sum, takes_logits
 from tests.support import caffe_numpy as oracle
 
+pytestmark = pytest.mark.once
+
 IMAGES = (2, 6, 7, 5)
 SEED = 11
 

@@ -9,6 +9,8 @@ from cos_ml.errors import InvalidInputError
 from cos_ml.network.rates import scale_rates
 from tests.support.caffe_solvers import CaffeSolver
 
+pytestmark = pytest.mark.once
+
 NET = """
 name: "net"
 layer { name: "data" type: "MemoryData" top: "data" top: "label"

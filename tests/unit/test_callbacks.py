@@ -8,6 +8,8 @@ from cos_ml.errors import InvalidInputError
 from cos_ml.network.keras_import import import_keras
 from tests.support.layers import StopAfter
 
+pytestmark = pytest.mark.once
+
 keras = import_keras()
 
 

@@ -20,6 +20,8 @@ from cos_ml.job.placement import address_of_first, assign_ranks, own_address
 from cos_ml.job.rendezvous_server import Rendezvous
 from cos_ml.spec import TrainSpec
 
+pytestmark = pytest.mark.once
+
 OWN, SECRET = "127.0.0.1", "5ec2e7"
 SPEC = TrainSpec(inputs=(Column("x", "x0", (1,)),), labels=(Column("y", "y0"),))
 

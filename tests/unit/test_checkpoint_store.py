@@ -13,6 +13,8 @@ from cos_ml.errors import InvalidInputError
 from cos_ml.rank.checkpoint_store import Checkpoint, CheckpointStore, acquire
 from cos_ml.spec import CheckpointConfig
 
+pytestmark = pytest.mark.once
+
 ROWS = [{"train": 1, "validation": 2}]
 
 

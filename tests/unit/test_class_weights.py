@@ -12,6 +12,8 @@ from cos_ml.spec import ClassWeights, TrainSpec
 from tests.support import reference
 from tests.support.reference import assert_same_weights
 
+pytestmark = pytest.mark.once
+
 INPUT, LABEL, WEIGHT = Column("features", "x0", (12,)), Column("label", "y0", classes=3), Column("w", "w", low=0.0)
 BALANCED = ClassWeights("y0", 3)
 

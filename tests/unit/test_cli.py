@@ -13,6 +13,8 @@ from cos_ml.commands.session import CONF_DIR, json_text, key_values
 from cos_ml.commands.settings import from_job_file, names_of_params, param_flags, params_of
 from cos_ml.errors import InvalidInputError
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize("command", ["train", "test", "features", "caffe", "params", "script", "completion"])
 def test_help_fits_a_screen(command, capsys, monkeypatch):

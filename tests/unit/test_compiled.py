@@ -13,6 +13,8 @@ from cos_ml.network.archive import Network, load_model
 from cos_ml.network.compiled import optimizer_from
 from cos_ml.network.keras_import import import_keras
 
+pytestmark = pytest.mark.once
+
 keras = import_keras()
 layers = keras.layers
 

@@ -3,8 +3,12 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from cos_ml import errors, spark_internals
 from cos_ml.network import keras_internals
+
+pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).parents[2]
 ROW = re.compile(r"\| (?P<what>.+) \| (?P<error>.+) \| `(?P<file>[\w/]+\.py)::(?P<test>\w+)` \|")

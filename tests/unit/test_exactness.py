@@ -9,6 +9,8 @@ from cos_ml.spec import TrainSpec
 from tests.support import reference
 from tests.support.reference import assert_same_weights, split
 
+pytestmark = pytest.mark.once
+
 EPOCHS = 3
 INPUTS, LABELS = (Column("features", "x0", (12,)),), (Column("label", "y0", classes=3),)
 

@@ -72,6 +72,7 @@ def test_the_exception_tree_is_whole():
     assert not issubclass(errors.CosMLError, (ValueError, RuntimeError))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", MODULES)
 def test_what_is_public_has_a_docstring(name):
     module = importlib.import_module(name)
@@ -92,6 +93,7 @@ def test_all_names_what_is_there(name):
     assert [export for export in getattr(module, "__all__", ()) if not hasattr(module, export)] == []
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ["cos_ml.rank.__main__", "cos_ml.data.columns", "cos_ml.data.spool"])
 def test_what_a_rank_starts_with_is_light(name):
     """Ranks start sooner without Spark; and the task imports no TensorFlow."""
@@ -100,6 +102,7 @@ def test_what_a_rank_starts_with_is_light(name):
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("first", ["from cos_ml import DeepNetModel", "from cos_ml.model import DeepNetModel",
                                    "from cos_ml import callback", "from cos_ml import read_images"])  # fmt: skip
 def test_an_import_before_that_of_keras_is_quiet(first):

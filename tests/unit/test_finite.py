@@ -13,6 +13,8 @@ from cos_ml.rank.finite import FiniteEarlyStopping, check_weights, lasting
 from cos_ml.spec import TrainSpec
 from tests.support.training import train_alone
 
+pytestmark = pytest.mark.once
+
 HUGE = 3e38  # times a gradient of more than 1.2 it is no float32
 
 

@@ -6,6 +6,8 @@ import pytest
 from cos_ml import gpus
 from cos_ml.errors import ClusterError, InvalidInputError, RankError
 
+pytestmark = pytest.mark.once
+
 OFFERED = {"spark.master": "spark://host:7077", gpus.EXECUTOR: "4"}
 LOCAL = OFFERED | {"spark.master": "local"}  # with the defaults of a cluster
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import zipfile
 
 import keras
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from cos_ml import callback
 from cos_ml.data.columns import Column
 from cos_ml.data.spool import PARTS
+from cos_ml.job.fit import _archives
 from cos_ml.network.archive import Network
 from cos_ml.rank import train
 from cos_ml.rank.collectives import Communicator
@@ -140,6 +142,31 @@ def test_shapes_take_turns(grid):
     together, traced = grid(specs, models)
     assert traced == 3
     assert all(same(one, grid([spec], models)[0][0]) for one, spec in zip(together, specs, strict=True))
+
+
+def saved_at(network, time):
+    """The same network, as if Keras had saved it at another time."""
+    with zipfile.ZipFile(io.BytesIO(network.archive)) as saved, zipfile.ZipFile(io.BytesIO(), "w") as again:
+        members = {name: saved.read(name) for name in saved.namelist()}
+        members["metadata.json"] = json.dumps(json.loads(members["metadata.json"]) | {"date_saved": time}).encode()
+        for name, content in members.items():
+            again.writestr(name, content)
+        file = again.fp
+        again.close()
+        return network.with_archive(file.getvalue())
+
+
+def test_a_model_that_was_converted_for_each_candidate_is_one_network():
+    """As ParamGridBuilder converts it: each archive has the time of its conversion."""
+    first, other = Network.of(network()), Network.of(network(dropout=0.5))
+    again = saved_at(first, "2020-01-02@03:04:05")
+    assert first.archive != again.archive
+    indices, archives = _archives([first, other, again, other])
+    assert indices == [0, 1, 0, 1]
+    assert archives in ((first.archive, other.archive), (again.archive, other.archive))
+    weights = network()
+    weights.layers[0].kernel.assign(weights.layers[0].kernel + 1)
+    assert Network.of(weights).contents != first.contents
 
 
 def test_ranks_share_alike(ranks):

@@ -11,6 +11,8 @@ from cos_ml.job.watchdog import Watchdog
 from cos_ml.rank import heartbeat
 from cos_ml.rank.heartbeat import Heartbeat
 
+pytestmark = pytest.mark.once
+
 
 class Clock:
     now = 0.0

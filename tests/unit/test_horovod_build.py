@@ -14,6 +14,8 @@ from cos_ml.errors import SetupError
 from cos_ml.horovod_build import build, check
 from cos_ml.job.placement import assign_ranks
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def tensorflow(monkeypatch):

@@ -3,6 +3,8 @@ import pytest
 from cos_ml.errors import InvalidInputError
 from cos_ml.job.horovod_env import converted, variables
 
+pytestmark = pytest.mark.once
+
 
 def test_names_become_variables():
     options = {

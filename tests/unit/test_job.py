@@ -20,6 +20,8 @@ from cos_ml.job.peers import Handshake, PeerInfo
 from cos_ml.job.placement import assign_ranks
 from cos_ml.spec import TrainSpec
 
+pytestmark = pytest.mark.once
+
 LOST = {"traceback": b"Traceback ...: Horovod has been shut down. This was caused by an exception on one of the ranks."}
 BROKEN = {"traceback": b"ValueError: this layer broke", "host": b"a", "log": b"printed before\n"}
 SPEC = TrainSpec(inputs=(Column("x", "x0", (1,)),), labels=(Column("y", "y0"),))

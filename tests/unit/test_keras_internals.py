@@ -6,6 +6,8 @@ from cos_ml.network import keras_internals
 from cos_ml.network.archive import Network
 from cos_ml.network.keras_import import import_keras
 
+pytestmark = pytest.mark.once
+
 keras = import_keras()
 layers = keras.layers
 

@@ -15,6 +15,8 @@ from cos_ml.network.keras_import import import_keras
 from cos_ml.network.losses import label_kind, loss_family, losses_by_output, needs_sum, with_output_keys
 from cos_ml.network.signature import label_columns
 
+pytestmark = pytest.mark.once
+
 keras = import_keras()
 L, losses = keras.layers, keras.losses
 

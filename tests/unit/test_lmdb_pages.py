@@ -11,6 +11,8 @@ from cos_ml.sources.lmdb import LmdbDataSource, LmdbReader
 from cos_ml.sources.lmdb_pages import Malformed, NamedDatabase, Span, open_pages
 from tests.support import lmdb_fuzz
 
+pytestmark = pytest.mark.once
+
 KINDS = {
     "plain": {},
     "reverse": {"reverse_key": True},

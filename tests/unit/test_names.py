@@ -8,6 +8,8 @@ from pyspark.sql import types as T
 from cos_ml.data import names
 from cos_ml.errors import InvalidInputError
 
+pytestmark = pytest.mark.once
+
 
 def struct(*fields, nullable=True):
     """A struct with fields of these names: integers, or as (name, struct)."""

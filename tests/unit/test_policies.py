@@ -7,6 +7,8 @@ from cos_ml.network.keras_import import import_keras
 from cos_ml.network.keras_internals import all_layers
 from cos_ml.network.policies import layers_under_policy, training_settings
 
+pytestmark = pytest.mark.once
+
 keras = import_keras()
 layers = keras.layers
 

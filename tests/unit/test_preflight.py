@@ -8,6 +8,8 @@ from cos_ml.job import preflight
 from cos_ml.spec import TrainSpec
 from cos_ml.versions import shared_versions
 
+pytestmark = pytest.mark.once
+
 DRIVER = {"Python": "3.11", "TensorFlow": "2.21.0", "Keras": "3.15.1", "cos_ml": "0.1", "Horovod": "0.28.1"}
 SPEC = TrainSpec(inputs=(Column("features", "x0", (100,)),), labels=(Column("label", "y0"),), batch_size=32)
 

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from cos_ml.job.auth import hmac_response
 from cos_ml.job.progress import MAX_CONNECTIONS, Address, Display, ProgressServer, Reporter, epoch_line
 
+pytestmark = pytest.mark.once
+
 EVENT = {
     "event": "epoch", "epoch": 2, "epochs": 10, "step": 8, "steps": 8, "total_steps": 80, "rows": 100,
     "logs": {"loss": 0.25, "accuracy": 0.5}, "rows_per_second": 1234.5,

@@ -13,6 +13,8 @@ from cos_ml.network.keras_import import import_keras
 from cos_ml.network.registered import custom_modules
 from tests.support import registered as own
 
+pytestmark = pytest.mark.once
+
 keras = import_keras()
 layers = keras.layers
 HERE = "tests.support.registered"

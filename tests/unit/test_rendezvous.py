@@ -18,6 +18,8 @@ from cos_ml.job.horovod_env import rank_environment
 from cos_ml.job.placement import RankInfo, assign_ranks, local_addresses, own_address
 from cos_ml.job.rendezvous_server import Rendezvous
 
+pytestmark = pytest.mark.once
+
 
 def positions(rank_infos):
     """(rank, local rank, local size, cross rank, cross size) by partition id."""

@@ -13,6 +13,8 @@ from cos_ml.rank.checkpoint_store import Checkpoint, CheckpointStore
 from cos_ml.spec import CheckpointConfig
 from tests.support.training import LOSS, data_of, events_of, spec_of, train_alone
 
+pytestmark = pytest.mark.once
+
 keras = import_keras()
 
 

@@ -6,6 +6,8 @@ import pytest
 from cos_ml import spark_internals
 from cos_ml.job.retries import failures, job_tag, max_attempts
 
+pytestmark = pytest.mark.once
+
 
 class Calls:
     """A SparkContext, or a session of Spark Connect, of which every method is known; records their names."""

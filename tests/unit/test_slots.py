@@ -6,6 +6,8 @@ from cos_ml import spark_internals
 from cos_ml.errors import ClusterError
 from cos_ml.job import slots
 
+pytestmark = pytest.mark.once
+
 
 class Session:
     """The settings of a session."""

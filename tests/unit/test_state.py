@@ -21,6 +21,8 @@ from tests.support.archives import rebuilt
 from tests.support.layers import Forgetful, Sampling
 from tests.support.training import LOSS, data_of, spec_of
 
+pytestmark = pytest.mark.once
+
 keras = import_keras()
 layers = keras.layers
 

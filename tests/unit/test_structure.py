@@ -16,6 +16,8 @@ from cos_ml.network.forward import ForwardPass, pack_inputs
 from tests.conformance import cases_subclassed as cases
 from tests.conformance import usermodels
 
+pytestmark = pytest.mark.once
+
 
 def built(kind, rows, **options):
     model = kind(**options)

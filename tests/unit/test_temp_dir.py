@@ -5,7 +5,11 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
+
 from cos_ml.job.temp_dir import TempDir
+
+pytestmark = pytest.mark.once
 
 LEAVES = """
 import os, signal, sys

@@ -11,6 +11,8 @@ from cos_ml.network.keras_import import import_keras
 from cos_ml.scoring.beam_search import beam_search, log_probabilities
 from cos_ml.text import SPECIAL, SequenceDecoder, Vocabulary, VocabularyModel
 
+pytestmark = pytest.mark.once
+
 keras = import_keras()
 
 PAD, UNKNOWN, START, END = range(4)

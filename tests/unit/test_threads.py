@@ -8,6 +8,8 @@ import tensorflow as tf
 
 from cos_ml.rank import threads
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def pools(monkeypatch):

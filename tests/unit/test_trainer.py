@@ -10,6 +10,8 @@ from cos_ml.errors import InvalidInputError, RankError
 from cos_ml.spec import TrainSpec
 from tests.support.steps import ByHand, HiddenOptimizer, LateTracker, StopOnOneRank
 
+pytestmark = pytest.mark.once
+
 MODULES = ("tests.support.steps",)
 
 

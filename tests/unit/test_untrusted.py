@@ -21,6 +21,8 @@ from cos_ml.network.keras_import import import_keras
 from tests.support.archives import layer, rebuilt
 from tests.support.layers import Counting
 
+pytestmark = pytest.mark.once
+
 keras = import_keras()
 
 
