@@ -32,6 +32,7 @@ def regressor(network: Any, **params: Any) -> DeepNetEstimator:
     return DeepNetEstimator(model=network, **defaults | params)
 
 
+@pytest.mark.once
 def test_all_rows_in_one_partition_of_many(spark):
     part = reference.data(70)
     df = frame(spark, [[], [], rows_of(*part), [], []])
@@ -40,6 +41,7 @@ def test_all_rows_in_one_partition_of_many(spark):
     assert model.transform(df).count() == 70
 
 
+@pytest.mark.once
 def test_one_row_in_all(spark):
     part = reference.data(1)
     model = estimator(reference.network(), epochs=1).fit(frame(spark, [rows_of(*part), []]))
@@ -49,11 +51,13 @@ def test_one_row_in_all(spark):
     assert_same_weights(model.toKeras(), expected)
 
 
+@pytest.mark.once
 def test_a_thousand_partitions(spark):
     df = spark.range(1500, numPartitions=1000).select(F.array("id").alias("features"), F.col("id").alias("label"))
     assert regressor(one_layer(1), learningRate=1e-6).fit(df).summary.rows == 1500
 
 
+@pytest.mark.once
 def test_skewed_partitions_stay_where_they_are(spark):
     part = reference.data(400)
     df = frame(spark, [rows_of(*one) for one in split(part, 396, 4)])
@@ -64,6 +68,7 @@ def test_skewed_partitions_stay_where_they_are(spark):
     assert_same_weights(model.toKeras(), expected)
 
 
+@pytest.mark.once
 def test_very_wide_rows(spark):
     width = 100_000
     df = spark.range(24, numPartitions=2).select(
@@ -74,6 +79,7 @@ def test_very_wide_rows(spark):
     assert model.transform(df).where("prediction is not null").count() == 24
 
 
+@pytest.mark.once
 def test_sparse_vectors_by_their_hashed_indices(spark):
     """A network over 64 buckets of the million indices, two of which say what the label is."""
     size, buckets = 1_000_000, 64
@@ -101,6 +107,7 @@ def test_sparse_vectors_by_their_hashed_indices(spark):
     assert model.summary.history["accuracy"][-1] == 1.0
 
 
+@pytest.mark.once
 def test_sparse_vectors_of_a_million(spark):
     """They become dense rows, of 4 MB each: slow, and right."""
     size = 1_000_000

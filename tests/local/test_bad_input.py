@@ -14,6 +14,8 @@ from tests.support import reference
 from tests.support.processes import assert_nothing_left
 from tests.support.sessions import frame
 
+pytestmark = pytest.mark.once
+
 GOOD = [1.0] * 12
 NAN = float("nan")
 SCHEMA = "features array<double>, label double, weight double, text string"

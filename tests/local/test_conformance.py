@@ -17,6 +17,8 @@ from tests.conformance.pair import gap
 from tests.conformance.table import CASES
 from tests.conformance.training import estimator, frame, plain, shares, weights_of
 
+pytestmark = pytest.mark.once
+
 # The cases of a group read the same columns, so they train in one job.
 GROUPS = [
     ["own train_step", "two optimizers", "gradient penalty", "own compute_metrics", "own compile", "AdamW",

@@ -53,12 +53,14 @@ def test_evaluate_is_kerass_own(df, data, weighted):
     assert found == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.once
 def test_a_fitted_model_evaluates_what_it_was_trained_with(df):
     model = DeepNetEstimator(model=reference.network(), loss=LOSS, metrics=["accuracy"], progress=False).fit(df)
     assert set(model.evaluate(df)) == {"loss", "accuracy"}
     assert np.isnan(model.evaluate(df.limit(0))["loss"])
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("weighted", [False, True])
 def test_evaluate_of_masked_rows_does_not_depend_on_partitions_and_batches(spark, weighted):
     random = np.random.default_rng(3)
@@ -85,6 +87,7 @@ def test_evaluate_of_masked_rows_does_not_depend_on_partitions_and_batches(spark
     assert model.evaluate(parts[0].union(parts[1]).union(parts[2])) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.once
 def test_evaluate_needs_a_loss(df):
     with pytest.raises(InvalidInputError, match=r"needs a loss"):
         DeepNetModel(model=reference.network()).evaluate(df)
@@ -130,6 +133,7 @@ def test_regression(df):
     same_metrics(RegressionEvaluator(), ["rmse", "mae", "r2", "var"], mine.transform(df), theirs.transform(df))
 
 
+@pytest.mark.once
 def test_a_bad_row_is_the_same_error_as_in_a_fit(spark):
     network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     network.compile("sgd", "mse")

@@ -48,17 +48,20 @@ def test_folders_are_classes(spark, photos):
     assert all(row.path.split("/")[-2] == CLASSES[row.label] for row in rows)
 
 
+@pytest.mark.once
 def test_other_folders_are_not_read(spark, photos):
     rows = read_images(spark, str(photos), classes=["elsewhere", "dark"]).collect()
     assert [row.label for row in rows] == [1] * 12
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("classes", ["dark", ["dark", "dark"]])
 def test_classes_are_different_names(spark, photos, classes):
     with pytest.raises(InvalidInputError, match="each once"):
         read_images(spark, str(photos), classes=classes)
 
 
+@pytest.mark.once
 def test_a_pattern_of_one_s_own(spark, photos):
     assert read_images(spark, str(photos), pattern="*.db").count() == 2
 
@@ -106,6 +109,7 @@ def test_vectors_in_other_columns_of_parquet(spark, photos, tmp_path):
     assert len(assembler().transform(spark.read.parquet(str(tmp_path / "rows"))).collect()) == 2
 
 
+@pytest.mark.once
 def test_saved_and_loaded(spark, tmp_path):
     stage = assembler(channels=1, resize="crop", handleInvalid="skip")
     stage.save(str(tmp_path / "stage"))
@@ -115,6 +119,7 @@ def test_saved_and_loaded(spark, tmp_path):
     assert values[0] == values[1]
 
 
+@pytest.mark.once
 def test_from_a_folder_to_a_trained_and_saved_pipeline(spark, photos, tmp_path):
     keras.utils.set_random_seed(0)
     layers = [
@@ -148,6 +153,7 @@ def test_sequence_files_hold_what_was_written(spark, tmp_path):
     assert sorted((row.id, bytes(row.data)) for row in found.collect()) == sorted(rows)
 
 
+@pytest.mark.once
 def test_their_keys_may_be_numbers(spark, tmp_path):
     path = str(tmp_path / "rows.seq")
     spark.sparkContext.parallelize([(7, bytearray(b"x"))]).saveAsSequenceFile(path)
@@ -161,6 +167,7 @@ def test_sequence_files_of_other_records(spark, tmp_path):
         read_sequence_file(spark, path).collect()
 
 
+@pytest.mark.once
 def test_what_can_not_be_written(spark, tmp_path):
     df = spark.createDataFrame([("a", "b")], "id string, data string")
     with pytest.raises(InvalidInputError, match="no column 'image'"):
@@ -169,6 +176,7 @@ def test_what_can_not_be_written(spark, tmp_path):
         write_sequence_file(df, str(tmp_path / "rows.seq"))
 
 
+@pytest.mark.once
 def test_spark_connect_is_refused():
     session = type("SparkSession", (), {"__module__": "pyspark.sql.connect.session"})()
     with pytest.raises(InvalidInputError, match="Spark Connect can't read SequenceFiles"):

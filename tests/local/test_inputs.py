@@ -24,6 +24,7 @@ def tagger() -> Any:
     return keras.Model(steps, layers.Dense(3, activation="softmax")(inner))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_rows_of_different_lengths(spark, ranks):
     """Training, evaluation and scoring as in plain Keras on batches that are padded by hand.
@@ -84,6 +85,7 @@ def pairs(spark):
     return spark.createDataFrame(rows).repartition(2).cache()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("named", [True, False])
 def test_several_inputs_and_outputs(pairs, named):
     data = pairs if named else pairs.withColumnsRenamed({"left": "a", "right": "b"})
@@ -153,6 +155,7 @@ def test_strings(spark, ranks, tmp_path):
     assert [row.word for row in kept] == ["blue"]
 
 
+@pytest.mark.once
 def test_bytes_are_pixels(spark):
     """A binary column is a uint8 tensor of the input's shape, in training and in scoring.
 

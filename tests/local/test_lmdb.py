@@ -94,6 +94,7 @@ def test_datums_become_rows(read, tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.once
 def test_plain_keys_and_values(read, tmp_path):
     records = {b"\xff\x00key": b"not a Datum", b"k": b"", b"z": b"1" * 5000}
     found = read(make(tmp_path / "db", records), values="raw", numPartitions=2)
@@ -101,6 +102,7 @@ def test_plain_keys_and_values(read, tmp_path):
     assert {bytes(row.key): bytes(row.value) for row in found.collect()} == records
 
 
+@pytest.mark.once
 def test_keys_that_are_no_text(read, tmp_path):
     rows = read(make(tmp_path / "db", {b"\xffkey": RAW, "schlüssel".encode(): RAW})).collect()
     assert {row.id for row in rows} == {r"\xffkey", "schlüssel"}
@@ -111,12 +113,14 @@ def test_the_columns_of_a_schema_of_ones_own_in_its_order(lmdb_spark, many):
     assert rows == [Row(label=0, id="00000000_name.jpg"), Row(label=1, id="00000001_name.jpg")]
 
 
+@pytest.mark.once
 def test_a_database_of_one_file_and_one_without_records(read, tmp_path):
     assert read(make(tmp_path / "file.mdb", {b"a": RAW}, subdir=False)).count() == 1
     assert read(make(tmp_path / "empty", {}), numPartitions=3).collect() == []
     assert read(f"file://{make(tmp_path / 'url', {b'a': RAW})}").count() == 1
 
 
+@pytest.mark.once
 def test_a_read_only_folder_stays_as_it_is(read, many):
     before = sorted(os.listdir(many))
     os.remove(os.path.join(many, "lock.mdb"))
@@ -135,6 +139,7 @@ def test_pixels_go_into_a_network_as_they_are(read, many):
 # --- ranges of keys
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 def test_ranges_are_as_many_as_asked_for_and_even(read, many, count):
     found = read(many, numPartitions=count)
@@ -144,6 +149,7 @@ def test_ranges_are_as_many_as_asked_for_and_even(read, many, count):
     assert max(sizes) < 1.1 * MANY / count
 
 
+@pytest.mark.once
 def test_planning_reads_inner_pages(many):
     """Of 3000 records with about 4 to a page, planning for 2 ranges looks at those of the first page."""
     ranges = LmdbReader(many, True, 2, ["key"]).partitions()
@@ -152,10 +158,12 @@ def test_planning_reads_inner_pages(many):
     assert max(map(len, (part.spans for part in ranges))) < 60, starts
 
 
+@pytest.mark.once
 def test_without_numpartitions_it_is_a_range_for_each_core(many):
     assert len(LmdbReader(many, True, None, ["key"]).partitions()) == os.cpu_count()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("flag", [0x02, 0x08], ids=["reverse_key", "integerkey"])
 def test_keys_in_another_order(tmp_path, flag):
     """The package makes no such database, others do: a flag in both of its meta pages declares it as one."""
@@ -170,6 +178,7 @@ def test_keys_in_another_order(tmp_path, flag):
     assert dict(row for rows in ranges for row in rows) == records
 
 
+@pytest.mark.once
 @settings(max_examples=25, deadline=None)
 @given(
     keys=st.sets(
@@ -187,6 +196,7 @@ def test_every_record_is_in_exactly_one_range(tmp_path_factory, keys, copies, co
     assert dict(rows) == records
 
 
+@pytest.mark.once
 def test_a_named_database_with_duplicates(read, tmp_path):
     with lmdb.open(str(tmp_path / "db"), map_size=1 << 24, max_dbs=2) as environment:
         environment.open_db(b"empty")
@@ -205,12 +215,14 @@ def test_a_named_database_with_duplicates(read, tmp_path):
 # --- what can't be read
 
 
+@pytest.mark.once
 def test_there_is_no_database(read, tmp_path):
     for path in (tmp_path, tmp_path / "nothing"):
         with fails("There is no LMDB database at"):
             read(path).count()
 
 
+@pytest.mark.once
 def test_a_foreign_file(read, tmp_path):
     for content in (b"", b"x" * 10, b"x" * 20_000):
         (tmp_path / "data.mdb").write_bytes(content)
@@ -218,6 +230,7 @@ def test_a_foreign_file(read, tmp_path):
             read(tmp_path).count()
 
 
+@pytest.mark.once
 def test_a_truncated_file(read, many, tmp_path):
     with open(os.path.join(many, "data.mdb"), "rb") as whole:
         (tmp_path / "data.mdb").write_bytes(whole.read(1_000_000))
@@ -225,12 +238,14 @@ def test_a_truncated_file(read, many, tmp_path):
         read(tmp_path).count()
 
 
+@pytest.mark.once
 def test_a_value_that_is_no_datum(read, tmp_path):
     path = make(tmp_path / "db", {b"good": RAW, b"wrong": b"hello"})
     with fails("the value of key b'wrong' .* Datum.*values.*raw"):
         read(path).collect()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -251,6 +266,7 @@ def test_a_column_that_is_not_there(lmdb_spark, many):
         lmdb_spark.read.format("lmdb").schema("label bigint").load(many).count()
 
 
+@pytest.mark.once
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "lmdb", None)
     schema = T.StructType().add("id", "string").add("data", "binary")
@@ -303,6 +319,7 @@ def test_append_refuses_a_database_that_is_there(read, tmp_path):
         write(read(path), path, "append")
 
 
+@pytest.mark.once
 def test_overwrite_refuses_what_is_no_database(read, lmdb_spark, many, tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
     with fails("is not the folder of an LMDB database"):
@@ -310,6 +327,7 @@ def test_overwrite_refuses_what_is_no_database(read, lmdb_spark, many, tmp_path)
     assert os.listdir(tmp_path) == ["precious.txt"]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("rows", "schema", "message"),
     [
@@ -329,6 +347,7 @@ def test_rows_that_can_not_be_written_leave_nothing_behind(lmdb_spark, tmp_path,
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.once
 def test_it_grows_as_needed(tmp_path, monkeypatch):
     monkeypatch.setattr("cos_ml.sources.lmdb.SPARE", 1 << 16)
     monkeypatch.setattr("cos_ml.sources.lmdb.os.path.getsize", lambda file: 0)
@@ -339,6 +358,7 @@ def test_it_grows_as_needed(tmp_path, monkeypatch):
     assert records_of(tmp_path / "db") == records
 
 
+@pytest.mark.once
 def test_a_folder_that_executors_do_not_see(tmp_path):
     writer = LmdbWriter(str(tmp_path / "db"), True, ["key", "value"], False)
     writer.abort([])

@@ -177,6 +177,7 @@ def test_columns_of_parquet_files(spark, df, trained, tmp_path):
         estimator(**PLAIN, inputCols=["features", "label"], model=network(3)).fitParquet(str(tmp_path / "rows"))
 
 
+@pytest.mark.once
 def test_inputs_and_outputs_are_matched_by_the_names_of_columns_in_any_case(spark):
     left, right = keras.Input((2,), name="left"), keras.Input((1,), name="right")
     outs = [layers.Dense(1, name="low")(left), layers.Dense(3, activation="softmax", name="high")(right)]
@@ -194,6 +195,7 @@ def test_inputs_and_outputs_are_matched_by_the_names_of_columns_in_any_case(spar
 # ── outputs ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.once
 def test_output_columns_replace_nothing(df, regression):
     with pytest.raises(Exception, match="Column prediction already exists"):
         regression.transform(df.withColumn("prediction", F.lit(1)))
@@ -293,6 +295,7 @@ def test_a_fit_to_several_columns(spark, mixed, tmp_path):
     assert loaded.transform(mixed).select("rawPrediction").collect() == native
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("size", "names", "message"),
     [
@@ -311,6 +314,7 @@ def test_columns_that_can_not_be_joined(mixed, size, names, message):
         DeepNetModel(model=network(size), inputCols=names).transform(df)
 
 
+@pytest.mark.once
 def test_bad_rows_of_several_columns(spark):
     nan = float("nan")
     rows = [(1.0, [2.0, 3.0]), (None, [2.0, 3.0]), (1.0, None), (1.0, [2.0]), (nan, [2.0, 3.0]), (1.0, [None, 1.0])]
@@ -327,6 +331,7 @@ def test_bad_rows_of_several_columns(spark):
     assert "5 of them will be skipped" in est.explain(df.withColumn("label", F.lit(1.0)))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("dtype", "shape"),
     [("int64", (3,)), ("uint64", (3,)), ("bool", (3,)), ("float64", (3, 1)), ("float32", (None, 1))],
@@ -397,6 +402,7 @@ def test_a_stream(spark, df, trained, tmp_path):
     assert found == model.transform(flat).orderBy("a").select("prediction").collect()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("output_type", ["uint8", "float"])
 def test_null_images_are_bad_rows(spark, output_type):
     """Of ImageAssembler, and of the network behind it: no black picture is trained on or scored."""

@@ -50,6 +50,7 @@ def test_columns_of_a_classifier(df):
     assert found["label"] == metadata(df)["label"]
 
 
+@pytest.mark.once
 def test_columns_of_two_classes_in_one_unit_and_of_a_regressor(df):
     one = keras.Sequential([keras.Input((2,)), layers.Dense(1, "sigmoid")])
     found = metadata(DeepNetModel(model=one).transform(df))
@@ -69,6 +70,7 @@ def test_a_vector_has_its_size_as_that_of_pca(df):
     assert names(found["prediction"]) == [f"grid_{index}" for index in range(6)]
 
 
+@pytest.mark.once
 def test_labels_name_the_classes(df):
     out = classifier(labels=["cat", "dog", "cow"]).transform(df)
     assert metadata(out)["prediction"] == {"ml_attr": {"type": "nominal", "vals": ["cat", "dog", "cow"]}}
@@ -77,6 +79,7 @@ def test_labels_name_the_classes(df):
     assert {row.found for row in words.collect()} <= {"cat", "dog", "cow"}
 
 
+@pytest.mark.once
 def test_a_wide_layer_has_a_size_and_no_names(df):
     net = keras.Sequential([keras.Input((2,)), layers.Dense(1001, name="wide"), layers.Dense(1)])
     assert metadata(DeepNetModel(model=net, featureLayers=["wide"]).transform(df))["wide"] == {
@@ -84,6 +87,7 @@ def test_a_wide_layer_has_a_size_and_no_names(df):
     }
 
 
+@pytest.mark.once
 def test_what_only_rows_can_tell_has_no_size(spark):
     net = keras.Sequential([keras.Input((None, 1)), layers.Dense(2, name="steps"), layers.GlobalAveragePooling1D()])
     df = spark.createDataFrame([([1.0, 2.0],)], ["features"])

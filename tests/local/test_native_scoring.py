@@ -230,6 +230,7 @@ def test_evaluation_and_training_leave_nothing(spark, rows):
 # ── large rows ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.once
 def test_large_outputs_come_in_small_batches(spark):
     from cos_ml.scoring import predict
 
@@ -244,6 +245,7 @@ def test_large_outputs_come_in_small_batches(spark):
 # ── random layers ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("layer", [MonteCarloDropout(0.5), Noise()])
 def test_random_layers_draw_for_each_row(spark, layer):
     inputs = keras.Input((50,))

@@ -21,6 +21,8 @@ from tests.support import reference
 from tests.support.reference import assert_same_weights, split
 from tests.support.sessions import frame, rows_of
 
+pytestmark = pytest.mark.once
+
 pytest.importorskip("petastorm", reason='the "latest" stack has no petastorm', exc_type=ImportError)
 
 EPOCHS = 3

@@ -149,6 +149,7 @@ def test_a_hundred_megabytes_go_through_in_pieces(spark, tmp_path):
     np.testing.assert_allclose([row.prediction for row in scored], expected, atol=1e-6)
 
 
+@pytest.mark.once
 def test_a_path_that_exists_is_an_error_that_says_how_to_replace_it(spark, tmp_path):
     model = DeepNetModel(model=reference.network())
     model.save(str(tmp_path / "model"))
@@ -162,6 +163,7 @@ def test_a_path_with_a_scheme_is_sparks_to_open(spark, tmp_path):
     assert DeepNetModel.load(f"file://{tmp_path}/model").uid == model.uid
 
 
+@pytest.mark.once
 def test_custom_layers_name_the_module_to_import(spark, tmp_path, monkeypatch):
     network = keras.Sequential([keras.Input((2,)), Counting(str(tmp_path / "loads")), keras.layers.Dense(1)])
     DeepNetModel(model=network).save(str(tmp_path / "model"))
@@ -182,6 +184,7 @@ def test_a_loaded_pipeline_model_is_one(df, tmp_path):
 # ── stages that are not fitted, and scoring alone ─────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.once
 def test_an_estimator_without_a_network_comes_back(spark, tmp_path):
     DeepNetEstimator(epochs=7, metrics=["mae"]).save(str(tmp_path / "estimator"))
     loaded = DeepNetEstimator.load(str(tmp_path / "estimator"))
@@ -249,6 +252,7 @@ def saved(spark, tmp_path_factory):
     return path
 
 
+@pytest.mark.once
 def test_what_is_recorded(spark, saved, tmp_path):
     shutil.copytree(saved, tmp_path / "model")
     _, metadata = metadata_of(tmp_path / "model")
@@ -271,6 +275,7 @@ def test_what_is_recorded(spark, saved, tmp_path):
     assert names == {"network", "golden"}
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("handling", ["warn", "error", "ignore"])
 def test_a_network_that_computes_something_else_here(spark, tmp_path, monkeypatch, handling):
     golden = persistence.golden_rows
@@ -296,6 +301,7 @@ def other_weights(network: Network) -> Any:
     return model
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -347,6 +353,7 @@ def no_json(path: Any) -> None:
     (file.parent / f".{file.name}.crc").unlink()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -365,11 +372,13 @@ def test_damaged_files(spark, saved, tmp_path, damage, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.once
 def test_nothing_is_there(spark, tmp_path):
     with pytest.raises(SavedModelError, match=r"There is no saved DeepNetEstimator at .*nowhere"):
         DeepNetEstimator.load(str(tmp_path / "nowhere"))
 
 
+@pytest.mark.once
 def test_the_files_of_two_models_are_swapped(spark, tmp_path):
     DeepNetModel(model=reference.network()).save(str(tmp_path / "one"))
     DeepNetModel(model=reference.network(classes=4)).save(str(tmp_path / "other"))
@@ -379,6 +388,7 @@ def test_the_files_of_two_models_are_swapped(spark, tmp_path):
         DeepNetModel.load(str(tmp_path / "one"))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -398,6 +408,7 @@ def test_a_network_that_somebody_made(spark, saved, tmp_path, make, message):
         DeepNetModel.load(str(tmp_path / "model"))
 
 
+@pytest.mark.once
 def test_golden_rows_that_somebody_made(spark, saved, tmp_path):
     shutil.copytree(saved, tmp_path / "model")
     pickled = io.BytesIO()
@@ -408,6 +419,7 @@ def test_golden_rows_that_somebody_made(spark, saved, tmp_path):
             DeepNetModel.load(str(tmp_path / "model"))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("evil", "message"),
     [

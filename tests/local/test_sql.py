@@ -88,12 +88,14 @@ def test_bad_rows(spark, network, handling):
     assert all(row.prediction is None if handling == "skip" else np.isnan(row.prediction) for row in bad)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ["", "a b", "1a", "a.b", None])
 def test_names(spark, network, name):
     with pytest.raises(InvalidInputError, match="expected a name"):
         DeepNetModel(model=network).registerFunction(spark, name)
 
 
+@pytest.mark.once
 def test_a_function_without_fields_is_refused(spark, network):
     with pytest.raises(InvalidInputError, match="all are omitted"):
         DeepNetModel(model=network, predictionCol="", probabilityCol="", rawPredictionCol="").registerFunction(

@@ -71,6 +71,7 @@ def test_one_python_udf(df):
     assert plan.count("ArrowEvalPython") == 1
 
 
+@pytest.mark.once
 def test_layers_of_nested_models_are_tapped_by_name(df, part):
     inner = keras.Sequential([keras.Input((12,)), keras.layers.Dense(4, name="deep")], name="inner")
     inputs = keras.Input((12,))
@@ -82,6 +83,7 @@ def test_layers_of_nested_models_are_tapped_by_name(df, part):
     assert "prediction" not in out.columns
 
 
+@pytest.mark.once
 def test_an_unknown_layer_is_an_error_that_lists_those_there_are():
     with pytest.raises(InvalidInputError, match=r"no layer 'hiden'.*'hidden', 'out'"):
         DeepNetModel(model=reference.network(), featureLayers=["hiden"])
@@ -140,6 +142,7 @@ def test_sparks_evaluators_take_the_columns_as_they_are(df, part):
     assert RegressionEvaluator(metricName="mse").evaluate(scored) == pytest.approx(error, rel=1e-4)
 
 
+@pytest.mark.once
 def test_the_network_is_loaded_once_per_python_worker(spark, df, tmp_path):
     file = tmp_path / "loads"
     network = keras.Sequential([keras.Input((12,)), Counting(str(file)), keras.layers.Dense(2)])
@@ -164,6 +167,7 @@ def test_invalid_rows_are_named_skipped_or_kept(spark):
     assert [np.isnan(row.prediction) for row in kept] == [False, True, True, True, False]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("handle_invalid", ["skip", "keep"])
 def test_whole_numbers_keep_their_digits_beside_nulls(spark, handle_invalid):
     """In doubles the two would be the same."""

@@ -90,6 +90,7 @@ def grid_of(est: DeepNetEstimator) -> list[Any]:
     )
 
 
+@pytest.mark.once
 def test_a_grid_in_one_job_is_its_candidates_one_by_one(df, jobs):
     est = make(numTrainWorkers=2, batchSize=16, seed=3)
     grid = grid_of(est)
@@ -103,6 +104,7 @@ def test_a_grid_in_one_job_is_its_candidates_one_by_one(df, jobs):
         assert together[index].summary.rows == 240
 
 
+@pytest.mark.once
 def test_fit_takes_a_list_of_maps(df, jobs):
     est = make(model=reference.network())
     models = est.fit(df, [{est.epochs: 1}, {est.epochs: 2, est.predictionCol: "p"}])
@@ -112,6 +114,7 @@ def test_fit_takes_a_list_of_maps(df, jobs):
     assert est.getEpochs() == 3
 
 
+@pytest.mark.once
 def test_what_can_not_share_rows_has_a_job_of_its_own(df, jobs):
     other = df.withColumn("other", F.col("features"))
     est = make(model=reference.network(), epochs=1)
@@ -121,12 +124,14 @@ def test_what_can_not_share_rows_has_a_job_of_its_own(df, jobs):
     assert jobs == [2, 1, 1]
 
 
+@pytest.mark.once
 def test_an_unfit_candidate_names_itself(df):
     est = make(model=reference.network())
     with pytest.raises(InvalidInputError, match=r"candidate 2 of 2 \(featuresCol='nothing'\): There is no column"):
         est.fitMultiple(df, [{est.featuresCol: "features"}, {est.featuresCol: "nothing"}])
 
 
+@pytest.mark.once
 def test_a_candidate_that_fails_names_itself(df):
     broken = keras.Sequential(
         [keras.Input((12,)), Misbehaving("raise", rank="0"), keras.layers.Dense(3, activation="softmax")]
@@ -137,6 +142,7 @@ def test_a_candidate_that_fails_names_itself(df):
     assert "this layer broke on purpose" in str(error.value)
 
 
+@pytest.mark.once
 def test_a_grid_that_failed_is_not_trained_again_by_whoever_goes_on_asking(df, jobs):
     """As CrossValidator's threads do after the first error."""
     broken = keras.Sequential(
