@@ -88,9 +88,10 @@ def fit(
         check_horovod()
     spark, spec = dataset.sparkSession, candidates[0].spec
     logger.info("GPUs: %s", gpus.check(spark.conf, spec.use_gpu))
-    archives = tuple({candidate.network.archive: None for candidate in candidates})
+    indices, archives = _archives([candidate.network for candidate in candidates])
     rows = frames.select_columns(dataset, spec)
-    specs = tuple(_completed(one, rows.schema.simpleString(), archives) for one in candidates)
+    types = rows.schema.simpleString()
+    specs = tuple(_completed(one, types, index) for one, index in zip(candidates, indices, strict=True))
     shards = None if url is None else parquet.plan(url, spec, _stored_names(dataset, spec), options.ranks)  # may refuse
     if not spark_internals.is_connect(spark):  # whose client may not reach what the executors do
         for config in filter(None, (one.checkpoint for one in specs)):
@@ -146,15 +147,25 @@ def _stored_names(dataset: DataFrame, spec: TrainSpec) -> dict[str, str]:
     return {column.field: resolve(dataset, column.name).path[0] for column in spec.stored}
 
 
-def _completed(candidate: Candidate, types: str, archives: tuple[bytes, ...]) -> TrainSpec:
+def _archives(networks: Sequence[Network]) -> tuple[list[int], tuple[bytes, ...]]:
+    """For each network the index of its archive, and the archives: one for all networks that differ in nothing.
+
+    Those of a grid were converted one by one, so that archives of the same model differ in the time of that.
+    """
+    if len({network.archive for network in networks}) == 1:
+        return [0] * len(networks), (networks[0].archive,)
+    archives = {network.contents: network.archive for network in networks}
+    return [list(archives).index(network.contents) for network in networks], tuple(archives.values())
+
+
+def _completed(candidate: Candidate, types: str, index: int) -> TrainSpec:
     """A candidate's spec with the index of its network in the job, and the folder of its checkpoints.
 
     Candidates of a grid have folders of their own. The index distinguishes networks of a grid that differ only in their
     weights. Weights themselves do not identify a training: a program that is started again begins with other random
     ones, and must resume.
     """
-    spec, index = candidate.spec, archives.index(candidate.network.archive)
-    config = spec.checkpoint
+    spec, config = candidate.spec, candidate.spec.checkpoint
     if config is not None:
         identity = config.fit | {"columns": [[column.name, column.field] for column in spec.stored], "types": types}
         config = replace(config, fit=identity)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import io
 import json
 import os
 import tempfile
@@ -147,6 +148,16 @@ class Network:
     def digest(self) -> str:
         """SHA-256 of the archive, which identifies the network and its weights."""
         return hashlib.sha256(self.archive).hexdigest()
+
+    @cached_property
+    def contents(self) -> str:
+        """SHA-256 of the archive but for the time when it was saved: one for all archives of the same model."""
+        found = hashlib.sha256()
+        with zipfile.ZipFile(io.BytesIO(self.archive)) as file:
+            for name in sorted({*file.namelist()} - {untrusted.METADATA}):
+                found.update(f"{name} {file.getinfo(name).file_size} ".encode())
+                found.update(file.read(name))
+        return found.hexdigest()
 
     @cached_property
     def architecture(self) -> str:
