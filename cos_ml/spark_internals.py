@@ -21,9 +21,9 @@ from pyspark.sql.types import ArrayType, DoubleType
 from cos_ml.errors import ClusterError, InvalidInputError
 
 __all__ = [
-    "broadcast_file", "broadcast_value", "check_message_size", "collect_garbage", "evaluated_once", "fits_barrier",
-    "has_exchange", "is_alive", "is_connect", "max_concurrent_tasks", "not_repeated", "passes_unchanged",
-    "remove_saved", "stage_failures",
+    "broadcast_file", "broadcast_value", "check_message_size", "collect_garbage", "count_executors", "evaluated_once",
+    "fits_barrier", "has_exchange", "is_alive", "is_connect", "max_concurrent_tasks", "not_repeated",
+    "passes_unchanged", "remove_saved", "stage_failures",
 ]  # fmt: skip
 
 CHANGED = (AttributeError, TypeError, Py4JError)  # raised by calls that Spark no longer has
@@ -201,6 +201,19 @@ def max_concurrent_tasks(spark: SparkSession, profile: Any = None) -> int | None
             f"useGpu=True for the training alone, but this cluster can't schedule a single stage on GPUs: {reason}. "
             "Give every task a GPU: --conf spark.task.resource.gpu.amount=1."
         ) from error
+
+
+def count_executors(spark: SparkSession) -> int | None:
+    """How many executors have registered; None for unknown.
+
+    Args:
+        spark: a session, not of Spark Connect.
+    """
+    try:
+        number = spark.sparkContext._jsc.sc().getExecutorIds().size()
+        return number if isinstance(number, int) else None
+    except (*CHANGED, PySparkException):
+        return None
 
 
 def not_repeated(error: Exception) -> bool:

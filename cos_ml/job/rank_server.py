@@ -11,7 +11,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import re
 import secrets
 import select
 import shutil
@@ -30,13 +29,12 @@ import psutil
 
 import cos_ml
 from cos_ml.data.spool import local_folder
-from cos_ml.errors import InvalidInputError
+from cos_ml.job.settings import duration
 from cos_ml.rank.server import READY, SECRET, SOCKET, pack
 
 __all__ = ["ForkedRank", "idle_timeout", "server_memory", "start_forked"]
 
 IDLE_TIMEOUT = "spark.cosml.rankServer.idleTimeout"
-UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}  # Spark's
 
 ANSWER_TIME = 5.0  # seconds in which a server that has imported everything answers
 IMPORT_TIME = 120.0  # seconds after which a server that has not is given up
@@ -147,10 +145,7 @@ def idle_timeout(settings: Any) -> float:
     Raises:
         InvalidInputError: the setting is no duration.
     """
-    text = settings.get(IDLE_TIMEOUT, None) or "10min"
-    if not (found := re.fullmatch(r"(\d+)\s*([a-z]*)", text.strip().lower())) or found[2] not in UNITS:
-        raise InvalidInputError(f'{IDLE_TIMEOUT} is {text!r}; must be a duration such as "600s" or "10min", or 0.')
-    return int(found[1]) * UNITS[found[2]]
+    return duration(settings, IDLE_TIMEOUT, "10min")
 
 
 def server_memory(server: int) -> dict[int, int]:

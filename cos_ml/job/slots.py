@@ -12,27 +12,48 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from pyspark.sql import SparkSession
 
 from cos_ml import spark_internals
 from cos_ml.errors import ClusterError
+from cos_ml.job.settings import duration
 
 __all__ = ["SlotPool", "acquire", "check_cluster"]
 
-EXECUTORS_TIME = 30.0  # seconds for executors to register: an application's first, and replacements of lost ones
+TIMEOUT = "spark.cosml.executorsTimeout"
+REGISTER_TIME = 30.0  # seconds to wait for more executors where the application has not requested a number of them
 POLL = 0.2  # seconds
 RECOUNT = 1.0  # seconds
+FIRST_WARNING, WARNINGS = 5.0, 60.0  # seconds of waiting until the first warning, and between the others
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """The executors that an application has requested of its cluster manager.
+
+    Attributes:
+        slots: tasks that they run at the same time.
+        executors: their number; None for unknown.
+        settings: the settings of Spark that say so.
+    """
+
+    slots: int
+    executors: int | None
+    settings: str
 
 
 def check_cluster(spark: SparkSession, ranks: int, profile: Any = None) -> None:
     """Check that the cluster can run ``ranks`` tasks at once; Spark would wait, or fail after a long time.
 
+    Executors that were requested are waited for: each may unpack its environment for minutes before it registers.
+
     Raises:
-        ClusterError: it can't run so many with this ResourceProfile (None: Spark's default).
+        ClusterError: it can't run so many with this ResourceProfile (None: Spark's default), or not in time.
     """
     if spark.conf.get("spark.dynamicAllocation.enabled", "false") == "true":
         raise ClusterError(
@@ -40,26 +61,94 @@ def check_cluster(spark: SparkSession, ranks: int, profile: Any = None) -> None:
             "the tasks of one. Set spark.dynamicAllocation.enabled=false and spark.executor.instances for the "
             "application that trains."
         )
-    slots = _count_slots(spark, profile)
-    fixed = spark_internals.is_connect(spark) or (spark.conf.get("spark.master", "") or "").startswith("local[")
-    deadline = time.monotonic() + (0.0 if fixed else EXECUTORS_TIME)
-    while slots is not None and slots < ranks and time.monotonic() < deadline:
-        time.sleep(POLL)
+    request, begun, next_warning = _request(spark.conf), time.monotonic(), FIRST_WARNING
+    while True:
+        executors = _count_executors(spark)  # before the slots, which are then those of as many at least
         slots = _count_slots(spark, profile)
-    if slots is None or slots >= ranks:
-        return  # of an unknown number, Spark itself decides
+        if slots is None or slots >= ranks:
+            return  # of an unknown number, Spark itself decides
+        waited, limit = time.monotonic() - begun, _time_limit(spark, ranks, slots, executors, request)
+        if waited >= limit:
+            raise ClusterError(_describe_lack(ranks, slots, executors, request, waited))
+        if waited >= next_warning:
+            next_warning = waited + WARNINGS
+            logger.warning(
+                "Waiting for executors: %d ranks need %d slots, and there are %d%s. The fit fails if it is still so in "
+                "%.0f s (%s).", ranks, ranks, slots, _registered(executors, request), limit - waited, TIMEOUT,
+            )  # fmt: skip
+        time.sleep(POLL)
+
+
+def _request(settings: Any) -> Request | None:
+    """What the ``settings`` of an application request; None where it takes all that the cluster has."""
+    master, used = settings.get("spark.master", None) or "", {}
+
+    def number(name: str, default: int) -> int:
+        value = int(settings.get(name, None) or default)
+        used.update({name: value} if value else {})
+        return value
+
+    if master.startswith(("yarn", "k8s:")):
+        executors, cores = number("spark.executor.instances", 2), number("spark.executor.cores", 1)
+    elif master.startswith("spark:") and (total := number("spark.cores.max", 0)):
+        cores = number("spark.executor.cores", 0)
+        executors, cores = (total // cores, cores) if cores else (0, total)
+    else:
+        return None
+    slots = max(1, executors) * (cores // number("spark.task.cpus", 1))
+    return Request(slots, executors or None, ", ".join(f"{name}={value}" for name, value in used.items()))
+
+
+def _time_limit(spark: SparkSession, ranks: int, slots: int, executors: int | None, request: Request | None) -> float:
+    """Seconds to wait for more slots than these; 0 where no more will come."""
+    if spark_internals.is_connect(spark) or re.match(r"local(\[|$)", spark.conf.get("spark.master", None) or ""):
+        return 0.0
+    complete = request and None not in (executors, request.executors) and executors >= request.executors
+    if request and (request.slots < ranks or complete):
+        return 0.0
+    return _timeout(spark.conf, request or not slots)
+
+
+def _timeout(settings: Any, requested: Any) -> float:
+    """Seconds to wait for executors: as ``TIMEOUT`` sets it, by default long for those that were requested."""
+    return duration(settings, TIMEOUT, "10min" if requested else f"{REGISTER_TIME:.0f}s")
+
+
+def _registered(executors: int | None, request: Request | None) -> str:
+    """How many executors have registered, for a message; "" for unknown."""
+    if executors is None:
+        return ""
+    total = f" of the {request.executors} requested" if request and request.executors else ""
+    return f" ({executors}{total} executor{'' if executors == 1 else 's'} registered)"
+
+
+def _describe_lack(ranks: int, slots: int, executors: int | None, request: Request | None, waited: float) -> str:
+    """The error where ``ranks`` find too few slots, with what to do."""
     needs = f"numTrainWorkers={ranks} needs {ranks} tasks at the same time, but this application has"
-    if not slots:
-        raise ClusterError(
-            f"{needs} no executor that could run one. Spark's user interface shows whether any registered. Spark "
-            "starts none where no worker has the cores, the memory or the GPUs that an executor requests (GPUs of a "
-            "standalone worker: spark.worker.resource.gpu.amount)."
+    registered = _registered(executors, request)
+    if request and request.slots < ranks:
+        return (
+            f"{needs} slots for {request.slots} in all: {request.settings}. Set numTrainWorkers to {request.slots} or "
+            "less, or start Spark with more executors or cores."
         )
-    raise ClusterError(
-        f"{needs} slots for {slots}. Set numTrainWorkers to {slots} or less, or start Spark with more: --master "
-        f"'local[{ranks}]', or more executors or cores (spark.executor.instances, spark.executor.cores; each task "
-        "uses spark.task.cpus of them)."
+    after = f" after {waited:.0f} s" if waited >= 1 else ""
+    longer = f" If executors take longer to start, for they unpack archives first, raise {TIMEOUT}." if after else ""
+    if not slots:
+        return (
+            f"{needs} no executor that could run one{after}{registered}. Spark's user interface shows whether any "
+            "registered. Spark starts none where no worker has the cores, the memory or the GPUs that an executor "
+            f"requests (GPUs of a standalone worker: spark.worker.resource.gpu.amount).{longer}"
+        )
+    return (
+        f"{needs} slots for {slots}{after}{registered}. Set numTrainWorkers to {slots} or less, or start Spark with "
+        f"more: --master 'local[{ranks}]', or more executors or cores (spark.executor.instances, spark.executor.cores; "
+        f"each task uses spark.task.cpus of them).{longer}"
     )
+
+
+def _count_executors(spark: SparkSession) -> int | None:
+    """How many executors have registered; None for unknown."""
+    return None if spark_internals.is_connect(spark) else spark_internals.count_executors(spark)
 
 
 def _count_slots(spark: SparkSession, profile: Any = None) -> int | None:
@@ -82,10 +171,11 @@ class SlotPool:
         self._held = 0
 
     @contextlib.contextmanager
-    def acquire(self, wanted: int, count: Callable[[], int | None]) -> Iterator[None]:
+    def acquire(self, wanted: int, count: Callable[[], int | None], timeout: float = REGISTER_TIME) -> Iterator[None]:
         """Wait for ``wanted`` slots, and hold them for the length of a ``with`` block.
 
         ``count`` returns how many the cluster has now; None for unknown, when one thread at a time holds them all.
+        ``timeout`` are the seconds in which lost executors are replaced.
 
         Raises:
             ClusterError: the cluster has fewer, and no executor is added in time.
@@ -94,7 +184,7 @@ class SlotPool:
         with self._changed:
             self._queue.append(ticket)
             try:
-                wanted = self._wait(ticket, wanted, count)
+                wanted = self._wait(ticket, wanted, count, timeout)
                 self._held += wanted
             finally:
                 self._queue.remove(ticket)
@@ -106,7 +196,7 @@ class SlotPool:
                 self._held -= wanted
                 self._changed.notify_all()
 
-    def _wait(self, ticket: object, wanted: int, count: Callable[[], int | None]) -> int:
+    def _wait(self, ticket: object, wanted: int, count: Callable[[], int | None], timeout: float) -> int:
         """Wait until the ticket is first in the queue and enough slots are free; returns how many to hold."""
         logged, lacking = False, 0.0
         while True:
@@ -117,10 +207,10 @@ class SlotPool:
                 return wanted
             if wanted <= total:
                 lacking = 0.0
-            elif lacking >= EXECUTORS_TIME:
+            elif lacking >= timeout:
                 raise ClusterError(
                     f"This fit needs {wanted} tasks at the same time, but the application has slots for {total} now: "
-                    "executors were lost and not replaced."
+                    f"executors were lost and not replaced within {timeout:.0f} s ({TIMEOUT})."
                 )
             if not logged:
                 logged = True
@@ -137,4 +227,5 @@ def acquire(
     spark: SparkSession, ranks: int, profile: Any = None, exclusive: bool = False
 ) -> contextlib.AbstractContextManager[None]:
     """Wait for the slots of ``ranks`` tasks, or all slots, and hold them for the length of a ``with`` block."""
-    return _pool.acquire(ranks, lambda: None if exclusive else _count_slots(spark, profile))
+    timeout = _timeout(spark.conf, _request(spark.conf))
+    return _pool.acquire(ranks, lambda: None if exclusive else _count_slots(spark, profile), timeout)

@@ -41,7 +41,7 @@ def held(_):
 
 
 print(sum(spark.sparkContext.parallelize(range(8), 8).map(held).collect()))  # GPUs of tasks that are no training's
-slots.EXECUTORS_TIME = 0.0
+slots.REGISTER_TIME = 0.0
 try:
     barrier.run(df, job, 5)
 except ClusterError as error:

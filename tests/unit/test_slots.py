@@ -3,7 +3,7 @@ import threading
 import pytest
 
 from cos_ml import spark_internals
-from cos_ml.errors import ClusterError
+from cos_ml.errors import ClusterError, InvalidInputError
 from cos_ml.job import slots
 
 pytestmark = pytest.mark.once
@@ -24,12 +24,29 @@ class ConnectSession(Session):
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """A function that sets how many tasks the cluster can run at once; None for unknown."""
+    """A function that sets how many tasks the cluster can run at once, and its executors; None for unknown."""
 
-    def resize(tasks):
+    def resize(tasks, executors=None):
         monkeypatch.setattr(spark_internals, "max_concurrent_tasks", lambda spark, profile: tasks)
+        monkeypatch.setattr(spark_internals, "count_executors", lambda spark: executors)
 
     return resize
+
+
+class Clock:
+    """What slots.py uses of ``time``; executors register as seconds pass, without a wait."""
+
+    def __init__(self, cluster, registers):
+        self.now, self.cluster, self.registers = 0.0, cluster, dict(registers)
+        self.sleep(0.0)
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+        for at in [at for at in self.registers if at <= self.now]:
+            self.cluster(*self.registers.pop(at))
 
 
 def wait_for(condition):
@@ -106,20 +123,75 @@ def test_new_executors_count_and_lost_ones_are_not_waited_for_without_end(monkey
     pool, counts = slots.SlotPool(), iter([1, 1, 2])
     with pool.acquire(2, lambda: next(counts)):
         assert next(counts, None) is None
-    monkeypatch.setattr(slots, "EXECUTORS_TIME", 0.01)
     lacking = pytest.raises(ClusterError, match="needs 2 tasks at the same time, but the application has slots for 1")
-    with lacking, pool.acquire(2, lambda: 1):
+    with lacking, pool.acquire(2, lambda: 1, 0.01):
         pass
     with pool.acquire(1, lambda: 1):
         pass  # the one that failed has left the queue
 
 
-def test_no_executor_at_all(cluster, monkeypatch):
-    cluster(0)
-    monkeypatch.setattr(slots, "EXECUTORS_TIME", 0.0)
-    session = Session(spark_master="spark://host:7077")
-    with pytest.raises(ClusterError, match=r"no executor that could run one.*spark\.worker\.resource\.gpu\.amount"):
-        slots.check_cluster(session, 2)
+YARN = {"spark_master": "yarn", "spark_executor_instances": "2", "spark_executor_cores": "2"}
+STANDALONE = {"spark_master": "spark://host:7077"}
+ALL_CORES = STANDALONE | {"spark_cores_max": "4", "spark_executor_cores": "2"}
+TIMEOUT = "spark_cosml_executorsTimeout"
+
+
+@pytest.mark.parametrize("conf", [YARN, YARN | {"spark_master": "k8s://https://host"}, ALL_CORES])
+def test_requested_executors_are_waited_for_and_counted(cluster, monkeypatch, caplog, conf):
+    """They unpack their environment for minutes first."""
+    clock = Clock(cluster, {0: (0, 0), 90: (2, 1), 400: (4, 2)})
+    monkeypatch.setattr(slots, "time", clock)
+    slots.check_cluster(Session(**conf), 4)
+    assert 400 <= clock.now < 401
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 7  # once a minute
+    assert "there are 0 (0 of the 2 requested executors registered). The fit fails" in messages[0]
+    assert "there are 2 (1 of the 2 requested executor registered)" in messages[2]
+    assert "(spark.cosml.executorsTimeout)" in messages[0]
+
+
+@pytest.mark.parametrize(
+    ("conf", "found", "seconds", "message"),
+    [
+        (
+            YARN,
+            (2, 1),
+            600,
+            r"slots for 2 after 600 s \(1 of the 2 requested executor registered\)\..*executorsTimeout",
+        ),
+        (YARN | {TIMEOUT: "2min"}, (0, 0), 120, r"no executor that could run one after 120 s .*raise spark\.cosml\."),
+        (YARN | {TIMEOUT: "0"}, (2, 1), 0, "slots for 2"),
+        (STANDALONE, (2, 1), 30, r"slots for 2 after 30 s \(1 executor registered\)"),
+        (STANDALONE | {TIMEOUT: "90s"}, (2, None), 90, "slots for 2 after 90 s. Set numTrainWorkers to 2 or less"),
+        (STANDALONE, (0, 0), 600, r"no executor that could run one.*spark\.worker\.resource\.gpu\.amount"),
+        (ALL_CORES, (2, 1), 600, r"1 of the 2 requested"),
+        (STANDALONE | {"spark_cores_max": "4"}, (2, 1), 600, "slots for 2 after 600 s"),
+        (YARN, (2, 2), 0, "slots for 2 "),  # such as executors with fewer GPUs than cores
+        (YARN | {"spark_executor_cores": ""}, (0, 0), 0, "slots for 2 in all: spark.executor.instances=2, spark.exec"),
+        (YARN | {"spark_task_cpus": "2"}, (0, 0), 0, "slots for 2 in all: .*spark.executor.cores=2, spark.task.cpus=2"),
+        ({"spark_master": "yarn"}, (0, 0), 0, "slots for 2 in all: spark.executor.instances=2"),
+        (ALL_CORES | {"spark_cores_max": "3"}, (2, 1), 0, "slots for 2 in all: spark.cores.max=3"),
+        ({"spark_master": "local"}, (1, 0), 0, "slots for 1"),
+        ({"spark_master": "local[2]", TIMEOUT: "1h"}, (2, 0), 0, "slots for 2"),
+    ],
+)
+def test_what_does_not_register_is_waited_for_in_bounds(cluster, monkeypatch, conf, found, seconds, message):
+    clock = Clock(cluster, {0: found})
+    monkeypatch.setattr(slots, "time", clock)
+    with pytest.raises(ClusterError, match=f"numTrainWorkers=4 needs 4 tasks at the same time, .*{message}"):
+        slots.check_cluster(Session(**conf), 4)
+    assert seconds <= clock.now < seconds + 1
+
+
+def test_executors_beyond_what_was_requested_count(cluster):
+    cluster(8, 4)
+    slots.check_cluster(Session(**YARN), 8)
+
+
+def test_what_is_no_duration_is_refused(cluster):
+    cluster(0, 0)
+    with pytest.raises(InvalidInputError, match=r"spark\.cosml\.executorsTimeout is 'soon'; must be a duration"):
+        slots.check_cluster(Session(**YARN, spark_cosml_executorsTimeout="soon"), 4)
 
 
 @pytest.mark.parametrize("known", [4, None])

@@ -163,6 +163,7 @@ def test_where_slots_can_not_be_counted_spark_decides(change, profile):
     session = Session(change, spark_master="spark://host:7077")
     assert spark_internals.max_concurrent_tasks(session, profile) is None
     assert spark_internals.max_concurrent_tasks(Session(), profile) is None
+    assert spark_internals.count_executors(session) is spark_internals.count_executors(Session()) is None
     slots.check_cluster(session, 1000, profile)
 
 
