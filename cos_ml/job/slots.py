@@ -101,7 +101,7 @@ def _request(settings: Any) -> Request | None:
 
 def _time_limit(spark: SparkSession, ranks: int, slots: int, executors: int | None, request: Request | None) -> float:
     """Seconds to wait for more slots than these; 0 where no more will come."""
-    if spark_internals.is_connect(spark) or re.match(r"local(\[|$)", spark.conf.get("spark.master", None) or ""):
+    if _is_fixed(spark):
         return 0.0
     complete = request and None not in (executors, request.executors) and executors >= request.executors
     if request and (request.slots < ranks or complete):
@@ -148,7 +148,13 @@ def _describe_lack(ranks: int, slots: int, executors: int | None, request: Reque
 
 def _count_executors(spark: SparkSession) -> int | None:
     """How many executors have registered; None for unknown."""
-    return None if spark_internals.is_connect(spark) else spark_internals.count_executors(spark)
+    return None if _is_fixed(spark) else spark_internals.count_executors(spark)
+
+
+def _is_fixed(spark: SparkSession) -> bool:
+    """Whether the slots that are counted now are all that will be: those of a local master, or what Connect tells."""
+    local = re.match(r"local(\[|$)", spark.conf.get("spark.master", None) or "")
+    return bool(local) or spark_internals.is_connect(spark)
 
 
 def _count_slots(spark: SparkSession, profile: Any = None) -> int | None:
