@@ -19,7 +19,7 @@ from cos_ml.data import frames, parquet
 from cos_ml.data.names import resolve
 from cos_ml.data.parquet_cache import parquet_cache
 from cos_ml.errors import InvalidInputError, SetupError
-from cos_ml.job import barrier, preflight, rank_server
+from cos_ml.job import barrier, containers, preflight, rank_server
 from cos_ml.job.messages import Job, Outcome
 from cos_ml.job.progress import Address, Display, ProgressServer
 from cos_ml.network.archive import Network
@@ -110,6 +110,8 @@ def fit(
             rows = spark.range(options.ranks, numPartitions=options.ranks)  # ranks read files instead
         address = stack.enter_context(_progress_server(spark, options.progress))
         idle = rank_server.idle_timeout(spark.conf)
+        for text in _container_problems(spark, spec, archives, options.ranks):
+            logger.warning(text)
         logger.info("Ranks: %s, %s", options.ranks, "from rank servers" if idle else "each a new process (cold start)")
         outcome = barrier.run(rows, Job(FUNCTION, specs, archives, shards, address, versions, idle), options.ranks)
     kept = cache if options.keep_cache else None
@@ -128,6 +130,13 @@ def check_horovod() -> None:
             "(here and in the executors' environment). A single rank, numTrainWorkers=1, does not need it."
         )
     importlib.import_module("cos_ml.job.rendezvous_server")  # raises where Horovod has changed
+
+
+def _container_problems(spark: SparkSession, spec: TrainSpec, archives: Sequence[bytes], ranks: int) -> list[str]:
+    """Why the cluster manager may kill executors during the fit; they are no errors, because needs are estimates."""
+    need = preflight.estimate(spec, max(map(len, archives)))["memory"]
+    together = containers.ranks_together(spark.conf, ranks)
+    return containers.problems(spark.conf, need, together, bool(rank_server.idle_timeout(spark.conf)))
 
 
 def _stored_names(dataset: DataFrame, spec: TrainSpec) -> dict[str, str]:

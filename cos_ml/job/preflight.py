@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,14 +23,14 @@ from pyspark.sql import DataFrame, SparkSession
 from cos_ml import gpus
 from cos_ml.data import frames, spool
 from cos_ml.errors import ClusterError, CosMLError, from_spark
-from cos_ml.job import slots
+from cos_ml.job import containers, rank_server, slots
+from cos_ml.job.containers import format_bytes
 from cos_ml.network.archive import Network, layers_by_name, load_model
 from cos_ml.spec import TrainSpec
 from cos_ml.versions import shared_versions
 
 __all__ = ["count_hosts", "estimate", "executor_facts", "explain", "format_versions", "version_mismatch", "warnings"]
 
-GB = 1e9
 PROCESS = 450e6  # bytes of a rank that has imported TensorFlow and Horovod and loaded nothing
 COPIES = 4  # of the weights: themselves, gradients, and two of an optimizer such as Adam
 BATCHES = 8  # of rows that wait or are being made
@@ -84,7 +85,8 @@ def executor_facts() -> dict[str, Any]:
     folder = spool.local_folder()
     disk = shutil.disk_usage(folder).free
     facts = {"host": socket.gethostname(), "versions": shared_versions()}
-    return facts | {"folder": folder, "disk": disk, "memory": _free_memory()}
+    container = os.environ.get("CONTAINER_ID", "")  # YARN's; one host has several
+    return facts | {"folder": folder, "disk": disk, "memory": _free_memory(), "container": container}
 
 
 def _free_memory() -> float:
@@ -128,15 +130,10 @@ def warnings(need: Mapping[str, float], executors: Sequence[dict[str, Any]]) -> 
             if needed > free:
                 where = f" in {own[0]['folder']}" if kind == "disk" else ""
                 found.append(
-                    f"{host} has {_format_bytes(free)} of {kind} left{where}, but the ranks there ({len(own)}) need "
-                    f"about {_format_bytes(needed)}. {REMEDIES[kind]}"
+                    f"{host} has {format_bytes(free)} of {kind} left{where}, but the ranks there ({len(own)}) need "
+                    f"about {format_bytes(needed)}. {REMEDIES[kind]}"
                 )
     return found
-
-
-def _format_bytes(size: float) -> str:
-    """Bytes as a person reads them."""
-    return f"{size / GB:.1f} GB" if size >= GB / 10 else f"{size / 1e6:.1f} MB"
 
 
 # ── explain ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -162,7 +159,7 @@ def explain(dataset: DataFrame, spec: TrainSpec, network: Network, ranks: int) -
     if check("slots", _check_slots, spark, spec, ranks) and check("versions", _check_versions, spark, ranks):
         need = estimate(spec, *_network_bytes(network), found.get("rows"), ranks)
         for kind in ("disk", "memory"):
-            check(kind, _check_resource, kind, need.get(kind), found["versions"])
+            check(kind, _check_resource, kind, need.get(kind), found["versions"], spark)
     problems = sum(line.startswith("PROBLEM") for line in lines)
     end = f"{problems} problem{'s' if problems > 1 else ''} to fix before fitting." if problems else "Ready to fit."
     return "\n".join([*lines, end])
@@ -245,10 +242,18 @@ def _network_bytes(network: Network) -> tuple[float, float]:
     return 4.0 * model.count_params(), 4.0 * outputs
 
 
-def _check_resource(kind: str, needed: float | None, executors: Sequence[dict[str, Any]]) -> tuple[str, None]:
-    free = f"{_format_bytes(min(one[kind] for one in executors))} free"
+def _check_resource(
+    kind: str, needed: float | None, executors: Sequence[dict[str, Any]], spark: SparkSession
+) -> tuple[str, None]:
+    free = f"{format_bytes(min(one[kind] for one in executors))} free"
     if needed is None:
         return free, None
-    if found := warnings({kind: needed}, executors):
+    found = warnings({kind: needed}, executors)
+    if kind == "memory":
+        together, server = containers.ranks_together(spark.conf, len(executors), executors), rank_server.idle_timeout
+        found += containers.problems(spark.conf, needed, together, bool(server(spark.conf)))
+        if limit := containers.container(spark.conf):
+            free += f"; {format_bytes(limit.size)} outside of the JVM in each container, for {together} ranks there"
+    if found:
         raise ClusterError(" ".join(found))
-    return f"a rank needs about {_format_bytes(needed)}; {free}", None
+    return f"a rank needs about {format_bytes(needed)}; {free}", None
