@@ -17,7 +17,11 @@ from tests.support.sessions import frame, rows_of
 pytestmark = [pytest.mark.processes, pytest.mark.once]
 
 
-def test_forks_compute_what_new_processes_do(spark):
+def test_forks_compute_what_new_processes_do(spark, monkeypatch):
+    # An environment of its own, hence a server of its own, beside those that earlier tests' fits have started.
+    monkeypatch.setitem(spark.sparkContext.environment, "TF_OF_THIS_TEST", "1")
+    folder = spark.conf.get("spark.local.dir")
+    before = {process.pid for process in server_processes(folder)}
     rows = rows_of(*reference.data(128))
     data = frame(spark, [rows[:64], rows[64:]])
     estimator = DeepNetEstimator(
@@ -27,7 +31,7 @@ def test_forks_compute_what_new_processes_do(spark):
     forked = estimator.fit(data)
     (held,) = forked.summary.rankServers.values()
     assert held > 50e6
-    (server,) = server_processes(spark.conf.get("spark.local.dir"))
+    (server,) = [process for process in server_processes(folder) if process.pid not in before]
     assert server.num_threads() == 1
     assert server.uids().real == os.getuid()
     spark.conf.set(IDLE_TIMEOUT, "0")
