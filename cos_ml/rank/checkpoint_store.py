@@ -7,8 +7,9 @@ A folder contains the checkpoints of one fit::
         rows-3b0c.../                           the rows it trains on
             checkpoint-auto-000002-000000000    after two epochs and no step of the third
 
-A checkpoint is written under another name and renamed, so that no reader sees a part of it, and ends with a hash of its
-content. The last two are kept: where the newest is damaged, the one before it is used.
+Readers see a checkpoint whole or not at all: it is written under another name and renamed or, on an object store,
+written at once. It ends with a hash of its content. The last two are kept: where the newest is damaged, the one before
+it is used. What fails because the storage is away or busy is tried again for a few seconds.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from cos_ml.data import blobs
-from cos_ml.errors import InvalidInputError
+from cos_ml.errors import CosMLError, InvalidInputError
 from cos_ml.spec import ANY_RUN, CheckpointConfig
+from cos_ml.stores import open_filesystem, retried, write_whole
 
 __all__ = ["Checkpoint", "CheckpointStore", "acquire"]
 
@@ -90,28 +91,32 @@ def acquire(config: CheckpointConfig) -> None:
         InvalidInputError: the folder contains checkpoints of another training, or can't be written.
     """
     try:
-        filesystem, root = _open(config.url)
-        filesystem.makedirs(root, exist_ok=True)
-        path = f"{root}/fit.json"
-        stored = json.loads(filesystem.cat_file(path)) if filesystem.exists(path) else None
-        fit = json.loads(json.dumps(config.fit))
-        if stored == fit:
-            return
-        if stored is not None and config.run == ANY_RUN:
-            raise InvalidInputError(
-                f"Param checkpointDir: {config.url} contains checkpoints of another fit: {_difference(stored, fit)}. "
-                'Use another folder for this fit, or set resume="never" to delete those checkpoints and start over.'
-            )
-        for rows in _rows(filesystem, root):
-            filesystem.rm(rows, recursive=True)
-        _write_atomically(filesystem, path, [json.dumps(fit, indent=1).encode()])
-    except InvalidInputError:
+        retried(partial(_acquire, config))
+    except CosMLError:
         raise
     except Exception as error:  # each storage has its own exceptions
         raise InvalidInputError(
             f"Param checkpointDir: {config.url} can't be used: {type(error).__name__}: {error}. Expected a folder that "
             "fsspec can write and that the driver and all executors can reach."
         ) from error
+
+
+def _acquire(config: CheckpointConfig) -> None:
+    filesystem, root = _open(config.url)
+    filesystem.makedirs(root, exist_ok=True)
+    path = f"{root}/fit.json"
+    stored = json.loads(filesystem.cat_file(path)) if filesystem.exists(path) else None
+    fit = json.loads(json.dumps(config.fit))
+    if stored == fit:
+        return
+    if stored is not None and config.run == ANY_RUN:
+        raise InvalidInputError(
+            f"Param checkpointDir: {config.url} contains checkpoints of another fit: {_difference(stored, fit)}. "
+            'Use another folder for this fit, or set resume="never" to delete those checkpoints and start over.'
+        )
+    for rows in _rows(filesystem, root):
+        filesystem.rm(rows, recursive=True)
+    write_whole(filesystem, path, [json.dumps(fit, indent=1).encode()])
 
 
 def _difference(stored: Any, fit: dict[str, Any]) -> str:
@@ -147,19 +152,19 @@ class CheckpointStore:
 
     def newest(self) -> Checkpoint | None:
         """The newest undamaged checkpoint; None where there is none."""
-        self.filesystem.makedirs(self.path, exist_ok=True)
-        names = self._names()
+        retried(partial(self.filesystem.makedirs, self.path, exist_ok=True))
+        names = retried(self._names)
         if self.config.run != ANY_RUN:
             for name in [name for name in names if not name.startswith(self._prefix)]:
                 self.filesystem.rm_file(f"{self.path}/{name}")
                 names.remove(name)
         for name in reversed(names):
             try:
-                return Checkpoint.load(self.filesystem.cat_file(f"{self.path}/{name}"))
+                return Checkpoint.load(retried(partial(self.filesystem.cat_file, f"{self.path}/{name}")))
             except ValueError as error:
                 self.notes.append(f"The checkpoint {name} is damaged ({error}). The one before it is used, if any.")
                 self._damaged.add(name)
-        others = [path for path in _rows(self.filesystem, self.root) if not path.endswith(self.path)]
+        others = [path for path in retried(partial(_rows, self.filesystem, self.root)) if not path.endswith(self.path)]
         if not names and others and self.config.run == ANY_RUN:
             self.notes.append(
                 f"The checkpoints in {self.config.url} belong to other rows: this fit starts from its first epoch. "
@@ -170,9 +175,9 @@ class CheckpointStore:
     def write(self, checkpoint: Checkpoint) -> None:
         """Store one more checkpoint, and delete all but the last two that are undamaged."""
         name = f"{self._prefix}{checkpoint.epoch:06d}-{checkpoint.step:09d}"
-        _write_atomically(self.filesystem, f"{self.path}/{name}", checkpoint.dump())
+        retried(partial(write_whole, self.filesystem, f"{self.path}/{name}", checkpoint.dump()))
         self._damaged.discard(name)
-        names = self._names()
+        names = retried(self._names)
         kept = [name for name in names if name not in self._damaged][-KEPT:]
         for old in set(names) - set(kept):
             self.filesystem.rm_file(f"{self.path}/{old}")
@@ -193,9 +198,7 @@ class CheckpointStore:
 
 
 def _open(url: str) -> tuple[Any, str]:
-    import fsspec
-
-    filesystem, root = fsspec.core.url_to_fs(url)
+    filesystem, root = open_filesystem(url)
     return filesystem, root.rstrip("/")
 
 
@@ -204,16 +207,3 @@ def _rows(filesystem: Any, root: str) -> list[str]:
     filesystem.invalidate_cache()
     paths = [path.rstrip("/") for path in filesystem.ls(root, detail=False)] if filesystem.exists(root) else []
     return [path for path in paths if path.rsplit("/", 1)[-1].startswith("rows-")]
-
-
-def _write_atomically(filesystem: Any, path: str, pieces: Sequence[Any]) -> None:
-    """Write a file that readers see whole or not at all."""
-    folder, _, name = path.rpartition("/")
-    unfinished = f"{folder}/.{name}-{uuid.uuid4().hex[:8]}"
-    with filesystem.open(unfinished, "wb") as file:
-        for piece in pieces:
-            file.write(piece)
-        file.flush()
-        with contextlib.suppress(AttributeError, OSError):  # only files on a disk have a fileno
-            os.fsync(file.fileno())
-    filesystem.mv(unfinished, path)

@@ -32,6 +32,7 @@ HELPERS = {
     "python_worker",
     "spark_internals",
     "spec",
+    "stores",
     "summary",
     "thumbnails",
     "versions",

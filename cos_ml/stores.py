@@ -1,0 +1,109 @@
+"""Files on any storage that fsspec knows: HDFS, object stores, local disks (driver and rank side).
+
+URLs come from ``paths.qualified``, so that they mean the same here, to Spark and to the ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from cos_ml.errors import CosMLError, SetupError
+
+__all__ = ["open_filesystem", "retried", "write_whole"]
+
+T = TypeVar("T")
+
+EXTRAS = {"hdfs": "hdfs", "viewfs": "hdfs", "s3": "s3", "s3a": "s3"}  # scheme -> the extra of cos_ml that opens it
+WAITS = (1.0, 2.0, 4.0)  # seconds before the second, third and fourth attempt
+# What waiting does not mend.
+LASTING = (
+    CosMLError, FileExistsError, FileNotFoundError, ImportError, IsADirectoryError, NotADirectoryError,
+    NotImplementedError, PermissionError, TypeError, ValueError,
+)  # fmt: skip
+LASTING_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP)
+
+
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """fsspec's file system of a URL, and the path there.
+
+    Raises:
+        SetupError: no package is installed that opens URLs of this kind; the message names the one to install.
+    """
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except (ImportError, OSError, ValueError) as error:
+        scheme = url.partition("://")[0]
+        if scheme not in EXTRAS:
+            raise
+        if not isinstance(error, ImportError) and "lib" not in str(error):  # pyarrow's words about libjvm or libhdfs
+            raise
+        raise SetupError(
+            f"{url} can't be opened from Python, because no package for {scheme}:// is installed. Install one on the "
+            f'driver and the executors: pip install "cos-ml[{EXTRAS[scheme]}]". ({str(error).split(": ")[0]}.)'
+        ) from error
+    return filesystem, path
+
+
+def retried(action: Callable[[], T]) -> T:
+    """The result of ``action``, which is tried again a few times if the storage is away, slow or busy for a while."""
+    for wait in WAITS:
+        try:
+            return action()
+        except LASTING:
+            raise
+        except Exception as error:  # each storage has its own exceptions
+            if getattr(error, "errno", None) in LASTING_CODES:
+                raise
+            time.sleep(wait)
+    return action()
+
+
+def write_whole(filesystem: Any, path: str, pieces: Sequence[Any]) -> None:
+    """Write a file that readers see whole or not at all.
+
+    Where files can be renamed, it is written under another name first. Object stores can't rename, but show an object
+    only once it is complete.
+    """
+    folder, _, name = path.rpartition("/")
+    unfinished = f"{folder}/.{name}-{uuid.uuid4().hex[:8]}"
+    try:
+        if not _renames(filesystem):
+            raise NotImplementedError
+        _write(filesystem, unfinished, pieces)
+        _rename(filesystem, unfinished, path)
+    except NotImplementedError:
+        filesystem.pipe_file(path, b"".join(pieces))
+
+
+def _renames(filesystem: Any) -> bool:
+    """Whether ``mv`` renames; by default, fsspec copies and then deletes."""
+    from fsspec import AbstractFileSystem
+
+    return type(filesystem).mv is not AbstractFileSystem.mv
+
+
+def _write(filesystem: Any, path: str, pieces: Sequence[Any]) -> None:
+    with filesystem.open(path, "wb") as file:
+        for piece in pieces:
+            file.write(piece)
+        file.flush()
+        with contextlib.suppress(AttributeError, OSError):  # only files on a disk have a fileno
+            os.fsync(file.fileno())
+
+
+def _rename(filesystem: Any, unfinished: str, path: str) -> None:
+    try:
+        filesystem.mv(unfinished, path)
+    except Exception:  # HDFS replaces nothing, and its clients raise errors of different types
+        if not filesystem.exists(path):
+            raise
+        filesystem.rm_file(path)
+        filesystem.mv(unfinished, path)
