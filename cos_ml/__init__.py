@@ -49,5 +49,13 @@ def __getattr__(name: str) -> Any:
 
         with contextlib.suppress(ImportError):  # which modules that need Keras raise themselves
             import_keras()  # quietly, before the program imports it
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        try:
+            return getattr(importlib.import_module(_HOMES[name]), name)
+        except ModuleNotFoundError as error:
+            if error.name != "pyspark":
+                raise
+            from cos_ml.errors import SetupError
+
+            extras = '"cos-ml[cpu]" or "cos-ml[gpu]", or "cos-ml[client]" for Spark Connect alone'
+            raise SetupError(f"PySpark is not installed: pip install {extras}.") from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

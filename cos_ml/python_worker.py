@@ -13,7 +13,7 @@ import sys
 import zipfile
 import zipimport
 
-from pyspark import SparkFiles, TaskContext
+from pyspark import TaskContext
 
 __all__ = ["cores", "freeze", "spare_archives"]
 
@@ -29,6 +29,8 @@ def spare_archives() -> None:
     """
     if TaskContext.get() is None:  # the driver's own process, whose path is the user's
         return
+    from pyspark import SparkFiles  # which pyspark-client lacks; no tasks run on it
+
     added = SparkFiles.getRootDirectory()
     for path, importer in list(sys.path_importer_cache.items()):
         if isinstance(importer, zipimport.zipimporter) and not path.startswith(added):

@@ -10,15 +10,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from py4j.protocol import Py4JError
-from pyspark import SparkContext
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql.types import ArrayType, DoubleType
 
 from cos_ml.errors import ClusterError, InvalidInputError
+
+if TYPE_CHECKING:
+    from pyspark import SparkContext
+try:
+    from py4j.protocol import Py4JError
+except ImportError:  # as with pyspark-client, for Spark Connect alone
+    Py4JError = AttributeError
 
 __all__ = [
     "broadcast_file", "broadcast_value", "check_message_size", "collect_garbage", "count_executors", "evaluated_once",

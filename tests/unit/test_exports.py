@@ -22,6 +22,37 @@ def test_the_public_names():
         cos_ml.DeepNet  # noqa: B018
 
 
+HIDING = """
+import sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name in sys.argv[1:]:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Hidden())
+import cos_ml
+try:
+    import keras
+    net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    print(cos_ml.DeepNetEstimator(model=net, loss="mse", featureLayers=["dense"]).getLoss())
+except cos_ml.errors.SetupError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("hidden", "printed"),
+    [
+        (["pyspark.core", "py4j"], "mse"),  # what pyspark-client lacks
+        (["pyspark"], "PySpark is not installed: pip install \"cos-ml[cpu]\" or"),
+    ],
+)
+def test_pyspark_may_be_that_of_connects_client(hidden, printed):
+    done = subprocess.run([sys.executable, "-c", HIDING, *hidden], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith(printed), done.stderr[-2000:]
+
+
 @pytest.mark.parametrize(
     "path",
     [
