@@ -9,15 +9,18 @@ import importlib
 import inspect
 import json
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from cos_ml.errors import InvalidInputError, ParamTypeError
 from cos_ml.network.keras_import import import_keras
 from cos_ml.network.registered import custom_modules
+from cos_ml.paths import local_path
 
-__all__ = ["callback", "make", "plain_callback"]
+__all__ = ["PATHS", "callback", "make", "plain_callback", "with_qualified_path"]
 
 WRITERS = ("CSVLogger", "ModelCheckpoint", "ProgbarLogger", "RemoteMonitor", "TensorBoard")
+PATHS = {"CSVLogger": "filename", "ModelCheckpoint": "filepath", "TensorBoard": "log_dir"}  # arguments with a path
 
 
 def callback(kind: Any, /, *, ranks: str | None = None, **arguments: Any) -> dict[str, Any]:
@@ -102,6 +105,19 @@ def plain_callback(value: Any) -> dict[str, Any]:
         f"Param callbacks: expected what cos_ml.callback(...) returns, received {value!r}. Callback objects can't be "
         f"sent to the ranks: use cos_ml.callback({type(value).__name__!r}, ...) with the arguments."
     )
+
+
+def with_qualified_path(plain: dict[str, Any], qualify: Callable[[str], str]) -> dict[str, Any]:
+    """A callback of Keras's with the URL of its files: what ``qualify`` returns for the path, if that is not local."""
+    name = PATHS.get(plain["class"].removeprefix("keras.callbacks:"), "")
+    path = plain["arguments"].get(name, "logs" if name == "log_dir" else None)  # TensorBoard's own default
+    if not isinstance(path, str):
+        return plain
+    url = qualify(path)
+    local = local_path(url)
+    if local is not None:  # a relative one stays so: it is in the rank's folder
+        url = local if path.startswith("file:") else path
+    return plain | {"arguments": plain["arguments"] | {name: url}}
 
 
 def make(plain: dict[str, Any]) -> Any:

@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -13,6 +14,7 @@ from pyspark import keyword_only
 from pyspark.ml import Predictor
 from pyspark.sql import DataFrame, SparkSession
 
+from cos_ml.callbacks import with_qualified_path
 from cos_ml.data import frames, parquet
 from cos_ml.data.columns import Column
 from cos_ml.data.names import resolve
@@ -31,7 +33,7 @@ from cos_ml.network.outputs import check_loss, output_kinds
 from cos_ml.network.rates import checked_rates
 from cos_ml.network.registered import custom_modules
 from cos_ml.network.signature import input_columns
-from cos_ml.paths import as_string, literal
+from cos_ml.paths import for_spark, literal, qualified
 from cos_ml.persistence import NetworkStage
 from cos_ml.prediction import class_labels
 from cos_ml.spec import ANY_RUN, CheckpointConfig, TrainSpec
@@ -200,8 +202,9 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
                 "Param handleInvalid: fitParquet takes the number of rows from the files, so it cannot skip rows: "
                 'expected "error" or "keep", received "skip". Pass the DataFrame to fit() instead.'
             )
-        url = as_string(url)
-        dataset = SparkSession.active().read.parquet(literal(url))
+        spark = SparkSession.active()
+        url = qualified(spark, url)
+        dataset = spark.read.parquet(literal(for_spark(spark, url)))
         candidate = estimator._candidate(dataset)
         parquet.check_petastorm()
         return _train(dataset, [estimator], [candidate], url)[0]
@@ -221,7 +224,8 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         if self.isSet(self.initialWeights):
             network, report = with_initial_weights(network, self.getOrDefault(self.initialWeights)._network())
         spec = replace(self._spec(dataset, network), name=name)
-        return Candidate(replace(spec, checkpoint=self._checkpoint(spec, network)), network, report)
+        checkpoint = self._checkpoint(dataset.sparkSession, spec, network)
+        return Candidate(replace(spec, checkpoint=checkpoint), network, report)
 
     def _options(self) -> FitOptions:
         return FitOptions(
@@ -247,7 +251,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         self._check_training(network, arguments, frozen, fields)
         modules = {*network.modules, *custom_modules(arguments), *custom_modules(callbacks)}
         weight, validation = self.value_or_none(self.weightCol), self.value_or_none(self.validationIndicatorCol)
-        rates = self.value_or_none(self.layerLearningRates)
+        rates, qualify = self.value_or_none(self.layerLearningRates), partial(qualified, dataset.sparkSession)
         labels = self.label_columns(dataset, network, loss)
         labels, classes = with_class_weights(self.value_or_none(self.classWeights), network, labels, loss)
         spec = TrainSpec(
@@ -260,7 +264,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
             modules=tuple(sorted(modules)),
             frozen=frozen,
             layer_rates=checked_rates(network, rates or {}, frozen, arguments),
-            callbacks=tuple(callbacks),
+            callbacks=tuple(with_qualified_path(one, qualify) for one in callbacks),
             stop_at_non_finite=self.getHandleNonFiniteLoss() == "error",
             variables=horovod_env.variables(self.getHorovodOptions()),
             **fields,
@@ -331,7 +335,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         checks.check_compile_arguments(network, arguments, given=not chosen)
         return arguments
 
-    def _checkpoint(self, spec: TrainSpec, network: Network) -> CheckpointConfig | None:
+    def _checkpoint(self, spark: SparkSession, spec: TrainSpec, network: Network) -> CheckpointConfig | None:
         """Where the training keeps its checkpoints, and what identifies it."""
         if not self.isSet(self.checkpointDir):
             return None
@@ -345,7 +349,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         if self.isSet(self.initialWeights):
             identity["initialWeights"] = digest(self.getOrDefault(self.initialWeights)._network())
         return CheckpointConfig(
-            self.getCheckpointDir().rstrip("/"),
+            qualified(spark, self.getCheckpointDir()).rstrip("/"),
             epochs=self.getCheckpointInterval(),
             steps=self.value_or_none(self.checkpointSteps),
             fit=identity,

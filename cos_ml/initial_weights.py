@@ -24,7 +24,7 @@ from cos_ml.model import DeepNetModel
 from cos_ml.network import untrusted
 from cos_ml.network.archive import Network, dump_model, layers_by_name, load_model, read_file
 from cos_ml.network.keras_import import import_keras
-from cos_ml.paths import as_string
+from cos_ml.paths import as_string, qualified_file
 
 __all__ = ["digest", "initial_weights", "with_initial_weights"]
 
@@ -86,6 +86,7 @@ def initial_weights(value: Any) -> Any:
 
 
 def _of_file(path: str) -> DeepNetModel:
+    path = qualified_file(path)
     try:
         data = read_file(path)
     except (OSError, ValueError, ImportError) as error:

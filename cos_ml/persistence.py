@@ -26,7 +26,7 @@ from cos_ml.network import untrusted
 from cos_ml.network.archive import Network, load_model
 from cos_ml.network.forward import pack_inputs
 from cos_ml.network.keras_import import import_tensorflow
-from cos_ml.paths import as_string, exists, readable
+from cos_ml.paths import as_string, exists, for_spark, readable
 from cos_ml.versions import recorded_versions
 
 __all__ = ["NetworkStage", "check_golden", "golden_rows"]
@@ -86,7 +86,7 @@ class StageWriter(DefaultParamsWriter):
         Raises:
             SavedModelError: something already exists there, and ``overwrite`` was not called.
         """
-        path = as_string(path)
+        path = for_spark(self.sparkSession, path)
         self._contents = self._prepared()  # what can't be saved is refused before anything is removed or written
         if not self.shouldOverwrite and exists(self.sparkSession, path):
             raise _exists(path)

@@ -12,6 +12,7 @@ from google.protobuf import text_format
 from cos_ml.caffe.schema import V1_TYPES, message
 from cos_ml.errors import InvalidInputError
 from cos_ml.paths import as_string, local_path
+from cos_ml.stores import open_filesystem
 
 __all__ = ["network", "read_bytes", "resolve", "selected", "solver", "spelled"]
 
@@ -93,10 +94,8 @@ def read_bytes(path: Any, what: str) -> bytes:
     local = local_path(path)
     try:
         if local is None:
-            import fsspec
-
-            with fsspec.open(name, "rb") as stream:
-                return bytes(stream.read())
+            filesystem, place = open_filesystem(name)
+            return bytes(filesystem.cat_file(place))
         with open(local, "rb") as file:
             return file.read()
     except (OSError, ValueError, ImportError) as error:

@@ -15,6 +15,7 @@ import numpy as np
 
 from cos_ml.errors import InvalidInputError
 from cos_ml.paths import local_path
+from cos_ml.stores import open_filesystem
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -87,9 +88,8 @@ def write_json(value: Any, path: str | None) -> None:
     elif (found := local_path(str(path))) is not None:
         in_folder(found).write_text(json_text(value) + "\n")
     else:
-        import fsspec
-
-        with fsspec.open(path, "w") as file:
+        filesystem, name = open_filesystem(path)
+        with filesystem.open(name, "w") as file:
             file.write(json_text(value) + "\n")
 
 

@@ -26,6 +26,7 @@ from cos_ml.data.ragged import Ragged
 from cos_ml.data.spool import PARTS, SCANNED, Spool, raise_on_invalid, row_keys, validates
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.spec import TrainSpec
+from cos_ml.stores import open_filesystem
 
 __all__ = ["IN_ROW_GROUP", "ShardSpool", "Shards", "check_petastorm", "decode_stored", "plan", "validation_mask"]
 
@@ -106,12 +107,11 @@ def plan(
     Raises:
         InvalidInputError: there are no rows, or they do not fit the network.
     """
-    import fsspec
     import pyarrow.parquet as pq
 
     if {"#", "?"} & set(url):
         raise InvalidInputError(f"petastorm can't read paths with # or ?, received {url}. Rename the path.")
-    filesystem, root = fsspec.core.url_to_fs(url)
+    filesystem, root = open_filesystem(url)
     paths = _parquet_files(filesystem, root)
     if not paths:
         raise InvalidInputError(f"There are no Parquet files at {url}.")

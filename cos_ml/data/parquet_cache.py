@@ -20,8 +20,9 @@ from cos_ml.data.frames import small_batches
 from cos_ml.data.ragged import Ragged, offsets_of
 from cos_ml.data.spool import row_keys, usable_rows, validates
 from cos_ml.errors import InvalidInputError, from_spark
-from cos_ml.paths import literal
+from cos_ml.paths import for_spark, literal
 from cos_ml.spec import TrainSpec
+from cos_ml.stores import open_filesystem
 
 if TYPE_CHECKING:
     from pyspark.sql import Column as SparkColumn
@@ -53,7 +54,6 @@ def parquet_cache(
     Raises:
         InvalidInputError: a row is bad.
     """
-    import fsspec
     from pyspark.sql.types import BooleanType, StructField, StructType
 
     url = f"{folder.rstrip('/')}/cos_ml-{uuid.uuid4().hex}"
@@ -65,7 +65,7 @@ def parquet_cache(
         try:
             writer = usable.write.option("parquet.block.size", ROW_GROUP).option("parquet.enable.dictionary", "false")
             with small_batches(rows.sparkSession, spec):
-                writer.parquet(url)
+                writer.parquet(for_spark(rows.sparkSession, url))
         except Exception as error:
             if DISK_FULL in str(error):
                 raise InvalidInputError(
@@ -75,7 +75,7 @@ def parquet_cache(
             raise from_spark(error) or error from None
         yield url, None if ordered is None else _digest(rows.sparkSession, url)
     finally:
-        filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem, path = open_filesystem(url)
         if not keep and filesystem.exists(path):
             filesystem.rm(path, recursive=True)
 
@@ -96,7 +96,8 @@ def _digest(spark: SparkSession, url: str) -> str:
 
     # Equal rows cancel out in bit_xor but not in the sum, which overflows as a bigint.
     digest = F.concat_ws(" ", F.bit_xor(ROW_HASH), F.sum(F.col(ROW_HASH).cast("decimal(20)")), F.count("*"))
-    return str(spark.read.schema(f"{ROW_HASH} bigint").parquet(literal(url)).agg(digest).collect()[0][0])
+    stored = spark.read.schema(f"{ROW_HASH} bigint").parquet(literal(for_spark(spark, url)))
+    return str(stored.agg(digest).collect()[0][0])
 
 
 def usable_batches(spec: TrainSpec, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

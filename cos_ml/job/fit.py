@@ -23,6 +23,7 @@ from cos_ml.job import barrier, containers, preflight, rank_server
 from cos_ml.job.messages import Job, Outcome
 from cos_ml.job.progress import Address, Display, ProgressServer
 from cos_ml.network.archive import Network
+from cos_ml.paths import qualified
 from cos_ml.rank.checkpoint_store import acquire
 from cos_ml.spec import TrainSpec
 from cos_ml.summary import TrainingSummary
@@ -194,7 +195,8 @@ def _cached(rows: DataFrame, specs: Sequence[TrainSpec], options: FitOptions) ->
     # Within an epoch a training resumes only with its rows in the same order.
     ordered = any(config.steps is not None for config in configs)
     names = {column.field: column.field for column in spec.stored} | ({"v": "v"} if spec.validation_fraction else {})
-    with parquet_cache(rows, spec, options.cache_dir, options.keep_cache, ordered if configs else None) as stored:
+    folder = qualified(rows.sparkSession, options.cache_dir)
+    with parquet_cache(rows, spec, folder, options.keep_cache, ordered if configs else None) as stored:
         url, digest = stored
         yield parquet.plan(url, spec, names, options.ranks, digest, ordered), url
 

@@ -44,7 +44,8 @@ from cos_ml.network.structure import (
 )
 from cos_ml.network.traits import Traits, find_traits
 from cos_ml.network.untrusted import serialized_objects
-from cos_ml.paths import as_string, local_path
+from cos_ml.paths import as_string, local_path, qualified_file
+from cos_ml.stores import open_filesystem, retried
 
 __all__ = [
     "Network",
@@ -252,14 +253,21 @@ def load_model(archive: bytes, modules: Iterable[str] = ()) -> Any:
 
 
 def read_file(path: str) -> bytes:
-    """The bytes of a file at any path or URL that fsspec reads."""
-    import fsspec
-
-    local = local_path(path)
+    """The bytes of a file at any path or URL; where there is a session, what Spark means by it."""
+    url = qualified_file(path)
+    local = local_path(url)
     if local is not None and os.path.isfile(local):  # fsspec takes some characters of a name for its own syntax
         return Path(local).read_bytes()
-    with fsspec.open(path, "rb") as file:
-        return bytes(file.read())
+    filesystem, name = open_filesystem(url)
+    try:
+        return bytes(retried(lambda: filesystem.cat_file(name)))
+    except FileNotFoundError as error:
+        hint = f" For the file on this machine: file://{os.path.abspath(path)}" if os.path.isfile(path) else ""
+        raise FileNotFoundError(f"{url} does not exist.{hint}") from error
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # each storage has its own exceptions
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def network_from_file(path: str | os.PathLike[str]) -> Network:

@@ -35,6 +35,7 @@ from cos_ml.rank.callbacks import (
 from cos_ml.rank.checkpoint_store import Checkpoint
 from cos_ml.rank.collectives import Communicator
 from cos_ml.rank.context import PhaseTimer, RankContext, TrainingLog
+from cos_ml.rank.copied_files import CopyFilesCallback, with_local_path
 from cos_ml.rank.feed import Feed, open_rows
 from cos_ml.rank.finite import CheckFinite, FiniteEarlyStopping
 from cos_ml.rank.grid import KeptTrainers
@@ -46,6 +47,8 @@ from cos_ml.rank.trainer import DistributedTrainer, Plan, make_trainer
 from cos_ml.spec import TrainSpec
 
 __all__ = ["train"]
+
+STATELESS = (keras.callbacks.CSVLogger, CopyFilesCallback)  # their state is in files
 
 
 def train(
@@ -155,12 +158,12 @@ def fit(trainer: DistributedTrainer, context: RankContext) -> dict[str, Any]:
     plan, spec = trainer.plan, trainer.plan.spec
     training, validation = plan.feeds["train"], plan.feeds["validation"]
     log, statistics = TrainingLog(), AverageMovingStats(context.communicator, training)
-    user_callbacks = _user_callbacks(plan, context.rank)
+    user_callbacks = _user_callbacks(plan, context)
     writer = checkpoint = None
     if spec.checkpoint:
         context.heartbeat.enter("looking for a checkpoint")
-        kept = {name: one for name, one in user_callbacks.items() if not isinstance(one, keras.callbacks.CSVLogger)}
-        state = TrainerState(plan, kept | {"log": log})  # a table's state is its file
+        kept = {name: one for name, one in user_callbacks.items() if not isinstance(one, STATELESS)}
+        state = TrainerState(plan, kept | {"log": log})
         writer = CheckpointCallback(state, spec.checkpoint, context, statistics.average, spec.stop_at_non_finite)
         checkpoint = writer.checkpoint
     epoch, step = (checkpoint.epoch, checkpoint.step) if checkpoint else (0, 0)
@@ -209,14 +212,15 @@ def _ordered(
     return ordered
 
 
-def _user_callbacks(plan: Plan, rank: int) -> dict[str, Any]:
+def _user_callbacks(plan: Plan, context: RankContext) -> dict[str, Any]:
     """The callbacks that the user asked for on this rank, by a name that is the same in every attempt."""
     spec, monitor = plan.spec, "val_loss" if plan.feeds["validation"].steps else "loss"
-    made = {
-        f"callback {index}": callbacks.make(plain)
-        for index, plain in enumerate(spec.callbacks)
-        if plain["ranks"] == "all" or rank == 0
-    }
+    made: dict[str, Any] = {}
+    for index, plain in enumerate(spec.callbacks):
+        if plain["ranks"] == "all" or context.rank == 0:
+            local, copies = with_local_path(plain, context.report)
+            made[f"callback {index}"] = callbacks.make(local)
+            made |= {f"files of callback {index}": copies} if copies else {}
     if spec.patience is not None or spec.restore_best:  # all ranks see the same loss, so they decide alike
         patience = plan.schedule.total if spec.patience is None else spec.patience
         made["early stopping"] = FiniteEarlyStopping(
