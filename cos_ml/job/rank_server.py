@@ -294,19 +294,40 @@ def _executor() -> dict[int, int]:
 
 
 def _end_server(folder: Path) -> None:
-    """End a server that does not answer, which may be stopped."""
+    """End a server that does not answer: at once if it is stopped; one that is only slow, with its last rank."""
     with contextlib.suppress(OSError, ValueError, psutil.Error):
         process = psutil.Process(int((folder / READY).read_text()))
-        if str(folder) in process.cmdline():
+        if str(folder) in process.cmdline() and process.status() == psutil.STATUS_STOPPED:
             process.kill()
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _limit_servers(parent: str) -> None:
-    """Remove the oldest servers' folders, so that few use memory: they end with their last rank."""
-    folders = sorted(Path(parent).glob("cos_ml-server-*"), key=lambda folder: folder.lstat().st_mtime)
-    for folder in folders[: max(0, len(folders) - KEPT + 1)]:
+    """Remove the folders of servers that listen no more, and the oldest ones: their servers end with their last rank.
+
+    Called with the lock of ``parent``, so that no other process is just about to listen.
+    """
+    found = {}
+    for folder in Path(parent).glob("cos_ml-server-*"):
+        with contextlib.suppress(FileNotFoundError):  # its server has just ended
+            found[folder] = folder.lstat().st_mtime if _listens(folder) else -1.0
+    folders = sorted(found, key=lambda folder: found[folder])
+    for folder in folders[: max(sum(since < 0 for since in found.values()), len(folders) - KEPT + 1)]:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _listens(folder: Path) -> bool:
+    """Whether a server listens in a folder; none does where all its processes were killed."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.setblocking(False)
+        try:
+            with _short(folder) as short:
+                connection.connect(f"{short}/{SOCKET}")
+        except BlockingIOError:  # it is busy
+            return True
+        except OSError:
+            return False
+    return True
 
 
 @contextlib.contextmanager

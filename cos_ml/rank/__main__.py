@@ -33,6 +33,7 @@ UNUSED = ("matplotlib", "pandas", "sklearn")  # Keras would import them, which t
 def main() -> None:
     """Run the function that the task names, and write its result, or its error, to the results file."""
     die_with_parent(os.getppid())
+    faulthandler.enable(all_threads=False)  # where a crash in a library happened is then in the log
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the task asks for it when there is no progress
     start = json.loads(sys.stdin.buffer.readline())
     with os.fdopen(start["results"], "wb") as results:
@@ -41,7 +42,7 @@ def main() -> None:
         except OSError:  # no room for it on the disk; an error is shorter
             results.seek(0)
             results.truncate()
-            blobs.write(results, {"traceback": traceback.format_exc().encode()})
+            blobs.write(results, {"traceback": _traceback()})
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # threads of TensorFlow and Horovod have nothing left to do
@@ -54,9 +55,13 @@ def _result(start: dict[str, Any]) -> dict[str, bytes]:
         return _function(start["function"])(start, partial(_wait_for_peers, heartbeat), heartbeat)
     except CosMLError as error:  # its message says everything
         kind = next((kind for kind, known in REPORTED.items() if isinstance(error, known)), None)
-        return {kind: str(error).encode()} if kind else {"traceback": traceback.format_exc().encode()}
+        return {kind: str(error).encode(errors="replace")} if kind else {"traceback": _traceback()}
     except BaseException:  # SystemExit too: whatever ends a rank, the driver must see it
-        return {"traceback": traceback.format_exc().encode()}
+        return {"traceback": _traceback()}
+
+
+def _traceback() -> bytes:
+    return traceback.format_exc().encode(errors="replace")  # it may contain half a character
 
 
 def _function(name: str) -> Callable[..., dict[str, bytes]]:

@@ -3,6 +3,7 @@
 It has imported what ranks import, and nothing else: no device is touched and no thread runs before a fork. A barrier
 task (``cos_ml/job/rank_server.py``) sends one request per rank over a Unix socket, and keeps the connection: when it
 closes, the rank is killed. The server ends with its executor, after a time without ranks, or when its folder is gone.
+A fork that has imported nothing sees to it: it ends a server that is stopped, and removes the folder.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ import hmac
 import importlib
 import json
 import os
+import select
 import selectors
 import shutil
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from cos_ml.rank.process import close_descriptors, run_rank
+from cos_ml.rank.process import close_descriptors, run_rank, set_name
 
-__all__ = ["EXTRA", "READY", "SECRET", "SOCKET", "pack"]
+__all__ = ["EXTRA", "READY", "SECRET", "SOCKET", "WATCHER", "pack"]
 
 SOCKET, SECRET, READY = "socket", "secret", "ready"  # files of its folder
 HEADER = struct.Struct("!I32s")  # the length of a request, and its HMAC
@@ -35,7 +36,8 @@ MAX_REQUEST, MAX_DESCRIPTORS = 8 << 20, 2000  # bytes and descriptors of one req
 MAX_PENDING, REQUEST_TIME = 64, 10.0  # connections without a whole request, and seconds that one may take
 LOOK = 2.0  # seconds between two looks whether the folder is still there
 EXTRA = ("petastorm.reader",)  # what some ranks need, imported when the first of them is requested
-REMOVE = 'read -r _; rm -rf -- "$1"'  # the shell's input ends with the server, however that ends
+WATCHER = "cos_ml-watcher"  # the name of the process that outlives the server
+GRACE = 2.0  # seconds after the end of the executor in which a server that is not stopped has ended
 
 
 def pack(secret: bytes, request: dict[str, Any]) -> bytes:
@@ -244,14 +246,42 @@ def import_what_ranks_import() -> bool:
     return True
 
 
+def start_watcher(folder: str, listener: socket.socket, watched: list[int]) -> None:
+    """Fork a process that ends this one, if it is stopped, after the processes ``watched``; and removes ``folder``."""
+    server = os.pidfd_open(os.getpid())
+    if not os.fork():
+        try:
+            os.setsid()
+            set_name(WATCHER)
+            listener.close()  # or else nobody would notice that the server has ended
+            watch(server, watched)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            os._exit(0)
+    os.close(server)
+
+
+def watch(server: int, watched: list[int]) -> None:
+    """Wait for the end of a server, which is killed if it stays after one of the processes ``watched``: pidfds all."""
+    poll = select.poll()
+    for descriptor in (server, *watched):
+        poll.register(descriptor, select.POLLIN)
+    poll.poll()
+    for descriptor in watched:
+        poll.unregister(descriptor)
+    if not poll.poll(GRACE * 1000):
+        signal.pidfd_send_signal(server, signal.SIGKILL)
+        poll.poll()
+
+
 def main() -> None:
     """Import, and serve."""
     folder, options = sys.argv[1], json.loads(sys.argv[2])
     listener = socket.socket(fileno=options["listener"])
     for descriptor in (options["listener"], *options["watched"]):
         os.set_inheritable(descriptor, False)
-    remover = subprocess.Popen(["sh", "-c", REMOVE, "sh", folder], stdin=subprocess.PIPE, start_new_session=True)
     try:
+        start_watcher(folder, listener, options["watched"])
         imported = import_what_ranks_import()
         with open(os.path.join(folder, f".{READY}"), "x") as file:
             file.write(str(os.getpid()))
@@ -261,7 +291,6 @@ def main() -> None:
         pass  # the folder is gone, so nobody wants it
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        remover.communicate()
 
 
 if __name__ == "__main__":

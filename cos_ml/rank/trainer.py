@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ from cos_ml.rank.shared_step import (
 )
 from cos_ml.spec import TrainSpec
 
-__all__ = ["DistributedTrainer", "NonFiniteTracker", "Plan", "make_trainer", "set_back"]
+__all__ = ["DistributedTrainer", "NonFiniteTracker", "Plan", "make_trainer", "not_the_end", "set_back"]
 
 OWN_STEPS = ("train_step", "test_step", "compute_metrics")  # methods whose logs need not be results of metrics
 
@@ -222,6 +223,22 @@ class Plan:
         return getattr(method, "python_function", method)
 
 
+def not_the_end(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, whose StopIteration is an error: Keras would end the epoch, on this rank alone, without a word."""
+
+    @functools.wraps(function)
+    def called(*arguments: Any, **options: Any) -> Any:
+        try:
+            return function(*arguments, **options)
+        except (StopIteration, tf.errors.OutOfRangeError) as error:  # the latter is TensorFlow's for the former
+            raise RuntimeError(  # Keras drops its cause, which is in its text for that reason
+                f"A layer, loss, metric or callback raised {type(error).__name__}, which Keras would take for the end "
+                f"of the data:\n{traceback.format_exc()}"
+            ) from None
+
+    return called
+
+
 @contextmanager
 def set_back(variables: Sequence[Any]) -> Iterator[None]:
     """After the block these Keras variables have the values that they had before."""
@@ -269,7 +286,7 @@ class DistributedTrainer(keras.Model):
         if vars(self).get("train_function") and not force:  # of a candidate before this one
             return
         super().make_train_function(force)
-        compute: Callable[[Any], dict[str, Any]] = vars(self)["train_function"]
+        compute: Callable[[Any], dict[str, Any]] = not_the_end(vars(self)["train_function"])
 
         def execute(iterator: Any) -> dict[str, Any]:
             plan, end = self.plan, self.plan.begin + self.steps_per_execution
@@ -281,6 +298,12 @@ class DistributedTrainer(keras.Model):
             return self._in_parts(compute, plan.parts, end) if plan.parts else self._resumed(compute(iterator))
 
         self.train_function = execute
+
+    def make_test_function(self, force: bool = False) -> None:
+        """Make Keras's own test function, whose errors are errors."""
+        if force or not vars(self).get("test_function"):
+            super().make_test_function(force)
+            self.test_function = not_the_end(vars(self)["test_function"])
 
     def _in_parts(self, compute: Callable[[Any], dict[str, Any]], parts: Parts, end: int) -> dict[str, Any]:
         """One call of TensorFlow, or several: callbacks are called between them."""

@@ -10,6 +10,8 @@ from typing import Any
 
 import psutil
 
+from cos_ml.rank.server import WATCHER
+
 SERVER = "cos_ml.rank.server"
 
 
@@ -20,6 +22,7 @@ def server_processes(folder: Any = "") -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error):
             command = process.cmdline()
             own = SERVER in command and any(one.startswith(f"{folder}/") for one in command)
+            own = own and process.name() != WATCHER
             if own and running(process.pid) and SERVER not in process.parent().cmdline():  # else it is a rank
                 found.append(process)
     return found
@@ -33,7 +36,7 @@ def rank_processes(driver: int | None = None) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error, ValueError):  # it has just ended
             command = server.cmdline()
             if known & set(json.loads(command[command.index(SERVER) + 2])["executor"]):
-                found += [one for one in server.children() if SERVER in one.cmdline()]
+                found += [one for one in server.children() if SERVER in one.cmdline() and one.name() != WATCHER]
     for process in below:
         try:
             command = process.cmdline()

@@ -179,6 +179,7 @@ def test_strangers_get_no_rank_and_disturb_nobody(start, place, request_):
 
 
 def test_killed_workers_end_their_ranks_and_killed_executors_their_server(tmp_path):
+    """Also one that is stopped, and can do nothing itself."""
     command = [sys.executable, "-c", EXECUTOR]
     environment = os.environ | {"SPARK_LOCAL_DIRS": str(tmp_path)}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as executor:
@@ -188,9 +189,25 @@ def test_killed_workers_end_their_ranks_and_killed_executors_their_server(tmp_pa
         assert gone(rank)
         assert running(server)
         assert (folder / READY).read_text() == str(server)
+        os.kill(server, signal.SIGSTOP)
         executor.kill()
     assert gone(server)
     until(lambda: not folder.exists())
+
+
+@pytest.mark.parametrize("ends", ["server", "executor"])
+def test_its_watcher_waits_for_it(monkeypatch, ends):
+    monkeypatch.setattr(server_module, "GRACE", 0.01)
+    with subprocess.Popen(["sleep", "60"]) as server, subprocess.Popen(["sleep", "60"]) as executor:
+        pidfds = [os.pidfd_open(process.pid) for process in (server, executor)]
+        server.send_signal(signal.SIGSTOP)
+        (server if ends == "server" else executor).kill()
+        server_module.watch(pidfds[0], pidfds[1:])
+        assert server.wait() == -signal.SIGKILL
+        assert ends == "executor" or executor.poll() is None
+        executor.kill()
+        for pidfd in pidfds:
+            os.close(pidfd)
 
 
 @pytest.mark.parametrize("reason", ["idle", "folder", "executor"])
@@ -232,13 +249,66 @@ def test_another_environment_is_another_server(start, server, place):
     assert rank.server != server.pid
 
 
-def test_those_that_were_started_first_are_ended(tmp_path):
+def test_those_that_were_started_first_are_ended(tmp_path, monkeypatch):
     folders = [tmp_path / f"cos_ml-server-{name}" for name in "cab"]
+    monkeypatch.setattr(rank_server, "_listens", lambda folder: True)
     for at, folder in enumerate(folders):
         folder.mkdir()
         os.utime(folder, (at, at))
     rank_server._limit_servers(str(tmp_path))
     assert sorted(tmp_path.iterdir()) == sorted(folders[-(rank_server.KEPT - 1) :])  # and the one that comes
+
+
+def test_folders_whose_processes_were_all_killed_are_removed(tmp_path):
+    (tmp_path / "cos_ml-server-dead").mkdir()
+    rank_server._limit_servers(str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_is_only_slow_keeps_its_ranks(tmp_path):
+    """It gets no more requests, and ends with its last rank."""
+    folder = tmp_path / "cos_ml-server-slow"
+    folder.mkdir()
+    with subprocess.Popen(["sh", "-c", "sleep 60; :", str(folder)]) as server:
+        (folder / READY).write_text(str(server.pid))
+        rank_server._end_server(folder)
+        assert server.poll() is None
+        assert not folder.exists()
+        folder.mkdir()
+        (folder / READY).write_text(str(server.pid))
+        os.kill(server.pid, signal.SIGSTOP)
+        until(lambda: psutil.Process(server.pid).status() == psutil.STATUS_STOPPED)
+        rank_server._end_server(folder)
+        assert server.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("changed", ["executor", "interpreter", "folder", "TF_SETTING", "PYTHONPATH"])
+def test_executors_interpreters_and_environments_have_servers_of_their_own(monkeypatch, tmp_path, changed):
+    key = rank_server._key({})
+    assert key == rank_server._key({"CUDA_VISIBLE_DEVICES": "1", "HOROVOD_RANK": "1", "TMPDIR": "/tmp/rank"})
+    environment = {}
+    if changed == "executor":
+        monkeypatch.setattr(os, "getppid", os.getpid)
+    elif changed == "interpreter":  # PYSPARK_PYTHON
+        monkeypatch.setattr(sys, "executable", "/another/python")
+    elif changed == "folder":
+        monkeypatch.chdir(tmp_path)
+    else:
+        environment[changed] = "1"
+    assert rank_server._key(environment) != key
+
+
+def test_a_server_of_another_user_is_not_asked(monkeypatch, tmp_path):
+    folder = tmp_path / "cos_ml-server-key-x"
+    folder.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / SOCKET))
+        listener.listen()
+        found = rank_server._connect(str(tmp_path), "cos_ml-server-key-")
+        assert found is not None
+        found[0].close()
+        monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
+        assert rank_server._connect(str(tmp_path), "cos_ml-server-key-") is None
 
 
 def test_without_a_server_a_rank_starts_as_a_process(monkeypatch):
