@@ -17,7 +17,7 @@ MIB = 1 << 20
 UNITS = {unit: 1024**power for power, unit in enumerate("bkmgtp")}
 WORKER = 200e6  # bytes of Spark's Python worker, which runs a barrier task
 SERVER = 400e6  # bytes of a rank server
-MAPPED = 6e9  # bytes of address space that TensorFlow maps in a rank
+MAPPED = 3e9  # bytes of address space that TensorFlow maps in a rank; 2.6 GB were seen
 OVERHEAD, PYTHON = "spark.executor.memoryOverhead", "spark.executor.pyspark.memory"
 MANAGERS = {"yarn": "YARN", "k8s": "Kubernetes"}
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 BRIDGE, NETWORK = "cosml0", "10.77.61"
 LONGEST = 120  # seconds until a program is ready
@@ -70,11 +71,13 @@ def _ip(command: str) -> None:
 
 
 @contextlib.contextmanager
-def running(command: list[str], log: str, ready: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A program that runs for the length of a ``with`` block, from when its log says ``ready``."""
+def running(command: list[str], log: str, ready: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that runs for the length of a ``with`` block, from when its log says ``ready``; options of Popen."""
     with (
         open(log, "wb") as file,
-        subprocess.Popen(command, stdout=file, stderr=file, env=os.environ, preexec_fn=_die_with_parent) as process,
+        subprocess.Popen(
+            command, stdout=file, stderr=file, env=os.environ, preexec_fn=_die_with_parent, **options
+        ) as process,
     ):
         try:
             pause = threading.Event()
