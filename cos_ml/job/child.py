@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -120,11 +121,20 @@ class ChildProcess:
         self.process.kill_group()
         self.temp_dir.close()
         self.process.wait()
+        self._keep_log()
         with contextlib.suppress(BrokenPipeError):  # it ended before it had read everything
             self.process.close()
         for file in (self.pipe, self.results, self.networks, self.log):
             file.close()
         self.spool.close()
+
+    def _keep_log(self) -> None:
+        """Copy the rank's output to where YARN keeps the logs of this executor's container, if it is in one."""
+        folder = os.environ.get("LOG_DIRS", "").split(",")[0]
+        if folder and "CONTAINER_ID" in os.environ and self._log_size():
+            name = f"rank-{self.rank_info.rank}-task-{BarrierTaskContext.get().taskAttemptId()}.log"
+            with contextlib.suppress(OSError):
+                Path(folder, name).write_bytes(self._read_log(self._log_size()))
 
     def _guard(self) -> None:
         """Tell the shell that removes the folder which process is the rank, once that is known."""
