@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from numbers import Real
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from pyspark import keyword_only
 from pyspark.ml import Transformer
 from pyspark.ml.param.shared import HasHandleInvalid, HasInputCol, HasOutputCol
@@ -23,7 +23,7 @@ from cos_ml.data.names import quoted, resolve, taken
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.keras_import import import_keras
 from cos_ml.params import DeclaredParam, StageParams
-from cos_ml.scoring.udf_arguments import with_udf
+from cos_ml.scoring.udf_arguments import arrow_udf, with_udf
 from cos_ml.sources.pixels import MODES, ImageSpec, decode_batches, import_pillow
 
 __all__ = ["ImageAssembler", "preprocessing_layers"]
@@ -101,7 +101,9 @@ class ImageAssembler(
         source = self._source(dataset)
         name, output = self.getInputCol(), self.getOutputCol()
         spec = ImageSpec(self.getHeight(), self.getWidth(), self.getChannels(), self.getResize(), self.getOutputType())
-        out = with_udf(dataset, {"data": source}, output, _udf(spec, name, self.getHandleInvalid()))
+        type_ = T.BinaryType() if spec.output_type == "uint8" else T.ArrayType(T.FloatType())
+        decode = partial(decode_batches, spec, name, self.getHandleInvalid())
+        out = with_udf(dataset, {"data": source}, output, arrow_udf(dataset.sparkSession, type_, decode))
         shape = {"height": spec.height, "width": spec.width, "channels": spec.channels}  # for display.show
         out = out.withColumn(output, F.col(quoted(output)).alias(output, metadata={"image": shape}))
         return out.filter(F.col(quoted(output)).isNotNull()) if self.getHandleInvalid() == "skip" else out
@@ -178,11 +180,3 @@ def _shifts(side: int, kept: int) -> tuple[float, float]:
     """
     spare = side - kept
     return (spare // 2 - spare - 0.5) / side, (spare // 2 + 0.5) / side
-
-
-def _udf(spec: ImageSpec, column: str, handle_invalid: str) -> Any:
-    @F.pandas_udf(T.BinaryType() if spec.output_type == "uint8" else T.ArrayType(T.FloatType()))  # type: ignore[attr-defined]
-    def decode(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        return decode_batches(batches, spec, column, handle_invalid)
-
-    return decode

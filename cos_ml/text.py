@@ -7,8 +7,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark import keyword_only
 from pyspark.ml import Estimator, Model, Transformer
 from pyspark.ml.param.shared import HasHandleInvalid, HasInputCol, HasInputCols, HasOutputCol
@@ -21,9 +21,11 @@ from pyspark.sql import types as T
 from cos_ml import broadcasts, spark_internals
 from cos_ml.accessors import DecoderAccessors, VocabularyAccessors, VocabularyModelAccessors
 from cos_ml.converters import boolean, class_labels, integer, names, non_empty_string, one_of, string
+from cos_ml.data.columns import as_list_array
 from cos_ml.data.expressions import expression
 from cos_ml.data.frames import check_not_streaming
 from cos_ml.data.names import fold, is_case_sensitive, quoted, resolve, taken
+from cos_ml.data.ragged import Ragged, offsets_of
 from cos_ml.errors import InvalidInputError
 from cos_ml.network import checks
 from cos_ml.network.archive import Network
@@ -151,7 +153,9 @@ class VocabularyModel(
             raise InvalidInputError("Param vocabulary is not set: pass a list of words, or fit a Vocabulary.")
         output, target = self.getOutputCol(), self.value_or_none(self.targetCol)
         _check_new(dataset, {"outputCol": output} | ({"targetCol": target} if target else {}))
-        out = with_udf(dataset, {"words": _words(dataset, self.getInputCol())}, output, _lookup(self.getVocabulary()))
+        type_, look_up = T.ArrayType(T.IntegerType()), partial(_ids, self.getVocabulary())
+        values = {"words": _words(dataset, self.getInputCol())}
+        out = with_udf(dataset, values, output, arrow_udf(dataset.sparkSession, type_, look_up))
         ids = F.col(quoted(output))
         if self.getMarkEnds():
             ids = F.concat(F.array(F.lit(START_ID)), ids, F.array(F.lit(END_ID)))
@@ -184,15 +188,14 @@ def _check_new(dataset: DataFrame, names: dict[str, str]) -> None:
             raise InvalidInputError(f"Output column {name!r} would be added twice: set {param} to another name.")
 
 
-def _lookup(vocabulary: list[str]) -> Any:
-    @F.pandas_udf(T.ArrayType(T.IntegerType()))  # type: ignore[attr-defined]
-    def lookup(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        ids = {word: index for index, word in enumerate(vocabulary) if word}
-        for rows in batches:
-            found = [[ids.get(word, UNKNOWN_ID) for word in row] if np.ndim(row) else None for row in rows]
-            yield pd.Series(found, dtype=object)
-
-    return lookup
+def _ids(vocabulary: list[str], batches: Iterator[tuple[pa.Array, ...]]) -> Iterator[pa.Array]:
+    """The ids of the words of each row; null for null (scoring task side)."""
+    known = pa.array([word or None for word in vocabulary], pa.string())
+    for (rows,) in batches:
+        words = rows.cast(pa.list_(pa.string()))  # a batch of nulls has no type
+        ids = pc.index_in(words.flatten(), known, skip_nulls=True).fill_null(UNKNOWN_ID).to_numpy()
+        sizes = pc.list_value_length(words).fill_null(0).to_numpy()
+        yield as_list_array(Ragged(ids, offsets_of(sizes), (None,)), words.is_null().to_numpy(zero_copy_only=False))
 
 
 class SequenceDecoder(

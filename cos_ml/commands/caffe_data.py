@@ -172,6 +172,7 @@ def _sides_of_image(file: bytes, channels: int) -> tuple[int, int, int]:
 
 def _decoded(files: Column, sides: tuple[int, int, int], resize: str = "stretch") -> Column:
     """Image files as pixels in Caffe's order: channels first, and blue before green before red."""
+    import pyarrow as pa
     from pyspark.sql import functions as F
     from pyspark.sql import types as T
 
@@ -181,9 +182,9 @@ def _decoded(files: Column, sides: tuple[int, int, int], resize: str = "stretch"
 
     @F.pandas_udf(T.BinaryType())  # type: ignore[attr-defined]
     def decode(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        encoded = (batch.map(_file) for batch in batches)
-        for images in decode_batches(encoded, spec, "data", "error"):
-            yield images.map(lambda pixels: _caffe_order(pixels, sides))
+        encoded = ((pa.array(batch.map(_file), pa.binary()),) for batch in batches)
+        for images in decode_batches(spec, "data", "error", encoded):
+            yield pd.Series([_caffe_order(pixels, sides) for pixels in images.to_pylist()], dtype=object)
 
     return decode(files)
 

@@ -1,6 +1,6 @@
 """Converts columns of a pandas UDF to Arrow arrays, and back without Python objects (scoring task side).
 
-``transform`` needs this below Spark 4.1, which has no Arrow UDFs; ``ImageAssembler`` has a pandas UDF on any release.
+Needed below Spark 4.1, which has no Arrow UDFs.
 
 Spark turns every row of an array column into a Python list, by ``Series.apply``, which takes longer than the network.
 A subclass of pandas's Series whose ``apply`` does nothing hands over Arrow arrays as they are. Where Spark or pandas no

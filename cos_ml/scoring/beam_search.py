@@ -12,7 +12,7 @@ import pyarrow as pa
 from cos_ml import python_worker
 from cos_ml.data.ragged import cut
 from cos_ml.network.structure import input_tensors
-from cos_ml.scoring.predict import Scorer, arrays_of, loaded, partition
+from cos_ml.scoring.predict import Scorer, arrays_of, in_use, partition
 
 __all__ = ["FIELDS", "Writer", "beam_search", "log_probabilities", "write"]
 
@@ -47,26 +47,26 @@ class Writer:
 def write(writer: Writer, batches: Iterator[tuple[pa.Array, ...]]) -> Iterator[pa.StructArray]:
     """The text and its log-probability for each row of Arrow batches, in order; null for invalid rows."""
     scorer, first_row = writer.scorer, 0
-    forward = loaded(scorer)
-    fresh = not forward.shapes
-    forward.begin((scorer.seed, partition()))
-    for columns in batches:
-        rows, texts, scores = len(columns[0]), [], []
-        for start in range(0, rows, scorer.batch_size):
-            part = [column[start : start + scorer.batch_size] for column in columns]
-            arrays, invalid = arrays_of(scorer, part, first_row + start)
-            inputs = cut({str(index): array for index, array in enumerate(arrays)}, ~invalid)
-            found, totals = _written(writer, forward, list(inputs.values()), int((~invalid).sum()))
-            written = iter(zip(found, totals.tolist(), strict=True))
-            for bad in invalid:
-                text, score = (None, None) if bad else next(written)
-                texts.append(text)
-                scores.append(score)
-        first_row += rows
-        if fresh:
-            python_worker.freeze()
-            fresh = False
-        yield pa.StructArray.from_arrays([pa.array(texts, pa.string()), pa.array(scores, pa.float64())], FIELDS)
+    with in_use(scorer) as forward:
+        fresh = not forward.shapes
+        forward.begin((scorer.seed, partition()))
+        for columns in batches:
+            rows, texts, scores = len(columns[0]), [], []
+            for start in range(0, rows, scorer.batch_size):
+                part = [column[start : start + scorer.batch_size] for column in columns]
+                arrays, invalid = arrays_of(scorer, part, first_row + start)
+                inputs = cut({str(index): array for index, array in enumerate(arrays)}, ~invalid)
+                found, totals = _written(writer, forward, list(inputs.values()), int((~invalid).sum()))
+                written = iter(zip(found, totals.tolist(), strict=True))
+                for bad in invalid:
+                    text, score = (None, None) if bad else next(written)
+                    texts.append(text)
+                    scores.append(score)
+            first_row += rows
+            if fresh:
+                python_worker.freeze()
+                fresh = False
+            yield pa.StructArray.from_arrays([pa.array(texts, pa.string()), pa.array(scores, pa.float64())], FIELDS)
 
 
 def _written(writer: Writer, forward: Any, arrays: list[np.ndarray], rows: int) -> tuple[list[str], np.ndarray]:

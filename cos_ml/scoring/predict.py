@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -24,11 +25,13 @@ from cos_ml.network.archive import load_model
 from cos_ml.network.forward import ForwardPass
 from cos_ml.network.keras_import import import_tensorflow
 from cos_ml.network.outputs import OutputKind, predictions
+from cos_ml.network.swap import depends_on_variables_alone, load_weights, shared_config
+from cos_ml.scoring.ahead import Ahead
 
 if TYPE_CHECKING:
     from cos_ml.broadcasts import Archive
 
-__all__ = ["MAX_NETWORKS", "Scorer", "arrays_of", "limit_devices", "loaded", "partition", "score", "score_arguments"]
+__all__ = ["MAX_NETWORKS", "Scorer", "arrays_of", "in_use", "limit_devices", "partition", "score", "score_arguments"]
 
 BATCH_BYTES = 16 << 20  # of rows that pass the network, and are returned to Spark, at a time
 FIRST_ROWS = 64  # at first, while the size of the network's outputs is unknown
@@ -75,21 +78,34 @@ class Scorer:
 
 def score(scorer: Scorer, batches: Iterator[tuple[pa.Array, ...]]) -> Iterator[pa.StructArray]:
     """Score Arrow batches, in order: one row of ``scorer.fields`` for every row, in batches of a few MB."""
-    forward = loaded(scorer)
-    forward.begin((scorer.seed, partition()))
-    first_row, row_bytes, fresh = 0, 0.0, not forward.shapes
+    with in_use(scorer) as forward, Ahead(_decoded(scorer, batches)) as rows:
+        forward.begin((scorer.seed, partition()))
+        row_bytes, fresh = 0.0, not forward.shapes
+        rows.start()
+        while (decoded := rows.result()) is not None:
+            is_ahead = row_bytes > 0
+            if is_ahead:
+                rows.start(row_bytes)
+            outputs = _forward(scorer, forward, decoded[0])
+            row_bytes = sum(map(_bytes_of, outputs)) / max(len(decoded[1]), 1)
+            if not is_ahead:
+                rows.start(row_bytes)
+            if fresh:
+                python_worker.freeze()
+                fresh = False
+            yield _struct(scorer, outputs, decoded[1])
+
+
+def _decoded(
+    scorer: Scorer, batches: Iterator[tuple[pa.Array, ...]]
+) -> Generator[tuple[list[np.ndarray | Ragged], np.ndarray], float, None]:
+    """What ``arrays_of`` makes of a few MB of rows at a time; it is sent the size of the outputs of a row."""
+    first_row, row_bytes = 0, 0.0
     for values in batches:
         ends, start = np.sum([_ends(column) for column in values], axis=0), 0
         while start < len(ends) or not len(ends):
             stop = _stop(ends, start, row_bytes, scorer.batch_size)
-            part = [column[start:stop] for column in values]
-            arrays, invalid = arrays_of(scorer, part, first_row + start)
-            outputs = _forward(scorer, forward, arrays)
-            row_bytes = sum(_bytes_of(rows) for rows in outputs) / max(len(invalid), 1)
-            if fresh:
-                python_worker.freeze()
-                fresh = False
-            yield _struct(scorer, outputs, invalid)
+            row_bytes = yield arrays_of(scorer, [column[start:stop] for column in values], first_row + start)
             start = stop
             if not len(ends):
                 break
@@ -297,22 +313,64 @@ def _single(rows: np.ndarray | Ragged) -> np.ndarray | Ragged:
 
 # ── the network ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-networks: OrderedDict[tuple[str, tuple[str, ...]], ForwardPass] = OrderedDict()  # of this Python worker
+
+@dataclass
+class _Kept:
+    """A network that a Python worker keeps loaded.
+
+    Attributes:
+        forward: its forward pass.
+        config: its configuration, if all that differs in other networks with the same one are values of variables.
+        users: the number of tasks that use it now.
+    """
+
+    forward: ForwardPass
+    config: str = ""
+    users: int = 0
+
+
+networks: OrderedDict[tuple[str, tuple[str, ...]], _Kept] = OrderedDict()  # of this Python worker
+_replaced: set[tuple[str, tuple[str, ...]]] = set()  # the networks that gave theirs to another one
 _loading = threading.Lock()
 
 
-def loaded(scorer: Scorer) -> ForwardPass:
-    """The network's forward pass, loaded by the first task of this Python worker and kept for later ones."""
+@contextlib.contextmanager
+def in_use(scorer: Scorer) -> Iterator[ForwardPass]:
+    """The network's forward pass, loaded by the first task of this Python worker and kept for later ones.
+
+    A new network of a configuration that is known, such as the next candidate of a grid, takes over one that no task
+    uses, with its graph, and is given its own weights. A network that comes back is loaded for itself.
+    """
     python_worker.spare_archives()
     key = (scorer.digest, scorer.layers)
     with _loading:
         if key not in networks:
             limit_devices()
-            networks[key] = ForwardPass(load_model(broadcasts.read(scorer.archive), scorer.modules), scorer.layers)
+            networks[key] = _load(key, broadcasts.read(scorer.archive), scorer.modules)
             if len(networks) > MAX_NETWORKS:
                 networks.popitem(last=False)
         networks.move_to_end(key)
-        return networks[key]
+        kept = networks[key]
+        kept.users += 1
+    try:
+        yield kept.forward
+    finally:
+        with _loading:
+            kept.users -= 1
+
+
+def _load(key: tuple[str, tuple[str, ...]], archive: bytes, modules: Sequence[str]) -> _Kept:
+    config = "" if modules else shared_config(archive)
+    for other, kept in networks.items():
+        if config and kept.config == config and other[1] == key[1] and not kept.users and key not in _replaced:
+            del networks[other]
+            _replaced.add(other)
+            with contextlib.suppress(Exception):  # damage, about which load_model says more
+                load_weights(archive, kept.forward.network)
+                return kept
+            break
+    network = load_model(archive, modules)
+    return _Kept(ForwardPass(network, key[1]), config if depends_on_variables_alone(network) else "")
 
 
 def limit_devices() -> None:

@@ -10,10 +10,9 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 
 from cos_ml.data.columns import as_list_array
-from cos_ml.data.pandas_internals import arrow_frame
 from cos_ml.errors import InvalidInputError, SetupError
 
 __all__ = ["MODES", "ImageSpec", "decode_batches", "decode_image", "import_pillow"]
@@ -100,9 +99,9 @@ def _resized(image: Any, size: tuple[int, int], resize: str) -> Any:
 
 
 def decode_batches(
-    batches: Iterator[pd.Series], spec: ImageSpec, column: str, handle_invalid: str
-) -> Iterator[pd.Series]:
-    """Decode the rows of ``batches``, in order, in batches of a few MB; invalid rows become null.
+    spec: ImageSpec, column: str, handle_invalid: str, batches: Iterator[tuple[pa.Array, ...]]
+) -> Iterator[pa.Array]:
+    """Decode the rows of Arrow batches, in order, in batches of a few MB; invalid rows become null.
 
     Raises:
         InvalidInputError: a row is invalid, and ``handle_invalid`` is "error".
@@ -111,17 +110,17 @@ def decode_batches(
     import_pillow()  # a missing package is no error of a row
     size = max(BATCH_BYTES // (spec.values * (4 if spec.output_type == "float" else 1)), 1)
     first_row = 0
-    for batch in batches:
-        for start in range(0, len(batch), size):
-            images = [_decode_row(data, spec) for data in batch.iloc[start : start + size]]
+    for (files,) in batches:
+        for start in range(0, len(files), size):
+            images = [_decode_row(data, spec) for data in files[start : start + size].to_pylist()]
             invalid = next((row for row, image in enumerate(images) if isinstance(image, str)), None)
             if invalid is not None and handle_invalid == "error":
                 raise InvalidInputError(
                     f"column {column!r}, row {first_row + start + invalid}: {images[invalid]}. "
                     'handleInvalid="skip" drops such rows, "keep" makes them null.'
                 )
-            yield _series(images, spec)
-        first_row += len(batch)
+            yield _column(images, spec)
+        first_row += len(files)
 
 
 def _decode_row(data: bytes | None, spec: ImageSpec) -> np.ndarray | str:
@@ -137,12 +136,11 @@ def _decode_row(data: bytes | None, spec: ImageSpec) -> np.ndarray | str:
             return f"can't be decoded: {type(error).__name__}: {error}"
 
 
-def _series(images: Sequence[np.ndarray | str], spec: ImageSpec) -> pd.Series:
+def _column(images: Sequence[np.ndarray | str], spec: ImageSpec) -> pa.Array:
     """The values of the output column, null for rows without pixels."""
     if spec.output_type == "uint8":
-        return pd.Series([None if isinstance(image, str) else image.tobytes() for image in images], dtype=object)
+        return pa.array([None if isinstance(image, str) else image.tobytes() for image in images], pa.binary())
     values = np.zeros((len(images), spec.values), np.float32)
     for row, image in zip(values, images, strict=True):
         row[:] = 0 if isinstance(image, str) else image.reshape(-1)
-    empty = np.array([isinstance(image, str) for image in images])
-    return arrow_frame({"pixels": as_list_array(values, empty)})["pixels"]
+    return as_list_array(values, np.array([isinstance(image, str) for image in images]))

@@ -2,7 +2,7 @@ import io
 import sys
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -32,8 +32,8 @@ def spec(height=6, width=8, channels=3, resize="stretch", output_type="uint8"):
 
 def assemble(rows, image_spec=None, handle_invalid="error"):
     """What a scoring task makes of these batches."""
-    batches = [pd.Series(batch, dtype=object) for batch in rows]
-    return list(decode_batches(iter(batches), image_spec or spec(), "data", handle_invalid))
+    batches = [(pa.array(batch, pa.binary()),) for batch in rows]
+    return list(decode_batches(image_spec or spec(), "data", handle_invalid, iter(batches)))
 
 
 # ── decoding ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -119,18 +119,18 @@ def test_formats_that_run_other_programs_are_not_opened():
 
 def test_uint8_values_are_bytes_row_by_row():
     ((value,),) = assemble([[file_of(PIXELS)]])
-    assert value == PIXELS.tobytes()
+    assert value.as_py() == PIXELS.tobytes()
 
 
 def test_float_values_are_the_same_numbers():
     ((value,),) = assemble([[file_of(PIXELS)]], spec(output_type="float"))
-    assert (np.asarray(value) == PIXELS.reshape(-1)).all()
+    assert (np.asarray(value.as_py()) == PIXELS.reshape(-1)).all()
 
 
 def test_large_batches_come_out_in_small_ones(monkeypatch):
     monkeypatch.setattr(pixels, "BATCH_BYTES", 2 * PIXELS.nbytes + 1)
     data = file_of(PIXELS)
-    assert [len(series) for series in assemble([[data] * 5, [], [data]])] == [2, 2, 1, 1]
+    assert [len(images) for images in assemble([[data] * 5, [], [data]])] == [2, 2, 1, 1]
 
 
 def bomb(monkeypatch):
@@ -142,8 +142,8 @@ def bomb(monkeypatch):
 def test_bad_rows_are_null_and_the_rest_is_there(monkeypatch, output_type):
     good = file_of(PIXELS[:5])
     rows = [good, None, b"", b"no image", good[:60], bomb(monkeypatch), file_of(np.zeros((60, 80, 3), np.uint8)), good]
-    (series,) = assemble([rows], spec(output_type=output_type), handle_invalid="keep")
-    assert series.isna().tolist() == [False, *[True] * 6, False]
+    (images,) = assemble([rows], spec(output_type=output_type), handle_invalid="keep")
+    assert images.is_null().to_pylist() == [False, *[True] * 6, False]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ ALL = ("prediction", "probability", "rawPrediction")
 def fresh_worker(monkeypatch):
     """No test sees a network that another has loaded."""
     monkeypatch.setattr(predict, "networks", OrderedDict())
+    monkeypatch.setattr(predict, "_replaced", set())
 
 
 def scorer_of(model, taps=(), kind="classes", wanted=ALL, batch_size=1000, handle_invalid="error"):
@@ -274,13 +275,52 @@ def test_a_network_is_loaded_once(classifier, numbers, loads):
     assert len(loads) == 1  # the network is the same
 
 
-def test_other_weights_are_another_network(classifier, numbers, loads):
-    rows = series(numbers(2, 4))
-    (before,) = scored(scorer_of(classifier), rows)
-    classifier.set_weights([weight * 2 for weight in classifier.get_weights()])
-    (after,) = scored(scorer_of(classifier), rows)
+def test_networks_of_one_configuration_share_a_trace(monkeypatch, classifier, numbers, loads):
+    """As candidates and folds do: each has the scores of its own weights, bit for bit."""
+    traces, rows = counted_traces(monkeypatch), series(numbers(5, 4))
+    scorers = []
+    for factor in (1, 2, 3):
+        classifier.set_weights([weight * factor for weight in classifier.get_weights()])
+        scorers.append(scorer_of(classifier, taps=["hidden"]))
+    del traces[:]
+    shared = [scored(scorer, rows)[0] for scorer in scorers]
+    assert (len(loads), len(traces)) == (1, 1)
+    again = scored(scorers[0], rows)[0]  # it comes back: from now on both stay
+    assert (len(loads), len(traces)) == (2, 2)
+    assert scored(scorers[2], rows)[0].equals(shared[2])
     assert len(loads) == 2
-    assert not np.allclose(matrix(before.probability), matrix(after.probability))
+    for scorer, found in zip(scorers, [again, *shared[1:]], strict=True):
+        monkeypatch.setattr(predict, "networks", OrderedDict())
+        assert scored(scorer, rows)[0].equals(found)
+    assert shared[0].equals(again)
+
+
+def test_a_network_in_use_keeps_its_weights(classifier, numbers, loads):
+    """Two functions of one query are computed in turns by one worker."""
+    rows = series(numbers(5, 4))
+    first = scorer_of(classifier)
+    classifier.set_weights([weight * 2 for weight in classifier.get_weights()])
+    second = scorer_of(classifier)
+    turns = run_arrow(functools.partial(score, first), iter([rows, rows]))
+    before = next(turns)
+    between = scored(second, rows)[0]
+    assert next(turns).equals(before)
+    assert not between.equals(before)
+    assert len(loads) == 2
+
+
+def adapted(rows):
+    layer = layers.Normalization()
+    layer.adapt(rows)
+    return keras.Sequential([keras.Input((4,)), layer, layers.Dense(1, name="out")], name="adapted")
+
+
+def test_constants_made_from_variables_are_not_shared(numbers, loads):
+    rows = numbers(5, 4)
+    for model in (adapted(rows), adapted(rows + 1)):
+        (frame,) = scored(scorer_of(model, kind="number", wanted=["prediction"]), series(rows))
+        assert np.allclose(frame.prediction.astype(float), model(rows).numpy()[:, 0], atol=1e-5)
+    assert len(loads) == 2
 
 
 def test_few_networks_are_kept(monkeypatch, classifier, numbers):

@@ -3,13 +3,14 @@
 import itertools
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.archive import Network
 from cos_ml.network.keras_import import import_keras
 from cos_ml.scoring.beam_search import beam_search, log_probabilities
-from cos_ml.text import SPECIAL, SequenceDecoder, Vocabulary, VocabularyModel
+from cos_ml.text import SPECIAL, SequenceDecoder, Vocabulary, VocabularyModel, _ids
 
 pytestmark = pytest.mark.once
 
@@ -158,3 +159,15 @@ def test_the_words_input_is_the_one_of_an_embedding():
     alone = Network.of(keras.Sequential([keras.Input((4,)), layers.Dense(9)]))
     with pytest.raises(InvalidInputError, match="wordsInput"):
         SequenceDecoder()._words_input(alone)
+
+
+# ── words as ids ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.string()), pa.list_(pa.large_string())])
+def test_ids_of_words(kind):
+    """Padding is no word; what is unknown, and null, has the id of unknown words."""
+    words = pa.array([["a", "z", None], None, [], ["", "b"], None], kind)
+    parts = [(words,), (words.slice(3),), (pa.nulls(2),), (words.slice(2, 1),)]
+    found = [ids.to_pylist() for ids in _ids([*SPECIAL, "a", "b"], iter(parts))]
+    assert found == [[[4, 1, 1], None, [], [1, 5], None], [[1, 5], None], [None, None], [[]]]
