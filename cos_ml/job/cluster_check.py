@@ -14,7 +14,7 @@ from cos_ml import gpus, spark_internals
 from cos_ml.data import frames
 from cos_ml.data.columns import Column
 from cos_ml.errors import InvalidInputError
-from cos_ml.job import barrier, horovod_env, preflight
+from cos_ml.job import barrier, horovod_env, preflight, rank_server
 from cos_ml.job.messages import Job
 from cos_ml.rank.measure import SIZE, SMALL
 from cos_ml.spec import TrainSpec
@@ -38,14 +38,15 @@ def report(
         megabytes: size of the array, in units of 10^6 bytes.
 
     Returns:
-        str: lines with versions, ranks with their GPUs and network interfaces, and the time of the allreduce. Its
+        str: lines with versions, ranks with their GPUs, network interfaces and rank servers, as forks of which they
+        start, and the time of the allreduce. Its
         bandwidth is that of a ring: what each rank sends, 2 (n - 1) / n times the array, divided by the time. NCCL's
         tests call it "bus bandwidth" (https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md).
 
     Raises:
         ClusterError: there are too few slots, no GPUs, or other versions on the executors.
         RankError: a rank failed: it sees no GPU, or its host has no such interface.
-        InvalidInputError: a number is not positive.
+        InvalidInputError: a number is not positive, or the idle time of rank servers is no duration.
     """
     if numTrainWorkers < 1 or megabytes < 1:
         raise InvalidInputError(
@@ -65,9 +66,11 @@ def results(
     variables = horovod_env.variables(horovod_env.converted(options)) | {SIZE: str(size)}
     spec = TrainSpec(inputs=(Column("id", "x0"),), labels=(), use_gpu=use_gpu, variables=variables)
     versions = {} if spark_internals.is_connect(spark) else shared_versions()
-    job = Job("cos_ml.rank.measure:measure", (spec,), (b"",), versions=versions)
+    idle = rank_server.idle_timeout(spark.conf)
+    job = Job("cos_ml.rank.measure:measure", (spec,), (b"",), versions=versions, idle_timeout=idle)
     rows = frames.select_columns(spark.range(workers), spec)
-    return [json.loads(result["measured"]) for result in barrier.run(rows, job, workers).results]
+    found = barrier.run(rows, job, workers).results
+    return [json.loads(one["measured"]) | {"servers": json.loads(one["server"])} for one in found]
 
 
 def _cluster_lines(spark: SparkSession, devices: str, ranks: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -88,7 +91,9 @@ def _cluster_lines(spark: SparkSession, devices: str, ranks: list[dict[str, Any]
             f"{name} {address}" + (f" ({speeds[name] / 1000:g} Gb/s)" if speeds[name] else "")
             for address, name in one["interfaces"].items()
         )
-        lines.append((f"rank {rank}", f"on {one['host']}, {one['device']}; {interfaces}"))
+        held = sum(one["servers"].values())
+        start = f"a fork of a rank server of {held / 1e9:.2f} GB" if held else "a new process"
+        lines.append((f"rank {rank}", f"on {one['host']}, {one['device']}, {start}; {interfaces}"))
     return lines
 
 

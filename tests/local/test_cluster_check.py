@@ -21,7 +21,7 @@ def test_two_ranks(spark):
     ]  # fmt: skip
     assert lines[1].endswith(": the same everywhere")
     assert "built with Gloo, " in lines[2]
-    assert ", CPU; " in lines[4]
+    assert ", CPU, a fork of a rank server of 0." in lines[4]
     assert "lo 127.0.0.1" in lines[4]
     assert "1 MB among 2 ranks on 1 host, by Gloo over lo, within one host: the sum is correct" in lines[6]
     assert " ms: each rank sends " in lines[7]
@@ -29,7 +29,9 @@ def test_two_ranks(spark):
 
 
 def test_one_rank(spark):
-    assert cluster_check.report(spark, 1).endswith("allreduce  none: there is only one rank")
+    report = cluster_check.report(spark, 1)
+    assert ", CPU, a new process; " in report  # those of these tests are no rank server's
+    assert report.endswith("allreduce  none: there is only one rank")
 
 
 def test_what_can_not_be(spark):
