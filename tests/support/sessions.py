@@ -65,9 +65,10 @@ def forked_ranks(spark: SparkSession) -> Iterator[None]:
     """Let the ranks of barrier jobs be forks, which start 2.5 s sooner (``tests/support/warm_daemon.py``).
 
     Spark keeps workers of other environments apart, so that no transform starts TensorFlow's runtime in the processes
-    that are forked.
+    that are forked. The workers of transforms are forks that have imported TensorFlow as well.
     """
     run, environment = barrier.run, spark.sparkContext.environment
+    environment[RANKS] = "none"
 
     @functools.wraps(run)
     def forked(*arguments: Any) -> Any:
@@ -75,7 +76,7 @@ def forked_ranks(spark: SparkSession) -> Iterator[None]:
         try:
             return run(*arguments)
         finally:
-            environment.pop(RANKS, None)
+            environment[RANKS] = "none"
 
     barrier.run = forked
     try:

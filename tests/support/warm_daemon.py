@@ -1,7 +1,8 @@
 """A daemon of Spark's Python workers in which a rank is a fork, and not a new process (``tests/support/forks.py``).
 
 Spark runs this module in place of ``pyspark.daemon`` (the setting ``spark.python.daemon.module``). It behaves like that
-one, unless ``RANKS`` in the environment of the workers is "forked": see ``tests/support/sessions.py``.
+one, unless the environment of the workers has ``RANKS``: "forked", or "none", where the workers have no ranks and find
+TensorFlow imported. See ``tests/support/sessions.py``.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ import os
 RANKS = "COS_ML_TEST_RANKS"
 
 if __name__ == "__main__":
-    if os.environ.get(RANKS) == "forked":
+    if RANKS in os.environ:
         port = os.dup(1)  # where the daemon writes its port, and nothing else may be written
         os.dup2(2, 1)
         from tests.support import forks
 
         forks.import_what_ranks_import()
-        from cos_ml.job import child, horovod_env
+        if os.environ[RANKS] == "forked":
+            from cos_ml.job import child, horovod_env
 
-        horovod_env.JOIN_TIMEOUT = "20"  # Gloo's for all it does: a rank that has lost the others may wait that long
-        child.start_process, child.start_forked = forks.ForkedRank, lambda *_: None
+            horovod_env.JOIN_TIMEOUT = "20"  # Gloo's for all it does: a rank that has lost the others may wait so long
+            child.start_process, child.start_forked = forks.ForkedRank, lambda *_: None
         os.dup2(port, 1)
         os.close(port)
     from pyspark.daemon import manager
