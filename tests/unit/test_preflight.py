@@ -1,9 +1,11 @@
 import re
+import types
 
 import psutil
 import pytest
 
 from cos_ml.data.columns import Column
+from cos_ml.errors import ClusterError
 from cos_ml.job import preflight
 from cos_ml.spec import TrainSpec
 from cos_ml.versions import shared_versions
@@ -96,3 +98,17 @@ def test_files_in_a_containers_cache_are_free(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(preflight, "Path", lambda _: tmp_path)
     assert preflight.executor_facts()["memory"] == min(1_600_000, psutil.virtual_memory().available)
+
+
+def test_memory_is_compared_with_containers_too():
+    conf = {"spark.master": "yarn", "spark.executor.memory": "4g"}
+    session = types.SimpleNamespace(conf=conf)
+    executors = [executor("a") | {"container": "1"}, executor("a") | {"container": "1"}]
+    with pytest.raises(
+        ClusterError, match=r"An executor's ranks \(2\) need about .* 0\.4 GB for the rank server.*YARN"
+    ):
+        preflight._check_resource("memory", 500e6, executors, session)
+    conf["spark.executor.memoryOverhead"] = "2g"
+    text, _ = preflight._check_resource("memory", 500e6, executors, session)
+    assert text.endswith("10.0 GB free; 2.1 GB outside of the JVM in each container, for 2 ranks there")
+    assert preflight._check_resource("disk", 1e6, executors, session)[0].endswith("; 10.0 GB free")
