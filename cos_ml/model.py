@@ -339,8 +339,9 @@ def check_outputs(
 
 def _check_names(dataset: DataFrame, names: list[str]) -> None:
     """Raises InvalidInputError for new columns that Spark could not tell from others, or from each other."""
-    exact = is_case_sensitive(dataset)
-    keys = [fold(name, exact) for name in names]
+    keys = [fold(name) for name in names]
+    if len(set(keys)) < len(keys) and is_case_sensitive(dataset):
+        keys = names
     existing = [name for name in names if taken(dataset, name)]
     repeated = [name for name, key in zip(names, keys, strict=True) if keys.count(key) > 1]
     if existing or repeated:

@@ -72,15 +72,14 @@ def resolve(df: DataFrame, name: str) -> Resolved:
 
 def find(df: DataFrame, name: str) -> Resolved | None:
     """As ``resolve``; None where there is no such column."""
-    exact = is_case_sensitive(df)
-    found = _within(df.schema, _parts(name) or (), name, exact) or _within(df.schema, (name,), name, exact)
-    return found or _of_vector(df, name, exact)
+    return _within(df, _parts(name) or (), name) or _within(df, (name,), name) or _of_vector(df, name)
 
 
 def taken(df: DataFrame, name: str) -> bool:
     """Whether a new column ``name`` would replace one of ``df``, or could not be told from it."""
-    exact = is_case_sensitive(df)
-    return fold(name, exact) in {fold(other, exact) for other in df.columns}
+    if name in df.columns:
+        return True
+    return fold(name) in map(fold, df.columns) and not is_case_sensitive(df)
 
 
 def is_case_sensitive(df: DataFrame) -> bool:
@@ -100,16 +99,18 @@ def last_part(name: str) -> str:
     return (_parts(name) or (name,))[-1]
 
 
-def _within(schema: T.StructType, parts: Sequence[str], name: str, exact: bool) -> Resolved | None:
-    """The column at the path ``parts``, with the names that it has in ``schema``."""
-    kind: Any = schema
+def _within(df: DataFrame, parts: Sequence[str], name: str) -> Resolved | None:
+    """The column at the path ``parts``, with the names that it has in the schema."""
+    kind: Any = df.schema
     path: tuple[str, ...] = ()
     nullable = False
     field = None
     for part in parts:
         if not _is_struct(kind):
             return None
-        same = [one for one in kind.fields if fold(one.name, exact) == fold(part, exact)]
+        same = [one for one in kind.fields if fold(one.name) == fold(part)]
+        if any(one.name != part for one in same) and is_case_sensitive(df):  # else it takes no question to the JVM
+            same = [one for one in same if one.name == part]
         if len(same) > 1:
             inside = f" of struct {'.'.join(path)!r}" if path else ""
             raise InvalidInputError(
@@ -123,13 +124,14 @@ def _within(schema: T.StructType, parts: Sequence[str], name: str, exact: bool) 
     return None if field is None else Resolved(path, kind, nullable, dict(field.metadata or {}))
 
 
-def _of_vector(df: DataFrame, name: str, exact: bool) -> Resolved | None:
+def _of_vector(df: DataFrame, name: str) -> Resolved | None:
     """The indices or the values of a column of Vectors."""
     from pyspark.ml.linalg import VectorUDT
     from pyspark.sql import types as T
 
     whole, _, part = name.rpartition(".")
-    part = fold(part, exact)
+    if whole and fold(part) in VECTOR_PARTS and not is_case_sensitive(df):
+        part = fold(part)
     found = find(df, whole) if whole and part in VECTOR_PARTS else None
     if found is None or found.part or not isinstance(found.data_type, VectorUDT):
         return None
