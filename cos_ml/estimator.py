@@ -225,8 +225,9 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         if self.isSet(self.initialWeights):
             network, report = with_initial_weights(network, self.getOrDefault(self.initialWeights)._network())
         spec = replace(self._spec(dataset, network), name=name)
+        rows = frames.select_columns(dataset, spec)  # raises for columns that are missing or of the wrong type
         checkpoint = self._checkpoint(dataset.sparkSession, spec, network)
-        return Candidate(replace(spec, checkpoint=checkpoint), network, report)
+        return Candidate(replace(spec, checkpoint=checkpoint), network, rows, report)
 
     def _options(self) -> FitOptions:
         return FitOptions(
@@ -273,7 +274,6 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         check_layers(network, self.getFeatureLayers())
         check_outputs(self, dataset, network, output_kinds(network.outputs, loss))
         self._labels(dataset, network, spec)
-        frames.select_columns(dataset, spec)  # raises for columns that are missing or of the wrong type
         return spec
 
     def _labels(self, dataset: DataFrame, network: Network, spec: TrainSpec) -> list[str] | None:

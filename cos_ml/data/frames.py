@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import threading
 import weakref
@@ -29,6 +30,7 @@ MIN_ROWS = 16
 UNKNOWN_SIZE = 256  # assumed numbers in a row of unknown size
 _requests: weakref.WeakKeyDictionary[SparkSession, _Requests] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
+logger = logging.getLogger(__name__)
 
 
 def select_columns(df: DataFrame, spec: TrainSpec) -> DataFrame:
@@ -38,7 +40,9 @@ def select_columns(df: DataFrame, spec: TrainSpec) -> DataFrame:
 
 def repartition_to_ranks(df: DataFrame, partitions: int) -> DataFrame:
     """``df`` with one partition per rank; rows move only if its number of partitions differs."""
-    return df if spark_internals.fits_barrier(df, partitions) else df.repartition(partitions)
+    stay = spark_internals.fits_barrier(df, partitions)
+    logger.info("Rows %s", "stay where they are" if stay else "are repartitioned to the ranks")
+    return df if stay else df.repartition(partitions)
 
 
 @dataclass

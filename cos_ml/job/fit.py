@@ -15,7 +15,7 @@ from typing import Any
 from pyspark.sql import DataFrame, SparkSession
 
 from cos_ml import gpus, spark_internals
-from cos_ml.data import frames, parquet
+from cos_ml.data import parquet
 from cos_ml.data.names import resolve
 from cos_ml.data.parquet_cache import parquet_cache
 from cos_ml.errors import InvalidInputError, SetupError
@@ -37,10 +37,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Candidate:
-    """One training of a fit: what its ranks do, the network they start from, and which layers initialWeights set."""
+    """One training of a fit: its spec, the network it starts from, its columns, and which layers initialWeights set."""
 
     spec: TrainSpec
     network: Network
+    rows: DataFrame
     initial_weights: dict[str, dict[str, str]] | None = None
 
 
@@ -90,7 +91,7 @@ def fit(
     spark, spec = dataset.sparkSession, candidates[0].spec
     logger.info("GPUs: %s", gpus.check(spark.conf, spec.use_gpu))
     indices, archives = _archives([candidate.network for candidate in candidates])
-    rows = frames.select_columns(dataset, spec)
+    rows = candidates[0].rows
     types = rows.schema.simpleString()
     specs = tuple(_completed(one, types, index) for one, index in zip(candidates, indices, strict=True))
     shards = None if url is None else parquet.plan(url, spec, _stored_names(dataset, spec), options.ranks)  # may refuse
@@ -104,8 +105,7 @@ def fit(
         if url is None and options.feed == "petastorm":
             shards, cache = stack.enter_context(_cached(rows, specs, options))
         if shards is None:
-            moves = not spark_internals.fits_barrier(rows, options.ranks)
-            logger.info("Feed: arrow; rows %s", "are repartitioned to the ranks" if moves else "stay where they are")
+            logger.info("Feed: arrow")
         else:
             logger.info("Feed: petastorm; ranks read %s row groups, no rows move", shards.groups)
             rows = spark.range(options.ranks, numPartitions=options.ranks)  # ranks read files instead
