@@ -164,6 +164,7 @@ def test_column_names_with_dots_and_spaces(spark):
     assert set(model.evaluate(df)) == {"loss"}
 
 
+@pytest.mark.once
 def test_cached_data_stays_cached_and_where_it_is(spark):
     df = frame(spark, [rows_of(*reference.data(40)), rows_of(*reference.data(40))]).repartition(2).cache()
     df.count()

@@ -46,12 +46,14 @@ def fitted(rows):
     return source, est, est.fit(rows)
 
 
+@pytest.mark.once
 def test_weights_that_are_frozen_stay_those_of_the_source(fitted):
     source, _, model = fitted
     np.testing.assert_array_equal(model.getModel().get_layer("block_one").kernel, source.get_layer("block_one").kernel)
     assert model.summary.initialWeights == {"taken": {"block_one": "block_one", "out": "out"}, "notTaken": {}}
 
 
+@pytest.mark.once
 def test_the_split_is_the_same_on_other_partitions_and_from_files(rows, fitted, tmp_path):
     _, est, model = fitted
     validation = model.summary.validationRows
@@ -105,6 +107,7 @@ def test_the_mean_of_no_rows_is_nan(rows, fitted):
         by_weight.mean(rows.withColumn("weight", F.lit(-1.0))).collect()
 
 
+@pytest.mark.once
 def test_saved_with_the_estimator_and_in_a_grid(fitted, tmp_path):
     source, est, model = fitted
     est.save(str(tmp_path / "estimator"))

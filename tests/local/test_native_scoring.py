@@ -98,7 +98,12 @@ ACTIONS: dict[str, tuple[Callable[[DataFrame, Any], Any], int]] = {
 
 @pytest.mark.parametrize(
     ("name", "handle_invalid"),
-    [*((name, mode) for name in ACTIONS for mode in ("error", "skip")), ("where both", "keep"), ("limit", "keep")],
+    [
+        *((name, "error") for name in ACTIONS),
+        *(pytest.param(name, "skip", marks=pytest.mark.once) for name in ACTIONS),
+        ("where both", "keep"),
+        ("limit", "keep"),
+    ],
 )
 def test_each_row_passes_the_network_once(spark, rows, network, counter, name, handle_invalid):
     action, expected = ACTIONS[name]

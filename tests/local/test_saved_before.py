@@ -37,6 +37,7 @@ def test_a_model_and_a_pipeline_score_the_same(df, stage, folder, columns):
         np.testing.assert_allclose([np.asarray(row[column]) for row in rows], EXPECTED[column], **CLOSE)
 
 
+@pytest.mark.once
 def test_a_model_evaluates_to_the_same(df):
     found = DeepNetModel.load(str(SAVED / "model")).evaluate(df)
     assert found == pytest.approx(EXPECTED["evaluate"], rel=0, abs=1e-6)
@@ -64,6 +65,7 @@ def test_an_estimator_keeps_its_params(spark):
     assert estimator.uid == "DeepNetEstimator_a530fea66d4d"
 
 
+@pytest.mark.once
 def test_an_estimator_fits_to_the_same_weights(df):
     model = DeepNetEstimator.load(str(SAVED / "estimator")).fit(df)
     for found, expected in zip(model.toKeras().get_weights(), EXPECTED["trained"], strict=True):

@@ -135,13 +135,14 @@ def test_params_come_back(spark, tmp_path):
     assert loaded.getModel().get_config() == model.getModel().get_config()
 
 
-def test_a_hundred_megabytes_go_through_in_pieces(spark, tmp_path):
+@pytest.mark.once
+def test_a_large_network_goes_through_in_pieces(spark, tmp_path):
     inputs = keras.Input((1,), dtype="int32")
-    table = keras.layers.Embedding(250_000, 100, embeddings_initializer="uniform")  # 100 MB
+    table = keras.layers.Embedding(250_000, 30, embeddings_initializer="uniform")  # 30 MB
     network = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Flatten()(table(inputs))))
     DeepNetModel(model=network).write().overwrite().save(str(tmp_path / "model"))
     pieces = spark.read.parquet(str(tmp_path / "model" / "data")).selectExpr("length(data) size").collect()
-    assert len(pieces) > 10
+    assert len(pieces) > 3
     assert max(row["size"] for row in pieces) <= 8 << 20
     loaded = DeepNetModel.load(str(tmp_path / "model"))
     scored = loaded.transform(spark.createDataFrame([(7,), (249_999,)], "features int")).collect()

@@ -79,6 +79,7 @@ def trained(df, rows):
     return est, est.fit(df), plain
 
 
+@pytest.mark.once
 def test_a_fit_is_that_of_plain_keras(df, rows, trained):
     est, model, plain = trained
     assert_same_weights(model.toKeras(), plain)
@@ -129,6 +130,7 @@ def test_bad_rows(spark):
     assert not np.isnan(model.predict((given[0], [0.0, 1.0])))
 
 
+@pytest.mark.once
 def test_indices_and_values_of_arrays_have_equal_lengths(spark):
     rows = [Row(id=0, words_indices=[2, 3], words_values=[1.0, 2.0], price=[0.0, 1.0], label=1.0),
             Row(id=1, words_indices=[2, 3, 4], words_values=[1.0, 2.0], price=[0.0, 1.0], label=0.0)]  # fmt: skip
@@ -148,6 +150,7 @@ def test_indices_and_values_of_arrays_have_equal_lengths(spark):
     assert [bool(np.isnan(row.prediction)) for row in model.transform(df).collect()] == [False, True]
 
 
+@pytest.mark.once
 def test_what_is_not_as_the_network_takes_it_is_named(spark):
     inputs = keras.Input((None,), dtype="int32")
     alone = DeepNetModel(model=keras.Model(inputs, EmbeddingBag(9, 1)(inputs)), featuresCol="words")

@@ -207,6 +207,7 @@ def test_cross_validator_over_a_pipeline_with_folds_of_the_users(spark, df, accu
     assert accuracy.evaluate(model.transform(numbers)) > 0.7
 
 
+@pytest.mark.once
 def test_train_validation_split(df, accuracy, jobs, tmp_path):
     est = make(model=wide(), epochs=2)
     grid = ParamGridBuilder().addGrid(est.learningRate, [1e-6, 0.05]).build()
