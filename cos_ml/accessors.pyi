@@ -177,13 +177,17 @@ class TrainingAccessors(ModelAccessors):
     def getFrozenLayers(self) -> list[str]:
         """Gets frozenLayers: layers, or models inside the model, whose weights do not change."""
     def getFeed(self) -> str:
-        """Gets feed: how rows reach the ranks: 'arrow' (from Spark to each rank's local disk) or 'petastorm' (written
-        once as Parquet under cacheDir and read from there in every epoch)."""
+        """Gets feed: how rows reach the ranks: 'arrow' (from Spark to each rank's local disk), 'parquet' (written once
+        as Parquet under cacheDir and read from there in every epoch) or 'petastorm' (the same, read by petastorm)."""
     def getCacheDir(self) -> str:
-        """Gets cacheDir: where the petastorm feed writes its Parquet files: a URL that Spark, fsspec and all ranks can
-        open."""
+        """Gets cacheDir: where the feeds 'parquet' and 'petastorm' write their files: a URL that Spark, fsspec and all
+        ranks can open."""
     def getKeepCache(self) -> bool:
-        """Gets keepCache: keep the petastorm feed's Parquet files after the fit."""
+        """Gets keepCache: keep the files in cacheDir after the fit."""
+    def getCacheRows(self) -> str:
+        """Gets cacheRows: 'disk': each rank copies the rows that it reads of Parquet files to its local disk and reads
+        them there in later epochs, as long as a tenth of that disk stays free; 'none': it reads the files in every
+        epoch."""
     def getCheckpointDir(self) -> str:
         """Gets checkpointDir: folder for this fit's checkpoints: a URL that fsspec can write and all executors reach.
         The same fit, started again after a failure, resumes from there. Unset: no checkpoints."""
@@ -262,6 +266,7 @@ class EstimatorAccessors(TrainingAccessors):
         feed: str | None = ...,
         cacheDir: str | PathLike[str] | None = ...,
         keepCache: bool | None = ...,
+        cacheRows: str | None = ...,
         checkpointDir: str | PathLike[str] | None = ...,
         checkpointInterval: int | None = ...,
         checkpointSteps: int | None = ...,
@@ -421,21 +426,29 @@ class EstimatorAccessors(TrainingAccessors):
     def setFrozenLayers(self, value: list[str]) -> Self:
         """Sets frozenLayers: layers, or models inside the model, whose weights do not change."""
     def getFeed(self) -> str:
-        """Gets feed: how rows reach the ranks: 'arrow' (from Spark to each rank's local disk) or 'petastorm' (written
-        once as Parquet under cacheDir and read from there in every epoch)."""
+        """Gets feed: how rows reach the ranks: 'arrow' (from Spark to each rank's local disk), 'parquet' (written once
+        as Parquet under cacheDir and read from there in every epoch) or 'petastorm' (the same, read by petastorm)."""
     def setFeed(self, value: str) -> Self:
-        """Sets feed: how rows reach the ranks: 'arrow' (from Spark to each rank's local disk) or 'petastorm' (written
-        once as Parquet under cacheDir and read from there in every epoch)."""
+        """Sets feed: how rows reach the ranks: 'arrow' (from Spark to each rank's local disk), 'parquet' (written once
+        as Parquet under cacheDir and read from there in every epoch) or 'petastorm' (the same, read by petastorm)."""
     def getCacheDir(self) -> str:
-        """Gets cacheDir: where the petastorm feed writes its Parquet files: a URL that Spark, fsspec and all ranks can
-        open."""
+        """Gets cacheDir: where the feeds 'parquet' and 'petastorm' write their files: a URL that Spark, fsspec and all
+        ranks can open."""
     def setCacheDir(self, value: str | PathLike[str]) -> Self:
-        """Sets cacheDir: where the petastorm feed writes its Parquet files: a URL that Spark, fsspec and all ranks can
-        open."""
+        """Sets cacheDir: where the feeds 'parquet' and 'petastorm' write their files: a URL that Spark, fsspec and all
+        ranks can open."""
     def getKeepCache(self) -> bool:
-        """Gets keepCache: keep the petastorm feed's Parquet files after the fit."""
+        """Gets keepCache: keep the files in cacheDir after the fit."""
     def setKeepCache(self, value: bool) -> Self:
-        """Sets keepCache: keep the petastorm feed's Parquet files after the fit."""
+        """Sets keepCache: keep the files in cacheDir after the fit."""
+    def getCacheRows(self) -> str:
+        """Gets cacheRows: 'disk': each rank copies the rows that it reads of Parquet files to its local disk and reads
+        them there in later epochs, as long as a tenth of that disk stays free; 'none': it reads the files in every
+        epoch."""
+    def setCacheRows(self, value: str) -> Self:
+        """Sets cacheRows: 'disk': each rank copies the rows that it reads of Parquet files to its local disk and reads
+        them there in later epochs, as long as a tenth of that disk stays free; 'none': it reads the files in every
+        epoch."""
     def getCheckpointDir(self) -> str:
         """Gets checkpointDir: folder for this fit's checkpoints: a URL that fsspec can write and all executors reach.
         The same fit, started again after a failure, resumes from there. Unset: no checkpoints."""

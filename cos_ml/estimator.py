@@ -34,7 +34,7 @@ from cos_ml.network.outputs import check_loss, output_kinds
 from cos_ml.network.rates import checked_rates
 from cos_ml.network.registered import custom_modules
 from cos_ml.network.signature import input_columns
-from cos_ml.paths import for_spark, literal, qualified
+from cos_ml.paths import qualified
 from cos_ml.persistence import NetworkStage
 from cos_ml.prediction import class_labels
 from cos_ml.spec import ANY_RUN, CheckpointConfig, TrainSpec
@@ -111,6 +111,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         feed: str = "arrow",
         cacheDir: str | PathLike[str] | None = None,
         keepCache: bool = False,
+        cacheRows: str = "none",
         checkpointDir: str | PathLike[str] | None = None,
         checkpointInterval: int = 1,
         checkpointSteps: int | None = None,
@@ -181,34 +182,37 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
             return f"{'PROBLEM':<19}{error}\n1 problem to fix before fitting."
         return preflight.explain(dataset, candidate.spec, candidate.network, self.getNumTrainWorkers())
 
-    def fitParquet(self, url: str | PathLike[str], params: dict[Any, Any] | None = None) -> DeepNetModel:
-        """Fit to a Parquet dataset that the ranks read themselves, through petastorm; Spark reads no rows.
+    def fitParquet(
+        self, url: str | PathLike[str] | Sequence[str | PathLike[str]], params: dict[Any, Any] | None = None
+    ) -> DeepNetModel:
+        """Fit to a Parquet dataset that the ranks read themselves; Spark reads no rows.
 
         Rank i reads the row groups i, i + numTrainWorkers, and so on. For every rank to have work, a dataset needs at
         least as many row groups as there are ranks.
 
         Args:
-            url: a folder of Parquet files or one file, which Spark, fsspec and all ranks can open. Its columns are
-                numbers, flat arrays of numbers, strings or bytes, with the names that the Params give.
+            url: a folder of Parquet files, one file, or a list of them: URLs that fsspec opens, on all ranks. Its
+                columns have the names that the Params give; the values in folders' names (``label=1``) are columns,
+                too. With ``feed="petastorm"`` petastorm reads the files, on local or mounted disks alone.
             params: Params that replace this estimator's own, as in ``fit``.
 
         Raises:
             InvalidInputError: a column is missing or has the wrong type, a row is invalid, or ``handleInvalid`` is
-                "skip".
+                "skip"; or the folder is one of Delta, Iceberg or Hudi.
             SetupError: petastorm cannot be imported.
         """
-        estimator = self.copy(params) if params else self
+        estimator = self.copy(params or {})
         if estimator.getHandleInvalid() == "skip":
             raise InvalidInputError(
                 "Param handleInvalid: fitParquet takes the number of rows from the files, so it cannot skip rows: "
                 'expected "error" or "keep", received "skip". Pass the DataFrame to fit() instead.'
             )
+        if estimator.getFeed() == "arrow":
+            estimator = estimator.copy({estimator.feed: "parquet"})
         spark = SparkSession.active()
-        url = qualified(spark, url)
-        dataset = spark.read.parquet(literal(for_spark(spark, url)))
-        candidate = estimator._candidate(dataset)
-        parquet.check_petastorm()
-        return _train(dataset, [estimator], [candidate], url)[0]
+        urls = [qualified(spark, one) for one in ([url] if isinstance(url, (str, PathLike)) else url)]
+        dataset = parquet.stored_frame(spark, urls)
+        return _train(dataset, [estimator], [estimator._candidate(dataset)], urls)[0]
 
     def _fit(self, dataset: DataFrame) -> DeepNetModel:
         return _train(dataset, [self], [self._candidate(dataset)])[0]
@@ -235,6 +239,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
             feed=self.getFeed(),
             cache_dir=self.value_or_none(self.cacheDir),
             keep_cache=self.getKeepCache(),
+            copied=self.getCacheRows() == "disk",
             progress=self.getProgress(),
         )
 
@@ -393,10 +398,11 @@ def _without_name(optimizer: Any) -> Any:
 
 
 def _train(
-    dataset: DataFrame, estimators: Sequence[DeepNetEstimator], candidates: Sequence[Candidate], url: str | None = None
-) -> list[DeepNetModel]:
-    """Train the candidates, each of its estimator, in one barrier job; on the Parquet dataset at ``url``, if given."""
-    trained = fit(dataset, candidates, estimators[0]._options(), url)
+    dataset: DataFrame, estimators: Sequence[DeepNetEstimator], candidates: Sequence[Candidate],
+    urls: Sequence[str] | None = None,
+) -> list[DeepNetModel]:  # fmt: skip
+    """Train the candidates, each of its estimator, in one barrier job; on the Parquet dataset at ``urls``, if given."""
+    trained = fit(dataset, candidates, estimators[0]._options(), urls)
     jobs = zip(estimators, candidates, trained, strict=True)
     return [estimator._trained_model(dataset, candidate, result) for estimator, candidate, result in jobs]
 

@@ -121,18 +121,24 @@ class TrainingParams(
     )
     frozenLayers = DeclaredParam(names, "layers, or models inside the model, whose weights do not change", [])
     feed = DeclaredParam(
-        one_of("arrow", "petastorm"),
-        "how rows reach the ranks: 'arrow' (from Spark to each rank's local disk) or 'petastorm' (written once as "
-        "Parquet under cacheDir and read from there in every epoch)",
+        one_of("arrow", "parquet", "petastorm"),
+        "how rows reach the ranks: 'arrow' (from Spark to each rank's local disk), 'parquet' (written once as Parquet "
+        "under cacheDir and read from there in every epoch) or 'petastorm' (the same, read by petastorm)",
         "arrow",
         identifies=True,
     )
     cacheDir = DeclaredParam(
         path,
-        "where the petastorm feed writes its Parquet files: a URL that Spark, fsspec and all ranks can open",
+        "where the feeds 'parquet' and 'petastorm' write their files: a URL that Spark, fsspec and all ranks can open",
         accepts="str | PathLike[str]",
     )
-    keepCache = DeclaredParam(boolean, "keep the petastorm feed's Parquet files after the fit", False)
+    keepCache = DeclaredParam(boolean, "keep the files in cacheDir after the fit", False)
+    cacheRows = DeclaredParam(
+        one_of("none", "disk"),
+        "'disk': each rank copies the rows that it reads of Parquet files to its local disk and reads them there in "
+        "later epochs, as long as a tenth of that disk stays free; 'none': it reads the files in every epoch",
+        "none",
+    )
     checkpointDir = DeclaredParam(
         path,
         "folder for this fit's checkpoints: a URL that fsspec can write and all executors reach. The same fit, started "

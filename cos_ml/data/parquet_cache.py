@@ -1,4 +1,4 @@
-"""Stores the rows of a fit as a Parquet dataset, for the petastorm feed (driver side; ``usable_batches``: tasks)."""
+"""Stores the rows of a fit as a Parquet dataset, which ranks read (driver side; ``usable_batches``: tasks)."""
 
 from __future__ import annotations
 

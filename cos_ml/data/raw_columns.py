@@ -1,6 +1,7 @@
-"""Converts the arguments of a registered function to the form that ``columns.decode`` takes (scoring task side).
+"""Converts Arrow values of any type to the form that ``columns.decode`` takes (driver, rank and scoring task side).
 
-For the columns of a DataFrame, Spark does this by ``expressions``; a function gets its arguments unconverted.
+For the columns of a DataFrame, Spark does this by ``expressions``; the arguments of a registered function, and the
+columns of Parquet files, are unconverted.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from cos_ml.data.names import VECTOR_PARTS
 from cos_ml.data.ragged import offsets_of
 from cos_ml.errors import InvalidInputError
 
-__all__ = ["convert_arguments"]
+__all__ = ["convert_arguments", "is_readable", "is_vector", "plain", "stored_values"]
 
 VECTOR = ["type", "size", "indices", "values"]  # the fields of a Vector
 
@@ -35,15 +36,70 @@ def convert_arguments(arguments: Mapping[str, pa.Array], columns: Sequence[Colum
     )
 
 
+def stored_values(parts: Sequence[pa.Array], column: Column) -> pa.Array:
+    """The values of a column of files, made of one or several arrays: a number, a string or bytes per row, or a list.
+
+    Unlike those of ``convert_arguments``, numbers keep their type where there is one array.
+    """
+    parts = [_as_plain(values) for values in parts]
+    if column.parts:
+        named = zip(parts, column.parts, strict=True)
+        return _joined([_converted(values, column, name) for values, name in named])
+    [values] = parts
+    if is_vector(values.type):
+        part = column.name.rpartition(".")[2].lower()
+        values = _entries(values, part) if part in VECTOR_PARTS and None in column.shape else _dense(values)
+    while _is_list(values.type) and _is_list(values.type.value_type):
+        values = _flattened(values)
+    return values
+
+
+def _as_plain(values: pa.Array) -> pa.Array:
+    kind = plain(values.type)
+    if isinstance(values.type, pa.BaseExtensionType):
+        values = values.storage
+    return values if values.type == kind else values.cast(kind)
+
+
+def plain(kind: pa.DataType, spark: bool = False) -> pa.DataType:
+    """A type without dictionaries, extensions and lists of a fixed size; in place of others that Spark lacks, too."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain(kind.storage_type, spark)
+    if pa.types.is_dictionary(kind):
+        return plain(kind.value_type, spark)
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, plain(field.type, spark)) for field in kind])
+    if pa.types.is_large_list(kind) and not spark:
+        return pa.large_list(plain(kind.value_type))
+    if _is_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.list_(plain(kind.value_type, spark))
+    if pa.types.is_fixed_size_binary(kind):
+        return pa.binary()
+    if spark and pa.types.is_unsigned_integer(kind):
+        return pa.int64()
+    return pa.float32() if spark and pa.types.is_float16(kind) else kind
+
+
+def is_readable(kind: pa.DataType, dtype: str) -> bool:
+    """Whether ``stored_values`` and ``decode`` take values of a type for a column of ``dtype``."""
+    kind = plain(kind)
+    if dtype != "string" and (is_vector(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        return True
+    while _is_list(kind):
+        kind = kind.value_type
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return is_text if dtype == "string" else _is_number(kind)
+
+
 def _found(arguments: Mapping[str, pa.Array], column: Column) -> tuple[pa.Array, Column, str]:
     """The argument of a column, which may be the indices or the values of a Vector."""
     name, part = column.name, column.name.rpartition(".")[2].lower()
     if name not in arguments:  # one Vector fills two inputs
         name = name.rpartition(".")[0]
-        if not (_is_vector(arguments[name].type) or pa.types.is_null(arguments[name].type)):
+        if not (is_vector(arguments[name].type) or pa.types.is_null(arguments[name].type)):
             raise InvalidInputError(f"Argument {name!r} is of type {arguments[name].type}: expected a Vector.")
     values = arguments[name]
-    if part in VECTOR_PARTS and None in column.shape and _is_vector(values.type):
+    if part in VECTOR_PARTS and None in column.shape and is_vector(values.type):
         values = _entries(values, part)
     return values, column, name
 
@@ -54,7 +110,7 @@ def _converted(values: pa.Array, column: Column, name: str) -> pa.Array:
     is_binary = pa.types.is_binary(given) or pa.types.is_large_binary(given)
     if pa.types.is_null(given) or (is_binary and column.dtype != "string" and not column.parts):
         return values
-    if _is_vector(given):
+    if is_vector(given):
         if column.is_bag:
             raise InvalidInputError(
                 f"Argument {name!r} is a Vector, but the network's EmbeddingBag takes indices: name its column "
@@ -141,7 +197,8 @@ def _is_list(given: pa.DataType) -> bool:
     return pa.types.is_list(given) or pa.types.is_large_list(given)
 
 
-def _is_vector(given: pa.DataType) -> bool:
+def is_vector(given: pa.DataType) -> bool:
+    """Whether values are Vectors as Spark stores them."""
     return pa.types.is_struct(given) and [field.name for field in given] == VECTOR
 
 

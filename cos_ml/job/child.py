@@ -60,7 +60,7 @@ class ChildProcess:
         descriptors = [child_events, self.networks.fileno(), self.results.fileno()]
         descriptors += [fd for part in spool.descriptors().values() for fd in part.values()]
         environment = _environment(job.specs[0], rank_info) | {"TMPDIR": self.temp_dir.path}
-        extra = ["petastorm.reader"] if job.shards else []
+        extra = ["petastorm.reader"] if job.shards and job.shards.reader == "petastorm" else []
         forked = start_forked(environment, descriptors, self.log, job.idle_timeout, extra)
         self.process: Any = forked or start_process(environment, descriptors, self.log)
         self.guarded = False

@@ -51,9 +51,10 @@ class FitOptions:
 
     Attributes:
         ranks: number of ranks.
-        feed: "arrow" or "petastorm".
-        cache_dir: the folder to which the petastorm feed writes rows.
+        feed: "arrow", "parquet" or "petastorm".
+        cache_dir: the folder to which the feeds by Parquet files write rows.
         keep_cache: whether the rows stay there after the fit.
+        copied: whether ranks copy what they read of Parquet files to their local disk.
         progress: whether progress is shown.
     """
 
@@ -61,6 +62,7 @@ class FitOptions:
     feed: str
     cache_dir: str | None
     keep_cache: bool
+    copied: bool
     progress: bool
 
 
@@ -73,15 +75,15 @@ class Trained:
 
 
 def fit(
-    dataset: DataFrame, candidates: Sequence[Candidate], options: FitOptions, url: str | None = None
+    dataset: DataFrame, candidates: Sequence[Candidate], options: FitOptions, urls: Sequence[str] | None = None
 ) -> list[Trained]:
     """Train candidates that read the same rows in the same way, in one barrier job.
 
     Args:
-        dataset: the rows; with ``url``, only its schema is used.
+        dataset: the rows; with ``urls``, only its schema is used.
         candidates: what to train, one after the other.
         options: how the rows reach the ranks.
-        url: the Parquet dataset to train on; None for the rows of ``dataset``.
+        urls: the Parquet dataset to train on; None for the rows of ``dataset``.
 
     Returns:
         list[Trained]: by candidate.
@@ -94,7 +96,7 @@ def fit(
     rows = candidates[0].rows
     types = rows.schema.simpleString()
     specs = tuple(_completed(one, types, index) for one, index in zip(candidates, indices, strict=True))
-    shards = None if url is None else parquet.plan(url, spec, _stored_names(dataset, spec), options.ranks)  # may refuse
+    shards = None if urls is None else _planned(urls, spec, _stored_names(dataset, spec, options.feed), options)
     if not spark_internals.is_connect(spark):  # whose client may not reach what the executors do
         for config in filter(None, (one.checkpoint for one in specs)):
             acquire(config)
@@ -102,12 +104,12 @@ def fit(
     logger.info("Versions: %s", preflight.format_versions(versions))
     with contextlib.ExitStack() as stack:
         cache = None
-        if url is None and options.feed == "petastorm":
+        if urls is None and options.feed != "arrow":
             shards, cache = stack.enter_context(_cached(rows, specs, options))
         if shards is None:
             logger.info("Feed: arrow")
         else:
-            logger.info("Feed: petastorm; ranks read %s row groups, no rows move", shards.groups)
+            logger.info("Feed: %s; ranks read %s row groups, no rows move", shards.reader, shards.groups)
             rows = spark.range(options.ranks, numPartitions=options.ranks)  # ranks read files instead
         address = stack.enter_context(_progress_server(spark, options.progress))
         idle = rank_server.idle_timeout(spark.conf)
@@ -140,21 +142,24 @@ def _container_problems(spark: SparkSession, spec: TrainSpec, archives: Sequence
     return containers.problems(spark.conf, need, together, bool(rank_server.idle_timeout(spark.conf)))
 
 
-def _stored_names(dataset: DataFrame, spec: TrainSpec) -> dict[str, str]:
-    """The names of the columns in the files of a Parquet dataset, by field.
+def _stored_names(dataset: DataFrame, spec: TrainSpec, feed: str) -> dict[str, parquet.Stored]:
+    """What the columns are in the files of a Parquet dataset, by field.
 
     Raises:
-        InvalidInputError: a column is part of one in the files, or made of several.
+        InvalidInputError: petastorm can't read a column that is part of one in the files, or made of several.
     """
+    names: dict[str, parquet.Stored] = {}
     for column in spec.stored:
-        found = None if column.parts else resolve(dataset, column.name)
-        if found is None or found.part or len(found.path) > 1:
-            stored = f"its {found.part}" if found and found.part else "the column"
+        found = [resolve(dataset, name) for name in column.parts or (column.name,)]
+        first, whole = found[0], not column.parts and not found[0].part and len(found[0].path) == 1
+        if not whole and feed == "petastorm":
+            stored = f"its {first.part}" if first.part else "the column"
             raise InvalidInputError(
-                f"fitParquet reads whole columns, so it can't {'join' if column.parts else 'read'} {column.name!r}: "
-                f"pass the DataFrame to fit(), or store {stored} as needed."
+                f"petastorm reads whole columns, so it can't {'join' if column.parts else 'read'} {column.name!r}: "
+                f'use feed="parquet", or store {stored} as needed.'
             )
-    return {column.field: resolve(dataset, column.name).path[0] for column in spec.stored}
+        names[column.field] = first.path[0] if whole else [list(one.path) for one in found]
+    return names
 
 
 def _archives(networks: Sequence[Network]) -> tuple[list[int], tuple[bytes, ...]]:
@@ -166,6 +171,18 @@ def _archives(networks: Sequence[Network]) -> tuple[list[int], tuple[bytes, ...]
         return [0] * len(networks), (networks[0].archive,)
     archives = {network.contents: network.archive for network in networks}
     return [list(archives).index(network.contents) for network in networks], tuple(archives.values())
+
+
+def _planned(
+    urls: str | Sequence[str], spec: TrainSpec, names: dict[str, Any], options: FitOptions,
+    digest: str | None = None, ordered: bool = False,
+) -> parquet.Shards:  # fmt: skip
+    """The shards of the ranks, by the reader that the options name."""
+    if options.feed == "petastorm":
+        parquet.check_petastorm()
+        if options.copied:
+            raise InvalidInputError('Param cacheRows: petastorm keeps no copies of rows. Use feed="parquet".')
+    return parquet.plan(urls, spec, names, options.ranks, digest, ordered, options.feed, options.copied)
 
 
 def _completed(candidate: Candidate, types: str, index: int) -> TrainSpec:
@@ -188,17 +205,19 @@ def _completed(candidate: Candidate, types: str, index: int) -> TrainSpec:
 @contextlib.contextmanager
 def _cached(rows: DataFrame, specs: Sequence[TrainSpec], options: FitOptions) -> Iterator[tuple[parquet.Shards, str]]:
     """The rows as a Parquet dataset under cacheDir, for the length of a ``with`` block: its shards, and its URL."""
-    parquet.check_petastorm()
+    if options.feed == "petastorm":
+        parquet.check_petastorm()
     if options.cache_dir is None:
-        raise InvalidInputError('Param cacheDir is not set, but feed="petastorm" writes the rows there.')
+        raise InvalidInputError(f'Param cacheDir is not set, but feed="{options.feed}" writes the rows there.')
+    parquet.check_no_table(options.cache_dir)
     spec, configs = specs[0], [one.checkpoint for one in specs if one.checkpoint]
     # Within an epoch a training resumes only with its rows in the same order.
     ordered = any(config.steps is not None for config in configs)
-    names = {column.field: column.field for column in spec.stored} | ({"v": "v"} if spec.validation_fraction else {})
+    fields = [*(column.field for column in spec.stored), *(["v"] if spec.validation_fraction else [])]
     folder = qualified(rows.sparkSession, options.cache_dir)
     with parquet_cache(rows, spec, folder, options.keep_cache, ordered if configs else None) as stored:
         url, digest = stored
-        yield parquet.plan(url, spec, names, options.ranks, digest, ordered), url
+        yield _planned(url, spec, {field: field for field in fields}, options, digest, ordered), url
 
 
 @contextlib.contextmanager

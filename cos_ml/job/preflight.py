@@ -38,7 +38,7 @@ SAMPLE = 1000  # rows that are checked
 REMEDIES = {
     "memory": "Use fewer ranks per host (spark.executor.cores, numTrainWorkers), a smaller batchSize, or raise "
     "spark.executor.memoryOverhead, which includes the memory of ranks.",
-    "disk": 'Give spark.local.dir a larger disk, use more hosts, or feed="petastorm", which keeps rows in cacheDir.',
+    "disk": 'Give spark.local.dir a larger disk, use more hosts, or feed="parquet", which keeps rows in cacheDir.',
 }
 
 

@@ -12,12 +12,12 @@ import tensorflow as tf
 
 from cos_ml.data.parquet import Shards
 from cos_ml.data.ragged import bucket
-from cos_ml.data.spool import SpooledRows
+from cos_ml.data.spool import PARTS, SpooledRows
 from cos_ml.errors import InvalidInputError
 from cos_ml.rank.context import RankContext
 from cos_ml.rank.row_weights import RowWeights
 from cos_ml.rank.schedule import Schedule
-from cos_ml.rank.shard_rows import ShardRows
+from cos_ml.rank.shard_rows import ShardRows, reader_of
 from cos_ml.spec import TrainSpec
 
 __all__ = ["Feed", "Parts", "open_rows", "spooled_rows"]
@@ -155,12 +155,15 @@ class Parts:
 
 
 def open_rows(
-    part: str, start: dict[str, Any], spec: TrainSpec, tasks: list[dict[str, Any]]
-) -> SpooledRows | ShardRows:
-    """This rank's rows of one part: from its task's spool, or from a shard of Parquet files."""
+    start: dict[str, Any], spec: TrainSpec, tasks: list[dict[str, Any]]
+) -> dict[str, SpooledRows | ShardRows]:
+    """This rank's rows by part: from its task's spool, or from a shard of Parquet files."""
     if start["shards"] is None:
-        return spooled_rows(part, tasks, start["rank_info"]["rank"], start["spool"][part])
-    return ShardRows(part, spec, Shards(**start["shards"]), start["partition"])
+        rank = start["rank_info"]["rank"]
+        return {part: spooled_rows(part, tasks, rank, start["spool"][part]) for part in PARTS}
+    shards, partition = Shards(**start["shards"]), start["partition"]
+    reader = reader_of(shards, partition)
+    return {part: ShardRows(part, spec, shards, partition, reader) for part in PARTS}
 
 
 def spooled_rows(part: str, tasks: list[dict[str, Any]], rank: int, descriptors: dict[str, int]) -> SpooledRows:

@@ -1,31 +1,34 @@
-"""The rows of a rank's shard of a Parquet dataset, which petastorm reads again in every epoch (rank side)."""
+"""The rows of a rank's shard of a Parquet dataset, which are read again in every epoch (rank side)."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
-import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 
-from cos_ml.data.columns import Column, RowError, match_lengths
-from cos_ml.data.parquet import IN_ROW_GROUP, Shards, decode_stored, validation_mask
+from cos_ml.data.columns import Column, RowError, match_lengths, renumber
+from cos_ml.data.parquet import IN_ROW_GROUP, Shards, decode_stored, validation_mask, values_of
 from cos_ml.data.ragged import Ragged, cut
 from cos_ml.data.spool import Batch, lengths_of_step, longest_by_step, raise_on_invalid, row_keys, validates
-from cos_ml.errors import InvalidInputError, SetupError
+from cos_ml.errors import InvalidInputError
 from cos_ml.spec import TrainSpec
 
-__all__ = ["ShardPass", "ShardRows"]
+__all__ = ["ShardPass", "ShardRows", "reader_of"]
 
 WINDOW = 64 << 20  # bytes of rows that are shuffled together
-ATTEMPTS = 10  # to read all row groups in one pass
+MARKS = Column("v", "v", dtype="bool")
 Arrays = dict[str, np.ndarray | Ragged]  # by field
+
+
+class Reader(Protocol):
+    """What reads the row groups of a rank."""
+
+    def read(self, fields: Sequence[str], seed: int, shuffle: bool, row_bytes: int, convert: Any) -> Iterator[Arrays]:
+        """The rows, converted; the order depends only on ``seed``."""
 
 
 class ShardRows:
@@ -36,6 +39,7 @@ class ShardRows:
         spec: the columns.
         shards: the dataset.
         rank: which shard to read.
+        reader: what reads its row groups; None for a reader of its own.
         columns: the spec's columns in the shapes that the network expects; None for the spec's own.
 
     Attributes:
@@ -44,9 +48,11 @@ class ShardRows:
     """
 
     def __init__(
-        self, part: str, spec: TrainSpec, shards: Shards, rank: int, columns: tuple[Column, ...] | None = None
-    ) -> None:
+        self, part: str, spec: TrainSpec, shards: Shards, rank: int, reader: Reader | None = None,
+        columns: tuple[Column, ...] | None = None,
+    ) -> None:  # fmt: skip
         self.part, self.spec, self.shards, self.rank = part, spec, shards, rank
+        self.reader = reader or reader_of(shards, rank)
         self.columns = tuple(
             column.with_shape(column.shape_of(shards.shapes[column.field]))
             for column in (spec.columns if columns is None else columns)
@@ -56,7 +62,7 @@ class ShardRows:
 
     def reshaped(self, columns: tuple[Column, ...]) -> ShardRows:
         """The same rows in the shapes of ``columns``: the networks of one job may expect different ones."""
-        return ShardRows(self.part, self.spec, self.shards, self.rank, columns)
+        return ShardRows(self.part, self.spec, self.shards, self.rank, self.reader, columns)
 
     def scan(self, fields: Sequence[str]) -> Iterator[Arrays]:
         """The rows of some fields, a window at a time; raises InvalidInputError if the files have changed."""
@@ -85,7 +91,7 @@ class ShardRows:
         row = self.shards.varying_bytes + sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in fixed)
         held: list[Arrays] = []
         count = 0
-        for arrays in self._groups(columns, seed, shuffle):
+        for arrays in self._pieces(columns, seed, shuffle, row):
             held.append(arrays)
             count += _length(arrays)
             if count * row >= WINDOW:
@@ -94,37 +100,40 @@ class ShardRows:
         if count:
             yield shuffled(held, count, random)
 
-    def _groups(self, columns: tuple[Column, ...], seed: int, shuffle: bool) -> Iterator[Arrays]:
-        """The row groups one by one, decoded and checked."""
+    def _pieces(self, columns: tuple[Column, ...], seed: int, shuffle: bool, row_bytes: int) -> Iterator[Arrays]:
+        """The row groups one by one or in pieces, decoded and checked."""
         if self.rank >= self.shards.groups:
-            return
+            return iter(())
         hashed = bool(self.spec.validation_fraction) and "v" not in self.shards.names
         marked = bool(self.spec.validation or self.spec.validation_fraction) and not hashed
         read = self.columns if hashed else columns
-        wanted = {column.field: self.shards.names[column.field] for column in read}
-        if marked:
-            wanted["v"] = self.shards.names["v"]
-        for stored in _read_all(self.shards, list(wanted.values()), self.rank, seed, shuffle):
-            arrays = {column.field: self._checked(stored[wanted[column.field]], column) for column in read}
-            self._check(match_lengths(arrays, read))
-            if marked or hashed:
-                mask = validation_mask(stored[wanted["v"]]) if marked else validates(row_keys(arrays), self.spec)
-                arrays = {column.field: arrays[column.field] for column in columns}
-                kept = mask if self.part == "validation" else ~mask
-                arrays = {field: array[kept] for field, array in arrays.items()}
-            yield arrays
 
-    def _checked(self, stored: pa.ChunkedArray, column: Column) -> np.ndarray | Ragged:
-        array, row_errors = decode_stored(stored, column)
-        self._check(row_errors)
-        return array
+        def convert(stored: Any, first_row: int, folders: Mapping[str, str | None]) -> Arrays:
+            arrays: Arrays = {}
+            for column in read:
+                values = values_of(stored, self.shards.names[column.field], column, folders)
+                arrays[column.field], row_errors = decode_stored(values, column)
+                self._check(row_errors, first_row)
+            self._check(match_lengths(arrays, read), first_row)
+            if not (marked or hashed):
+                return arrays
+            if marked:
+                marks = self.spec.validation or MARKS
+                mask = validation_mask(values_of(stored, self.shards.names["v"], marks, folders))
+            else:
+                mask = validates(row_keys(arrays), self.spec)
+            kept = mask if self.part == "validation" else ~mask
+            return {column.field: arrays[column.field][kept] for column in columns}
 
-    def _check(self, row_errors: list[RowError]) -> None:
+        fields = [*(column.field for column in read), *(["v"] if marked else [])]
+        return self.reader.read(fields, seed, shuffle, row_bytes, convert)
+
+    def _check(self, row_errors: list[RowError], first_row: int) -> None:
         """Raises InvalidInputError for a bad row, unless bad rows are kept."""
         if row_errors:
             # Bad rows that are skipped were not stored. Those that remain differ in shape from the dataset's first row.
             handle_invalid = "error" if self.spec.handle_invalid == "skip" else self.spec.handle_invalid
-            raise_on_invalid(row_errors, handle_invalid, IN_ROW_GROUP)
+            raise_on_invalid(renumber(row_errors, first_row), handle_invalid, IN_ROW_GROUP)
 
 
 @dataclass(frozen=True)
@@ -169,6 +178,17 @@ class ShardPass:
 
     def _windows(self, columns: tuple[Column, ...]) -> Iterator[Arrays]:
         return self.rows.windows(columns, self.seed, self.shuffle) if self.rows.count else iter(())
+
+
+def reader_of(shards: Shards, rank: int) -> Reader:
+    """What reads the row groups of a rank; ranks of the Arrow feed do not wait for its imports."""
+    if shards.reader == "petastorm":
+        from cos_ml.rank.petastorm_reader import PetastormReader
+
+        return PetastormReader(shards, rank)
+    from cos_ml.rank.parquet_reader import ParquetReader
+
+    return ParquetReader(shards, rank)
 
 
 def _no_rows(column: Column, dtype: str) -> np.ndarray | Ragged:
@@ -224,48 +244,3 @@ def _batches(windows: Iterator[Arrays], size: int) -> Iterator[Arrays]:
         rest = {field: array[end:] for field, array in window.items()} if end < count else {}
     if rest:
         yield rest
-
-
-def _read_all(shards: Shards, columns: list[str], rank: int, seed: int, shuffle: bool) -> Iterator[pa.Table]:
-    """All row groups of a rank. petastorm's pool may take a slow start for the end; then it is asked again."""
-    done = 0
-    for _ in range(ATTEMPTS):
-        for group in itertools.islice(read_groups(shards, columns, rank, seed, shuffle), done, None):
-            yield group
-            done += 1
-        if done >= shards.filled[rank]:
-            return
-
-
-def read_groups(shards: Shards, columns: list[str], rank: int, seed: int, shuffle: bool) -> Iterator[pa.Table]:
-    """This rank's row groups that have rows, as petastorm reads them.
-
-    Raises:
-        SetupError: petastorm's reader no longer has the pool of workers that this function uses.
-    """
-    warnings.filterwarnings("ignore", category=FutureWarning)  # petastorm uses deprecated parts of pyarrow
-    from petastorm.reader import make_batch_reader
-    from petastorm.workers_pool import EmptyResultError
-
-    reader = make_batch_reader(
-        list(shards.files),
-        schema_fields=[re.escape(column) for column in columns],
-        reader_pool_type="thread",
-        workers_count=1,  # several workers would finish in a different order in each pass
-        results_queue_size=2,
-        shuffle_row_groups=shuffle,
-        seed=seed if shuffle else None,  # petastorm shuffles the shard's row groups whenever it gets a seed
-        cur_shard=rank,
-        shard_count=min(len(shards.rows), shards.groups),  # petastorm refuses more shards than row groups
-    )
-    with reader, contextlib.suppress(EmptyResultError):
-        # Not public: the reader's own iterator converts to NumPy, where nulls are lost and rows of different sizes are
-        # an error that names no row.
-        get_results = getattr(getattr(reader, "_workers_pool", None), "get_results", None)
-        if get_results is None:
-            raise SetupError(
-                "This version of petastorm is not supported: its reader has no _workers_pool.get_results. Install "
-                'petastorm 0.13, or set feed="arrow".'
-            )
-        while True:
-            yield get_results()

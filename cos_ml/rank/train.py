@@ -5,6 +5,7 @@ n ranks compute what one computes: see ``trainer.py`` and ``shared_step.py``.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -64,6 +65,7 @@ def train(
     Returns:
         dict[str, bytes]: by candidate, "0/summary" as JSON; from rank 0 also "0/network", the trained archive.
     """
+    gc.disable()  # until the first step is traced: a trace makes much, and hardly any garbage
     timer = PhaseTimer()
     specs = [TrainSpec.loads(text) for text in start["specs"]]
     gpus.use(specs[0].use_gpu, tf)
@@ -72,7 +74,7 @@ def train(
         archives = blobs.read(file)
     loaded = [_load(specs[0], archives)]
     context = _connect(start["rank_info"], wait_for_peers, heartbeat, timer)
-    rows = {part: open_rows(part, start, specs[0], context.tasks) for part in PARTS}
+    rows = open_rows(start, specs[0], context.tasks)
     results: dict[str, bytes] = {}
     kept = KeptTrainers(specs)
     for index, spec in enumerate(specs):
@@ -80,6 +82,7 @@ def train(
         try:
             context.candidate = {"candidate": index + 1, "candidates": len(specs)}
             network, summary = train_one(load, spec, context, rows, kept)
+            gc.enable()  # where a checkpoint left no step to train
         except Exception as error:
             if spec.name:
                 error.add_note(f"This was {spec.name}.")

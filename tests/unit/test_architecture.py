@@ -74,7 +74,7 @@ INTERNALS = {
     "cos_ml.network.keras_internals": "Keras and TensorFlow",
     "cos_ml.data.pandas_internals": "pandas",
     "cos_ml.job.rendezvous_server": "Horovod",
-    "cos_ml.rank.shard_rows": "petastorm",
+    "cos_ml.rank.petastorm_reader": "petastorm",
 }
 
 # Names that look private and are not: what Spark ML expects subclasses of its classes to define and to call, and
@@ -88,7 +88,7 @@ MAX_BODY = 40  # lines, without the docstring
 MAX_MODULE = 500  # lines
 # Lines, without what reads Caffe's files and data sets, the commands, and what builds Horovod: what is there now, so
 # that growth is a decision.
-MAX_PACKAGE = 20_200
+MAX_PACKAGE = 21_000
 LEAVES = ("caffe", "commands", "sources", "horovod_build")
 
 MODULES = {

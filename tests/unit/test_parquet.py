@@ -1,8 +1,10 @@
+import importlib.util
 import itertools
 import json
 import math
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +18,21 @@ from cos_ml.data.columns import Column
 from cos_ml.data.parquet import Shards, plan
 from cos_ml.data.parquet_cache import to_stored, usable_batches
 from cos_ml.errors import InvalidInputError, SetupError
-from cos_ml.rank import shard_rows
+from cos_ml.rank import petastorm_reader, shard_rows
 from cos_ml.rank.shard_rows import ShardRows
 from cos_ml.spec import TrainSpec
 
-pytest.importorskip("petastorm", reason='the "latest" stack has no petastorm', exc_type=ImportError)
+
+PETASTORM = ["petastorm"] if importlib.util.find_spec("petastorm") else []  # the "latest" stack has none
+
+
+@pytest.fixture(params=["parquet", *PETASTORM], autouse=True)
+def reader(request, monkeypatch):
+    """Both readers: they differ in nothing that a test here sees."""
+    if request.param == "petastorm":
+        monkeypatch.setattr("tests.unit.test_parquet.plan", partial(parquet.plan, reader="petastorm"))
+    return request.param
+
 
 X, Y = Column("features", "x0", (2,)), Column("label", "y0")
 SPEC = TrainSpec(inputs=(X,), labels=(Y,), weight=Column("weight", "w", low=0.0))
@@ -221,10 +233,11 @@ def test_windows_count_what_strings_take(tmp_path, monkeypatch):
     assert max(len(window["y0"]) for window in windows) <= 6
 
 
+@pytest.mark.parametrize("reader", PETASTORM, indirect=True)
 def test_empty_row_groups_are_not_waited_for(tmp_path, monkeypatch):
     passes = []
-    read = shard_rows.read_groups
-    monkeypatch.setattr(shard_rows, "read_groups", lambda *args: passes.append(1) or read(*args))
+    read = petastorm_reader.read_groups
+    monkeypatch.setattr(petastorm_reader, "read_groups", lambda *args: passes.append(1) or read(*args))
     rows = shard(write(tmp_path / "rows", [3, 0, 2]), SPEC, 1, 0)
     assert seen(rows, shuffle=False)[0] == [0, 1, 2, 3, 4]
     assert len(passes) == 1
@@ -321,6 +334,7 @@ def test_rows_of_another_shape_than_the_first_are_an_error_where_others_were_ski
         seen(ShardRows("train", spec, shards, 0))
 
 
+@pytest.mark.parametrize("reader", PETASTORM, indirect=True)
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
@@ -337,6 +351,7 @@ def test_files_without_a_column_that_petastorm_reads(tmp_path, columns, message)
         plan(str(tmp_path), spec, {"x0": "x", "y0": "y"}, 1)
 
 
+@pytest.mark.parametrize("reader", PETASTORM, indirect=True)
 def test_urls_that_petastorm_would_cut_off_are_refused(tmp_path):
     with pytest.raises(InvalidInputError, match="can't read paths with #"):
         plan(write(tmp_path / "run#1", [4]), SPEC, NAMES, 1)
@@ -366,6 +381,7 @@ def test_row_groups_of_several_types_become_one_that_holds_both():
     assert shuffled.tolist() == mixed[np.random.default_rng(0).permutation(3)].tolist()
 
 
+@pytest.mark.parametrize("reader", PETASTORM, indirect=True)
 def test_a_petastorm_without_its_pool_is_an_error_that_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("petastorm.reader.make_batch_reader", lambda *_, **__: nullcontext())
     rows = shard(write(tmp_path / "rows", [3]), SPEC, 1, 0)

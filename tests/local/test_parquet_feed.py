@@ -1,7 +1,8 @@
-"""The petastorm feed computes what the Arrow feed does, and leaves nothing behind."""
+"""The feeds by Parquet files compute what the Arrow feed does, and leave nothing behind."""
 
 from __future__ import annotations
 
+import importlib.util
 import pickle
 import subprocess
 import sys
@@ -23,9 +24,8 @@ from tests.support.sessions import frame, rows_of
 
 pytestmark = pytest.mark.once
 
-pytest.importorskip("petastorm", reason='the "latest" stack has no petastorm', exc_type=ImportError)
-
 EPOCHS = 3
+PETASTORM = ["petastorm"] if importlib.util.find_spec("petastorm") else []  # the "latest" stack has none
 
 
 def estimator(folder: Any, **params: Any) -> DeepNetEstimator:
@@ -39,7 +39,7 @@ def estimator(folder: Any, **params: Any) -> DeepNetEstimator:
         "shuffle": False,
         "numTrainWorkers": 2,
         "progress": False,
-        "feed": "petastorm",
+        "feed": "parquet",
         "cacheDir": str(folder),
     }
     return DeepNetEstimator(**defaults | params)
@@ -50,15 +50,16 @@ def arrays(df: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "weighted", "stored"),
+    ("sizes", "weighted", "stored", "feed"),
     [
-        pytest.param((333, 211), False, False, id="uneven"),
-        pytest.param((400, 100), True, False, id="weighted"),
-        pytest.param((333, 211), True, True, id="from Parquet"),
-        pytest.param((300, 0), False, False, id="an empty partition"),
+        pytest.param((400, 100), True, False, "parquet", id="weighted"),
+        pytest.param((333, 211), False, True, "parquet", id="from Parquet"),
+        pytest.param((300, 0), False, False, "parquet", id="an empty partition"),
+        *(pytest.param((333, 211), True, True, feed, id="petastorm, from Parquet") for feed in PETASTORM),
+        *(pytest.param((333, 211), False, False, feed, id="petastorm, uneven") for feed in PETASTORM),
     ],
 )
-def test_two_ranks_are_the_loop_by_hand(spark, tmp_path, sizes, weighted, stored):
+def test_two_ranks_are_the_loop_by_hand(spark, tmp_path, sizes, weighted, stored, feed):
     features, labels, weights = reference.data(sum(sizes))
     if weighted:
         weights = np.random.default_rng(1).integers(0, 4, len(labels)).astype(np.float32)
@@ -66,7 +67,7 @@ def test_two_ranks_are_the_loop_by_hand(spark, tmp_path, sizes, weighted, stored
     df = frame(spark, [rows_of(*part) for part in parts])
     expected = reference.network()
     losses = reference.train(expected, parts, 32, EPOCHS, keras.optimizers.SGD(0.1, momentum=0.9))
-    est = estimator(tmp_path / "cache", **({"weightCol": "weight"} if weighted else {}))
+    est = estimator(tmp_path / "cache", feed=feed, **({"weightCol": "weight"} if weighted else {}))
     if stored:
         arrays(df).write.parquet(str(tmp_path / "rows"))
         model = est.fitParquet(str(tmp_path / "rows"))
@@ -84,7 +85,7 @@ def test_validation_shuffle_and_seed(spark, tmp_path):
     stored = spark.read.parquet(str(tmp_path / "r"))
     held = stored.filter("held").count()
     est = estimator(tmp_path, shuffle=True, seed=4, validationIndicatorCol="held")
-    first, again = (est.fitParquet(str(tmp_path / "r")) for _ in range(2))
+    first, again = (est.fitParquet(str(tmp_path / "r"), {est.cacheRows: copies}) for copies in ("none", "disk"))
     assert (first.summary.rows, first.summary.validationRows) == (300 - held, held)
     assert_same_weights(first.toKeras(), again.toKeras(), 0)
     assert first.summary.history == again.summary.history
@@ -159,7 +160,7 @@ def test_pixels(spark, tmp_path):
     df = spark.createDataFrame(rows, "features binary, label double").repartition(2).cache()
     fitted = [
         estimator(tmp_path, model=network, feed=feed, loss="mse", metrics=[]).fit(df).toKeras()
-        for feed in ("arrow", "petastorm")
+        for feed in ("arrow", "parquet")
     ]
     assert_same_weights(*fitted, 1e-3)  # the rows come in another order
     df.unpersist()
@@ -174,7 +175,7 @@ def test_strings(spark, tmp_path, shape):
     df = spark.createDataFrame(rows, "features string, label int").repartition(2)
     fitted = [
         estimator(tmp_path, model=network, feed=feed, epochs=20).fit(df).summary.history["accuracy"][-1]
-        for feed in ("arrow", "petastorm")
+        for feed in ("arrow", "parquet")
     ]
     assert fitted == [1.0, 1.0]
 
@@ -216,23 +217,53 @@ def test_a_full_disk_is_said_to_be_one(spark, small_disk):
     assert list(small_disk.iterdir()) == []
 
 
-def test_what_is_refused(spark, tmp_path, monkeypatch):
-    df = frame(spark, [rows_of(*reference.data(8))])
-    df.write.parquet(str(tmp_path / "vectors"))
-    with pytest.raises(InvalidInputError, match=r"Column 'features' .* is stored as struct.*vector_to_array"):
-        estimator(tmp_path).fitParquet(str(tmp_path / "vectors"))
-    arrays(df).withColumnRenamed("features", "the features").write.parquet(str(tmp_path / "names"))
-    with pytest.raises(InvalidInputError, match=r"Python identifiers, received 'the features'"):
-        estimator(tmp_path, featuresCol="the features").fitParquet(str(tmp_path / "names"))
+def test_what_is_refused(spark, tmp_path):
+    df = arrays(frame(spark, [rows_of(*reference.data(8))]))
+    df.write.parquet(str(tmp_path / "rows"))
     with pytest.raises(InvalidInputError, match=r'cannot skip rows: expected "error" or "keep"'):
-        estimator(tmp_path, handleInvalid="skip").fitParquet(str(tmp_path / "names"))
+        estimator(tmp_path, handleInvalid="skip").fitParquet(str(tmp_path / "rows"))
+    (tmp_path / "rows" / "_delta_log").mkdir()
+    with pytest.raises(InvalidInputError, match=r'table of Delta Lake: .*spark.read.format\("delta"\)'):
+        estimator(tmp_path).fitParquet(tmp_path / "rows")
+    with pytest.raises(InvalidInputError, match=r"table of Delta Lake"):
+        estimator(tmp_path / "rows").fit(df)
     est = estimator(tmp_path)
     est.clear(est.cacheDir)
-    with pytest.raises(InvalidInputError, match=r"cacheDir is not set"):
+    with pytest.raises(InvalidInputError, match=r'cacheDir is not set, but feed="parquet"'):
         est.fit(df)
+
+
+@pytest.mark.parametrize("feed", PETASTORM)
+def test_what_petastorm_can_not_read_is_refused_before_the_job(spark, tmp_path, monkeypatch, feed):
+    df = frame(spark, [rows_of(*reference.data(8))])
+    df.write.parquet(str(tmp_path / "vectors"))
+    est = estimator(tmp_path, feed=feed)
+    with pytest.raises(InvalidInputError, match=r"Column 'features' .* is stored as struct.*feed=\"parquet\""):
+        est.fitParquet(str(tmp_path / "vectors"))
+    df.withColumnRenamed("features", "the features").write.parquet(str(tmp_path / "names"))
+    with pytest.raises(InvalidInputError, match=r"Python identifiers, received 'the features'"):
+        est.fitParquet(str(tmp_path / "names"), {est.featuresCol: "the features"})
+    with pytest.raises(InvalidInputError, match=r"only paths of a local or mounted disk, received local://.*parquet"):
+        est.fitParquet(f"local://{tmp_path / 'vectors'}")
+    with pytest.raises(InvalidInputError, match=r"Param cacheRows: petastorm keeps no copies"):
+        est.fitParquet(str(tmp_path / "vectors"), {est.cacheRows: "disk"})
     monkeypatch.setitem(sys.modules, "petastorm.reader", None)
     with pytest.raises(SetupError, match=r'pip install "cos-ml\[petastorm\]".*pyarrow < 15'):
-        estimator(tmp_path).fit(df)
+        est.fit(df)
+
+
+def test_vectors_and_folders_on_a_file_system_that_spark_lacks(spark, tmp_path):
+    """The label is in the names of folders; two ranks of uneven rows train what two of the Arrow feed do."""
+    df = frame(spark, [rows_of(*reference.data(60))])
+    df.coalesce(1).write.partitionBy("label").parquet(str(tmp_path / "rows"))
+    est = estimator(tmp_path, epochs=1, shuffle=True, weightCol="weight", classWeights="balanced")
+    by_spark, by_fsspec, listed = (
+        est.fitParquet(urls)
+        for urls in (tmp_path / "rows", f"local://{tmp_path}/rows", [f"simplecache::file://{tmp_path}/rows"])
+    )
+    assert by_spark.summary.rows == by_fsspec.summary.rows == 60
+    assert_same_weights(by_spark.toKeras(), by_fsspec.toKeras(), 0)
+    assert_same_weights(by_spark.toKeras(), listed.toKeras(), 0)
 
 
 class Evil:
@@ -245,7 +276,8 @@ class Evil:
         return eval, (f"open({self.path!r}, 'w').close()",)
 
 
-def test_pickles_beside_a_dataset_are_not_opened(spark, tmp_path):
+@pytest.mark.parametrize("feed", ["parquet", *PETASTORM])
+def test_pickles_beside_a_dataset_are_not_opened(spark, tmp_path, feed):
     """petastorm's own datasets have their schema as a pickle; whoever can write the dataset could put another there."""
     path = tmp_path / "rows"
     arrays(frame(spark, [rows_of(*reference.data(20))] * 2)).write.parquet(str(path))
@@ -253,5 +285,5 @@ def test_pickles_beside_a_dataset_are_not_opened(spark, tmp_path):
     evil = schema.with_metadata({b"dataset-toolkit.unischema.v1": pickle.dumps(Evil(tmp_path / "opened"))})
     for name in ("_common_metadata", "_metadata"):
         pq.write_metadata(evil, path / name)
-    assert estimator(tmp_path, epochs=1).fitParquet(str(path)).summary.rows == 40
+    assert estimator(tmp_path, feed=feed, epochs=1).fitParquet(str(path)).summary.rows == 40
     assert not (tmp_path / "opened").exists()

@@ -1,0 +1,50 @@
+"""Tells a folder of plain files from one of a table, whose files are not all of its rows (driver side)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cos_ml.errors import InvalidInputError
+
+__all__ = ["check_plain_files"]
+
+PARENTS = 8  # folders above a path in which a table's log is looked for
+
+
+def check_plain_files(filesystem: Any, path: str) -> None:
+    """Raises InvalidInputError for a path in a table of Delta, Iceberg or Hudi.
+
+    Such a folder has files of deleted and replaced rows, too; only the table's log tells which files count.
+
+    Args:
+        filesystem: fsspec's file system of the path.
+        path: a file or a folder.
+    """
+    root = folder = path.rstrip("/")
+    for _ in range(PARENTS):
+        if found := _format(filesystem, folder):
+            name, reader = found
+            where = "a" if folder == root else f"in {folder}, a"
+            raise InvalidInputError(
+                f"{path} is {where} table of {name}: its folder also has files of deleted and replaced rows, which "
+                f'would be read. Read it with Spark instead, and fit the DataFrame: spark.read.format("{reader}")'
+                f'.load("{folder}").'
+            )
+        above = folder.rpartition("/")[0]
+        if above in ("", folder) or above.endswith((":", ":/")):
+            return
+        folder = above
+
+
+def _format(filesystem: Any, folder: str) -> tuple[str, str] | None:
+    """The name of the table's format, and what Spark calls it; None for a folder of no table."""
+    if filesystem.isdir(f"{folder}/_delta_log"):
+        return "Delta Lake", "delta"
+    if filesystem.isdir(f"{folder}/.hoodie"):
+        return "Hudi", "hudi"
+    metadata = f"{folder}/metadata"
+    if filesystem.isdir(metadata) and any(
+        name.endswith((".metadata.json", "version-hint.text")) for name in filesystem.ls(metadata, detail=False)
+    ):
+        return "Iceberg", "iceberg"
+    return None

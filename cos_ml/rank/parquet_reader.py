@@ -1,0 +1,137 @@
+"""A rank's row groups as pyarrow reads them, from any file system that fsspec opens (rank side)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from cos_ml.data.parquet import Shards, column_names, folder_values
+from cos_ml.data.spool import local_folder
+from cos_ml.errors import InvalidInputError
+from cos_ml.rank.row_copies import Copy, RowCopies
+from cos_ml.stores import open_filesystem, retried
+
+__all__ = ["ParquetReader"]
+
+THREADS = 8  # at most, each with a row group
+AHEAD = 32 << 20  # bytes of row groups that are read before they are asked for; at least one row group
+PIECE = 4 << 20  # bytes of rows that are decoded together
+BUFFER = 1 << 20  # bytes of a local file that are read together, for each column
+FOOTERS = 256  # that are kept
+Convert = Callable[[pa.RecordBatch, int, Mapping[str, str | None]], Any]
+
+
+class ParquetReader:
+    """The row groups of one rank. Several passes may go on at the same time.
+
+    Args:
+        shards: the dataset.
+        rank: which shard to read.
+    """
+
+    def __init__(self, shards: Shards, rank: int) -> None:
+        self.shards = shards
+        self.systems = [open_filesystem(url) for url in shards.roots]
+        counts = [count for _, _, count in shards.files]
+        files, starts = np.repeat(np.arange(len(counts)), counts), np.cumsum([0, *counts])
+        self.groups = [(int(files[index]), int(index - starts[files[index]])) for index in
+                       range(rank, len(files), len(shards.rows))]  # fmt: skip
+        self.count = sum(shards.rows[rank].values())
+        self.copies = RowCopies(local_folder()) if shards.copied else None
+        self._footer = lru_cache(FOOTERS)(self._read_footer)
+
+    def read(self, fields: Sequence[str], seed: int, shuffle: bool, row_bytes: int, convert: Convert) -> Iterator[Any]:
+        """What ``convert`` makes of the rows, in an order of the row groups that depends only on ``seed``.
+
+        Args:
+            fields: the fields of the columns to read.
+            seed: what the order of row groups depends on.
+            shuffle: whether row groups come in a random order, or in that of the files.
+            row_bytes: the memory that a row needs.
+            convert: a function of rows, the number of the first of them in its row group, and the values in the names
+                of the file's folders. Several threads call it.
+        """
+        order = np.random.default_rng(seed).permutation(len(self.groups)) if shuffle else range(len(self.groups))
+        group_bytes = row_bytes * self.count // max(len(self.groups), 1)
+        ahead = int(np.clip(AHEAD // max(group_bytes, 1), 1, THREADS))
+        size = max(1, PIECE // max(row_bytes, 1))
+        waiting: deque[Any] = deque()
+        with ThreadPoolExecutor(ahead, "cos_ml-read") as pool:
+            try:
+                for index in order:
+                    waiting.append(pool.submit(self._converted, int(index), fields, size, convert))
+                    if len(waiting) > ahead:
+                        yield from waiting.popleft().result()
+                while waiting:
+                    yield from waiting.popleft().result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)  # the pass may end early
+
+    def _converted(self, index: int, fields: Sequence[str], size: int, convert: Convert) -> list[Any]:
+        """One row group, ``size`` rows at a time."""
+        folders = self._folders(self.groups[index][0])
+        columns = column_names([self.shards.names[field] for field in fields], folders)
+        copied = self.copies.get(index, columns) if self.copies else None
+        if copied is not None:
+            return self._pieces(copied, None, folders, convert)
+
+        def read() -> list[Any]:
+            whole = self.copies is not None and set(fields) == set(self.shards.names)
+            copy = self.copies.begin(index) if self.copies is not None and whole else None
+            return self._pieces(self._stored(index, columns, size), copy, folders, convert)
+
+        return retried(read)
+
+    def _pieces(
+        self, batches: Iterable[pa.RecordBatch], copy: Copy | None, folders: Mapping[str, Any], convert: Convert
+    ) -> list[Any]:
+        done, found = 0, []
+        for batch in batches:
+            if copy:
+                copy.add(batch)
+            found.append(convert(batch, done, folders))
+            done += batch.num_rows
+        if copy:
+            copy.close()
+        return found
+
+    def _stored(self, index: int, columns: list[str], size: int) -> Iterator[pa.RecordBatch]:
+        file, group = self.groups[index]
+        filesystem, path = self._place(file)
+        try:
+            footer = self._footer(file)
+            if not columns:  # all of them are in the names of folders
+                count = footer.row_group(group).num_rows
+                yield pa.RecordBatch.from_arrays([pa.nulls(count)], [""])
+                return
+            if isinstance(filesystem, LocalFileSystem):
+                with pq.ParquetFile(path, metadata=footer, buffer_size=BUFFER) as stored:
+                    yield from stored.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
+                return
+            with filesystem.open(path) as opened, pq.ParquetFile(opened, metadata=footer, pre_buffer=True) as stored:
+                yield from stored.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
+        except (pa.ArrowInvalid, IndexError) as error:
+            raise InvalidInputError(
+                f"The Parquet files changed during the fit, or are damaged: row group {group} of {path}: {error}"
+            ) from error
+
+    def _read_footer(self, file: int) -> Any:
+        filesystem, path = self._place(file)
+        with filesystem.open(path) as opened:
+            return pq.read_metadata(opened)
+
+    def _place(self, file: int) -> tuple[Any, str]:
+        root, path, _ = self.shards.files[file]
+        return self.systems[root][0], path
+
+    def _folders(self, file: int) -> dict[str, str | None]:
+        root, path, _ = self.shards.files[file]
+        return folder_values(self.systems[root][1], path)
