@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -199,6 +200,7 @@ class ProgressCallback(keras.callbacks.Callback):
         if not self.compiled:
             self.context.timer.lap("compile")
             self.compiled = True
+            gc.enable()
         self.done = min(batch + 1, self.schedule.steps(self.epoch))  # Keras counts whole calls
         if time.monotonic() - self.last_event > EVENT_INTERVAL:
             self.last_event = time.monotonic()

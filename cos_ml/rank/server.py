@@ -36,6 +36,10 @@ MAX_REQUEST, MAX_DESCRIPTORS = 8 << 20, 2000  # bytes and descriptors of one req
 MAX_PENDING, REQUEST_TIME = 64, 10.0  # connections without a whole request, and seconds that one may take
 LOOK = 2.0  # seconds between two looks whether the folder is still there
 EXTRA = ("petastorm.reader",)  # what some ranks need, imported when the first of them is requested
+TF_DATA = "tensorflow.python.data.ops"
+LATE = (  # what TensorFlow and zipfile import on first use, in every fit
+    "encodings.cp437", f"{TF_DATA}.flat_map_op", f"{TF_DATA}.from_generator_op", f"{TF_DATA}.from_tensors_op",
+)  # fmt: skip
 WATCHER = "cos_ml-watcher"  # the name of the process that outlives the server
 GRACE = 2.0  # seconds after the end of the executor in which a server that is not stopped has ended
 
@@ -240,6 +244,9 @@ def import_what_ranks_import() -> bool:
         import cos_ml.rank.train  # noqa: F401
     except BaseException:
         return False
+    for name in LATE:
+        with contextlib.suppress(ImportError):  # another version: then ranks import what they need
+            importlib.import_module(name)
     os.waitpid(os.fork() or os._exit(0), 0)  # ends the threads of OpenBLAS until they are needed
     gc.collect()
     gc.freeze()

@@ -1,9 +1,12 @@
 """What ranks compute with the Params for speed: ranks without Spark."""
 
+import ast
+
 import keras
 import numpy as np
 import pytest
 
+from cos_ml.callbacks import callback
 from cos_ml.data.columns import Column
 from cos_ml.spec import TrainSpec
 from tests.support import reference
@@ -65,6 +68,14 @@ def test_accumulated_gradients_are_those_of_larger_batches(ranks):
     accumulated, large, small = (one.network for one in trained)
     assert_same_weights(accumulated, large, 1e-5)
     assert differences(small, large) > 1e-3
+
+
+def test_a_small_fit_imports_nothing_that_its_server_has_not_and_collects_no_garbage_of_a_trace(ranks, tmp_path):
+    told = callback("tests.support.late_imports:TellImports", file=str(tmp_path / "told"))
+    spec = spec_of(callbacks=(told,), modules=("tests.support.late_imports",), epochs=1)
+    ranks.fit([spec], [reference.network()], [columns_of(*part) for part in split(reference.data(64), 32, 32)])
+    found = ast.literal_eval((tmp_path / "told").read_text())
+    assert found == {"late": [], "collected": [False, True]}
 
 
 @pytest.mark.parametrize(("variant", "bound"), [("accumulated", 1e-5), ("accumulated in half precision", 2e-2)])
