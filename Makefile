@@ -13,8 +13,8 @@ PYTEST = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 help:
 	@echo "make demo            train, save, reload and score a Pipeline on real data (sets everything up)"
 	@echo "make test            lint, types, and the tests that need no process or cluster of their own (sets everything up)"
-	@echo "make test-latest     the same tests and those of Spark Connect, on the newest versions that are pinned"
-	@echo "make test-conformance  110 networks, losses, optimizers and so on, each trained by plain Keras, one rank and two"
+	@echo "make test-latest     what depends on versions of Spark, Arrow, pandas and NumPy, and Spark Connect, on the newest pinned"
+	@echo "make test-conformance  70 networks, losses, optimizers and so on, each trained by plain Keras, one rank and two"
 	@echo "make test-processes  the tests of kills, hangs, fresh processes and the examples, with ranks started as a user's are"
 	@echo "make test-cluster    the tests on executor processes and on a standalone cluster; VENV=... names the environment"
 	@echo "make test-yarn       the tests on YARN and HDFS, whose jars Maven fetches once (100 MB); needs a JDK and Maven"
@@ -49,7 +49,7 @@ local: setup
 	$(PYTEST) -n 3 tests/local -m "not ($(SKIP))"
 
 test-processes: setup
-	$(PYTEST) -n 2 tests/local -m processes
+	$(PYTEST) -n 3 tests/local -m processes
 
 notebooks: setup
 	$(BIN)/python tools/run_notebooks.py
