@@ -6,7 +6,6 @@ n ranks compute what one computes: see ``trainer.py`` and ``shared_step.py``.
 from __future__ import annotations
 
 import gc
-import gc
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -67,7 +66,6 @@ def train(
         dict[str, bytes]: by candidate, "0/summary" as JSON; from rank 0 also "0/network", the trained archive.
     """
     gc.disable()  # until the first step is traced: a trace makes much, and hardly any garbage
-    gc.disable()  # until the first step is traced: a trace makes much, and hardly any garbage
     timer = PhaseTimer()
     specs = [TrainSpec.loads(text) for text in start["specs"]]
     gpus.use(specs[0].use_gpu, tf)
@@ -84,7 +82,6 @@ def train(
         try:
             context.candidate = {"candidate": index + 1, "candidates": len(specs)}
             network, summary = train_one(load, spec, context, rows, kept)
-            gc.enable()  # where a checkpoint left no step to train
             gc.enable()  # where a checkpoint left no step to train
         except Exception as error:
             if spec.name:
