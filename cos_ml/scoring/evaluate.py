@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from cos_ml.network import forward
 from cos_ml.network.archive import Network, load_model
 from cos_ml.network.keras_import import import_tensorflow
 from cos_ml.scoring import predict
+from cos_ml.scoring.ahead import Ahead
 from cos_ml.spec import TrainSpec
 
 if TYPE_CHECKING:
@@ -138,21 +139,28 @@ def _sum_up(source: _Source, spec: str, totals: Totals, batches: Iterable[pa.Rec
     predict.limit_devices()
     evaluator = _cached_evaluator(source, spec)
     evaluator.begin(totals)
-    first_row, columns, fresh = 0, None, not evaluator.step.known
-    settled: dict[str, Column] = {}
-    for batch in batches:
-        arrays, kept = spool.usable_rows(batch, evaluator.spec, first_row, settled)
-        first_row += batch.num_rows
-        if not kept.any():
-            continue
-        arrays = {field: rows[kept] for field, rows in arrays.items()}
-        columns = columns or {field: [rows.shape[1:], rows.dtype.str] for field, rows in arrays.items()}
-        evaluator.add(arrays)
-        if fresh:
-            python_worker.freeze()
-            fresh = False
+    columns, fresh = None, not evaluator.step.known
+    with Ahead(_usable(evaluator.spec, batches)) as rows:
+        rows.start()
+        while (arrays := rows.result()) is not None:
+            rows.start()
+            columns = columns or {field: [one.shape[1:], one.dtype.str] for field, one in arrays.items()}
+            evaluator.add(arrays)
+            if fresh:
+                python_worker.freeze()
+                fresh = False
     if columns is not None:
         yield pa.RecordBatch.from_pydict({"sums": [json.dumps({"columns": columns, **evaluator.sums()})]})
+
+
+def _usable(spec: TrainSpec, batches: Iterable[pa.RecordBatch]) -> Generator[dict[str, Any], None, None]:
+    """The arrays by field of the rows to use, for each batch that has any."""
+    first_row, settled = 0, dict[str, Column]()
+    for batch in batches:
+        arrays, kept = spool.usable_rows(batch, spec, first_row, settled)
+        first_row += batch.num_rows
+        if kept.any():
+            yield {field: rows[kept] for field, rows in arrays.items()}
 
 
 class _Evaluator:
