@@ -265,14 +265,15 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
         out = with_udf(dataset, values, scored, _udf(dataset.sparkSession, scorer), is_good)
         metadata = column_metadata(network, kinds, columns, labels)
         fields = self._fields(scorer)
+        added = {}
         for key, name in columns.items():
             field, type_ = fields[_computed(key)]
             value = F.col(scored)[field]
             if key == PREDICTED_LABEL:
                 value = F.when(~F.isnan(value), F.get(F.lit(labels), value.try_cast("int")))
             value = value if type_ == T.DoubleType() or scorer.single else array_to_vector(value)
-            out = out.withColumn(name, value.alias(name, metadata=metadata[key]))
-        return out.drop(scored)
+            added[name] = value.alias(name, metadata=metadata[key])
+        return out.withColumns(added).drop(scored)  # at once: Spark analyzes the plan for each call
 
     def _scorer(
         self, spark: SparkSession, network: Network, kinds: tuple[OutputKind, ...], keys: list[Any], handling: str

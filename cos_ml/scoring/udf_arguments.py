@@ -73,20 +73,20 @@ def with_udf(
     """
     temporary = f"{name}_arguments"
     row = F.struct(*(value.alias(field) for field, value in values.items()))
-    exploded = df.select("*", F.explode(F.array(row)).alias(temporary))
-    prepared, arguments = exploded, {field: F.col(temporary)[field] for field in values}
+    exploded = F.explode(F.array(row)).alias(temporary)
+    prepared, apart = df, bool(is_good) or _has_user_defined_type(df.schema)
+    arguments = {field: F.col(temporary)[field] for field in values} if apart else values
     if is_good:
-        types = {field.name: field.dataType for field in exploded.schema[temporary].dataType}  # type: ignore[attr-defined]
-        prepared = exploded.filter(is_good(arguments, types))
-    elif _has_user_defined_type(df.schema):
+        prepared = df.select("*", exploded)
+        types = {field.name: field.dataType for field in prepared.schema[temporary].dataType}  # type: ignore[attr-defined]
+        prepared = prepared.filter(is_good(arguments, types))
+    elif apart:
         prepared = df.select("*", row.alias(temporary))
-    else:
-        prepared, arguments = df, values
     out = spark_internals.evaluated_once(prepared, name, udf(*arguments.values()))
     if out is None:
-        prepared = exploded if prepared is not df and not is_good else prepared
+        prepared = df.select("*", exploded) if apart and not is_good else prepared
         out = prepared.withColumn(name, udf(*arguments.values()))
-    return out.drop(temporary)
+    return out.drop(temporary) if apart else out
 
 
 def _has_user_defined_type(data_type: T.DataType) -> bool:
