@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 
 from cos_ml.errors import CosMLError, SetupError
 
-__all__ = ["open_filesystem", "retried", "write_whole"]
+__all__ = ["make_folder", "open_filesystem", "retried", "write_whole"]
 
 T = TypeVar("T")
 
 EXTRAS = {"hdfs": "hdfs", "viewfs": "hdfs", "s3": "s3", "s3a": "s3"}  # scheme -> the extra of cos_ml that opens it
 WAITS = (1.0, 2.0, 4.0)  # seconds before the second, third and fourth attempt
+LONGEST = 15.0  # seconds that attempts may take before the last one; clients wait and try again themselves
 # What waiting does not mend.
 LASTING = (
     CosMLError, FileExistsError, FileNotFoundError, ImportError, IsADirectoryError, NotADirectoryError,
@@ -54,16 +55,23 @@ def open_filesystem(url: str) -> tuple[Any, str]:
 
 def retried(action: Callable[[], T]) -> T:
     """The result of ``action``, which is tried again a few times if the storage is away, slow or busy for a while."""
+    began = time.monotonic()
     for wait in WAITS:
         try:
             return action()
         except LASTING:
             raise
         except Exception as error:  # each storage has its own exceptions
-            if getattr(error, "errno", None) in LASTING_CODES:
+            if getattr(error, "errno", None) in LASTING_CODES or time.monotonic() - began > LONGEST:
                 raise
             time.sleep(wait)
     return action()
+
+
+def make_folder(filesystem: Any, path: str) -> None:
+    """Create a folder. Object stores have none, and s3fs would create a missing bucket instead."""
+    if _renames(filesystem):
+        filesystem.makedirs(path, exist_ok=True)
 
 
 def write_whole(filesystem: Any, path: str, pieces: Sequence[Any]) -> None:

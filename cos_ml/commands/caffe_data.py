@@ -63,7 +63,7 @@ def read(spark: SparkSession, layer: Any, beside: str, resize: bool, partitions:
     kind, given = _kind(layer)
     if not given.source:
         raise InvalidInputError(f"Caffe layer {layer.name!r}: it names no source, the path of its rows.")
-    path = _absolute(resolve(_plain(given.source), beside))
+    path = _absolute(resolve(_plain(given.source), beside), given.source)
     options = {"numPartitions": str(partitions)} if partitions and kind == "lmdb" else {}
     rows = data.read(spark, data.Data(path, kind, options))
     if layer.type == "CoSData":
@@ -97,10 +97,12 @@ def _plain(source: str) -> str:
     return source if source.startswith("file:/") else source.removeprefix("file:")
 
 
-def _absolute(path: str) -> str:
-    """A path on this machine from its root, as tasks need it; URLs of other kinds as they are."""
+def _absolute(path: str, source: str) -> str:
+    """A path from its root, as tasks need it: on this machine if ``source`` is relative or says so by its scheme."""
     found = local_path(path)
-    return path if found is None else os.path.abspath(found)
+    if found is None:
+        return path
+    return os.path.abspath(found) if source.startswith("/") else f"file://{os.path.abspath(found)}"
 
 
 def _of_cos_data(layer: Any, rows: DataFrame) -> Source:

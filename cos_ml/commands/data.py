@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cos_ml.commands.settings import split
 from cos_ml.data.names import quoted
 from cos_ml.errors import InvalidInputError
-from cos_ml.paths import literal, local_path
+from cos_ml.paths import literal, local_path, qualified
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -76,7 +76,8 @@ def _load(spark: SparkSession, kind: str, path: str, options: dict[str, Any]) ->
         from cos_ml.sources import register
 
         register(spark)
-        return spark.read.format(kind).options(**options).load(path)
+        found = qualified(spark, path)  # the format has no session
+        return spark.read.format(kind).options(**options).load(f"file://{found}" if found.startswith("/") else found)
     if kind == "csv":
         options = {"header": "true", "inferSchema": "true"} | options
     found = local_path(path)

@@ -28,7 +28,7 @@ import numpy as np
 from cos_ml.data import blobs
 from cos_ml.errors import CosMLError, InvalidInputError
 from cos_ml.spec import ANY_RUN, CheckpointConfig
-from cos_ml.stores import open_filesystem, retried, write_whole
+from cos_ml.stores import make_folder, open_filesystem, retried, write_whole
 
 __all__ = ["Checkpoint", "CheckpointStore", "acquire"]
 
@@ -103,7 +103,7 @@ def acquire(config: CheckpointConfig) -> None:
 
 def _acquire(config: CheckpointConfig) -> None:
     filesystem, root = _open(config.url)
-    filesystem.makedirs(root, exist_ok=True)
+    make_folder(filesystem, root)
     path = f"{root}/fit.json"
     stored = json.loads(filesystem.cat_file(path)) if filesystem.exists(path) else None
     fit = json.loads(json.dumps(config.fit))
@@ -152,7 +152,7 @@ class CheckpointStore:
 
     def newest(self) -> Checkpoint | None:
         """The newest undamaged checkpoint; None where there is none."""
-        retried(partial(self.filesystem.makedirs, self.path, exist_ok=True))
+        retried(partial(make_folder, self.filesystem, self.path))
         names = retried(self._names)
         if self.config.run != ANY_RUN:
             for name in [name for name in names if not name.startswith(self._prefix)]:

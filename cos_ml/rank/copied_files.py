@@ -13,7 +13,7 @@ import keras
 
 from cos_ml.callbacks import PATHS
 from cos_ml.paths import local_path
-from cos_ml.stores import open_filesystem, retried, write_whole
+from cos_ml.stores import make_folder, open_filesystem, retried, write_whole
 
 __all__ = ["CopyFilesCallback", "with_local_path"]
 
@@ -86,6 +86,6 @@ class CopyFilesCallback(keras.callbacks.Callback):
         version, name = (found.st_mtime_ns, found.st_size), str(file.relative_to(self.local))
         if self.copied.get(name) != version:
             path = f"{self.root}/{name}"
-            retried(partial(self.filesystem.makedirs, path.rpartition("/")[0], exist_ok=True))
+            retried(partial(make_folder, self.filesystem, path.rpartition("/")[0]))
             retried(partial(write_whole, self.filesystem, path, [file.read_bytes()]))
             self.copied[name] = version

@@ -1,6 +1,7 @@
 """LMDB databases as DataFrames: Caffe's Datums, or plain keys and values (driver side; readers and writers: tasks).
 
-A database is one file, so its path must lead the driver and all executors to the same file.
+A database is one file: on a disk that the driver and all executors share, or at a URL, from which it is copied to each
+executor, once.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pyspark.sql.datasource import (
 from cos_ml.data.names import fold
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.paths import local_path
+from cos_ml.sources.copies import default_filesystem, local_copy
 from cos_ml.sources.lmdb_pages import Malformed, NamedDatabase, PageFile, Records, Span, Tree, open_pages
 from cos_ml.sources.records import DATUM_SCHEMA, RAW_SCHEMA, RECORDS, datum_columns, to_records
 
@@ -47,10 +49,11 @@ class LmdbDataSource(DataSource):
     """The format "lmdb"; ``cos_ml.sources.register`` registers it with a session.
 
     Reading, ``spark.read.format("lmdb").load(path)``: ``path`` is a folder that contains ``data.mdb``, or a database
-    file. The database must not be written to meanwhile. Each record becomes a row with the columns ``id`` (the key;
-    bytes that are not UTF-8 as ``\\xNN``), ``label``, ``channels``, ``height``, ``width``, ``encoded``, ``data`` and
-    ``float_data``. The last two are null if a Datum has none; other missing numbers are 0. If you pass a schema with
-    some of these columns, only those are decoded.
+    file: on a shared disk, or a URL that fsspec opens. Without a scheme it is on the ``fs.defaultFS`` of
+    HADOOP_CONF_DIR. The database must not be written to meanwhile. Each record becomes a row with the columns ``id``
+    (the key; bytes that are not UTF-8 as ``\\xNN``), ``label``, ``channels``, ``height``, ``width``, ``encoded``,
+    ``data`` and ``float_data``. The last two are null if a Datum has none; other missing numbers are 0. If you pass a
+    schema with some of these columns, only those are decoded.
 
     Writing, ``df.write.format("lmdb").mode("overwrite").save(path)``: takes the same columns, of which ``id``, and
     ``data`` or ``float_data``, are required. ``path`` becomes a folder. Tasks write next to it; at the end the driver
@@ -96,6 +99,11 @@ class LmdbDataSource(DataSource):
                 f"Option database: a database that is written has no named ones in it, received {self.database!r}. "
                 "Leave the option out."
             )
+        if local_path(self.path) is None:
+            raise InvalidInputError(
+                f"An LMDB database can't be written to {self.path}: expected a folder on a disk that the driver and "
+                "all executors share, such as file:///mnt/database."
+            )
         _lmdb()  # fail early if the package is missing
         return LmdbWriter(self.path, self.raw, _checked_to_write(schema, self.raw), overwrite)
 
@@ -128,8 +136,8 @@ class LmdbReader(DataSourceReader):
 
     @property
     def file(self) -> str:
-        """The file of the database."""
-        return _data_file(self.path)
+        """The file of the database: a copy if it is at a URL."""
+        return _data_file(self.path) if local_path(self.path) is not None else local_copy(self.path, "data.mdb")
 
     def partitions(self) -> list[PageRange]:
         """Ranges with about equal numbers of records; each record is in exactly one of them.
@@ -175,29 +183,36 @@ class LmdbReader(DataSourceReader):
     @contextmanager
     def _opened(self) -> Iterator[tuple[PageFile, Tree]]:
         """The open file and the tree to read; what goes wrong while it is open is an InvalidInputError."""
-        if not os.path.isfile(self.file):
+        local = self.file
+        if not os.path.isfile(local):
             raise InvalidInputError(
                 f"There is no LMDB database at {self.path}: expected a folder with data.mdb, or a file."
             )
         try:
-            with open_pages(self.file) as file:
-                yield file, file.main if self.database is None else self._chosen(file)
+            with open_pages(local) as file:
+                yield file, file.main if self.database is None else self._chosen(file, local)
         except NamedDatabase:
             raise InvalidInputError(
-                f"{self.file} has named databases: choose one of {_names(self.file)} with the option database."
+                f"{self._named(local)} has named databases: choose one of {_names(local)} with the option database."
             ) from None
         except Malformed as error:
-            raise InvalidInputError(f"{self.file} {error}.") from error
+            raise InvalidInputError(f"{self._named(local)} {error}.") from error
         except OSError as error:
-            raise InvalidInputError(f"{self.file} is not a readable LMDB database: {error.strerror}.") from error
+            raise InvalidInputError(
+                f"{self._named(local)} is not a readable LMDB database: {error.strerror}."
+            ) from error
 
-    def _chosen(self, file: PageFile) -> Tree:
+    def _named(self, local: str) -> str:
+        """The file as messages name it: not by the path of a copy."""
+        return local if local_path(self.path) is not None else self.path
+
+    def _chosen(self, file: PageFile, local: str) -> Tree:
         for name, tree in file.databases():
             if name == str(self.database).encode():
                 return tree
-        names = _names(self.file)
+        names = _names(local)
         raise InvalidInputError(
-            f"Option database: {self.file} has no database {self.database!r}. "
+            f"Option database: {self._named(local)} has no database {self.database!r}. "
             + (f"Choose one of {names}." if names else "It has no named ones: leave the option out.")
         )
 
@@ -284,12 +299,19 @@ def _positive_int(options: Mapping[str, str], name: str) -> int | None:
 
 def _path(options: Mapping[str, str]) -> str:
     path = options.get("path", "")
-    found = local_path(path) if path else None
+    if not path:
+        raise InvalidInputError(f"Expected the path of an LMDB database, received {path!r}.")
+    found, default = local_path(path), default_filesystem()
     if found is None:
+        return path
+    if not default or path.startswith("file:"):
+        return os.path.abspath(found)  # executors may have another working directory
+    if not path.startswith("/"):
         raise InvalidInputError(
-            f"Expected the path of an LMDB database on a file system of this machine, received {path!r}."
+            f"{path!r} is a relative path on {default} (fs.defaultFS): expected an absolute one, such as "
+            f"{default}/user/NAME/{path}, or file://{os.path.abspath(path)} for this machine."
         )
-    return os.path.abspath(found)  # executors may have another working directory
+    return default + path
 
 
 def _names(path: str) -> list[str]:

@@ -253,7 +253,6 @@ def test_a_value_that_is_no_datum(read, tmp_path):
         ({"path": "x", "numPartitions": "two"}, "received 'two'"),
         ({"path": "x", "values": "caffe"}, "Option values: expected one of datum, raw, received 'caffe'"),
         ({}, "Expected the path of an LMDB database"),
-        ({"path": "hdfs://host/x"}, "on a file system of this machine, received 'hdfs://host/x'"),
     ],
 )
 def test_options_that_can_not_be(options, message):

@@ -144,6 +144,23 @@ def test_a_store_that_stays_away_is_given_up_and_nothing_is_lost(store, waits):
     assert CheckpointStore(config, []).newest().epoch == 1
 
 
+def test_a_client_that_has_tried_for_long_is_not_asked_again(waits, monkeypatch):
+    def fail():
+        raise ConnectionError("away")
+
+    times = iter([0, stores.LONGEST + 1])
+    monkeypatch.setattr(stores.time, "monotonic", lambda: next(times))
+    with pytest.raises(ConnectionError):
+        stores.retried(fail)
+    assert not waits
+
+
+def test_an_object_store_gets_no_folders(waits):
+    ObjectStore.reset()
+    stores.make_folder(ObjectStore(), "/bucket-of-a-typo/x")
+    assert not ObjectStore().exists("/bucket-of-a-typo")
+
+
 def test_what_a_store_denies_is_not_tried_again(store, waits):
     store.failures = [PermissionError("read-only")]
     with pytest.raises(InvalidInputError, match=r"Param checkpointDir: .* can't be used: PermissionError: read-only"):

@@ -1,0 +1,61 @@
+"""Copies of files on HDFS and object stores for readers that need a local disk, one on each executor (driver, task)."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import xml.etree.ElementTree as ElementTree
+from functools import partial
+from pathlib import Path
+
+from cos_ml.errors import InvalidInputError
+from cos_ml.paths import local_path
+from cos_ml.stores import open_filesystem, retried
+
+__all__ = ["default_filesystem", "local_copy"]
+
+
+def default_filesystem() -> str:
+    """``fs.defaultFS`` by HADOOP_CONF_DIR; "" for the local one. For processes of Spark's that have no session."""
+    folder = os.environ.get("HADOOP_CONF_DIR") or os.environ.get("YARN_CONF_DIR") or ""
+    file = Path(folder, "core-site.xml")
+    if not folder or not file.is_file():
+        return ""
+    properties = ElementTree.parse(file).getroot().iter("property")
+    found = {one.findtext("name", "").strip(): one.findtext("value", "").strip() for one in properties}
+    url = found.get("fs.defaultFS") or found.get("fs.default.name") or ""
+    return "" if url.startswith("file:") else url.rstrip("/")
+
+
+def local_copy(url: str, name: str) -> str:
+    """The path of a copy of a file, which the first task of an executor makes; it ends with the executor.
+
+    Args:
+        url: the file, or a folder that contains it.
+        name: the name of the file in a folder.
+
+    Raises:
+        InvalidInputError: there is no such file, or this is no process of Spark's.
+    """
+    parent = next((one for one in os.environ.get("SPARK_LOCAL_DIRS", "").split(",") if os.path.isdir(one)), None)
+    if parent is None:
+        raise InvalidInputError(f"{url} is read by Spark only: expected a file on this machine, such as a copy of it.")
+    filesystem, path = open_filesystem(url)
+    if retried(partial(filesystem.isdir, path)):
+        path, url = f"{path.rstrip('/')}/{name}", f"{url.rstrip('/')}/{name}"
+    try:
+        info = retried(partial(filesystem.info, path))
+    except FileNotFoundError as error:
+        raise InvalidInputError(
+            f"There is no file {name} at {url}. A folder of this machine is file://{local_path(path) or path}."
+        ) from error
+    version = [url, *(str(info.get(one)) for one in ("size", "mtime", "modification_time", "LastModified", "ETag"))]
+    copy = Path(parent, f"cos_ml-{hashlib.sha256(repr(version).encode()).hexdigest()[:24]}")
+    with open(f"{copy}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other tasks wait for the copy
+        if not copy.exists():
+            unfinished = f"{copy}.part"
+            retried(partial(filesystem.get_file, path, unfinished))
+            os.replace(unfinished, copy)
+    return str(copy)
