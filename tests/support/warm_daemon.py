@@ -8,11 +8,12 @@ TensorFlow imported. See ``tests/support/sessions.py``.
 from __future__ import annotations
 
 import os
+import sys
 
 RANKS = "COS_ML_TEST_RANKS"
 
 if __name__ == "__main__":
-    if RANKS in os.environ:
+    if RANKS in os.environ and "pyspark.worker" in sys.argv:  # the workers of data sources have daemons of their own
         port = os.dup(1)  # where the daemon writes its port, and nothing else may be written
         os.dup2(2, 1)
         from tests.support import forks
