@@ -39,8 +39,21 @@ def run_task(
         job: the job, without its networks.
         networks: the job's networks, as tasks read them.
         ranks: the number of ranks.
-        batches: the partition's rows.
+        batches: the partition's rows. They are read to the end even if the task fails before: Spark might not receive
+            the error from a worker that ends while Spark still sends rows.
     """
+    rows = iter(batches)
+    try:
+        yield from _run(job, networks, ranks, rows)
+    except Exception:
+        _use_up(rows)
+        raise
+
+
+def _run(
+    job: Job, networks: Sequence[Archive], ranks: int, batches: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    """See ``run_task``."""
     spare_archives()
     context = BarrierTaskContext.get()
     hosts = [info.address.rsplit(":", 1)[0] for info in context.getTaskInfos()]
@@ -70,8 +83,20 @@ def run_task(
             yield pa.RecordBatch.from_arrays([rank, *batch.columns], ["rank", *batch.schema.names])
 
 
-def _fill(spool: Spool, batches: Iterable[pa.RecordBatch]) -> str:
+def _use_up(rows: Iterator[pa.RecordBatch]) -> None:
+    with contextlib.suppress(Exception):  # there is an error already
+        for _ in rows:
+            pass
+
+
+def _fill(spool: Spool, batches: Iterator[pa.RecordBatch]) -> str:
     """Spool the partition; returns the error that no retry would fix, or ""."""
+    error = _spooled(spool, batches)
+    _use_up(batches)
+    return error
+
+
+def _spooled(spool: Spool, batches: Iterator[pa.RecordBatch]) -> str:
     try:
         spool.fill(batches)
     except InvalidInputError as error:
