@@ -131,7 +131,7 @@ def test_ranks_that_need_more_than_their_container_has(hadoop):
     assert "PROBLEM  memory" in found["explain"]
     assert "An executor's ranks (2) need about" in found["explain"]
     assert "(spark.executor.memoryOverhead=384m). YARN kills containers that use more" in found["explain"]
-    assert "running beyond physical memory limits" in found["error"].lower()
+    assert "exceeding physical memory limits" in found["error"]
 
 
 def test_the_check(hadoop):
