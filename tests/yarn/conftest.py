@@ -44,7 +44,7 @@ class Hadoop:
 
     def containers(self, application: str) -> list[Path]:
         """The folders of the logs of an application's containers; that of its master, or driver, is the first."""
-        return sorted(self.folder.glob(f"yarn/**/{application}/container_*"), key=lambda path: path.name)
+        return sorted(self.folder.glob(f"yarn/**/*logDir*/{application}/container_*"), key=lambda path: path.name)
 
     def submit(self, *arguments: str, mode: str = "client", **settings: str) -> subprocess.CompletedProcess[str]:
         """Run ``spark-submit``, as a user does."""

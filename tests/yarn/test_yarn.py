@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import sysconfig
@@ -98,7 +99,7 @@ def test_cluster_mode_scores_it_with_an_environment_that_comes_from_hdfs(hadoop,
         **settings, **{"spark.driver.memoryOverhead": "2g", "spark.executorEnv.PYTHONPATH": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    (name,) = {word for word in done.stderr.split() if word.startswith("application_")} - {application(spark)}
+    (name,) = set(re.findall(r"application_\d+_\d+", done.stderr))
     found = found_in((hadoop.containers(name)[0] / "stdout").read_text())
     assert found["scores"] == pipeline[1]
     assert found["ranks"] == 2
