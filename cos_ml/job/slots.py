@@ -103,9 +103,10 @@ def _time_limit(spark: SparkSession, ranks: int, slots: int, executors: int | No
     """Seconds to wait for more slots than these; 0 where no more will come."""
     if _is_fixed(spark):
         return 0.0
-    complete = request and None not in (executors, request.executors) and executors >= request.executors
-    if request and (request.slots < ranks or complete):
+    if request and request.slots < ranks:
         return 0.0
+    if request and request.executors and executors is not None and executors >= request.executors:
+        return 0.0  # all are there, but they run fewer tasks, such as those with a GPU
     return _timeout(spark.conf, request or not slots)
 
 
