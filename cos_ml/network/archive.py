@@ -40,6 +40,7 @@ from cos_ml.network.structure import (
     integer_inputs,
     is_functional,
     output_structure,
+    paired_inputs,
     required_arguments,
 )
 from cos_ml.network.traits import Traits, find_traits
@@ -73,6 +74,7 @@ class Tensor:
         below: the number of rows of the Embedding that takes an input as indices; None where there is none, or it is
             unknown.
         padding: the number that pads rows of an input whatever the Param says: an EmbeddingBag skips -1.
+        values: the place of the input that an EmbeddingBag takes as the values of these indices; None for no such one.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Tensor:
     key: str | None = None
     below: int | None = field(default=None, compare=False)  # it follows from the network
     padding: float | None = field(default=None, compare=False)
+    values: int | None = field(default=None, compare=False)
 
     @property
     def units(self) -> int | None:
@@ -414,8 +417,11 @@ def _inputs(model: Any, loaded: Any) -> tuple[Tensor, ...]:
     """The inputs of a model; where a class of its own was built with shapes alone, its use of them tells integers."""
     found = tuple(_tensor(tensor) for tensor in input_tensors(model))
     if is_functional(model):
-        indices = zip(found, embedded_below(model), strict=True)
-        return tuple(replace(one, below=below, padding=-1.0 if skips else None) for one, (below, skips) in indices)
+        values = paired_inputs(model)
+        return tuple(
+            replace(one, below=below, padding=-1.0 if skips else None, values=values.get(place))
+            for place, (one, (below, skips)) in enumerate(zip(found, embedded_below(model), strict=True))
+        )
     if not has_call(model) or {one.dtype for one in found} - {"float32", "float64"}:
         return found
     kinds = integer_inputs(loaded, input_tensors(model))

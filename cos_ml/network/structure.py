@@ -26,6 +26,7 @@ __all__ = [
     "is_masked",
     "output_structure",
     "output_tensors",
+    "paired_inputs",
     "required_arguments",
 ]
 
@@ -171,6 +172,25 @@ def embedded_below(model: Any) -> list[tuple[int | None, bool]]:
                     below, all_skip = found.get(id(tensor), (limit, skips))
                     found[id(tensor)] = min(limit, below), skips and all_skip
     return [found.get(id(tensor), (None, False)) for tensor in model.inputs]
+
+
+def paired_inputs(model: Any) -> dict[int, int]:
+    """Which inputs of a functional model an EmbeddingBag takes as indices, and which as the values of these."""
+    from cos_ml.layers import EmbeddingBag
+
+    places = {id(tensor): place for place, tensor in enumerate(model.inputs)}
+    found: dict[int, int] = {}
+    for layer in model.layers:
+        inner = {0: 1} if isinstance(layer, EmbeddingBag) else {}
+        if is_functional(layer):
+            inner = paired_inputs(layer)
+        for tensors in inputs_of_calls(layer):
+            given = [places.get(id(tensor)) for tensor in tensors]
+            for indices, values in inner.items():
+                one, other = (given[place] if place < len(given) else None for place in (indices, values))
+                if one is not None and other is not None:
+                    found[one] = other
+    return found
 
 
 def integer_inputs(model: Any, tensors: Sequence[Any]) -> list[str | None]:

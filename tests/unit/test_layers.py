@@ -200,6 +200,17 @@ def test_only_inputs_that_hold_the_same_entries_are_as_long():
     assert [[column.paired for column in input_columns(network, one)] for one in names] == [["x1", "x0", ""], [""] * 3]
 
 
+def test_inputs_of_free_names_that_an_embedding_bag_takes_together_are_as_long():
+    ids, weights, other = keras.Input((None,), dtype="int32"), keras.Input((None,)), keras.Input((None,))
+    bag = keras.Model([weights, ids], EmbeddingBag(9, 2)([ids, weights]))  # of another order
+    nested = keras.Model([ids, other, weights], [bag([weights, ids]), keras.layers.Identity()(other)])
+    for model, expected in ((bag, ["x1", "x0"]), (nested, ["x2", "", "x0"])):
+        network = Network.of(model)
+        network = Network.from_facts(network.facts(), network.archive)
+        columns = input_columns(network, ["a", "b", "c"][: len(expected)])
+        assert [column.paired for column in columns] == expected
+
+
 def test_a_row_of_a_million_takes_what_its_entries_take(spool):
     indices = pa.array([[5, 2**20 - 1, 7]] * 1000, pa.list_(pa.int32()))
     values = pa.array([[1.0, 2.0, 3.0]] * 1000, pa.list_(pa.float32()))
