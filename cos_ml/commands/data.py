@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from cos_ml.commands.settings import split
 from cos_ml.data.names import quoted
-from cos_ml.errors import InvalidInputError
+from cos_ml.data.table_formats import check_no_table
+from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.paths import literal, local_path, qualified
 
 if TYPE_CHECKING:
@@ -80,9 +81,20 @@ def _load(spark: SparkSession, kind: str, path: str, options: dict[str, Any]) ->
         return spark.read.format(kind).options(**options).load(f"file://{found}" if found.startswith("/") else found)
     if kind == "csv":
         options = {"header": "true", "inferSchema": "true"} | options
+    if kind in ("parquet", "orc"):
+        _check_no_table(qualified(spark, path))
     found = local_path(path)
     is_file = found is not None and Path(found).exists()
     return spark.read.format(kind).options(**options).load(literal(path) if is_file and kind != "delta" else path)
+
+
+def _check_no_table(url: str) -> None:
+    try:
+        check_no_table(url)
+    except InvalidInputError:
+        raise
+    except (SetupError, ImportError, ValueError):  # Spark may open what fsspec can't
+        pass
 
 
 def _check_no_options(kind: str, options: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import StructType
 
-__all__ = ["IN_ROW_GROUP", "ShardSpool", "Shards", "Stored", "check_no_table", "check_petastorm", "column_names",
+__all__ = ["IN_ROW_GROUP", "ShardSpool", "Shards", "Stored", "check_petastorm", "column_names",
            "decode_stored", "folder_values", "plan", "stored_frame", "validation_mask", "values_of"]  # fmt: skip
 
 IN_ROW_GROUP = " (Rows are counted from 0 within a row group.)"  # at the end of messages
@@ -141,11 +141,6 @@ def _find_files(urls: Sequence[str]) -> list[_File]:
             raise InvalidInputError(f"There are no Parquet files at {url}.")
         found += [_File(index, filesystem, path, folder_values(root, path)) for path in paths]
     return found
-
-
-def check_no_table(url: str) -> None:
-    """Raises InvalidInputError for a URL in a table of Delta, Iceberg or Hudi."""
-    check_plain_files(*open_filesystem(url))
 
 
 def _schema(files: Sequence[_File]) -> pa.Schema:

@@ -5,10 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from cos_ml.errors import InvalidInputError
+from cos_ml.stores import open_filesystem
 
-__all__ = ["check_plain_files"]
+__all__ = ["check_no_table", "check_plain_files"]
 
 PARENTS = 8  # folders above a path in which a table's log is looked for
+
+
+def check_no_table(url: str) -> None:
+    """``check_plain_files`` for a URL."""
+    check_plain_files(*open_filesystem(url))
 
 
 def check_plain_files(filesystem: Any, path: str) -> None:

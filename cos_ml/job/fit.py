@@ -18,6 +18,7 @@ from cos_ml import gpus, spark_internals
 from cos_ml.data import parquet
 from cos_ml.data.names import resolve
 from cos_ml.data.parquet_cache import parquet_cache
+from cos_ml.data.table_formats import check_no_table
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.job import barrier, containers, preflight, rank_server
 from cos_ml.job.messages import Job, Outcome
@@ -209,7 +210,7 @@ def _cached(rows: DataFrame, specs: Sequence[TrainSpec], options: FitOptions) ->
         parquet.check_petastorm()
     if options.cache_dir is None:
         raise InvalidInputError(f'Param cacheDir is not set, but feed="{options.feed}" writes the rows there.')
-    parquet.check_no_table(options.cache_dir)
+    check_no_table(options.cache_dir)
     spec, configs = specs[0], [one.checkpoint for one in specs if one.checkpoint]
     # Within an epoch a training resumes only with its rows in the same order.
     ordered = any(config.steps is not None for config in configs)

@@ -68,7 +68,7 @@ class ParquetReader:
             try:
                 for index in order:
                     waiting.append(pool.submit(self._converted, int(index), fields, size, convert))
-                    if len(waiting) > ahead:
+                    if len(waiting) >= ahead:
                         yield from waiting.popleft().result()
                 while waiting:
                     yield from waiting.popleft().result()

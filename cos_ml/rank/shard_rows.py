@@ -12,7 +12,7 @@ import numpy as np
 
 from cos_ml.data.columns import Column, RowError, match_lengths, renumber
 from cos_ml.data.parquet import IN_ROW_GROUP, Shards, decode_stored, validation_mask, values_of
-from cos_ml.data.ragged import Ragged, cut
+from cos_ml.data.ragged import Ragged, cut, offsets_of
 from cos_ml.data.spool import Batch, lengths_of_step, longest_by_step, raise_on_invalid, row_keys, validates
 from cos_ml.errors import InvalidInputError
 from cos_ml.spec import TrainSpec
@@ -20,6 +20,7 @@ from cos_ml.spec import TrainSpec
 __all__ = ["ShardPass", "ShardRows", "reader_of"]
 
 WINDOW = 64 << 20  # bytes of rows that are shuffled together
+PIECE = 8 << 20  # bytes of them that are copied together
 MARKS = Column("v", "v", dtype="bool")
 Arrays = dict[str, np.ndarray | Ragged]  # by field
 
@@ -85,20 +86,20 @@ class ShardRows:
         return ShardPass(self, shuffle, int(np.random.SeedSequence(seed).generate_state(1)[0]) | 1)
 
     def windows(self, columns: tuple[Column, ...], seed: int, shuffle: bool) -> Iterator[Arrays]:
-        """The rows of about WINDOW bytes at a time, by field; the order does not depend on ``columns``."""
+        """The rows by field, shuffled within about WINDOW bytes; the order does not depend on ``columns``."""
         random = np.random.default_rng(seed) if shuffle else None
         fixed = [array for array in self.arrays.values() if not isinstance(array, Ragged)]
         row = self.shards.varying_bytes + sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in fixed)
         held: list[Arrays] = []
-        count = 0
+        count, size = 0, max(1, PIECE // max(row, 1))
         for arrays in self._pieces(columns, seed, shuffle, row):
             held.append(arrays)
             count += _length(arrays)
             if count * row >= WINDOW:
-                yield shuffled(held, count, random)
+                yield from shuffled(held, count, random, size)
                 held, count = [], 0
         if count:
-            yield shuffled(held, count, random)
+            yield from shuffled(held, count, random, size)
 
     def _pieces(self, columns: tuple[Column, ...], seed: int, shuffle: bool, row_bytes: int) -> Iterator[Arrays]:
         """The row groups one by one or in pieces, decoded and checked."""
@@ -211,24 +212,28 @@ def _concatenated(parts: Sequence[Any]) -> Any:
     return Ragged.join(parts) if isinstance(parts[0], Ragged) else np.concatenate(parts)
 
 
-def shuffled(held: list[Arrays], count: int, random: np.random.Generator | None) -> Arrays:
-    """Join row groups with ``count`` rows, in a random order; without ``random``, in their own order."""
+def shuffled(held: list[Arrays], count: int, random: np.random.Generator | None, size: int) -> Iterator[Arrays]:
+    """The ``count`` rows of ``held`` in a random order, ``size`` at a time; without ``random``, in their own order."""
     order = np.arange(count) if random is None else random.permutation(count)
-    places = np.argsort(order)
+    starts = offsets_of(np.array([_length(arrays) for arrays in held]))
     joined = {
-        field: _concatenated([arrays[field] for arrays in held])[order]
-        if isinstance(array, Ragged)
-        else np.empty((count, *array.shape[1:]), np.result_type(*(arrays[field].dtype for arrays in held)))
+        field: Ragged.join([arrays[field] for arrays in held])  # type: ignore[misc]
         for field, array in held[0].items()
+        if isinstance(array, Ragged)
     }
-    start = 0
-    for arrays in held:  # copies each row only once, to its final place
-        stop = start + _length(arrays)
-        for field, array in arrays.items():
-            if not isinstance(array, Ragged):
-                joined[field][places[start:stop]] = array
-        start = stop
-    return joined
+    for begin in range(0, count, size):  # a copy of all of them would double the memory
+        chosen = order[begin : begin + size]
+        owners = np.searchsorted(starts, chosen, side="right") - 1
+        found: Arrays = {field: rows[chosen] for field, rows in joined.items()}
+        for field, array in held[0].items():
+            if field not in joined:
+                dtype = np.result_type(*(arrays[field].dtype for arrays in held))
+                found[field] = np.empty((len(chosen), *array.shape[1:]), dtype)
+        for owner in np.unique(owners):
+            places = np.flatnonzero(owners == owner)
+            for field in held[0].keys() - joined:
+                found[field][places] = held[owner][field][chosen[places] - starts[owner]]  # type: ignore[index]
+        yield {field: found[field] for field in held[0]}
 
 
 def _batches(windows: Iterator[Arrays], size: int) -> Iterator[Arrays]:

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 import cos_ml
 from cos_ml.data.names import fold
+from cos_ml.data.table_formats import check_no_table
 from cos_ml.errors import InvalidInputError
 from cos_ml.paths import as_string
 
@@ -319,6 +320,7 @@ def _listed(labels: str | Path) -> list[tuple[str, int]]:
 
 
 def _parquet(source: str) -> ds.Dataset:
+    check_no_table(os.path.abspath(source))
     try:
         dataset = ds.dataset(source, format="parquet", partitioning="hive")
         dataset.count_rows()  # opens every file

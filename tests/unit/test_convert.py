@@ -196,6 +196,12 @@ def test_what_is_no_parquet(tmp_path):
             convert.parquet_to_lmdb(str(tmp_path / source), str(tmp_path / "out"))
 
 
+def test_the_folder_of_a_table_is_refused(tmp_path):
+    (tmp_path / "table" / "_delta_log").mkdir(parents=True)
+    with pytest.raises(InvalidInputError, match="table of Delta Lake: its folder also has files of deleted"):
+        convert.parquet_to_lmdb(tmp_path / "table", tmp_path / "lmdb")
+
+
 def test_a_target_that_is_there_stays(database, tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(InvalidInputError, match="already exists"):

@@ -22,7 +22,6 @@ from cos_ml.rank import petastorm_reader, shard_rows
 from cos_ml.rank.shard_rows import ShardRows
 from cos_ml.spec import TrainSpec
 
-
 PETASTORM = ["petastorm"] if importlib.util.find_spec("petastorm") else []  # the "latest" stack has none
 
 
@@ -375,10 +374,11 @@ def test_strings_are_stored_as_they_came():
 def test_row_groups_of_several_types_become_one_that_holds_both():
     """One file may store whole numbers in a byte, and the next one may need more."""
     held = [{"x0": np.array([[1], [2]], np.uint8)}, {"x0": np.array([[1000]], np.int32)}]
-    mixed = shard_rows.shuffled(held, 3, None)["x0"]
+    (mixed,) = (arrays["x0"] for arrays in shard_rows.shuffled(held, 3, None, 3))
     assert mixed.tolist() == [[1], [2], [1000]]
-    shuffled = shard_rows.shuffled(held, 3, np.random.default_rng(0))["x0"]
-    assert shuffled.tolist() == mixed[np.random.default_rng(0).permutation(3)].tolist()
+    parts = [arrays["x0"] for arrays in shard_rows.shuffled(held, 3, np.random.default_rng(0), 2)]
+    assert [len(part) for part in parts] == [2, 1]
+    assert np.concatenate(parts).tolist() == mixed[np.random.default_rng(0).permutation(3)].tolist()
 
 
 @pytest.mark.parametrize("reader", PETASTORM, indirect=True)
