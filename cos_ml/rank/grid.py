@@ -33,10 +33,16 @@ class KeptTrainers:
 
     Args:
         specs: all candidates of the job.
+
+    Attributes:
+        order: the candidates' indices in the order in which to train them: one shape after the other, so that trainers
+            of one shape are kept at a time, however many networks the grid has.
     """
 
     def __init__(self, specs: list[TrainSpec]) -> None:
-        self._left = Counter(map(_shape, specs))
+        shapes = [_shape(spec) for spec in specs]
+        self.order = sorted(range(len(specs)), key=lambda index: shapes.index(shapes[index]))
+        self._left = Counter(shapes)
         self._kept: dict[tuple[Any, ...], tuple[DistributedTrainer, list[np.ndarray]]] = {}
 
     def take(self, spec: TrainSpec, feeds: dict[str, Feed]) -> DistributedTrainer | None:

@@ -77,7 +77,8 @@ def train(
     rows = open_rows(start, specs[0], context.tasks)
     results: dict[str, bytes] = {}
     kept = KeptTrainers(specs)
-    for index, spec in enumerate(specs):
+    for index in kept.order:
+        spec = specs[index]
         load = partial(_load, spec, archives) if index else loaded.pop
         try:
             context.candidate = {"candidate": index + 1, "candidates": len(specs)}
