@@ -26,8 +26,7 @@ def test_threads_files_and_processes_do_not_grow(spark, tmp_path):
 
     once()  # makes what stays: the connection to the JVM, the Python workers
     first = once()
-    for _ in range(2):  # what earlier tests have left may end meanwhile
-        assert all(now <= then for now, then in zip(once(), first, strict=True))
+    assert all(now <= then for now, then in zip(once(), first, strict=True))  # what earlier tests left may have ended
 
 
 def test_a_fit_of_rows_that_no_query_shuffles_is_one_job(spark):
