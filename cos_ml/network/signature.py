@@ -68,7 +68,8 @@ def _input(tensor: Tensor, name: str, field: str, padding: float, **options: Any
 
 def _pairs(network: Network, names: list[str]) -> dict[int, int]:
     """The inputs that hold the indices and the values of the same entries, by their places: each one's other."""
-    pairs = [(place, tensor.values) for place, tensor in enumerate(network.inputs) if tensor.values is not None]
+    held = {place: tensor.values for place, tensor in enumerate(network.inputs)}
+    pairs: list[tuple[int, ...]] = [(place, values) for place, values in held.items() if values is not None]
     pairs += [places for places in vector_inputs(network).values() if len(places) > 1]
     places = {tuple(fold(name).rpartition(".")): place for place, name in enumerate(names)}
     for whole, dot, part in places:
