@@ -23,6 +23,8 @@ PLAIN = ("keras.src.layers.", "keras.src.models.", "cos_ml.layers")  # modules o
 
 def shared_config(archive: bytes) -> str:
     """The configuration of a network; empty if its archive has more than that and values of variables."""
+    if not zipfile.is_zipfile(io.BytesIO(archive)):
+        return ""  # damage, which load_model explains
     with zipfile.ZipFile(io.BytesIO(archive)) as file:
         has_assets = any(name.startswith("assets") for name in file.namelist())
     return "" if has_assets or has_state(archive) else json.dumps(untrusted.config_of(archive), sort_keys=True)

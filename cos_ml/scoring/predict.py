@@ -331,7 +331,7 @@ class _Kept:
 
 networks: OrderedDict[tuple[str, tuple[str, ...]], _Kept] = OrderedDict()  # of this Python worker
 _replaced: set[tuple[str, tuple[str, ...]]] = set()  # the networks that gave theirs to another one
-_loading = threading.Lock()
+_loading = threading.RLock()  # a generator that is dropped may end anywhere, also while this thread holds it
 
 
 @contextlib.contextmanager

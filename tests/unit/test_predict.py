@@ -8,7 +8,7 @@ import pytest
 
 from cos_ml.data.columns import Column
 from cos_ml.data.pandas_internals import arrow_column, run_arrow
-from cos_ml.errors import InvalidInputError
+from cos_ml.errors import InvalidInputError, SavedModelError
 from cos_ml.network.archive import Network, load_model
 from cos_ml.network.forward import ForwardPass, traced
 from cos_ml.network.keras_import import import_keras
@@ -321,6 +321,18 @@ def test_constants_made_from_variables_are_not_shared(numbers, loads):
         (frame,) = scored(scorer_of(model, kind="number", wanted=["prediction"]), series(rows))
         assert np.allclose(frame.prediction.astype(float), model(rows).numpy()[:, 0], atol=1e-5)
     assert len(loads) == 2
+
+
+def test_a_damaged_network_is_no_other_networks_loss(classifier, numbers, loads):
+    """What it would have taken over is dropped, and loaded again."""
+    rows, good = series(numbers(2, 4)), scorer_of(classifier)
+    (before,) = scored(good, rows)
+    middle = good.archive.index(b"model.weights.h5") + 100
+    torn = good.archive[:middle] + bytes(8000) + good.archive[middle + 8000 :]
+    for archive, message in ((b"no archive", "not a .keras archive"), (torn, "does not load")):
+        with pytest.raises(SavedModelError, match=message):
+            scored(dataclasses.replace(good, archive=archive, digest=message), rows)
+    assert scored(good, rows)[0].equals(before)
 
 
 def test_few_networks_are_kept(monkeypatch, classifier, numbers):
