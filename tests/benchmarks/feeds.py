@@ -1,11 +1,13 @@
-"""How fast rows reach two ranks by either feed: ``python -m tests.benchmarks.feeds ROWS RESULT``.
+"""How fast rows reach two ranks by each feed: ``python -m tests.benchmarks.feeds ROWS RESULT``.
 
-The Arrow feed from a cached DataFrame to memory-mapped rows, a Spark job with all that belongs to one; the petastorm
-feed from the Parquet files to the batches of one pass, by the clock of the ranks, for Spark has no part in it.
+The Arrow feed from a cached DataFrame to memory-mapped rows, a Spark job with all that belongs to one; the feeds by
+Parquet files from these to the batches of one pass, by the clock of the ranks, for Spark has no part in it. Peaks
+of memory: ``tests.benchmarks.memory``.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import sys
@@ -44,10 +46,12 @@ def main(folder: str, result: str) -> None:
             "arrow, rows move": _rows_per_second(lambda: moved.mapInArrow(_spooled, SCHEMA), of_job),
             "arrow, rows stay": _rows_per_second(lambda: stay.mapInArrow(_spooled, SCHEMA), of_job),
         }
-    shards = plan(folder, SPEC, NAMES, data.RANKS)
     ranks = spark.range(data.RANKS, numPartitions=data.RANKS)
-    read = _rows_per_second(lambda: ranks.mapInArrow(partial(_shard, shards), SCHEMA), of_ranks)
-    data.report(result, arrow | {"petastorm": read})
+    stored = {}
+    for reader in ("parquet", *(["petastorm"] if importlib.util.find_spec("petastorm") else [])):
+        shards = plan(folder, SPEC, NAMES, data.RANKS, reader=reader)
+        stored[reader] = _rows_per_second(lambda: ranks.mapInArrow(partial(_shard, shards), SCHEMA), of_ranks)  # noqa: B023
+    data.report(result, arrow | stored)
 
 
 def of_job(job: float, ranks: list[Any]) -> float:

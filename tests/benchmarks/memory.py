@@ -1,6 +1,6 @@
 """The peak of every process of a fit to many rows: ``python -m tests.benchmarks.memory [GB [RESULT]]``.
 
-Rows of 784 float32 in Parquet files, 2 ranks, both feeds and ``fitParquet``; Spark's JVM has a heap of 512 MB. It takes
+Rows of 784 float32 in Parquet files, 2 ranks, all feeds and ``fitParquet``; Spark's JVM has a heap of 512 MB. It takes
 about three times the size of the data as disk, in the folder for temporary files.
 """
 
@@ -53,6 +53,7 @@ def main(gigabytes: str = "4", result: str = "") -> None:
         )
         fits: dict[str, Callable[[], Any]] = {
             'feed="arrow"': lambda: estimator.fit(stored),
+            'feed="parquet"': lambda: estimator.fit(stored, {estimator.feed: "parquet"}),
             'feed="petastorm"': lambda: estimator.fit(stored, {estimator.feed: "petastorm"}),
             "fitParquet": lambda: estimator.fitParquet(f"{folder}/rows"),
         }
