@@ -130,10 +130,10 @@ def test_a_step_with_state_that_is_unknown_is_traced_anew(grid, layer):
     modules = ("tests.support.layers",)
     specs = [spec_of(seed=seed, modules=modules, learning_rate=rate) for seed, rate in ((0, 0.5), (3, 0.1))]
     model = network(layer=layer())
-    alone_traced = grid(specs[:1], [model])[1]
+    (first,), alone_traced = grid(specs[:1], [model])
     together, traced = grid(specs, [model])
     assert traced == 2 * alone_traced
-    assert all(same(one, grid([spec], [model])[0][0]) for one, spec in zip(together, specs, strict=True))
+    assert all(map(same, together, [first, *grid(specs[1:], [model])[0]]))
 
 
 def test_shapes_take_turns(grid):
