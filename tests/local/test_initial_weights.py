@@ -66,8 +66,7 @@ def test_the_split_is_the_same_on_other_partitions_and_from_files(rows, fitted, 
     again = est.copy({est.numTrainWorkers: 1}).fit(sparse.repartition(5))
     assert again.summary.validationRows == validation
     assert est.copy({est.seed: 5}).fit(rows).summary.validationRows != validation
-    pytest.importorskip("petastorm")
-    cached = est.copy({est.feed: "petastorm", est.cacheDir: str(tmp_path / "cache")}).fit(rows)
+    cached = est.copy({est.feed: "parquet", est.cacheDir: str(tmp_path / "cache")}).fit(rows)
     rows.withColumn("features", vector_to_array("features")).write.parquet(str(tmp_path / "rows"))
     stored = est.fitParquet(tmp_path / "rows")
     assert [cached.summary.validationRows, stored.summary.validationRows] == [validation] * 2

@@ -173,14 +173,13 @@ def rows(spark):
 
 @pytest.mark.parametrize("name", ["a [x] {b,c} %20 ä+"])
 def test_checkpoints_and_the_other_feed(spark, network, rows, tmp_path, name):
-    pytest.importorskip("petastorm")
     fit = DeepNetEstimator(
         model=network, loss="mse", progress=False, shuffle=False, checkpointDir=tmp_path / f"c{name}"
     )
     expected = weights(fit.fit(rows))
     assert os.path.isfile(tmp_path / f"c{name}" / "fit.json")
     assert fit.fit(rows).summary.resumedAt != (0, 0)
-    cached = fit.copy({fit.feed: "petastorm", fit.cacheDir: tmp_path / f"p{name}"})
+    cached = fit.copy({fit.feed: "parquet", fit.cacheDir: tmp_path / f"p{name}"})
     cached.clear(cached.checkpointDir)
     assert np.allclose(weights(cached.fit(rows)), expected)
     assert os.listdir(tmp_path / f"p{name}") == []

@@ -61,10 +61,10 @@ def test_they_multiply_the_weight_column(df):
 
 
 @pytest.mark.parametrize("classes", ["balanced", {0: 0.2, 1: 2}])
-def test_the_petastorm_feed(df, tmp_path, classes):
-    petastorm = make(feed="petastorm", cacheDir=f"file://{tmp_path}/cache", classWeights=classes, numTrainWorkers=1)
+def test_the_feed_by_parquet_files(df, tmp_path, classes):
+    cached = make(feed="parquet", cacheDir=f"file://{tmp_path}/cache", classWeights=classes, numTrainWorkers=1)
     expected = make(classWeights=classes, numTrainWorkers=1).fit(df.coalesce(1))
-    assert_same_weights(petastorm.fit(df.coalesce(1)).toKeras(), expected.toKeras(), 1e-6)
+    assert_same_weights(cached.fit(df.coalesce(1)).toKeras(), expected.toKeras(), 1e-6)
 
 
 def test_fit_parquet(spark, rows, tmp_path):
