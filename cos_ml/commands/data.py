@@ -83,8 +83,8 @@ def _load(spark: SparkSession, kind: str, path: str, options: dict[str, Any]) ->
         options = {"header": "true", "inferSchema": "true"} | options
     if kind in ("parquet", "orc"):
         _check_no_table(qualified(spark, path))
-    found = local_path(path)
-    is_file = found is not None and Path(found).exists()
+    local = local_path(path)
+    is_file = local is not None and Path(local).exists()
     return spark.read.format(kind).options(**options).load(literal(path) if is_file and kind != "delta" else path)
 
 

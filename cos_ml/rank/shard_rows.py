@@ -228,7 +228,7 @@ def shuffled(held: list[Arrays], count: int, random: np.random.Generator | None,
         for field, array in held[0].items():
             if field not in joined:
                 dtype = np.result_type(*(arrays[field].dtype for arrays in held))
-                found[field] = np.empty((len(chosen), *array.shape[1:]), dtype)
+                found[field] = np.empty((len(chosen), *array.shape[1:]), dtype)  # type: ignore[arg-type]
         for owner in np.unique(owners):
             places = np.flatnonzero(owners == owner)
             for field in held[0].keys() - joined:
