@@ -15,7 +15,7 @@ class Ahead(Generic[T]):
     """A generator whose next item a thread prepares: it waits for Spark's rows and decodes them.
 
     The caller decides when that begins, so at most one item is ahead, and no item depends on which thread is faster.
-    The thread ends with the item that it is preparing when the block is left.
+    ``close`` ends the thread, which may be preparing an item that nobody needs.
 
     Args:
         items: the generator; ``start`` sends it a value.
@@ -25,9 +25,6 @@ class Ahead(Generic[T]):
         self._items = items
         self._thread = ThreadPoolExecutor(1, "cos_ml rows")
         self._next: Future[T] | None = None
-
-    def __enter__(self) -> Ahead[T]:
-        return self
 
     def start(self, value: Any = None) -> None:
         """Begin with the next item."""
@@ -43,5 +40,6 @@ class Ahead(Generic[T]):
         except StopIteration:
             return None
 
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)  # it may be waiting for rows that nobody needs
+    def close(self) -> None:
+        """Do without the items that are left; waits for none."""
+        self._thread.shutdown(wait=False, cancel_futures=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -140,7 +141,7 @@ def _sum_up(source: _Source, spec: str, totals: Totals, batches: Iterable[pa.Rec
     evaluator = _cached_evaluator(source, spec)
     evaluator.begin(totals)
     columns, fresh = None, not evaluator.step.known
-    with Ahead(_usable(evaluator.spec, batches)) as rows:
+    with closing(Ahead(_usable(evaluator.spec, batches))) as rows:
         rows.start()
         while (arrays := rows.result()) is not None:
             rows.start()

@@ -78,7 +78,7 @@ class Scorer:
 
 def score(scorer: Scorer, batches: Iterator[tuple[pa.Array, ...]]) -> Iterator[pa.StructArray]:
     """Score Arrow batches, in order: one row of ``scorer.fields`` for every row, in batches of a few MB."""
-    with in_use(scorer) as forward, Ahead(_decoded(scorer, batches)) as rows:
+    with in_use(scorer) as forward, contextlib.closing(Ahead(_decoded(scorer, batches))) as rows:
         forward.begin((scorer.seed, partition()))
         row_bytes, fresh = 0.0, not forward.shapes
         rows.start()

@@ -1,4 +1,5 @@
 import threading
+from contextlib import closing
 
 import pytest
 
@@ -26,7 +27,7 @@ def test_the_next_item_is_made_while_the_caller_works():
             event.set()
             yield number
 
-    with Ahead(items()) as ahead:
+    with closing(Ahead(items())) as ahead:
         ahead.start()
         assert ahead.result() == 0
         ahead.start()
@@ -42,7 +43,7 @@ def test_an_item_gets_what_it_was_started_with():
         while sent != "end":
             sent = yield sent, threading.current_thread() is threading.main_thread()
 
-    with Ahead(items()) as ahead:
+    with closing(Ahead(items())) as ahead:
         found = []
         for value in (None, "a", "b", "end"):
             ahead.start(value)
@@ -56,7 +57,7 @@ def test_an_error_comes_with_its_item():
         yield 1
         raise ValueError("row 7")
 
-    with Ahead(items()) as ahead:
+    with closing(Ahead(items())) as ahead:
         ahead.start()
         assert ahead.result() == 1
         ahead.start()
@@ -73,7 +74,7 @@ def test_nobody_waits_for_rows_that_nobody_needs():
         comes.wait(TIMEOUT)
         yield 2
 
-    with Ahead(items()) as ahead:
+    with closing(Ahead(items())) as ahead:
         ahead.start()
         assert ahead.result() == 1
         ahead.start()
