@@ -45,7 +45,7 @@ except cos_ml.errors.SetupError as error:
     ("hidden", "printed"),
     [
         (["pyspark.core", "py4j"], "mse"),  # what pyspark-client lacks
-        (["pyspark"], "PySpark is not installed: pip install \"cos-ml[cpu]\" or"),
+        (["pyspark"], 'PySpark is not installed: pip install "cos-ml[cpu]" or'),
     ],
 )
 def test_pyspark_may_be_that_of_connects_client(hidden, printed):
