@@ -102,8 +102,9 @@ class Shards:
 # ── driver ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def check_petastorm() -> None:
-    """Raises SetupError if petastorm can't be imported."""
+def check_petastorm(urls: Sequence[str]) -> None:
+    """Raises InvalidInputError for URLs that petastorm can't read, and SetupError if it can't be imported."""
+    _check_petastorm_urls(urls)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # petastorm uses deprecated parts of pyarrow
@@ -204,8 +205,6 @@ def plan(
         InvalidInputError: there are no rows, or they do not fit the network; or petastorm can't read them.
     """
     roots = [urls] if isinstance(urls, str) else list(urls)
-    if reader == "petastorm":
-        _check_petastorm_urls(roots)
     files = _find_files(roots)
     with ThreadPoolExecutor(FOOTERS) as pool:
         groups = list(pool.map(lambda file: _read_footer(file, spec, names, reader), files))
@@ -335,9 +334,8 @@ def _file_url(path: str, url: str, filesystem: Any) -> str:
     return f"{scheme}://{host}{path}" if host and path.startswith("/") else filesystem.unstrip_protocol(path)
 
 
-def _check_petastorm_urls(roots: Sequence[str]) -> None:
-    """Raises InvalidInputError for what petastorm can't reach."""
-    for url in roots:
+def _check_petastorm_urls(urls: Sequence[str]) -> None:
+    for url in urls:
         if {"#", "?"} & set(url):
             raise InvalidInputError(
                 f'petastorm can\'t read paths with # or ?, received {url}. Rename the path, or use feed="parquet".'

@@ -97,7 +97,13 @@ def fit(
     rows = candidates[0].rows
     types = rows.schema.simpleString()
     specs = tuple(_completed(one, types, index) for one, index in zip(candidates, indices, strict=True))
-    shards = None if urls is None else _planned(urls, spec, _stored_names(dataset, spec, options.feed), options)
+    idle, shards, folder = rank_server.idle_timeout(spark.conf), None, ""
+    if urls is not None:
+        _check_reader(options, urls)
+        names = _stored_names(dataset, spec, options.feed)
+        shards = parquet.plan(urls, spec, names, options.ranks, reader=options.feed, copied=options.copied)
+    elif options.feed != "arrow":
+        folder = _cache_folder(spark, options)
     if not spark_internals.is_connect(spark):  # whose client may not reach what the executors do
         for config in filter(None, (one.checkpoint for one in specs)):
             acquire(config)
@@ -105,16 +111,15 @@ def fit(
     logger.info("Versions: %s", preflight.format_versions(versions))
     with contextlib.ExitStack() as stack:
         cache = None
-        if urls is None and options.feed != "arrow":
-            shards, cache = stack.enter_context(_cached(rows, specs, options))
+        if folder:
+            shards, cache = stack.enter_context(_cached(rows, specs, options, folder))
         if shards is None:
             logger.info("Feed: arrow")
         else:
             logger.info("Feed: %s; ranks read %s row groups, no rows move", shards.reader, shards.groups)
             rows = spark.range(options.ranks, numPartitions=options.ranks)  # ranks read files instead
         address = stack.enter_context(_progress_server(spark, options.progress))
-        idle = rank_server.idle_timeout(spark.conf)
-        for text in _container_problems(spark, spec, archives, options.ranks):
+        for text in _container_problems(spark, spec, archives, options.ranks, bool(idle)):
             logger.warning(text)
         logger.info("Ranks: %s, %s", options.ranks, "from rank servers" if idle else "each a new process (cold start)")
         outcome = barrier.run(rows, Job(FUNCTION, specs, archives, shards, address, versions, idle), options.ranks)
@@ -136,11 +141,12 @@ def check_horovod() -> None:
     importlib.import_module("cos_ml.job.rendezvous_server")  # raises where Horovod has changed
 
 
-def _container_problems(spark: SparkSession, spec: TrainSpec, archives: Sequence[bytes], ranks: int) -> list[str]:
-    """Why the cluster manager may kill executors during the fit; they are no errors, because needs are estimates."""
+def _container_problems(
+    spark: SparkSession, spec: TrainSpec, archives: Sequence[bytes], ranks: int, server: bool
+) -> list[str]:
+    """Why the cluster manager may kill executors during the fit: warnings, because needs are estimates."""
     need = preflight.estimate(spec, max(map(len, archives)))["memory"]
-    together = containers.ranks_together(spark.conf, ranks)
-    return containers.problems(spark.conf, need, together, bool(rank_server.idle_timeout(spark.conf)))
+    return containers.problems(spark.conf, need, containers.ranks_together(spark.conf, ranks), server)
 
 
 def _stored_names(dataset: DataFrame, spec: TrainSpec, feed: str) -> dict[str, parquet.Stored]:
@@ -174,16 +180,27 @@ def _archives(networks: Sequence[Network]) -> tuple[list[int], tuple[bytes, ...]
     return [list(archives).index(network.contents) for network in networks], tuple(archives.values())
 
 
-def _planned(
-    urls: str | Sequence[str], spec: TrainSpec, names: dict[str, Any], options: FitOptions,
-    digest: str | None = None, ordered: bool = False,
-) -> parquet.Shards:  # fmt: skip
-    """The shards of the ranks, by the reader that the options name."""
+def _cache_folder(spark: SparkSession, options: FitOptions) -> str:
+    """The folder to which a feed by Parquet files writes rows, as a URL that means the same everywhere.
+
+    Raises:
+        InvalidInputError: cacheDir is not set, is in a table, or is where the feed's reader can't read.
+        SetupError: the reader can't be imported.
+    """
+    if options.cache_dir is None:
+        raise InvalidInputError(f'Param cacheDir is not set, but feed="{options.feed}" writes the rows there.')
+    folder = qualified(spark, options.cache_dir)
+    check_no_table(folder)
+    _check_reader(options, [folder])
+    return folder
+
+
+def _check_reader(options: FitOptions, urls: Sequence[str]) -> None:
+    """Raises InvalidInputError or SetupError for what petastorm can't do."""
     if options.feed == "petastorm":
-        parquet.check_petastorm()
         if options.copied:
             raise InvalidInputError('Param cacheRows: petastorm keeps no copies of rows. Use feed="parquet".')
-    return parquet.plan(urls, spec, names, options.ranks, digest, ordered, options.feed, options.copied)
+        parquet.check_petastorm(urls)
 
 
 def _completed(candidate: Candidate, types: str, index: int) -> TrainSpec:
@@ -204,21 +221,17 @@ def _completed(candidate: Candidate, types: str, index: int) -> TrainSpec:
 
 
 @contextlib.contextmanager
-def _cached(rows: DataFrame, specs: Sequence[TrainSpec], options: FitOptions) -> Iterator[tuple[parquet.Shards, str]]:
-    """The rows as a Parquet dataset under cacheDir, for the length of a ``with`` block: its shards, and its URL."""
-    if options.feed == "petastorm":
-        parquet.check_petastorm()
-    if options.cache_dir is None:
-        raise InvalidInputError(f'Param cacheDir is not set, but feed="{options.feed}" writes the rows there.')
-    check_no_table(options.cache_dir)
+def _cached(
+    rows: DataFrame, specs: Sequence[TrainSpec], options: FitOptions, folder: str
+) -> Iterator[tuple[parquet.Shards, str]]:
+    """The rows as a Parquet dataset in ``folder``, for the length of a ``with`` block: its shards, and its URL."""
     spec, configs = specs[0], [one.checkpoint for one in specs if one.checkpoint]
     # Within an epoch a training resumes only with its rows in the same order.
     ordered = any(config.steps is not None for config in configs)
-    fields = [*(column.field for column in spec.stored), *(["v"] if spec.validation_fraction else [])]
-    folder = qualified(rows.sparkSession, options.cache_dir)
+    names = {column.field: column.field for column in spec.stored} | ({"v": "v"} if spec.validation_fraction else {})
     with parquet_cache(rows, spec, folder, options.keep_cache, ordered if configs else None) as stored:
         url, digest = stored
-        yield _planned(url, spec, {field: field for field in fields}, options, digest, ordered), url
+        yield parquet.plan(url, spec, names, options.ranks, digest, ordered, options.feed, options.copied), url
 
 
 @contextlib.contextmanager

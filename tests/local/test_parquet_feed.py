@@ -247,6 +247,11 @@ def test_what_petastorm_can_not_read_is_refused_before_the_job(spark, tmp_path, 
         est.fitParquet(f"local://{tmp_path / 'vectors'}")
     with pytest.raises(InvalidInputError, match=r"Param cacheRows: petastorm keeps no copies"):
         est.fitParquet(str(tmp_path / "vectors"), {est.cacheRows: "disk"})
+    with pytest.raises(InvalidInputError, match=r"Param cacheRows: petastorm keeps no copies"):
+        est.fit(df, {est.cacheRows: "disk", est.cacheDir: str(tmp_path / "cache")})
+    with pytest.raises(InvalidInputError, match=r"only paths of a local or mounted disk, received local://.*cache"):
+        est.fit(df, {est.cacheDir: f"local://{tmp_path}/cache"})
+    assert not (tmp_path / "cache").exists()
     monkeypatch.setitem(sys.modules, "petastorm.reader", None)
     with pytest.raises(SetupError, match=r'pip install "cos-ml\[petastorm\]".*pyarrow < 15'):
         est.fit(df)

@@ -18,6 +18,7 @@ from cos_ml.data.columns import Column
 from cos_ml.data.parquet import Shards, plan
 from cos_ml.data.parquet_cache import to_stored, usable_batches
 from cos_ml.errors import InvalidInputError, SetupError
+from cos_ml.job import fit
 from cos_ml.rank import petastorm_reader, shard_rows
 from cos_ml.rank.shard_rows import ShardRows
 from cos_ml.spec import TrainSpec
@@ -351,9 +352,17 @@ def test_files_without_a_column_that_petastorm_reads(tmp_path, columns, message)
 
 
 @pytest.mark.parametrize("reader", PETASTORM, indirect=True)
-def test_urls_that_petastorm_would_cut_off_are_refused(tmp_path):
+def test_urls_that_petastorm_would_cut_off_are_refused():
     with pytest.raises(InvalidInputError, match="can't read paths with #"):
-        plan(write(tmp_path / "run#1", [4]), SPEC, NAMES, 1)
+        parquet.check_petastorm(["/data", "/data/run#1"])
+
+
+def test_a_table_is_looked_for_where_spark_would_write(tmp_path, monkeypatch):
+    """fs.defaultFS may be elsewhere than the path without a scheme."""
+    (tmp_path / "_delta_log").mkdir()
+    monkeypatch.setattr(fit, "qualified", lambda spark, path: f"local://{tmp_path}{path}")
+    with pytest.raises(InvalidInputError, match="table of Delta Lake"):
+        fit._cache_folder(None, fit.FitOptions(1, "parquet", "/cache", False, False, False))
 
 
 def test_the_host_of_a_url_stays():
