@@ -62,7 +62,7 @@ def _as_plain(values: pa.Array) -> pa.Array:
 
 
 def plain(kind: pa.DataType, spark: bool = False) -> pa.DataType:
-    """A type without dictionaries, extensions and lists of a fixed size; in place of others that Spark lacks, too."""
+    """The type without dictionaries, extensions and fixed sizes; for ``spark``, without any type that Spark lacks."""
     if isinstance(kind, pa.BaseExtensionType):
         return plain(kind.storage_type, spark)
     if pa.types.is_dictionary(kind):
@@ -138,6 +138,8 @@ def _cast(numbers: pa.Array, dtype: str) -> pa.Array:
     target = pa.from_numpy_dtype(np.dtype(dtype))
     if numbers.type == target:
         return numbers
+    if pa.types.is_float16(numbers.type):  # pyarrow compares none, and older releases don't cast them
+        numbers = pa.array(numbers.to_numpy(zero_copy_only=False).astype(np.float32), mask=_nulls(numbers))
     if pa.types.is_decimal(numbers.type):
         if pa.types.is_integer(target):
             return numbers  # which decode converts without a loss of digits
@@ -154,7 +156,10 @@ def _cast(numbers: pa.Array, dtype: str) -> pa.Array:
         fits = pc.and_(pc.greater_equal(numbers, float(low)), pc.less(numbers, float(high + 1)))
         fits = pc.and_(fits, pc.equal(pc.floor(numbers), numbers))
     else:
-        numbers = numbers.cast(pa.int64())  # Spark's integers are signed
+        if pa.types.is_uint64(numbers.type):
+            small = pc.less_equal(numbers, pa.scalar(2**63 - 1, pa.uint64()))
+            numbers = pc.if_else(small, numbers, pa.scalar(None, pa.uint64()))
+        numbers = numbers.cast(pa.int64())
         fits = pc.and_(pc.greater_equal(numbers, low), pc.less_equal(numbers, min(high, 2**63 - 1)))
     return pc.if_else(fits, numbers, pa.scalar(None, numbers.type)).cast(target, safe=False)
 

@@ -7,7 +7,7 @@ import pytest
 
 from cos_ml.data.columns import Column
 from cos_ml.data.pandas_internals import run_arrow
-from cos_ml.data.raw_columns import convert_arguments
+from cos_ml.data.raw_columns import convert_arguments, stored_values
 from cos_ml.errors import InvalidInputError
 
 VECTORS = pa.array(
@@ -92,6 +92,22 @@ def test_nested_arrays_are_flattened():
 def test_numbers_become_those_of_the_network(dtype, values, expected):
     assert converted(pa.array(values), dtype).to_pylist() == expected
     assert converted(pa.array([values]), dtype).to_pylist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "expected"),
+    [
+        (pa.array([1, 2**64 - 1, None], pa.uint64()), "int32", [1, None, None]),
+        (pa.array([1, 2**64 - 1, None], pa.uint64()), "int64", [1, None, None]),
+        (pa.array([1, 2**64 - 1], pa.uint64()), "float64", [1.0, 2.0**64]),
+        (pa.array(np.float16([1, 1.5, np.nan])), "int32", [1, None, None]),
+        (pa.array([np.float16(1.5), None], pa.float16()), "float32", [1.5, None]),
+        (pa.array(np.float16([0, 1.5, np.inf])), "bool", [False, True, None]),
+    ],
+)
+def test_numbers_of_files_that_spark_does_not_have(values, dtype, expected):
+    found = stored_values([values, values], Column("x", "x0", (2,), dtype, parts=("a", "b")))
+    assert found.to_pylist() == [[one, one] for one in expected]
 
 
 def test_columns_are_joined():
