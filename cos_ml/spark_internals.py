@@ -111,7 +111,7 @@ def _stage(rdd: Any) -> Iterator[Any]:
 
 
 def evaluated_once(df: DataFrame, name: str, udf: Column) -> DataFrame | None:
-    """``df`` with the column ``name``, a pandas UDF that is computed once for each row, whatever follows.
+    """``df`` with the column ``name``, a UDF that is computed once for each row, whatever follows.
 
     Spark pushes a filter on a column below it, and then computes a UDF for the filter and for what passes it. So the
     plan has the operator that Spark's optimizer makes of a UDF, from the start: filters on its result stay above it,

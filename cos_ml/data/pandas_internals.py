@@ -1,6 +1,6 @@
 """Converts columns of a pandas UDF to Arrow arrays, and back without Python objects (scoring task side).
 
-Needed below Spark 4.1, which has no Arrow UDFs.
+Needed before Spark 4.1: earlier releases have no Arrow UDFs.
 
 Spark turns every row of an array column into a Python list, by ``Series.apply``, which takes longer than the network.
 A subclass of pandas's Series whose ``apply`` does nothing hands over Arrow arrays as they are. Where Spark or pandas no

@@ -22,7 +22,7 @@ PLAIN = ("keras.src.layers.", "keras.src.models.", "cos_ml.layers")  # modules o
 
 
 def shared_config(archive: bytes) -> str:
-    """The configuration of a network; empty if its archive has more than that and values of variables."""
+    """The configuration of a network; empty if its archive holds more than that and the values of variables."""
     if not zipfile.is_zipfile(io.BytesIO(archive)):
         return ""  # damage, which load_model explains
     with zipfile.ZipFile(io.BytesIO(archive)) as file:
@@ -31,10 +31,10 @@ def shared_config(archive: bytes) -> str:
 
 
 def depends_on_variables_alone(network: Any) -> bool:
-    """Whether all that a loaded network computes with is in its configuration and its variables.
+    """Whether a loaded network computes with nothing but its configuration and its variables.
 
-    The user's code may keep anything. Preprocessing layers make constants and tables when they are loaded, and layers
-    with state remember earlier rows.
+    Custom code may keep anything else. Preprocessing layers make constants and tables when they are loaded, and
+    stateful layers remember earlier rows.
     """
     return all(
         type(layer).__module__.startswith(PLAIN)

@@ -27,7 +27,7 @@ class Ahead(Generic[T]):
         self._next: Future[T] | None = None
 
     def start(self, value: Any = None) -> None:
-        """Begin with the next item."""
+        """Begin preparing the next item."""
         self._next = self._thread.submit(self._items.send, value)
 
     def result(self) -> T | None:

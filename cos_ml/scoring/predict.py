@@ -83,7 +83,7 @@ def score(scorer: Scorer, batches: Iterator[tuple[pa.Array, ...]]) -> Iterator[p
         row_bytes, fresh = 0.0, not forward.shapes
         rows.start()
         while (decoded := rows.result()) is not None:
-            is_ahead = row_bytes > 0
+            is_ahead = row_bytes > 0  # else it depends on these outputs how many rows come next
             if is_ahead:
                 rows.start(row_bytes)
             outputs = _forward(scorer, forward, decoded[0])
@@ -320,7 +320,7 @@ class _Kept:
 
     Attributes:
         forward: its forward pass.
-        config: its configuration, if all that differs in other networks with the same one are values of variables.
+        config: its configuration, if networks with the same one differ in the values of variables alone; else empty.
         users: the number of tasks that use it now.
     """
 
@@ -330,7 +330,7 @@ class _Kept:
 
 
 networks: OrderedDict[tuple[str, tuple[str, ...]], _Kept] = OrderedDict()  # of this Python worker
-_replaced: set[tuple[str, tuple[str, ...]]] = set()  # the networks that gave theirs to another one
+_replaced: set[tuple[str, tuple[str, ...]]] = set()  # the networks whose place another one has taken
 _loading = threading.RLock()  # a generator that is dropped may end anywhere, also while this thread holds it
 
 
@@ -338,8 +338,9 @@ _loading = threading.RLock()  # a generator that is dropped may end anywhere, al
 def in_use(scorer: Scorer) -> Iterator[ForwardPass]:
     """The network's forward pass, loaded by the first task of this Python worker and kept for later ones.
 
-    A new network of a configuration that is known, such as the next candidate of a grid, takes over one that no task
-    uses, with its graph, and is given its own weights. A network that comes back is loaded for itself.
+    A new network takes the place of a loaded one that has the same configuration and that no task uses, as do the
+    candidates of a grid: the graph stays, and is given the new weights. If the earlier network comes back, it is loaded
+    beside the new one, so that two in turns both stay.
     """
     python_worker.spare_archives()
     key = (scorer.digest, scorer.layers)

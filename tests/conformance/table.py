@@ -22,7 +22,7 @@ KINDS = (
     "architectures",
 )
 
-# What make test-conformance runs: each kind of case once; the others take what make test-conformance-all has time for.
+# What make test-conformance runs: a case of each kind. The others run only with make test-conformance-all.
 CHOSEN = {
     "dense, regularizers", "embedding", "conv 3D", "GRU", "multi-head attention", "spectral normalization",
     "batch normalization, synchronized", "merging", "dropout, noise", "string lookup",
