@@ -193,13 +193,13 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         Args:
             url: a folder of Parquet files, one file, or a list of them: URLs that fsspec opens, on all ranks. Its
                 columns have the names that the Params give; the values in folders' names (``label=1``) are columns,
-                too. With ``feed="petastorm"`` petastorm reads the files, on local or mounted disks alone.
+                too. With ``feed="petastorm"``, petastorm reads the files, only on local or mounted disks.
             params: Params that replace this estimator's own, as in ``fit``.
 
         Raises:
             InvalidInputError: a column is missing or has the wrong type, a row is invalid, or ``handleInvalid`` is
                 "skip"; or the folder is one of Delta, Iceberg or Hudi.
-            SetupError: petastorm cannot be imported.
+            SetupError: petastorm cannot be imported, or no package is installed that opens such URLs.
         """
         estimator = self.copy(params or {})
         if estimator.getHandleInvalid() == "skip":
@@ -211,6 +211,8 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
             estimator = estimator.copy({estimator.feed: "parquet"})
         spark = SparkSession.active()
         urls = [qualified(spark, one) for one in ([url] if isinstance(url, (str, PathLike)) else url)]
+        if not urls:
+            raise InvalidInputError("fitParquet: expected the URL of a folder or a file, or several, received none.")
         dataset = parquet.stored_frame(spark, urls)
         return _train(dataset, [estimator], [estimator._candidate(dataset)], urls)[0]
 
@@ -384,7 +386,7 @@ def _check_identifiers(arguments: dict[str, Any]) -> None:
                     raise InvalidInputError(f"Param {name}: Keras {keras.version()} knows no {item!r}.") from error
 
 
-@functools.lru_cache  # of those that Keras knows: an optimizer takes 20 ms, and makes variables
+@functools.lru_cache  # making an optimizer takes 20 ms, and creates variables
 def _make(name: str, identifier: str) -> None:
     """Make the optimizer, loss or metric that an identifier names; raises ValueError if there is none."""
     {"optimizer": keras.optimizers.get, "loss": keras.losses.get, "metrics": keras.metrics.get}[name](identifier)

@@ -109,7 +109,7 @@ def _within(df: DataFrame, parts: Sequence[str], name: str) -> Resolved | None:
         if not _is_struct(kind):
             return None
         same = [one for one in kind.fields if fold(one.name) == fold(part)]
-        if any(one.name != part for one in same) and is_case_sensitive(df):  # else it takes no question to the JVM
+        if any(one.name != part for one in same) and is_case_sensitive(df):  # which the JVM knows
             same = [one for one in same if one.name == part]
         if len(same) > 1:
             inside = f" of struct {'.'.join(path)!r}" if path else ""

@@ -38,15 +38,15 @@ def report(
         megabytes: size of the array, in units of 10^6 bytes.
 
     Returns:
-        str: lines with versions, ranks with their GPUs, network interfaces and rank servers, as forks of which they
-        start, and the time of the allreduce. Its
-        bandwidth is that of a ring: what each rank sends, 2 (n - 1) / n times the array, divided by the time. NCCL's
-        tests call it "bus bandwidth" (https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md).
+        str: lines with versions; each rank's GPU, network interfaces, and whether it is a fork of a rank server; and
+        the time of the allreduce. Its bandwidth is that of a ring: what each rank sends, 2 (n - 1) / n times the array,
+        divided by the time. NCCL's tests call it "bus bandwidth"
+        (https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md).
 
     Raises:
         ClusterError: there are too few slots, no GPUs, or other versions on the executors.
         RankError: a rank failed: it sees no GPU, or its host has no such interface.
-        InvalidInputError: a number is not positive, or the idle time of rank servers is no duration.
+        InvalidInputError: a number is not positive, or the idle timeout of rank servers is not a duration.
     """
     if numTrainWorkers < 1 or megabytes < 1:
         raise InvalidInputError(

@@ -170,9 +170,9 @@ def _stored_names(dataset: DataFrame, spec: TrainSpec, feed: str) -> dict[str, p
 
 
 def _archives(networks: Sequence[Network]) -> tuple[list[int], tuple[bytes, ...]]:
-    """For each network the index of its archive, and the archives: one for all networks that differ in nothing.
+    """For each network the index of its archive, and the archives: one for all networks that are the same.
 
-    Those of a grid were converted one by one, so that archives of the same model differ in the time of that.
+    A grid converts its networks one by one, so archives of the same model differ in the time at which it was saved.
     """
     if len({network.archive for network in networks}) == 1:
         return [0] * len(networks), (networks[0].archive,)

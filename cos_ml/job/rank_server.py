@@ -303,7 +303,7 @@ def _end_server(folder: Path) -> None:
 
 
 def _limit_servers(parent: str) -> None:
-    """Remove the folders of servers that listen no more, and the oldest ones: their servers end with their last rank.
+    """Remove the folders of servers that no longer listen, and the oldest ones, whose servers end with their last rank.
 
     Called with the lock of ``parent``, so that no other process is just about to listen.
     """

@@ -74,7 +74,7 @@ class Tensor:
         below: the number of rows of the Embedding that takes an input as indices; None where there is none, or it is
             unknown.
         padding: the number that pads rows of an input whatever the Param says: an EmbeddingBag skips -1.
-        values: the place of the input that an EmbeddingBag takes as the values of these indices; None for no such one.
+        values: the place of the input that an EmbeddingBag takes as the values of these indices; None if there is none.
     """
 
     name: str
@@ -155,7 +155,7 @@ class Network:
 
     @cached_property
     def contents(self) -> str:
-        """SHA-256 of the archive but for the time when it was saved: one for all archives of the same model."""
+        """SHA-256 of the archive without the time at which it was saved: the same for all archives of one model."""
         found = hashlib.sha256()
         with zipfile.ZipFile(io.BytesIO(self.archive)) as file:
             for name in sorted({*file.namelist()} - {untrusted.METADATA}):
@@ -256,7 +256,7 @@ def load_model(archive: bytes, modules: Iterable[str] = ()) -> Any:
 
 
 def read_file(path: str) -> bytes:
-    """The bytes of a file at any path or URL; where there is a session, what Spark means by it."""
+    """The bytes of a file at any path or URL; where there is a session, a path means what it means to Spark."""
     url = qualified_file(path)
     local = local_path(url)
     if local is not None and os.path.isfile(local):  # fsspec takes some characters of a name for its own syntax

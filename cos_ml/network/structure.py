@@ -175,13 +175,13 @@ def embedded_below(model: Any) -> list[tuple[int | None, bool]]:
 
 
 def paired_inputs(model: Any) -> dict[int, int]:
-    """Which inputs of a functional model an EmbeddingBag takes as indices, and which as the values of these."""
+    """The places of the inputs of a functional model that an EmbeddingBag takes as indices: those of their values."""
     from cos_ml.layers import EmbeddingBag
 
     places = {id(tensor): place for place, tensor in enumerate(model.inputs)}
     found: dict[int, int] = {}
     for layer in model.layers:
-        inner = {0: 1} if isinstance(layer, EmbeddingBag) else {}
+        inner = {0: 1} if type(layer).call is EmbeddingBag.call else {}  # others may do anything with two inputs
         if is_functional(layer):
             inner = paired_inputs(layer)
         for tensors in inputs_of_calls(layer):

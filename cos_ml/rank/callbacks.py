@@ -20,7 +20,7 @@ from cos_ml.rank.collectives import Communicator
 from cos_ml.rank.context import RankContext, TrainingLog, metrics_of
 from cos_ml.rank.feed import Feed, Parts
 from cos_ml.rank.heartbeat import Heartbeat
-from cos_ml.rank.trainer import Plan, not_the_end
+from cos_ml.rank.trainer import Plan, no_stop_iteration
 
 __all__ = [
     "AverageMovingStats", "CheckAgreement", "HeartbeatCallback", "ProgressCallback", "ReseedCallback",
@@ -235,14 +235,14 @@ class SkippingCallbackList(keras.callbacks.CallbackList):
         self.epoch = epoch
         super().on_epoch_begin(epoch, logs)
 
-    @not_the_end
+    @no_stop_iteration
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self.plan.begin = batch
         self.skipping = bool(self.plan.skipped)
         if not self.skipping:
             super().on_train_batch_begin(batch, logs)
 
-    @not_the_end
+    @no_stop_iteration
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self.skipping:
             return
@@ -256,11 +256,11 @@ class SkippingCallbackList(keras.callbacks.CallbackList):
         if last < schedule.whole and batch + 1 == last:
             self.trainer.stop_training = True
 
-    @not_the_end
+    @no_stop_iteration
     def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
         super().on_test_batch_begin(batch, logs)
 
-    @not_the_end
+    @no_stop_iteration
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
         super().on_test_batch_end(batch, logs)
 

@@ -35,8 +35,8 @@ class KeptTrainers:
         specs: all candidates of the job.
 
     Attributes:
-        order: the candidates' indices in the order in which to train them: one shape after the other, so that trainers
-            of one shape are kept at a time, however many networks the grid has.
+        order: the candidates' indices in the order in which to train them: one shape after the other, so that only
+            trainers of one shape are kept at a time, however many networks the grid has.
     """
 
     def __init__(self, specs: list[TrainSpec]) -> None:

@@ -3,7 +3,7 @@
 It has imported what ranks import, and nothing else: no device is touched and no thread runs before a fork. A barrier
 task (``cos_ml/job/rank_server.py``) sends one request per rank over a Unix socket, and keeps the connection: when it
 closes, the rank is killed. The server ends with its executor, after a time without ranks, or when its folder is gone.
-A fork that has imported nothing sees to it: it ends a server that is stopped, and removes the folder.
+Its watcher, a fork that has imported nothing, kills it if it is stopped and can't end itself, and removes the folder.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LATE = (  # what TensorFlow and zipfile import on first use, in every fit
     "encodings.cp437", f"{TF_DATA}.flat_map_op", f"{TF_DATA}.from_generator_op", f"{TF_DATA}.from_tensors_op",
 )  # fmt: skip
 WATCHER = "cos_ml-watcher"  # the name of the process that outlives the server
-GRACE = 2.0  # seconds after the end of the executor in which a server that is not stopped has ended
+GRACE = 2.0  # seconds that a server may outlive its executor
 
 
 def pack(secret: bytes, request: dict[str, Any]) -> bytes:
@@ -254,7 +254,7 @@ def import_what_ranks_import() -> bool:
 
 
 def start_watcher(folder: str, listener: socket.socket, watched: list[int]) -> None:
-    """Fork a process that ends this one, if it is stopped, after the processes ``watched``; and removes ``folder``."""
+    """Fork a process that outlives this one: it kills it if it outlives those ``watched``, and removes ``folder``."""
     server = os.pidfd_open(os.getpid())
     if not os.fork():
         try:
@@ -269,7 +269,7 @@ def start_watcher(folder: str, listener: socket.socket, watched: list[int]) -> N
 
 
 def watch(server: int, watched: list[int]) -> None:
-    """Wait for the end of a server, which is killed if it stays after one of the processes ``watched``: pidfds all."""
+    """Wait until a server has ended; kill it if it outlives one of the processes ``watched``: all pidfds."""
     poll = select.poll()
     for descriptor in (server, *watched):
         poll.register(descriptor, select.POLLIN)

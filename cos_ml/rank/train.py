@@ -65,7 +65,7 @@ def train(
     Returns:
         dict[str, bytes]: by candidate, "0/summary" as JSON; from rank 0 also "0/network", the trained archive.
     """
-    gc.disable()  # until the first step is traced: a trace makes much, and hardly any garbage
+    gc.disable()  # until the first step is traced: that makes many objects, and hardly any garbage
     timer = PhaseTimer()
     specs = [TrainSpec.loads(text) for text in start["specs"]]
     gpus.use(specs[0].use_gpu, tf)

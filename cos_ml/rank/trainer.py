@@ -37,7 +37,7 @@ from cos_ml.rank.shared_step import (
 )
 from cos_ml.spec import TrainSpec
 
-__all__ = ["DistributedTrainer", "NonFiniteTracker", "Plan", "make_trainer", "not_the_end", "set_back"]
+__all__ = ["DistributedTrainer", "NonFiniteTracker", "Plan", "make_trainer", "no_stop_iteration", "set_back"]
 
 OWN_STEPS = ("train_step", "test_step", "compute_metrics")  # methods whose logs need not be results of metrics
 
@@ -223,15 +223,15 @@ class Plan:
         return getattr(method, "python_function", method)
 
 
-def not_the_end(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, whose StopIteration is an error: Keras would end the epoch, on this rank alone, without a word."""
+def no_stop_iteration(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make StopIteration in a function an error: Keras would silently end the epoch, on this rank alone."""
 
     @functools.wraps(function)
     def called(*arguments: Any, **options: Any) -> Any:
         try:
             return function(*arguments, **options)
-        except (StopIteration, tf.errors.OutOfRangeError) as error:  # the latter is TensorFlow's for the former
-            raise RuntimeError(  # Keras drops its cause, which is in its text for that reason
+        except (StopIteration, tf.errors.OutOfRangeError) as error:  # TensorFlow turns the former into the latter
+            raise RuntimeError(  # with the cause in its text, because Keras drops that of an exception
                 f"A layer, loss, metric or callback raised {type(error).__name__}, which Keras would take for the end "
                 f"of the data:\n{traceback.format_exc()}"
             ) from None
@@ -286,7 +286,7 @@ class DistributedTrainer(keras.Model):
         if vars(self).get("train_function") and not force:  # of a candidate before this one
             return
         super().make_train_function(force)
-        compute: Callable[[Any], dict[str, Any]] = not_the_end(vars(self)["train_function"])
+        compute: Callable[[Any], dict[str, Any]] = no_stop_iteration(vars(self)["train_function"])
 
         def execute(iterator: Any) -> dict[str, Any]:
             plan, end = self.plan, self.plan.begin + self.steps_per_execution
@@ -300,10 +300,10 @@ class DistributedTrainer(keras.Model):
         self.train_function = execute
 
     def make_test_function(self, force: bool = False) -> None:
-        """Make Keras's own test function, whose errors are errors."""
+        """Make Keras's own test function, in which StopIteration is an error."""
         if force or not vars(self).get("test_function"):
             super().make_test_function(force)
-            self.test_function = not_the_end(vars(self)["test_function"])
+            self.test_function = no_stop_iteration(vars(self)["test_function"])
 
     def _in_parts(self, compute: Callable[[Any], dict[str, Any]], parts: Parts, end: int) -> dict[str, Any]:
         """One call of TensorFlow, or several: callbacks are called between them."""

@@ -16,6 +16,7 @@ from cos_ml.errors import InvalidInputError
 from cos_ml.layers import EmbeddingBag, sparse_inputs
 from cos_ml.network.archive import Network
 from cos_ml.network.signature import input_columns
+from cos_ml.network.structure import paired_inputs
 from cos_ml.spec import TrainSpec
 from tests.support.reference import assert_same_weights
 
@@ -209,6 +210,16 @@ def test_inputs_of_free_names_that_an_embedding_bag_takes_together_are_as_long()
         network = Network.from_facts(network.facts(), network.archive)
         columns = input_columns(network, ["a", "b", "c"][: len(expected)])
         assert [column.paired for column in columns] == expected
+
+
+def test_inputs_that_a_layer_of_the_users_takes_may_differ_in_length():
+    class Other(EmbeddingBag):
+        def call(self, inputs, mask=None):
+            return super().call(inputs[0]) + keras.ops.sum(inputs[1], axis=-1, keepdims=True)
+
+    inputs = [keras.Input((None,), dtype="int32"), keras.Input((None,))]
+    assert paired_inputs(keras.Model(inputs, EmbeddingBag(9, 2)(inputs))) == {0: 1}
+    assert paired_inputs(keras.Model(inputs, Other(9, 2)(inputs))) == {}
 
 
 def test_a_row_of_a_million_takes_what_its_entries_take(spool):
