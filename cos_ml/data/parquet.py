@@ -47,6 +47,7 @@ PETASTORM_READS = {pa.bool_(), pa.int8(), pa.uint8(), pa.int16(), pa.int32(), pa
                    pa.string(), pa.binary()}  # besides decimals  # fmt: skip
 STRING_OVERHEAD = 41  # bytes that a Python string needs besides its characters
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # null, in the name of a folder
+HIDDEN = re.compile(r"(^|/)(\.|_[^=/]*(/|$))")  # paths of files that Spark does not read; a column may be called _x
 # What fsspec's file systems call the version of a file, by priority.
 VERSIONS = (
     "ETag",
@@ -133,11 +134,19 @@ def _find_files(urls: Sequence[str]) -> list[_File]:
     Raises:
         InvalidInputError: there are none, or they are those of a table of Delta, Iceberg or Hudi.
     """
+    if not urls:
+        raise InvalidInputError("There are no Parquet files in an empty list.")
+    roots = [open_filesystem(url) for url in urls]
+    plain: dict[Any, set[str]] = {filesystem: set() for filesystem, _ in roots}
+    for filesystem in plain:
+        filesystem.invalidate_cache()  # Spark and others write behind its back
+    with ThreadPoolExecutor(FOOTERS) as pool:
+        paths_of = list(pool.map(lambda root: _parquet_files(*root), roots))
     found = []
-    for index, url in enumerate(urls):
-        filesystem, root = open_filesystem(url)
-        check_plain_files(filesystem, root)
-        paths = _parquet_files(filesystem, root)
+    for index, (url, (filesystem, root), paths) in enumerate(zip(urls, roots, paths_of, strict=True)):
+        if paths == [root]:  # a file is no table
+            plain[filesystem].add(root)
+        check_plain_files(filesystem, root, plain[filesystem])
         if not paths:
             raise InvalidInputError(f"There are no Parquet files at {url}.")
         found += [_File(index, filesystem, path, folder_values(root, path)) for path in paths]
@@ -208,13 +217,13 @@ def plan(
     files = _find_files(roots)
     with ThreadPoolExecutor(FOOTERS) as pool:
         groups = list(pool.map(lambda file: _read_footer(file, spec, names, reader), files))
+        versions = list(pool.map(_version, files if digest is None else []))
     counts = np.array([one for groups_of_file in groups for one in groups_of_file], np.int64).reshape(-1, 3)
     sums = [counts[rank::ranks].sum(axis=0).tolist() for rank in range(ranks)]
     rows = tuple({"train": total - validation, "validation": validation} for total, validation, _ in sums)
     if not any(part["train"] for part in rows):
         raise InvalidInputError(f"There are no rows to train on at {', '.join(roots)}.")
     if digest is None:
-        versions = [_version(file.filesystem, file.path) for file in files]
         digest = hashlib.sha256(json.dumps(versions).encode()).hexdigest()
     elif ordered:  # Spark's writer makes smaller row groups when it is short of memory
         digest = f"{digest} {counts[:, 0].tolist()}"
@@ -313,19 +322,19 @@ def _row_layout(
 
 
 def _parquet_files(filesystem: Any, root: str) -> list[str]:
-    """The sorted Parquet files at ``root``, without hidden ones such as Spark's temporary files."""
+    """The sorted Parquet files at ``root``, without those that Spark hides, such as its temporary files."""
     if filesystem.isfile(root):
         return [root]
     start = len(root.rstrip("/")) + 1
-    visible = (path for path in filesystem.find(root) if not re.search(r"(^|/)[_.]", path[start:]))
+    visible = (path for path in filesystem.find(root) if not HIDDEN.search(path[start:]))
     return sorted(path for path in visible if path.endswith((".parquet", ".parq", ".pq")))
 
 
-def _version(filesystem: Any, path: str) -> list[str]:
+def _version(file: _File) -> list[str]:
     """What changes when a file is rewritten, but not with its mode or owner; file systems name it differently."""
-    info = filesystem.info(path)
-    written = next((str(info[name]) for name in VERSIONS if info.get(name)), None) or filesystem.ukey(path)
-    return [path, str(info["size"]), written]
+    info = file.filesystem.info(file.path)
+    written = next((str(info[name]) for name in VERSIONS if info.get(name)), None) or file.filesystem.ukey(file.path)
+    return [file.path, str(info["size"]), written]
 
 
 def _file_url(path: str, url: str, filesystem: Any) -> str:

@@ -76,6 +76,7 @@ def parquet_cache(
         yield url, None if ordered is None else _digest(rows.sparkSession, url)
     finally:
         filesystem, path = open_filesystem(url)
+        filesystem.invalidate_cache()  # Spark has written behind its back
         if not keep and filesystem.exists(path):
             filesystem.rm(path, recursive=True)
 

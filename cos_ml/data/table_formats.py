@@ -17,7 +17,7 @@ def check_no_table(url: str) -> None:
     check_plain_files(*open_filesystem(url))
 
 
-def check_plain_files(filesystem: Any, path: str) -> None:
+def check_plain_files(filesystem: Any, path: str, plain: set[str] | None = None) -> None:
     """Raises InvalidInputError for a path in a table of Delta, Iceberg or Hudi.
 
     Such a folder has files of deleted and replaced rows, too; only the table's log tells which files count.
@@ -25,17 +25,27 @@ def check_plain_files(filesystem: Any, path: str) -> None:
     Args:
         filesystem: fsspec's file system of the path.
         path: a file or a folder.
+        plain: folders of this file system that are known to be no tables, which this call completes; pass the same set
+            with each path of a list, so that no folder is looked at twice.
     """
+    plain = set() if plain is None else plain
     root = folder = path.rstrip("/")
     for _ in range(PARENTS):
-        if found := _format(filesystem, folder):
+        try:
+            found = None if folder in plain else _format(filesystem, folder)
+        except PermissionError:
+            if folder == root:
+                raise
+            return  # who may read what is below may still not look here
+        if found:
             name, reader = found
             where = "a" if folder == root else f"in {folder}, a"
             raise InvalidInputError(
                 f"{path} is {where} table of {name}: its folder also has files of deleted and replaced rows, which "
                 f'would be read. Read it with Spark instead, and fit the DataFrame: spark.read.format("{reader}")'
-                f'.load("{folder}").'
+                f'.load("{filesystem.unstrip_protocol(folder)}").'
             )
+        plain.add(folder)
         above = folder.rpartition("/")[0]
         if above in ("", folder) or above.endswith((":", ":/")):
             return

@@ -22,7 +22,7 @@ from cos_ml.stores import open_filesystem, retried
 __all__ = ["ParquetReader"]
 
 THREADS = 8  # at most, each with a row group
-AHEAD = 32 << 20  # bytes of row groups that are read before they are asked for; at least one row group
+AHEAD = 32 << 20  # bytes of row groups in memory: the one in use and those read meanwhile, at least one
 PIECE = 4 << 20  # bytes of rows that are decoded together
 BUFFER = 1 << 20  # bytes of a local file that are read together, for each column
 FOOTERS = 256  # that are kept
@@ -61,19 +61,19 @@ class ParquetReader:
         """
         order = np.random.default_rng(seed).permutation(len(self.groups)) if shuffle else range(len(self.groups))
         group_bytes = row_bytes * self.count // max(len(self.groups), 1)
-        ahead = int(np.clip(AHEAD // max(group_bytes, 1), 1, THREADS))
+        ahead = int(np.clip(AHEAD // max(group_bytes, 1), 2, THREADS))
         size = max(1, PIECE // max(row_bytes, 1))
         waiting: deque[Any] = deque()
-        with ThreadPoolExecutor(ahead, "cos_ml-read") as pool:
-            try:
-                for index in order:
-                    waiting.append(pool.submit(self._converted, int(index), fields, size, convert))
-                    if len(waiting) >= ahead:
-                        yield from waiting.popleft().result()
-                while waiting:
+        pool = ThreadPoolExecutor(ahead, "cos_ml-read")
+        try:
+            for index in order:
+                waiting.append(pool.submit(self._converted, int(index), fields, size, convert))
+                if len(waiting) >= ahead:
                     yield from waiting.popleft().result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)  # the pass may end early
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:  # a pass that ends early does not wait for a slow store
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _converted(self, index: int, fields: Sequence[str], size: int, convert: Convert) -> list[Any]:
         """One row group, ``size`` rows at a time."""
@@ -116,9 +116,13 @@ class ParquetReader:
                 with pq.ParquetFile(path, metadata=footer, buffer_size=BUFFER) as stored:
                     yield from stored.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
                 return
-            with filesystem.open(path) as opened, pq.ParquetFile(opened, metadata=footer, pre_buffer=True) as stored:
+            # Most file systems would read up to 50 MB more with each row group, for readers that go on from there.
+            with (
+                filesystem.open(path, cache_type="none") as opened,
+                pq.ParquetFile(opened, metadata=footer, pre_buffer=True) as stored,
+            ):
                 yield from stored.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
-        except (pa.ArrowInvalid, IndexError) as error:
+        except (pa.ArrowInvalid, IndexError, FileNotFoundError) as error:
             raise InvalidInputError(
                 f"The Parquet files changed during the fit, or are damaged: row group {group} of {path}: {error}"
             ) from error

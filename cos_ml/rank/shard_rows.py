@@ -229,8 +229,9 @@ def shuffled(held: list[Arrays], count: int, random: np.random.Generator | None,
             if field not in joined:
                 dtype = np.result_type(*(arrays[field].dtype for arrays in held))
                 found[field] = np.empty((len(chosen), *array.shape[1:]), dtype)  # type: ignore[arg-type]
-        for owner in np.unique(owners):
-            places = np.flatnonzero(owners == owner)
+        by_owner = np.argsort(owners, kind="stable")
+        for places in np.split(by_owner, np.flatnonzero(np.diff(owners[by_owner])) + 1):
+            owner = owners[places[0]]
             for field in held[0].keys() - joined:
                 found[field][places] = held[owner][field][chosen[places] - starts[owner]]  # type: ignore[index]
         yield {field: found[field] for field in held[0]}

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import math
 import random
+import threading
 import time
 from dataclasses import asdict
 from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 from cos_ml import stores
 from cos_ml.data.columns import Column
@@ -117,11 +121,14 @@ def test_types_that_no_network_takes(tmp_path, values, dtype, message):
         plan(str(tmp_path), spec, NAMES, 1)
 
 
-def test_values_in_the_names_of_folders(tmp_path):
+@pytest.mark.parametrize("name", ["label", "_label"])
+def test_values_in_the_names_of_folders(tmp_path, name):
     for label in (0, 1):
-        write(tmp_path / f"label={label}" / "held=__HIVE_DEFAULT_PARTITION__", rows=4, files=1)
-    spec = TrainSpec(inputs=SPEC.inputs, labels=(Column("label", "y0", classes=2),), weight=None)
-    rows = shard(tmp_path, spec, {"x0": "x", "y0": "label"})
+        write(tmp_path / f"{name}={label}" / "held=__HIVE_DEFAULT_PARTITION__", rows=4, files=1)
+    for hidden in ("_temporary", ".staging", f"{name}=1/_temporary"):
+        write(tmp_path / hidden / f"{name}=1", rows=4, files=1)
+    spec = TrainSpec(inputs=SPEC.inputs, labels=(Column(name, "y0", classes=2),), weight=None)
+    rows = shard(tmp_path, spec, {"x0": "x", "y0": name})
     assert rows_of(rows)["y0"].tolist() == [0] * 4 + [1] * 4
     assert np.concatenate([piece["y0"] for piece in rows.scan(["y0"])]).sum() == 4  # reads no column of the files
     held = TrainSpec(inputs=SPEC.inputs, labels=(Column("held", "y0"),))
@@ -133,6 +140,8 @@ def test_a_list_of_files_is_read_in_its_order(tmp_path):
     write(tmp_path, rows=6, group=6)
     urls = [f"file://{tmp_path}/part-1.parquet", str(tmp_path / "part-0.parquet")]
     assert rows_of(shard(urls, SPEC, NAMES))["y0"].tolist() == [3, 4, 5, 0, 1, 2]
+    with pytest.raises(InvalidInputError, match="no Parquet files in an empty list"):
+        shard([], SPEC, NAMES)
 
 
 @pytest.mark.parametrize("url", ["file://{}", "local://{}", "simplecache::file://{}", "{}/part-#0?.parquet"])
@@ -148,6 +157,93 @@ def test_a_store_in_memory():
         pq.write_table(pa.table({"x": [[1.0, 2.0]] * 5, "y": np.arange(5.0)}), file, row_group_size=2)
     assert rows_of(shard("memory://rows-of-a-test", SPEC, NAMES))["y0"].tolist() == [0, 1, 2, 3, 4]
     fsspec.filesystem("memory").rm("/rows-of-a-test", recursive=True)
+
+
+class Store(MemoryFileSystem):
+    """One that lists folders once, and whose files are read in blocks, as those of object stores; it notes requests."""
+
+    protocol = "store"
+    requests: ClassVar[list[Any]] = []
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("store://", "memory://"))
+
+    def ls(self, path, detail=True, **options):
+        self.requests.append(path)
+        if path not in self.dircache:
+            self.dircache[path] = super().ls(path, detail=True, **options)
+        return self.dircache[path] if detail else [one["name"] for one in self.dircache[path]]
+
+    def isdir(self, path):
+        self.requests.append(path)
+        return super().isdir(path)
+
+    def invalidate_cache(self, path=None):
+        self.dircache.clear()
+
+    def _open(self, path, mode="rb", block_size=None, cache_type="readahead", **options):
+        if mode == "rb":
+            return Blocks(self, path, mode, 50 << 20, cache_type=cache_type)
+        return super()._open(path, mode, block_size, **options)
+
+
+class Blocks(AbstractBufferedFile):
+    def _fetch_range(self, start, end):
+        self.fs.requests.append(end - start)
+        return self.fs.store[self.path].getvalue()[start:end]
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A store with 2 files of 4 row groups each."""
+    fsspec.register_implementation("store", Store, clobber=True)
+    found = fsspec.filesystem("store")
+    found.put(str(write(tmp_path / "rows", rows=800, group=100)), "/rows-of-a-store", recursive=True)
+    found.requests.clear()
+    yield found
+    found.rm("/rows-of-a-store", recursive=True)
+
+
+def test_a_store_is_asked_for_what_is_read_alone(store):
+    rows = shard("store://rows-of-a-store", SPEC, NAMES)
+    rows_of(rows)  # reads the footers, too
+    store.requests.clear()
+    assert rows_of(rows)["y0"].tolist() == list(range(800))
+    assert len(store.requests) == 8
+    assert sum(store.requests) < sum(store.info(path)["size"] for path in store.find("/rows-of-a-store"))
+
+
+def test_a_store_whose_files_are_replaced_between_fits(store, tmp_path):
+    assert shard("store://rows-of-a-store", SPEC, NAMES).count == 800
+    for path in store.find("/rows-of-a-store"):
+        store.store.pop(path)
+    MemoryFileSystem.put(store, str(write(tmp_path / "new", rows=6, files=3)), "/rows-of-a-store", recursive=True)
+    assert shard("store://rows-of-a-store", SPEC, NAMES).count == 6
+
+
+def test_no_folder_is_asked_twice_whether_it_is_a_table(store):
+    urls = [f"store:/{path}" for path in store.find("/rows-of-a-store")]
+    store.requests.clear()
+    shard(urls, SPEC, NAMES)
+    assert sorted(one for one in store.requests if isinstance(one, str)) == [
+        f"/rows-of-a-store/{name}" for name in (".hoodie", "_delta_log", "metadata")]  # fmt: skip
+
+
+def test_a_row_group_is_read_while_another_one_is_used(tmp_path, monkeypatch):
+    """However large they are."""
+    monkeypatch.setattr(parquet_reader, "AHEAD", 1)
+    rows = shard(write(tmp_path), SPEC, NAMES)
+    convert, second = parquet_reader.ParquetReader._converted, threading.Event()
+
+    def noted(self, index, *arguments):
+        if index == 1:
+            second.set()
+        return convert(self, index, *arguments)
+
+    monkeypatch.setattr(parquet_reader.ParquetReader, "_converted", noted)
+    next(rows._pieces(rows.columns, 1, False, 16))
+    assert second.wait(30)
 
 
 def test_threads_leave_the_order(tmp_path, monkeypatch):
@@ -175,9 +271,13 @@ def test_a_bad_row_of_a_later_piece_is_counted_within_its_row_group(tmp_path, mo
         rows_of(shard(tmp_path, SPEC, NAMES))
 
 
-def test_a_file_that_goes_away_is_an_error(tmp_path):
+@pytest.mark.parametrize("left", [200, None])
+def test_a_file_that_goes_away_is_an_error(tmp_path, left):
     rows = shard(write(tmp_path), SPEC, NAMES)
-    (tmp_path / "part-1.parquet").write_bytes((tmp_path / "part-1.parquet").read_bytes()[:200])
+    content = (tmp_path / "part-1.parquet").read_bytes()
+    (tmp_path / "part-1.parquet").unlink()
+    if left is not None:
+        (tmp_path / "part-1.parquet").write_bytes(content[:left])
     with pytest.raises(InvalidInputError, match=r"changed during the fit, or are damaged: row group 0 of \S+part-1"):
         rows_of(rows)
 
@@ -239,7 +339,7 @@ def test_rows_are_read_from_copies_in_later_epochs(tmp_path, monkeypatch, disk, 
 @pytest.mark.parametrize(
     ("inside", "name", "remedy"),
     [
-        ("_delta_log/00000000000000000000.json", "Delta Lake", r'format\("delta"\)'),
+        ("_delta_log/00000000000000000000.json", "Delta Lake", r'format\("delta"\).load\("file:///'),
         ("metadata/v1.metadata.json", "Iceberg", r'format\("iceberg"\)'),
         (".hoodie/hoodie.properties", "Hudi", r'format\("hudi"\)'),
     ],
@@ -253,6 +353,22 @@ def test_folders_of_tables_are_refused(tmp_path, inside, name, remedy, below):
         plan(str(tmp_path / below), SPEC, NAMES, 1)
     with pytest.raises(InvalidInputError, match=f"table of {name}"):
         plan([str(write(tmp_path.parent / "other", files=1)), f"file://{tmp_path / below}"], SPEC, NAMES, 1)
+
+
+def test_folders_above_that_nobody_may_look_at(tmp_path, monkeypatch):
+    """As in a bucket of which a user may read a part."""
+    filesystem = fsspec.filesystem("file")
+    isdir = type(filesystem).isdir
+
+    def guarded(self, path):
+        if not path.startswith(f"{tmp_path}/rows/"):
+            raise PermissionError(path)
+        return isdir(self, path)
+
+    monkeypatch.setattr(type(filesystem), "isdir", guarded)
+    check_plain_files(filesystem, f"{tmp_path}/rows")
+    with pytest.raises(PermissionError):
+        check_plain_files(filesystem, f"{tmp_path}/others")
 
 
 def test_a_folder_called_metadata_makes_no_table(tmp_path):
