@@ -13,8 +13,6 @@ from tests.unit.test_text import END, PAD, START, reference
 keras = import_keras()
 layers = keras.layers
 
-pytestmark = pytest.mark.once
-
 TEXTS = ["the cat and the dog", "the  bird\tand a Cat ", "", None, "the dog"]
 SEED = 9
 WORDS = [*SPECIAL, "dog", "the"]
@@ -29,6 +27,7 @@ def collected(df, *columns):
     return [tuple(row) for row in df.orderBy("id").select(*columns).collect()]
 
 
+@pytest.mark.once
 def test_words_are_numbered_by_how_often_they_occur(texts):
     model = Vocabulary().fit(texts)
     assert model.getVocabulary() == [*SPECIAL, "the", "and", "dog", "Cat", "a", "bird", "cat"]
@@ -41,6 +40,7 @@ def test_words_are_numbered_by_how_often_they_occur(texts):
     assert collected(rare, "words")[0] == ([4, 1, 1, 4, 1],)
 
 
+@pytest.mark.once
 def test_teacher_forcing_has_the_words_one_step_apart(texts, tmp_path):
     stage = Vocabulary(markEnds=True, targetCol="next", outputCol="so far", maxWords=3)
     stage.write().overwrite().save(str(tmp_path / "stage"))
@@ -69,6 +69,7 @@ def test_arrays_of_words(spark):
     assert collected(model.transform(df), "words") == [([4, 1, 5, 1, 4],), (None,)]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
@@ -129,6 +130,7 @@ def rows(spark, pictures):
     return spark.createDataFrame(data, "id int, picture array<float>").repartition(2)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("width", "length", "batch"), [(1, None, 128), (3, None, 4), (3, 7, 128)])
 def test_texts_are_those_of_beam_search_in_plain_python(rows, pictures, width, length, batch):
     model = captioner(length)
@@ -145,6 +147,7 @@ def test_texts_are_those_of_beam_search_in_plain_python(rows, pictures, width, l
     assert len(lengths) > 1
 
 
+@pytest.mark.once
 def test_probabilities_give_the_texts_of_their_logits(rows):
     stage = SequenceDecoder(model=captioner(), vocabulary=WORDS, inputCols=["picture"], maxLength=5, beamWidth=2)
     expected = collected(stage.transform(rows), "text", "logProbability")
@@ -153,6 +156,7 @@ def test_probabilities_give_the_texts_of_their_logits(rows):
     np.testing.assert_allclose([one for _, one in found], [one for _, one in expected], rtol=1e-4)
 
 
+@pytest.mark.once
 def test_a_pipeline_with_a_decoder_is_saved_and_loaded(rows, tmp_path):
     stage = SequenceDecoder(
         model=DeepNetModel(model=captioner()), vocabulary=VocabularyModel(vocabulary=WORDS), inputCols=["picture"],
@@ -168,6 +172,7 @@ def test_a_pipeline_with_a_decoder_is_saved_and_loaded(rows, tmp_path):
     assert (again.getVocabulary(), again.getWordsInput(), again.uid) == (WORDS, "so_far", stage.uid)
 
 
+@pytest.mark.once
 def test_an_encoder_of_its_own_is_computed_once(rows):
     model = captioner()
     stage = SequenceDecoder(model=model, vocabulary=WORDS, inputCols=["picture"], maxLength=4, beamWidth=2)
@@ -193,6 +198,7 @@ def test_bad_rows(spark):
     assert stage.transform(df.limit(0)).collect() == []
 
 
+@pytest.mark.once
 def test_networks_that_can_not_write_are_named(rows):
     stage = SequenceDecoder(model=captioner(), vocabulary=[*WORDS, "bird"], inputCols=["picture"])
     with pytest.raises(InvalidInputError, match="expected an output of 7 numbers"):

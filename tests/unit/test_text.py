@@ -12,8 +12,6 @@ from cos_ml.network.keras_import import import_keras
 from cos_ml.scoring.beam_search import beam_search, log_probabilities
 from cos_ml.text import SPECIAL, SequenceDecoder, Vocabulary, VocabularyModel, _ids
 
-pytestmark = pytest.mark.once
-
 keras = import_keras()
 
 PAD, UNKNOWN, START, END = range(4)
@@ -53,6 +51,7 @@ def all_sequences(steps):
                 yield head
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("seed", range(5))
 def test_a_wide_beam_finds_the_most_probable_of_all_sequences(seed):
     next_words, steps = language(seed), 4
@@ -78,6 +77,7 @@ def reference(next_words, row, width, steps):
     return beams[0]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("width", [1, 2, 3, 7])
 def test_beam_search_is_that_of_plain_python(width):
     for seed in range(8):
@@ -89,6 +89,7 @@ def test_beam_search_is_that_of_plain_python(width):
             np.testing.assert_allclose(totals[row], total, rtol=1e-12)
 
 
+@pytest.mark.once
 def test_only_texts_that_go_on_are_computed():
     """Greedy search asks for no row whose text has ended, and not again once all have."""
     asked = []
@@ -105,12 +106,14 @@ def test_only_texts_that_go_on_are_computed():
     assert beam_search(next_words, 0, 2, 3, START, END)[0].shape == (0, 3)
 
 
+@pytest.mark.once
 def test_numbers_that_are_nan_are_no_words():
     ids, totals = beam_search(lambda of, _: np.full((len(of), WORDS), np.nan), 2, 2, 3, START, END)
     assert ids.shape == (2, 3)
     assert (totals == -np.inf).all()
 
 
+@pytest.mark.once
 def test_probabilities_and_logits():
     logits = np.random.default_rng(0).normal(size=(4, 7)).astype(np.float32) * 5
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -121,6 +124,7 @@ def test_probabilities_and_logits():
     assert log_probabilities(np.zeros((0, 7))).shape == (0, 7)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("stage", "name", "value", "expected"),
     [
@@ -140,12 +144,14 @@ def test_invalid_values_name_the_param(stage, name, value, expected):
     assert name in str(caught.value)
 
 
+@pytest.mark.once
 def test_a_vocabulary_gives_its_words_to_the_decoder():
     vocabulary = VocabularyModel(vocabulary=[*SPECIAL, "a", "b"])
     assert SequenceDecoder(vocabulary=vocabulary).getVocabulary() == [*SPECIAL, "a", "b"]
     assert VocabularyModel(vocabulary=vocabulary).getVocabulary() == vocabulary.getVocabulary()
 
 
+@pytest.mark.once
 def test_the_words_input_is_the_one_of_an_embedding():
     layers = keras.layers
     image, words, more = keras.Input((4,), name="image"), keras.Input((None,), name="so_far"), keras.Input((3,))
