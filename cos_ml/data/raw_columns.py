@@ -62,7 +62,7 @@ def _as_plain(values: pa.Array) -> pa.Array:
 
 
 def plain(kind: pa.DataType, spark: bool = False) -> pa.DataType:
-    """The type without dictionaries, extensions and fixed sizes; for ``spark``, without any type that Spark lacks."""
+    """The type without dictionaries, extensions and fixed sizes; for ``spark``, with numbers of types that it has."""
     if isinstance(kind, pa.BaseExtensionType):
         return plain(kind.storage_type, spark)
     if pa.types.is_dictionary(kind):
