@@ -86,7 +86,6 @@ def initial_weights(value: Any) -> Any:
 
 
 def _of_file(path: str) -> DeepNetModel:
-    path = qualified_file(path)
     try:
         data = read_file(path)
     except (OSError, ValueError, ImportError) as error:
@@ -100,7 +99,7 @@ def _of_file(path: str) -> DeepNetModel:
         raise InvalidInputError(f"Param initialWeights: {EXPECTED}, received {path!r}, which is none of them.")
     from cos_ml.caffe.weights import read_caffemodel
 
-    read_caffemodel(path)
+    read_caffemodel(qualified_file(path))
     return _held("caffemodel", data)
 
 

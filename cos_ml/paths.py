@@ -49,12 +49,12 @@ def qualified(spark: SparkSession, path: str | os.PathLike[str]) -> str:
 
     A path without a scheme is on Spark's default file system (``fs.defaultFS``), and a relative one is in the user's
     folder there. If that file system is the local one, the result is an absolute path without a scheme. URLs stay as
-    they are, except that ``hdfs:///x`` gets its host.
+    they are, except that ``hdfs:///x`` and ``hdfs:/x`` get their host.
 
     Raises:
         InvalidInputError: Spark's default file system does not answer.
     """
-    text = as_string(path)
+    text = re.sub(rf"^({'|'.join(HADOOP)}):/(?!/)", r"\1:///", as_string(path))
     url = URL.fullmatch(text)
     if "::" in text or text.startswith(("file:", "~")) or (url and (url[2] or url[1] not in HADOOP)):
         return text
@@ -107,9 +107,10 @@ def _home(spark: SparkSession, path: str) -> str:
 
 def _no_answer(path: str, error: Exception) -> InvalidInputError:
     reason = next((line for line in str(error).splitlines() if line.startswith(": ")), str(error).split("\n")[0])
+    example = "hdfs://HOST:PORT/PATH" if URL.fullmatch(path) else f"file://{os.path.abspath(path)}"
     return InvalidInputError(
-        f"{path} has no scheme, so it is on Spark's default file system (fs.defaultFS), which does not answer: "
-        f"{reason.removeprefix(': ')} Give the path with its scheme, such as file://{path} or hdfs://HOST:PORT{path}."
+        f"{path} is on Spark's default file system (fs.defaultFS), which does not answer: "
+        f"{reason.removeprefix(': ').rstrip('.')}. Give a full URL, such as {example}."
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -44,7 +45,7 @@ def open_filesystem(url: str) -> tuple[Any, str]:
         scheme = url.partition("://")[0]
         if scheme not in EXTRAS:
             raise
-        if not isinstance(error, ImportError) and "lib" not in str(error):  # pyarrow's words about libjvm or libhdfs
+        if not isinstance(error, ImportError) and not re.search("libjvm|libhdfs", str(error)):  # pyarrow's words
             raise
         raise SetupError(
             f"{url} can't be opened from Python, because no package for {scheme}:// is installed. Install one on the "
@@ -80,19 +81,30 @@ def write_whole(filesystem: Any, path: str, pieces: Sequence[Any]) -> None:
     Where files can be renamed, it is written under another name first. Object stores can't rename, but show an object
     only once it is complete.
     """
-    folder, _, name = path.rpartition("/")
-    unfinished = f"{folder}/.{name}-{uuid.uuid4().hex[:8]}"
-    try:
-        if not _renames(filesystem):
-            raise NotImplementedError
-        _write(filesystem, unfinished, pieces)
-        _rename(filesystem, unfinished, path)
-    except NotImplementedError:
-        filesystem.pipe_file(path, b"".join(pieces))
+    if _renames(filesystem):
+        folder, _, name = path.rpartition("/")
+        unfinished = f"{folder}/.{name}-{uuid.uuid4().hex[:8]}"
+        try:
+            _write(filesystem, unfinished, pieces)
+            _rename(filesystem, unfinished, path)
+            return
+        except Exception as error:
+            with contextlib.suppress(Exception):  # it may not exist, and the storage may still be away
+                filesystem.rm_file(unfinished)
+            if not isinstance(error, NotImplementedError):
+                raise
+    filesystem.pipe_file(path, b"".join(pieces))
 
 
 def _renames(filesystem: Any) -> bool:
-    """Whether ``mv`` renames; by default, fsspec copies and then deletes."""
+    """Whether files can be renamed."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    return isinstance(filesystem, LocalFileSystem) or _mv_renames(filesystem)
+
+
+def _mv_renames(filesystem: Any) -> bool:
+    """Whether ``mv`` renames; by default, fsspec copies and then deletes, and early versions do so on local disks."""
     from fsspec import AbstractFileSystem
 
     return type(filesystem).mv is not AbstractFileSystem.mv
@@ -108,10 +120,12 @@ def _write(filesystem: Any, path: str, pieces: Sequence[Any]) -> None:
 
 
 def _rename(filesystem: Any, unfinished: str, path: str) -> None:
+    move = filesystem.mv if _mv_renames(filesystem) else os.replace
     try:
-        filesystem.mv(unfinished, path)
+        move(unfinished, path)
     except Exception:  # HDFS replaces nothing, and its clients raise errors of different types
         if not filesystem.exists(path):
             raise
-        filesystem.rm_file(path)
-        filesystem.mv(unfinished, path)
+        if filesystem.exists(unfinished):  # else it was renamed, and the answer was lost
+            filesystem.rm_file(path)
+            move(unfinished, path)

@@ -56,7 +56,8 @@ class CopyFilesCallback(keras.callbacks.Callback):
         super().__init__()
         self.kind, self.url, self.report = kind, url, report
         self.local = tempfile.mkdtemp(prefix="cos_ml-")
-        self.filesystem, self.root = open_filesystem(url)
+        self.filesystem, root = open_filesystem(url)
+        self.root = root.rstrip("/")
         self.copied: dict[str, tuple[int, int]] = {}
 
     def fetch(self, name: str) -> None:

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 from cos_ml.errors import InvalidInputError
-from cos_ml.paths import local_path
 from cos_ml.stores import open_filesystem, retried
 
 __all__ = ["default_filesystem", "local_copy"]
@@ -47,9 +46,8 @@ def local_copy(url: str, name: str) -> str:
     try:
         info = retried(partial(filesystem.info, path))
     except FileNotFoundError as error:
-        raise InvalidInputError(
-            f"There is no file {name} at {url}. A folder of this machine is file://{local_path(path) or path}."
-        ) from error
+        here = f" For the one on this machine: file://{path}" if path.startswith("/") and os.path.exists(path) else ""
+        raise InvalidInputError(f"There is no file {name} at {url}.{here}") from error
     version = [url, *(str(info.get(one)) for one in ("size", "mtime", "modification_time", "LastModified", "ETag"))]
     copy = Path(parent, f"cos_ml-{hashlib.sha256(repr(version).encode()).hexdigest()[:24]}")
     with open(f"{copy}.lock", "w") as lock:

@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 
 from cos_ml.data.names import resolve
 from cos_ml.errors import InvalidInputError
-from cos_ml.paths import as_string, readable
+from cos_ml.paths import for_spark, readable
 from cos_ml.sources.records import DATUM_SCHEMA, DATUMS, datum_columns
 from cos_ml.spark_internals import is_connect
 
@@ -99,7 +99,7 @@ def write_sequence_file(df: DataFrame, path: str | PathLike[str], *, idCol: str 
     if (kind := data.data_type.simpleString()) != "binary":
         raise InvalidInputError(f"Column {dataCol!r} is of type {kind}: expected binary.")
     pairs = df.select(key.values.cast("string"), data.values).rdd.map(_pair)
-    pairs.saveAsSequenceFile(as_string(path))
+    pairs.saveAsSequenceFile(for_spark(df.sparkSession, path))
 
 
 def _files(spark: SparkSession, path: str | PathLike[str], pattern: str) -> DataFrame:

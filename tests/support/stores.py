@@ -9,7 +9,7 @@ MEMORY = fsspec.get_filesystem_class("memory")
 
 
 class FaultyStore(MEMORY):
-    """Files in memory; each operation raises the first of ``failures``, until there are none left. It can rename."""
+    """Files in memory, with a rename. Each operation takes the first of ``failures``, and raises it if it is one."""
 
     protocol = "faulty"
     cachable = False
@@ -22,8 +22,8 @@ class FaultyStore(MEMORY):
         cls.store, cls.pseudo_dirs, cls.failures = {}, [""], []
 
     def _fail(self):
-        if self.failures:
-            raise self.failures.pop(0)
+        if self.failures and (failure := self.failures.pop(0)):
+            raise failure
 
     @classmethod
     def _strip_protocol(cls, path):

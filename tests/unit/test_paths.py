@@ -25,6 +25,7 @@ HDFS, LOCAL = "hdfs://name:8020/user/me", "file:/home/my folder"
         (HDFS, "x/y", "hdfs://name:8020/user/me/x/y"),
         (HDFS, "../x", "hdfs://name:8020/user/x"),
         (HDFS, "hdfs:///data/x", "hdfs://name:8020/data/x"),
+        (HDFS, "hdfs:/data/x", "hdfs://name:8020/data/x"),
         (HDFS, "hdfs://other/x", "hdfs://other/x"),
         (HDFS, "file:/x", "file:/x"),
         (HDFS, "s3a://bucket/x", "s3a://bucket/x"),
@@ -54,6 +55,8 @@ def test_spark_is_asked_once_in_a_session_and_again_where_its_default_changes():
 def test_a_default_file_system_that_does_not_answer_is_no_local_one():
     with pytest.raises(InvalidInputError, match=r"fs\.defaultFS.*Connection refused.*file:///data/x"):
         paths.qualified(Session(ConnectionError("Connection refused")), "/data/x")
+    with pytest.raises(InvalidInputError, match=r"fs\.defaultFS.*Connection refused\. .*hdfs://HOST"):
+        paths.qualified(Session(ConnectionError("Connection refused.")), "hdfs:///data/x")
 
 
 @pytest.mark.parametrize(("known", "expected"), [(True, "s3://b/x"), (False, "s3a://b/x")])
@@ -142,6 +145,36 @@ def test_a_store_that_stays_away_is_given_up_and_nothing_is_lost(store, waits):
     assert waits == list(stores.WAITS)
     store.failures = []
     assert CheckpointStore(config, []).newest().epoch == 1
+
+
+def test_a_rename_whose_answer_was_lost_loses_no_file(monkeypatch):
+    def moved(store, *paths):
+        move(store, *paths)
+        raise ConnectionError("away")
+
+    FaultyStore.reset()
+    move = FaultyStore.mv
+    monkeypatch.setattr(FaultyStore, "mv", moved)
+    stores.write_whole(FaultyStore(), "/x/file", [b"whole"])
+    assert FaultyStore().cat_file("/x/file") == b"whole"
+    FaultyStore.reset()
+
+
+def test_what_could_not_be_written_leaves_nothing(waits):
+    FaultyStore.reset()
+    FaultyStore.failures = [None, PermissionError("read-only")]  # the file is written, and not renamed
+    with pytest.raises(PermissionError):
+        stores.write_whole(FaultyStore(), "/x/file", [b"whole"])
+    assert not FaultyStore().find("/")
+
+
+def test_early_versions_of_fsspec_rename_local_files_too(monkeypatch, tmp_path):
+    system = fsspec.filesystem("file")
+    monkeypatch.setattr(type(system), "mv", fsspec.AbstractFileSystem.mv)
+    stores.make_folder(system, str(tmp_path / "folder"))
+    for content in (b"1", b"2"):
+        stores.write_whole(system, str(tmp_path / "folder" / "file"), [content])
+    assert [path.read_bytes() for path in (tmp_path / "folder").iterdir()] == [b"2"]
 
 
 def test_a_client_that_has_tried_for_long_is_not_asked_again(waits, monkeypatch):
