@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -17,7 +17,7 @@ from cos_ml.commands.settings import split
 from cos_ml.commands.stages import VALIDATES, save, with_validation
 from cos_ml.data.names import quoted
 from cos_ml.errors import InvalidInputError
-from cos_ml.paths import local_path
+from cos_ml.paths import local_path, qualified_file
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -106,13 +106,12 @@ def _train(job: Job, ranks: int) -> keras.Model:
         keywords |= {"validationIndicatorCol": VALIDATES, "validationSteps": interval}
     columns, rows = _columns(job, "TRAIN", keywords["model"], rows)
     if prefix := keywords.get("checkpointDir"):
-        keywords["checkpointDir"] = str(Path(found).absolute()) if (found := local_path(prefix)) else prefix
+        keywords["checkpointDir"] = _absolute(prefix)
     has_gpus = job.spark.conf.get("spark.task.resource.gpu.amount", None) is not None
     model = DeepNetEstimator(numTrainWorkers=ranks, useGpu=has_gpus, **keywords | columns).fit(rows)
     if path := given["model"]:
         as_file = path.endswith((".keras", ".h5"))
-        target = local_path(path) or path
-        save(model, None if as_file else target, target if as_file else None, overwrite=True)
+        save(model, None if as_file else path, path if as_file else None, overwrite=True)
     return model.toKeras()
 
 
@@ -141,7 +140,7 @@ def _scoring_network(job: Job, trained: keras.Model | None) -> keras.Model:
     if trained is None and path.endswith((".caffemodel", ".caffemodel.h5")):
         return job.scoring(local_path(path) or path)
     if trained is None:
-        trained = network.load_model(local_path(path) or path, None, {}).toKeras()
+        trained = network.load_model(path, None, {}).toKeras()
     found = job.scoring(None)
     given = {layer.name: layer for layer in trained.layers}
     for layer in found.layers:
@@ -176,7 +175,7 @@ def _features(job: Job, scoring: keras.Model) -> None:
         rows = model.transform(rows)
         wanted |= {blob: vector_to_array(F.col(f"blob_{at}"), "float32") for at, blob in enumerate(computed)}
     chosen = rows.select(caffe_data.SAMPLE_ID, *(wanted[blob].alias(blob) for blob in blobs))
-    data.write(chosen, _output(job.given), job.given["outputFormat"] or "json", overwrite=False)
+    data.write(chosen, _absolute(job.given["output"] or "output"), job.given["outputFormat"] or "json", overwrite=False)
 
 
 def _in_caffe_order(network: keras.Model, layer: str, name: str) -> Any:
@@ -200,7 +199,7 @@ def _test(job: Job, scoring: keras.Model) -> None:
         write_json(found, job.given["output"])
 
 
-def _output(given: dict[str, Any]) -> str:
-    path = given["output"] or "output"
-    found = local_path(path)
-    return path if found is None else Path(found).absolute().as_uri()
+def _absolute(path: str) -> str:
+    """What Spark means by a path; on this machine a relative one is in the working folder."""
+    url = qualified_file(path)
+    return os.path.abspath(url) if local_path(url) == url else url

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from cos_ml.commands.settings import split
 from cos_ml.data.names import quoted
 from cos_ml.data.table_formats import check_no_table
-from cos_ml.errors import InvalidInputError, SetupError
-from cos_ml.paths import literal, local_path, qualified
+from cos_ml.errors import InvalidInputError
+from cos_ml.paths import for_spark, literal, local_path, qualified
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -84,8 +84,8 @@ def _load(spark: SparkSession, kind: str, path: str, options: dict[str, Any]) ->
     if kind in ("parquet", "orc"):
         _check_no_table(qualified(spark, path))
     local = local_path(path)
-    is_file = local is not None and Path(local).exists()
-    return spark.read.format(kind).options(**options).load(literal(path) if is_file and kind != "delta" else path)
+    found = literal(path) if local is not None and Path(local).exists() and kind != "delta" else for_spark(spark, path)
+    return spark.read.format(kind).options(**options).load(found)
 
 
 def _check_no_table(url: str) -> None:
@@ -93,7 +93,7 @@ def _check_no_table(url: str) -> None:
         check_no_table(url)
     except InvalidInputError:
         raise
-    except (SetupError, ImportError, ValueError):  # Spark may open what fsspec can't
+    except Exception:  # Spark may open what fsspec can't; each storage has its own exceptions
         pass
 
 
@@ -141,4 +141,5 @@ def write(df: DataFrame, path: str, kind: str, overwrite: bool) -> None:
     vectors = {field.name for field in df.schema if field.dataType.typeName() == "vectorudt"}
     for name in vectors:
         df = df.withColumn(name, vector_to_array(F.col(quoted(name)), "float32"))
-    df.write.format(kind).mode("overwrite" if overwrite else "errorifexists").save(path)
+    mode = "overwrite" if overwrite else "errorifexists"
+    df.write.format(kind).mode(mode).save(for_spark(df.sparkSession, path))

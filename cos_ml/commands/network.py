@@ -11,7 +11,7 @@ from typing import Any
 
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.keras_import import import_keras
-from cos_ml.paths import local_path
+from cos_ml.paths import local_path, qualified_file
 
 __all__ = ["is_prototxt", "load", "load_model"]
 
@@ -67,7 +67,7 @@ def _file(path: str) -> str:
 
 def _is_stage(reference: str) -> bool:
     """Whether a path is that of a saved stage: a folder, on any file system, not a file with a network."""
-    found = local_path(reference)
+    found = local_path(qualified_file(reference))
     if found is None:
         return not reference.endswith((".keras", ".h5", ".hdf5"))
     return (Path(found) / "metadata").is_dir()
