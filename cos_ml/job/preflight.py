@@ -250,10 +250,10 @@ def _check_resource(
         return free, None
     found = warnings({kind: needed}, executors)
     if kind == "memory":
-        together, server = containers.ranks_together(spark.conf, len(executors), executors), rank_server.idle_timeout
-        found += containers.problems(spark.conf, needed, together, bool(server(spark.conf)))
+        together = containers.ranks_together(spark.conf, len(executors), executors)
+        found += containers.problems(spark.conf, needed, together, bool(rank_server.idle_timeout(spark.conf)))
         if limit := containers.container(spark.conf):
-            free += f"; {format_bytes(limit.size)} outside of the JVM in each container, for {together} ranks there"
+            free += f"; {format_bytes(limit.size)} outside of the JVM in each container, for its ranks ({together})"
     if found:
         raise ClusterError(" ".join(found))
     return f"a rank needs about {format_bytes(needed)}; {free}", None

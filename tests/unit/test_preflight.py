@@ -110,5 +110,5 @@ def test_memory_is_compared_with_containers_too():
         preflight._check_resource("memory", 500e6, executors, session)
     conf["spark.executor.memoryOverhead"] = "2g"
     text, _ = preflight._check_resource("memory", 500e6, executors, session)
-    assert text.endswith("10.0 GB free; 2.1 GB outside of the JVM in each container, for 2 ranks there")
+    assert text.endswith("10.0 GB free; 2.1 GB outside of the JVM in each container, for its ranks (2)")
     assert preflight._check_resource("disk", 1e6, executors, session)[0].endswith("; 10.0 GB free")

@@ -52,7 +52,7 @@ def test_ranks_in_two_containers_are_the_loop_by_hand(hadoop, spark):
     df = frame(spark, [rows_of(*part) for part in parts])
     est = estimator(reference.network(), epochs=2)
     text = est.explain(df)
-    assert "2.1 GB outside of the JVM in each container, for 1 ranks there" in text
+    assert "2.1 GB outside of the JVM in each container, for its ranks (1)" in text
     assert text.endswith("Ready to fit.")
     model = est.copy({est.callbacks: [callback("tests.yarn.callbacks:Print")]}).fit(df)
     assert_same_weights(model.toKeras(), expected)
