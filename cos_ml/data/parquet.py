@@ -24,8 +24,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cos_ml.data.columns import Column, RowError, decode, match_lengths, settle
+from cos_ml.data.names import VECTOR_PARTS
 from cos_ml.data.ragged import Ragged
-from cos_ml.data.raw_columns import is_readable, is_vector, plain, stored_values
+from cos_ml.data.raw_columns import is_readable, is_vector, plain, stored_entries, stored_values
 from cos_ml.data.spool import PARTS, SCANNED, Spool, raise_on_invalid, row_keys, validates
 from cos_ml.data.table_formats import check_plain_files
 from cos_ml.errors import InvalidInputError, SetupError
@@ -59,7 +60,8 @@ VERSIONS = (
     "created",
 )
 
-# What a column is in the files: the name of a whole one, or else the paths of one or several within structs.
+# What a column is in the files: the name of a whole one, or else the paths of one or several within structs; "indices"
+# and "values" within a Vector are those of its entries.
 Stored = str | Sequence[Sequence[str]]
 
 
@@ -421,6 +423,8 @@ def folder_values(root: str, path: str) -> dict[str, str | None]:
 def column_names(names: Iterable[Stored], folders: Mapping[str, Any]) -> list[str]:
     """What to ask pyarrow to read of a file: without the columns whose values are in the names of folders."""
     paths = [path for stored in names for path in ([[stored]] if isinstance(stored, str) else stored)]
+    # Vectors are read whole: the entries of a dense one have no indices in the file.
+    paths = [path[:-1] if len(path) > 1 and path[-1] in VECTOR_PARTS else path for path in paths]
     return list(dict.fromkeys(".".join(path) for path in paths if path[0] not in folders))
 
 
@@ -435,10 +439,12 @@ def values_of(
             values = values if column.dtype == "string" else _numbers_of(values)
         else:
             values = rows.column(name)
-        for part in inner:
-            values = pc.struct_field(values, values.type.get_field_index(part))
         if isinstance(values, pa.ChunkedArray):  # combine_chunks copies, even if there is only one
             values = values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
+        for part in inner:
+            is_entries = is_vector(values.type) and part in VECTOR_PARTS
+            index = values.type.get_field_index(part)
+            values = stored_entries(values, part) if is_entries else pc.struct_field(values, index)
         parts.append(values)
     return stored_values(parts, column)
 

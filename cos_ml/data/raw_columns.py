@@ -17,7 +17,7 @@ from cos_ml.data.names import VECTOR_PARTS
 from cos_ml.data.ragged import offsets_of
 from cos_ml.errors import InvalidInputError
 
-__all__ = ["convert_arguments", "is_readable", "is_vector", "plain", "stored_values"]
+__all__ = ["convert_arguments", "is_readable", "is_vector", "plain", "stored_entries", "stored_values"]
 
 VECTOR = ["type", "size", "indices", "values"]  # the fields of a Vector
 
@@ -42,16 +42,20 @@ def stored_values(parts: Sequence[pa.Array], column: Column) -> pa.Array:
     Unlike those of ``convert_arguments``, numbers keep their type where there is one array.
     """
     parts = [_as_plain(values) for values in parts]
-    if column.parts:
+    if len(parts) > 1:  # else the column is stored as it was joined
         named = zip(parts, column.parts, strict=True)
         return _joined([_converted(values, column, name) for values, name in named])
     [values] = parts
     if is_vector(values.type):
-        part = column.name.rpartition(".")[2].lower()
-        values = _entries(values, part) if part in VECTOR_PARTS and None in column.shape else _dense(values)
+        values = _dense(values)
     while _is_list(values.type) and _is_list(values.type.value_type):
         values = _flattened(values)
     return values
+
+
+def stored_entries(vectors: pa.Array, part: str) -> pa.Array:
+    """The "indices" or the "values" of the entries of Vectors in a file that are not 0."""
+    return _entries(_as_plain(vectors), part)
 
 
 def _as_plain(values: pa.Array) -> pa.Array:
@@ -93,13 +97,13 @@ def is_readable(kind: pa.DataType, dtype: str) -> bool:
 
 def _found(arguments: Mapping[str, pa.Array], column: Column) -> tuple[pa.Array, Column, str]:
     """The argument of a column, which may be the indices or the values of a Vector."""
-    name, part = column.name, column.name.rpartition(".")[2].lower()
+    name, (whole, _, part) = column.name, column.name.lower().rpartition(".")
     if name not in arguments:  # one Vector fills two inputs
         name = name.rpartition(".")[0]
         if not (is_vector(arguments[name].type) or pa.types.is_null(arguments[name].type)):
             raise InvalidInputError(f"Argument {name!r} is of type {arguments[name].type}: expected a Vector.")
     values = arguments[name]
-    if part in VECTOR_PARTS and None in column.shape and is_vector(values.type):
+    if whole and part in VECTOR_PARTS and None in column.shape and is_vector(values.type):
         values = _entries(values, part)
     return values, column, name
 

@@ -165,7 +165,7 @@ def _stored_names(dataset: DataFrame, spec: TrainSpec, feed: str) -> dict[str, p
                 f"petastorm reads whole columns, so it can't {'join' if column.parts else 'read'} {column.name!r}: "
                 f'use feed="parquet", or store {stored} as needed.'
             )
-        names[column.field] = first.path[0] if whole else [list(one.path) for one in found]
+        names[column.field] = first.path[0] if whole else [[*one.path, *filter(None, [one.part])] for one in found]
     return names
 
 

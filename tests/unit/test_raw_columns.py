@@ -7,6 +7,7 @@ import pytest
 
 from cos_ml.data.columns import Column
 from cos_ml.data.pandas_internals import run_arrow
+from cos_ml.data.parquet import column_names, values_of
 from cos_ml.data.raw_columns import convert_arguments, stored_values
 from cos_ml.errors import InvalidInputError
 
@@ -63,6 +64,25 @@ def test_entries_of_vectors():
     assert convert_arguments({"v.indices": VECTORS, "v.values": VECTORS}, columns) == (indices, values)
     with pytest.raises(InvalidInputError, match=r"Argument 'v' is of type list.*expected a Vector"):
         convert_arguments({"v": pa.array([[1.0]])}, columns)
+
+
+def test_a_column_that_is_called_values_is_a_whole_one():
+    column = Column("values", "x0", (None,))
+    (found,) = convert_arguments({"values": VECTORS}, [column])
+    assert found.to_pylist() == [[1, 0, 3], [5, 0, 6], None, [0, 0, 0]]
+    assert values_of(pa.record_batch([VECTORS], ["values"]), "values", column, {}).to_pylist() == found.to_pylist()
+
+
+def test_columns_of_files_are_what_their_paths_say():
+    file = pa.record_batch([VECTORS, pa.StructArray.from_arrays([VECTORS], ["values"])], ["v", "s"])
+    entries, dense = [[1, 3], [5, 6], None, []], [[1, 0, 3], [5, 0, 6], None, [0, 0, 0]]
+    for shape in [(3,), (None,)]:
+        assert values_of(file, [["v", "values"]], Column("v.values", "x0", shape), {}).to_pylist() == entries
+        assert values_of(file, [["s", "values"]], Column("s.values", "x0", shape), {}).to_pylist() == dense
+    joined = Column("v.values, v", "x0", (None,), parts=("v.values", "v"))
+    assert values_of(file, [["v", "values"], ["v"]], joined, {}).to_pylist()[:2] == [[1, 3, 1, 0, 3], [5, 6, 5, 0, 6]]
+    assert values_of(file, "v", joined, {}).to_pylist() == dense  # cacheDir has what Spark has joined
+    assert column_names([[["v", "indices"]], [["v", "values"]], "values"], {}) == ["v", "values"]
 
 
 def test_a_vector_is_no_row_of_indices():
