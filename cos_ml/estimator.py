@@ -211,8 +211,6 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
             estimator = estimator.copy({estimator.feed: "parquet"})
         spark = SparkSession.active()
         urls = [qualified(spark, one) for one in ([url] if isinstance(url, (str, PathLike)) else url)]
-        if not urls:
-            raise InvalidInputError("fitParquet: expected the URL of a folder or a file, or several, received none.")
         dataset = parquet.stored_frame(spark, urls)
         return _train(dataset, [estimator], [estimator._candidate(dataset)], urls)[0]
 

@@ -228,7 +228,7 @@ def test_what_is_refused(spark, tmp_path):
     with pytest.raises(InvalidInputError, match=r"table of Delta Lake"):
         estimator(tmp_path / "rows").fit(df)
     est = estimator(tmp_path)
-    with pytest.raises(InvalidInputError, match=r"expected the URL of a folder or a file, or several, received none"):
+    with pytest.raises(InvalidInputError, match=r"no Parquet files in an empty list"):
         est.fitParquet([])
     est.clear(est.cacheDir)
     with pytest.raises(InvalidInputError, match=r'cacheDir is not set, but feed="parquet"'):
