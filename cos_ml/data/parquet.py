@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import StructType
 
-__all__ = ["IN_ROW_GROUP", "ShardSpool", "Shards", "Stored", "check_petastorm", "column_names",
-           "decode_stored", "folder_values", "plan", "stored_frame", "validation_mask", "values_of"]  # fmt: skip
+__all__ = ["IN_ROW_GROUP", "ShardSpool", "Shards", "Stored", "check_petastorm", "column_names", "decode_stored",
+           "folder_values", "marks_of", "plan", "stored_frame", "validation_mask", "values_of"]  # fmt: skip
 
 IN_ROW_GROUP = " (Rows are counted from 0 within a row group.)"  # at the end of messages
 PREVIEW_ROWS = 16  # rows that decide which shape rows have, and in which type they are stored
@@ -136,8 +136,6 @@ def _find_files(urls: Sequence[str]) -> list[_File]:
     Raises:
         InvalidInputError: there are none, or they are those of a table of Delta, Iceberg or Hudi.
     """
-    if not urls:
-        raise InvalidInputError("There are no Parquet files in an empty list.")
     roots = [open_filesystem(url) for url in urls]
     plain: dict[Any, set[str]] = {filesystem: set() for filesystem, _ in roots}
     for filesystem in plain:
@@ -263,7 +261,7 @@ def _count(
         validation = _count_hashed(file, index, spec, names, folders)
     elif spec.validation or spec.validation_fraction:
         table = file.read_row_group(index, columns=column_names([names["v"]], folders))
-        marks = values_of(table, names["v"], spec.validation or Column("v", "v", dtype="bool"), folders)
+        marks = marks_of(table, names["v"], folders)
         validation = int(validation_mask(marks).sum())
         if spec.validation and marks.null_count:
             row = int(marks.is_null().to_numpy(zero_copy_only=False).argmax())
@@ -457,6 +455,11 @@ def _numbers_of(texts: pa.Array) -> pa.Array:
         except pa.ArrowInvalid:
             continue
     return texts
+
+
+def marks_of(rows: pa.RecordBatch | pa.Table, stored: Stored, folders: Mapping[str, str | None]) -> pa.Array:
+    """The marks of rows of a file that are for validation."""
+    return values_of(rows, stored, Column("v", "v", dtype="bool"), folders)
 
 
 def validation_mask(values: pa.Array) -> np.ndarray:

@@ -20,6 +20,7 @@ from cos_ml.errors import InvalidInputError
 __all__ = ["convert_arguments", "is_readable", "is_vector", "plain", "stored_entries", "stored_values"]
 
 VECTOR = ["type", "size", "indices", "values"]  # the fields of a Vector
+VIEWS = {"string_view": pa.string(), "binary_view": pa.binary()}  # types of pyarrow 16 and later, by name
 
 
 def convert_arguments(arguments: Mapping[str, pa.Array], columns: Sequence[Column]) -> tuple[pa.Array, ...]:
@@ -66,7 +67,7 @@ def _as_plain(values: pa.Array) -> pa.Array:
 
 
 def plain(kind: pa.DataType, spark: bool = False) -> pa.DataType:
-    """The type without dictionaries, extensions and fixed sizes; for ``spark``, with numbers of types that it has."""
+    """The type without dictionaries, extensions, views and fixed sizes; for ``spark``, with numbers that it has."""
     if isinstance(kind, pa.BaseExtensionType):
         return plain(kind.storage_type, spark)
     if pa.types.is_dictionary(kind):
@@ -79,6 +80,8 @@ def plain(kind: pa.DataType, spark: bool = False) -> pa.DataType:
         return pa.list_(plain(kind.value_type, spark))
     if pa.types.is_fixed_size_binary(kind):
         return pa.binary()
+    if str(kind) in VIEWS:
+        return VIEWS[str(kind)]
     if spark and pa.types.is_unsigned_integer(kind):
         return pa.int64()
     return pa.float32() if spark and pa.types.is_float16(kind) else kind

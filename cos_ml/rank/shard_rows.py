@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cos_ml.data.columns import Column, RowError, match_lengths, renumber
-from cos_ml.data.parquet import IN_ROW_GROUP, Shards, decode_stored, validation_mask, values_of
+from cos_ml.data.parquet import IN_ROW_GROUP, Shards, decode_stored, marks_of, validation_mask, values_of
 from cos_ml.data.ragged import Ragged, cut, offsets_of
 from cos_ml.data.spool import Batch, lengths_of_step, longest_by_step, raise_on_invalid, row_keys, validates
 from cos_ml.errors import InvalidInputError
@@ -21,7 +21,6 @@ __all__ = ["ShardPass", "ShardRows", "reader_of"]
 
 WINDOW = 64 << 20  # bytes of rows that are shuffled together
 PIECE = 8 << 20  # bytes of them that are copied together
-MARKS = Column("v", "v", dtype="bool")
 Arrays = dict[str, np.ndarray | Ragged]  # by field
 
 
@@ -119,8 +118,7 @@ class ShardRows:
             if not (marked or hashed):
                 return arrays
             if marked:
-                marks = self.spec.validation or MARKS
-                mask = validation_mask(values_of(stored, self.shards.names["v"], marks, folders))
+                mask = validation_mask(marks_of(stored, self.shards.names["v"], folders))
             else:
                 mask = validates(row_keys(arrays), self.spec)
             kept = mask if self.part == "validation" else ~mask

@@ -29,6 +29,7 @@ from cos_ml.rank.shard_rows import ShardRows, reader_of
 from cos_ml.spec import TrainSpec
 
 Y = Column("y", "y0")
+VIEWS = [pa.string_view()] if hasattr(pa, "string_view") else []  # pyarrow 16 and later
 VECTOR = pa.struct([("type", pa.int8()), ("size", pa.int32()), ("indices", pa.list_(pa.int32())),
                     ("values", pa.list_(pa.float64()))])  # fmt: skip
 
@@ -77,7 +78,7 @@ def test_types(tmp_path, values, name):
     assert rows["x0"].tolist() == [[1, 2], [3, 4]]
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()), *VIEWS])
 def test_strings(tmp_path, kind):
     texts = pa.array(["a", "b", "a"])
     texts = texts.dictionary_encode() if pa.types.is_dictionary(kind) else texts.cast(kind)
@@ -101,7 +102,8 @@ def test_entries_of_sparse_vectors(tmp_path):
     pq.write_table(pa.table({"v": vectors, "y": [0.0, 1.0]}), tmp_path / "rows.parquet")
     columns = [Column(f"v.{part}", f"x{index}", (None,)) for index, part in enumerate(("indices", "values"))]
     spec = TrainSpec(inputs=tuple(columns), labels=(Y,))
-    (batch,) = shard(tmp_path, spec, {"x0": [["v"]], "x1": [["v"]], "y0": "y"}).ordered(False, ()).batches(2, 1, {})
+    names = {"x0": [["v", "indices"]], "x1": [["v", "values"]], "y0": "y"}
+    (batch,) = shard(tmp_path, spec, names).ordered(False, ()).batches(2, 1, {})
     assert batch.arrays["x0"].tolist() == [[2], [1]]
     assert batch.arrays["x1"].tolist() == [[5], [3]]
 
@@ -140,8 +142,6 @@ def test_a_list_of_files_is_read_in_its_order(tmp_path):
     write(tmp_path, rows=6, group=6)
     urls = [f"file://{tmp_path}/part-1.parquet", str(tmp_path / "part-0.parquet")]
     assert rows_of(shard(urls, SPEC, NAMES))["y0"].tolist() == [3, 4, 5, 0, 1, 2]
-    with pytest.raises(InvalidInputError, match="no Parquet files in an empty list"):
-        shard([], SPEC, NAMES)
 
 
 @pytest.mark.parametrize("url", ["file://{}", "local://{}", "simplecache::file://{}", "{}/part-#0?.parquet"])
