@@ -28,6 +28,8 @@ from cos_ml.sources.pixels import MODES, ImageSpec, decode_batches, import_pillo
 
 __all__ = ["ImageAssembler", "preprocessing_layers"]
 
+FILES = 16  # that a pandas UDF copies at a time: those of a whole batch of Spark's may be gigabytes
+
 
 def _channels(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -103,7 +105,7 @@ class ImageAssembler(
         spec = ImageSpec(self.getHeight(), self.getWidth(), self.getChannels(), self.getResize(), self.getOutputType())
         type_ = T.BinaryType() if spec.output_type == "uint8" else T.ArrayType(T.FloatType())
         decode = partial(decode_batches, spec, name, self.getHandleInvalid())
-        out = with_udf(dataset, {"data": source}, output, arrow_udf(dataset.sparkSession, type_, decode))
+        out = with_udf(dataset, {"data": source}, output, arrow_udf(dataset.sparkSession, type_, decode, FILES))
         shape = {"height": spec.height, "width": spec.width, "channels": spec.channels}  # for display.show
         out = out.withColumn(output, F.col(quoted(output)).alias(output, metadata={"image": shape}))
         return out.filter(F.col(quoted(output)).isNotNull()) if self.getHandleInvalid() == "skip" else out

@@ -25,6 +25,7 @@ def arrow_udf(
     spark: SparkSession,
     return_type: T.DataType | str,
     function: Callable[[Iterator[tuple[pa.Array, ...]]], Iterator[pa.Array]],
+    rows: int | None = None,
 ) -> Any:
     """A UDF that computes on Arrow columns: Spark's own kind from 4.1 on, before it a pandas UDF that converts them.
 
@@ -32,6 +33,8 @@ def arrow_udf(
         spark: the session that runs it: with Connect, its server may be older than this PySpark.
         return_type: the type of the results.
         function: takes a tuple of columns for each batch, and returns as many rows in all, in batches of its own.
+        rows: the number of rows that a pandas UDF of a single column converts at a time, as the copy takes memory;
+            None for whole batches.
     """
     if hasattr(F, "arrow_udf") and _version(spark) >= ARROW_UDFS:
 
@@ -42,9 +45,13 @@ def arrow_udf(
         return F.arrow_udf(on_arrow, return_type)
 
     def on_pandas(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
-        return run_arrow(function, batches)
+        return run_arrow(function, batches if rows is None else _in_parts(batches, rows))
 
     return F.pandas_udf(on_pandas, return_type)  # type: ignore[attr-defined]
+
+
+def _in_parts(batches: Iterator[Any], rows: int) -> Iterator[pd.Series]:
+    return (batch.iloc[start : start + rows] for batch in batches for start in range(0, len(batch), rows))
 
 
 def _version(spark: SparkSession) -> tuple[int, ...]:

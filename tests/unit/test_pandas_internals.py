@@ -10,8 +10,10 @@ from pyspark.sql.pandas import types as spark_types
 from cos_ml import spark_internals
 from cos_ml.data import pandas_internals
 from cos_ml.data.pandas_internals import arrow_frame
+from cos_ml.scoring.udf_arguments import arrow_udf
 
 NAN = float("nan")
+BEFORE_ARROW_UDFS = type("SparkSession", (), {"version": "4.0.5"})
 ARRAYS = {
     "prediction": (T.DoubleType(), pa.array([1.0, NAN, None], from_pandas=False)),
     "probability": (T.ArrayType(T.DoubleType()), pa.array([[1.0, NAN], None, [2.0, 3.0]], from_pandas=False)),
@@ -80,3 +82,18 @@ def test_where_spark_or_pandas_has_changed_rows_are_the_same(monkeypatch, change
 
 def test_unknown_is_no():
     assert not spark_internals.passes_unchanged(object())
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(None, [5, 0, 2]), (2, [2, 2, 1, 2])])
+def test_large_rows_are_converted_a_few_at_a_time(rows, expected):
+    seen = []
+
+    def function(batches):
+        for (values,) in batches:
+            seen.append(len(values))
+            yield values
+
+    batches = [pd.Series([b"a"] * 5), pd.Series([], dtype=object), pd.Series([None, b"b"], dtype=object)]
+    found = arrow_udf(BEFORE_ARROW_UDFS, T.BinaryType(), function, rows).func(iter(batches))
+    assert [row for part in found for row in part.array.tolist()] == [b"a"] * 5 + [pd.NA, b"b"]
+    assert seen == expected
