@@ -136,6 +136,8 @@ def _find_files(urls: Sequence[str]) -> list[_File]:
     Raises:
         InvalidInputError: there are none, or they are those of a table of Delta, Iceberg or Hudi.
     """
+    if not urls:
+        raise InvalidInputError("There are no Parquet files in an empty list.")
     roots = [open_filesystem(url) for url in urls]
     plain: dict[Any, set[str]] = {filesystem: set() for filesystem, _ in roots}
     for filesystem in plain:

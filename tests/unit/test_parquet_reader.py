@@ -142,6 +142,8 @@ def test_a_list_of_files_is_read_in_its_order(tmp_path):
     write(tmp_path, rows=6, group=6)
     urls = [f"file://{tmp_path}/part-1.parquet", str(tmp_path / "part-0.parquet")]
     assert rows_of(shard(urls, SPEC, NAMES))["y0"].tolist() == [3, 4, 5, 0, 1, 2]
+    with pytest.raises(InvalidInputError, match="no Parquet files in an empty list"):
+        shard([], SPEC, NAMES)
 
 
 @pytest.mark.parametrize("url", ["file://{}", "local://{}", "simplecache::file://{}", "{}/part-#0?.parquet"])
