@@ -59,7 +59,7 @@ def container(settings: Any) -> Container | None:
 
 
 def ranks_together(settings: Any, ranks: int, executors: Sequence[Mapping[str, Any]] = ()) -> int:
-    """How many ranks one container has: those of the facts of ``executors``, or what no placement can avoid."""
+    """The ranks of the fullest container: counted from the facts of ``executors``, else the least that is possible."""
     if executors:
         return max(Counter((one["host"], one.get("container")) for one in executors).values())
     return math.ceil(ranks / max(1, int(settings.get("spark.executor.instances", None) or 2)))
@@ -99,7 +99,7 @@ def _too_narrow(settings: Any) -> str:
         return ""
     return (
         f"{PYTHON}={given} limits the address space of every Python worker, and of its rank, to "
-        f"{format_bytes(_bytes(PYTHON, given) / cores)} (its part of spark.executor.cores={cores}), but TensorFlow "
+        f"{format_bytes(_bytes(PYTHON, given) / cores)} (spark.executor.cores={cores} share it), but TensorFlow "
         f"maps about {format_bytes(MAPPED)}, most of which it does not use. Leave it unset, and set {OVERHEAD} instead."
     )
 
@@ -108,7 +108,7 @@ def _bytes(name: str, text: str) -> float:
     """A size as Spark writes it, in MiB without a unit.
 
     Raises:
-        InvalidInputError: it is none.
+        InvalidInputError: the text is no size.
     """
     if not (found := re.fullmatch(r"(\d+)\s*([bkmgtp]?)(?:i?b)?", text.strip().lower())):
         raise InvalidInputError(f'{name} is {text!r}; must be a size such as "2g" or "512m".')

@@ -133,7 +133,7 @@ def _describe_lack(ranks: int, slots: int, executors: int | None, request: Reque
             "less, or start Spark with more executors or cores."
         )
     after = f" after {waited:.0f} s" if waited >= 1 else ""
-    longer = f" If executors take longer to start, for they unpack archives first, raise {TIMEOUT}." if after else ""
+    longer = f" If executors take longer to start, unpacking archives first, raise {TIMEOUT}." if after else ""
     if not slots:
         return (
             f"{needs} no executor that could run one{after}{registered}. Spark's user interface shows whether any "
@@ -182,7 +182,7 @@ class SlotPool:
         """Wait for ``wanted`` slots, and hold them for the length of a ``with`` block.
 
         ``count`` returns how many the cluster has now; None for unknown, when one thread at a time holds them all.
-        ``timeout`` are the seconds in which lost executors are replaced.
+        ``timeout`` is the time in seconds that lost executors have to be replaced.
 
         Raises:
             ClusterError: the cluster has fewer, and no executor is added in time.

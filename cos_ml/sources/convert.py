@@ -28,7 +28,7 @@ import cos_ml
 from cos_ml.data.names import fold
 from cos_ml.data.table_formats import check_no_table
 from cos_ml.errors import InvalidInputError
-from cos_ml.paths import as_string
+from cos_ml.paths import as_string, local_path
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -86,7 +86,7 @@ def lmdb_to_parquet(source: str | Path, target: str | Path, *, raw: bool = False
     """Store the records of an LMDB database as Parquet files.
 
     Args:
-        source: the database, as ``spark.read.format("lmdb")`` takes it.
+        source: the database, on this machine: a folder that contains ``data.mdb``, or a file.
         target: the folder of Parquet files to create, with the columns of the format "lmdb".
         raw: store keys and values instead of decoding Caffe's Datums.
         database: the name of the database, in a file with named ones.
@@ -98,7 +98,7 @@ def lmdb_to_parquet(source: str | Path, target: str | Path, *, raw: bool = False
     from cos_ml.sources.records import DATUMS, RECORDS
 
     schema = RECORDS if raw else DATUMS
-    reader = LmdbReader(as_string(source), raw, None, schema.names, database)
+    reader = LmdbReader(_database(source), raw, None, schema.names, database)
     ranges = reader.partitions()
 
     def write(number: int, advance: Callable[[int], Any]) -> None:
@@ -108,6 +108,18 @@ def lmdb_to_parquet(source: str | Path, target: str | Path, *, raw: bool = False
         _in_parts(work, len(ranges), reader.count_rows(), write)
 
 
+def _database(source: str | Path) -> str:
+    """The path of a database; raises InvalidInputError for one that is not on this machine."""
+    path = as_string(source)
+    found = local_path(path)
+    if found is None:
+        raise InvalidInputError(
+            f"Expected a database on this machine, received {path!r}. Spark reads it there: "
+            f'spark.read.format("lmdb").load({path!r}).'
+        )
+    return found
+
+
 def lmdb_to_sequence_file(source: str | Path, target: str | Path, *, database: str | None = None) -> None:
     """Store the records of an LMDB database, not decoded; bytes of keys that are not UTF-8 become ``\\xNN``.
 
@@ -115,7 +127,7 @@ def lmdb_to_sequence_file(source: str | Path, target: str | Path, *, database: s
     format "lmdb" does.
 
     Args:
-        source: the database, as ``spark.read.format("lmdb")`` takes it.
+        source: the database, on this machine: a folder that contains ``data.mdb``, or a file.
         target: the folder of SequenceFiles to create, with keys of Text and values of BytesWritable.
         database: the name of the database, in a file with named ones.
 
@@ -126,7 +138,7 @@ def lmdb_to_sequence_file(source: str | Path, target: str | Path, *, database: s
     from cos_ml.sources.lmdb import LmdbReader
     from cos_ml.sources.records import RECORDS, keys_as_strings
 
-    reader = LmdbReader(as_string(source), True, None, RECORDS.names, database)
+    reader = LmdbReader(_database(source), True, None, RECORDS.names, database)
     ranges = reader.partitions()
 
     def write(number: int, advance: Callable[[int], Any]) -> None:

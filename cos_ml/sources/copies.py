@@ -16,7 +16,7 @@ __all__ = ["default_filesystem", "local_copy"]
 
 
 def default_filesystem() -> str:
-    """``fs.defaultFS`` by HADOOP_CONF_DIR; "" for the local one. For processes of Spark's that have no session."""
+    """``fs.defaultFS`` as HADOOP_CONF_DIR sets it; "" if that is local. For Spark's processes without a session."""
     folder = os.environ.get("HADOOP_CONF_DIR") or os.environ.get("YARN_CONF_DIR") or ""
     file = Path(folder, "core-site.xml")
     if not folder or not file.is_file():
@@ -39,7 +39,7 @@ def local_copy(url: str, name: str) -> str:
     """
     parent = next((one for one in os.environ.get("SPARK_LOCAL_DIRS", "").split(",") if os.path.isdir(one)), None)
     if parent is None:
-        raise InvalidInputError(f"{url} is read by Spark only: expected a file on this machine, such as a copy of it.")
+        raise InvalidInputError(f"Only Spark can read {url}: expected a file on this machine, such as a copy of it.")
     filesystem, path = open_filesystem(url)
     if retried(partial(filesystem.isdir, path)):
         path, url = f"{path.rstrip('/')}/{name}", f"{url.rstrip('/')}/{name}"

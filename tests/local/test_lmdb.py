@@ -118,6 +118,7 @@ def test_a_database_of_one_file_and_one_without_records(read, tmp_path):
     assert read(make(tmp_path / "file.mdb", {b"a": RAW}, subdir=False)).count() == 1
     assert read(make(tmp_path / "empty", {}), numPartitions=3).collect() == []
     assert read(f"file://{make(tmp_path / 'url', {b'a': RAW})}").count() == 1
+    assert read(f"local://{tmp_path / 'url'}").count() == 1  # a URL of fsspec's: each executor reads a copy
 
 
 @pytest.mark.once

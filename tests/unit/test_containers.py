@@ -62,7 +62,7 @@ def test_a_limit_of_address_space_is_too_narrow_for_tensorflow(base):
     conf = settings(base, memoryOverhead="4g", cores="2", **{"pyspark.memory": "4g"})
     (text,) = containers.problems(conf, 450e6, 2, True)
     assert text.startswith("spark.executor.pyspark.memory=4g limits the address space of every Python worker")
-    assert "to 2.1 GB (its part of spark.executor.cores=2)" in text
+    assert "to 2.1 GB (spark.executor.cores=2 share it)" in text
     assert containers.problems(conf | {"spark.executor.pyspark.memory": "64g"}, 450e6, 2, True) == []
 
 

@@ -306,6 +306,8 @@ def test_two_at_once(many, tmp_path):
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
     assert cli.main(["convert", "lmdb-to-parquet", str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err.startswith("cos-ml: There is no LMDB database at ")
+    assert cli.main(["convert", "lmdb-to-parquet", "hdfs://host/set", str(tmp_path / "out")]) == 1
+    assert "a database on this machine, received 'hdfs://host/set'" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
 
 

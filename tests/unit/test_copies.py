@@ -61,7 +61,7 @@ def test_errors_name_the_url(url):
 
 def test_without_spark_nothing_is_left_behind(url, monkeypatch):
     monkeypatch.delenv("SPARK_LOCAL_DIRS")
-    with pytest.raises(InvalidInputError, match="read by Spark only"):
+    with pytest.raises(InvalidInputError, match="Only Spark can read"):
         keys(LmdbReader(url, True, 1, ["key"]))
 
 
