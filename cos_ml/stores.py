@@ -1,4 +1,4 @@
-"""Files on any storage that fsspec knows: HDFS, object stores, local disks (driver and rank side).
+"""Files on any storage that fsspec knows: HDFS, object stores, local disks (every side).
 
 URLs come from ``paths.qualified``, so that they mean the same here, to Spark and to the ranks.
 """

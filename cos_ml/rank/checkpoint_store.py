@@ -156,7 +156,7 @@ class CheckpointStore:
         names = retried(self._names)
         if self.config.run != ANY_RUN:
             for name in [name for name in names if not name.startswith(self._prefix)]:
-                self.filesystem.rm_file(f"{self.path}/{name}")
+                self._remove(name)
                 names.remove(name)
         for name in reversed(names):
             try:
@@ -180,7 +180,11 @@ class CheckpointStore:
         names = retried(self._names)
         kept = [name for name in names if name not in self._damaged][-KEPT:]
         for old in set(names) - set(kept):
-            self.filesystem.rm_file(f"{self.path}/{old}")
+            self._remove(old)
+
+    def _remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):  # an attempt whose answer was lost removed it
+            retried(partial(self.filesystem.rm_file, f"{self.path}/{name}"))
 
     def _names(self) -> list[str]:
         """The names of all checkpoints, the newest last; files that a killed writer left unfinished are deleted."""
