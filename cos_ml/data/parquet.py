@@ -190,7 +190,8 @@ def _spark_schema(spark: SparkSession, schema: pa.Schema) -> StructType:
 
     tests = pa.types.is_struct, lambda kind: is_readable(kind, "float32"), lambda kind: is_readable(kind, "string")
     readable = pa.schema([field for field in schema if any(test(field.type) for test in tests)])
-    fields = spark.createDataFrame(readable.empty_table()).schema.fields
+    row = pa.table([pa.nulls(1, field.type) for field in readable], schema=readable)  # Connect takes no empty table
+    fields = spark.createDataFrame(row).schema.fields
     for field, stored in zip(fields, readable, strict=True):
         field.dataType = VectorUDT() if is_vector(stored.type) else field.dataType
     return StructType(fields)

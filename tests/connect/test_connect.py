@@ -6,6 +6,8 @@ from typing import Any
 
 import keras
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
@@ -14,6 +16,7 @@ from pyspark.ml.tuning import CrossValidator, CrossValidatorModel, ParamGridBuil
 from pyspark.sql import types as T
 
 from cos_ml import DeepNetEstimator, DeepNetModel, spark_internals
+from cos_ml.data.parquet import stored_frame
 from cos_ml.errors import ClusterError, InvalidInputError, RankError, SavedModelError
 from tests.support import reference
 from tests.support.layers import Misbehaving
@@ -150,6 +153,12 @@ def test_a_bad_row_is_named(spark):
     rows = [*rows_of(*reference.data(3)), (None, 1.0, 1.0)]
     with pytest.raises(InvalidInputError, match="column 'features', row 3: is null"):
         estimator(reference.network(), numTrainWorkers=1).fit(spark.createDataFrame(rows, SCHEMA).coalesce(1))
+
+
+def test_the_columns_of_parquet_files_that_spark_does_not_reach(spark, tmp_path):
+    pq.write_table(pa.table({"x": [[1.0, 2.0]], "y": ["a"]}), tmp_path / "rows.parquet")
+    found = stored_frame(spark, [f"local://{tmp_path}"])  # a scheme of fsspec's alone
+    assert found.dtypes == [("x", "array<double>"), ("y", "string")]
 
 
 def test_too_few_slots_is_an_error_at_once(df):
