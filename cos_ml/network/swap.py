@@ -26,8 +26,13 @@ def shared_config(archive: bytes) -> str:
     if not zipfile.is_zipfile(io.BytesIO(archive)):
         return ""  # damage, which load_model explains
     with zipfile.ZipFile(io.BytesIO(archive)) as file:
-        has_assets = any(name.startswith("assets") for name in file.namelist())
-    return "" if has_assets or has_state(archive) else json.dumps(untrusted.config_of(archive), sort_keys=True)
+        if has_state(archive) or any(name.startswith("assets") for name in file.namelist()):
+            return ""
+    config, numbers = untrusted.config_of(archive), dict[int, int]()
+    for one in untrusted.serialized_objects(config):
+        if "shared_object_id" in one:  # where the object was in memory
+            one["shared_object_id"] = numbers.setdefault(one["shared_object_id"], len(numbers))
+    return json.dumps(config, sort_keys=True)
 
 
 def depends_on_variables_alone(network: Any) -> bool:

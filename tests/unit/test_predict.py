@@ -9,10 +9,11 @@ import pytest
 from cos_ml.data.columns import Column
 from cos_ml.data.pandas_internals import arrow_column, run_arrow
 from cos_ml.errors import InvalidInputError, SavedModelError
-from cos_ml.network.archive import Network, load_model
+from cos_ml.network.archive import Network, dump_model, load_model
 from cos_ml.network.forward import ForwardPass, traced
 from cos_ml.network.keras_import import import_keras
 from cos_ml.network.outputs import OutputKind
+from cos_ml.network.swap import shared_config
 from cos_ml.scoring import predict
 from cos_ml.scoring.predict import Scorer, score
 
@@ -293,6 +294,14 @@ def test_networks_of_one_configuration_share_a_trace(monkeypatch, classifier, nu
         monkeypatch.setattr(predict, "networks", OrderedDict())
         assert scored(scorer, rows)[0].equals(found)
     assert shared[0].equals(again)
+
+
+def test_networks_trained_from_one_archive_have_one_configuration():
+    """Keras writes into that of recurrent layers where their initializers are in memory."""
+    archive = Network.of(keras.Sequential([keras.Input((5, 4)), layers.GRU(3)])).archive
+    trained = [load_model(archive) for _ in range(2)]
+    (config,) = {shared_config(dump_model(network)) for network in trained}
+    assert "GRU" in config
 
 
 def test_a_network_in_use_keeps_its_weights(classifier, numbers, loads):
