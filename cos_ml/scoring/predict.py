@@ -26,6 +26,7 @@ from cos_ml.network.forward import ForwardPass
 from cos_ml.network.keras_import import import_tensorflow
 from cos_ml.network.outputs import OutputKind, predictions
 from cos_ml.network.swap import depends_on_variables_alone, load_weights, shared_config
+from cos_ml.network.untrusted import imported_on_demand
 from cos_ml.scoring.ahead import Ahead
 
 if TYPE_CHECKING:
@@ -361,7 +362,7 @@ def in_use(scorer: Scorer) -> Iterator[ForwardPass]:
 
 
 def _load(key: tuple[str, tuple[str, ...]], archive: bytes, modules: Sequence[str]) -> _Kept:
-    config = "" if modules else shared_config(archive)
+    config = "" if imported_on_demand(modules) else shared_config(archive)
     for other, kept in networks.items():
         if config and kept.config == config and other[1] == key[1] and not kept.users and key not in _replaced:
             del networks[other]

@@ -304,6 +304,15 @@ def test_networks_trained_from_one_archive_have_one_configuration():
     assert "GRU" in config
 
 
+@pytest.mark.parametrize(("modules", "expected"), [(("cos_ml.layers",), 1), (("tests.support.raising",), 2)])
+def test_custom_code_is_not_shared(classifier, numbers, loads, modules, expected):
+    rows = series(numbers(2, 4))
+    for factor in (1, 2):
+        classifier.set_weights([weight * factor for weight in classifier.get_weights()])
+        scored(dataclasses.replace(scorer_of(classifier), modules=modules), rows)
+    assert len(loads) == expected
+
+
 def test_a_network_in_use_keeps_its_weights(classifier, numbers, loads):
     """Two functions of one query are computed in turns by one worker."""
     rows = series(numbers(5, 4))
