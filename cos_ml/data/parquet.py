@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cos_ml.data.columns import Column, RowError, decode, match_lengths, settle
+from cos_ml.data.columns import Column, RowError, decode, match_lengths, renumber, settle
 from cos_ml.data.names import VECTOR_PARTS
 from cos_ml.data.ragged import Ragged
 from cos_ml.data.raw_columns import is_readable, is_vector, plain, stored_entries, stored_values
@@ -50,15 +50,7 @@ STRING_OVERHEAD = 41  # bytes that a Python string needs besides its characters
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # null, in the name of a folder
 HIDDEN = re.compile(r"(^|/)(\.|_[^=/]*(/|$))")  # paths of files that Spark does not read; a column may be called _x
 # What fsspec's file systems call the version of a file, by priority.
-VERSIONS = (
-    "ETag",
-    "etag",
-    "mtime",
-    "LastModified",
-    "last_modified",
-    "updated",
-    "created",
-)
+VERSIONS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 
 # What a column is in the files: the name of a whole one, or else the paths of one or several within structs; "indices"
 # and "values" within a Vector are those of its entries.
@@ -288,18 +280,19 @@ def _count(
 
 def _count_hashed(file: Any, index: int, spec: TrainSpec, names: dict[str, Stored], folders: Mapping[str, Any]) -> int:
     """The number of rows of a row group that validationFraction selects: this reads all of them."""
-    found = 0
+    found = seen = 0
     columns = column_names([names[column.field] for column in spec.columns], folders)
     for batch in file.iter_batches(SCANNED, row_groups=[index], columns=columns):
-        arrays = {}
+        arrays, row_errors = {}, []
         for column in spec.columns:
             values = values_of(batch, names[column.field], column, folders)
-            arrays[column.field], row_errors = decode_stored(values, settle(values, column))
-            if row_errors:
-                raise_on_invalid(row_errors, spec.handle_invalid, IN_ROW_GROUP)
-        if row_errors := match_lengths(arrays, spec.columns):
-            raise_on_invalid(row_errors, spec.handle_invalid, IN_ROW_GROUP)
+            arrays[column.field], errors = decode_stored(values, settle(values, column))
+            row_errors += errors
+        row_errors += match_lengths(arrays, spec.columns, row_errors)
+        if row_errors:
+            raise_on_invalid(renumber(row_errors, seen), spec.handle_invalid, IN_ROW_GROUP)
         found += int(validates(row_keys(arrays), spec).sum())
+        seen += batch.num_rows
     return found
 
 

@@ -7,7 +7,7 @@ import math
 import random
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from cos_ml import stores
+from cos_ml.data import parquet
 from cos_ml.data.columns import Column
 from cos_ml.data.parquet import Shards, plan
 from cos_ml.data.table_formats import check_plain_files
@@ -271,6 +272,9 @@ def test_a_bad_row_of_a_later_piece_is_counted_within_its_row_group(tmp_path, mo
     write(tmp_path, rows=6, group=6, files=1, y=[0.0, 1.0, 2.0, 3.0, math.nan, 5.0])
     with pytest.raises(InvalidInputError, match="column 'y', row 4: is NaN"):
         rows_of(shard(tmp_path, SPEC, NAMES))
+    monkeypatch.setattr(parquet, "SCANNED", 2)
+    with pytest.raises(InvalidInputError, match="column 'y', row 4: is NaN"):
+        plan(str(tmp_path), replace(SPEC, validation_fraction=0.5), NAMES, 1)  # reads the rows to count both sides
 
 
 @pytest.mark.parametrize("left", [200, None])
