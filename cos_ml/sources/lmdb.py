@@ -299,9 +299,9 @@ def _positive_int(options: Mapping[str, str], name: str) -> int | None:
 
 def _path(options: Mapping[str, str]) -> str:
     path = options.get("path", "")
-    if not path:
-        raise InvalidInputError(f"Expected the path of an LMDB database, received {path!r}.")
     found, default = local_path(path), default_filesystem()
+    if not path or (found is None and path.startswith("file:")):
+        raise InvalidInputError(f"Expected the path of an LMDB database, or its URL, received {path!r}.")
     if found is None:
         return path
     if not default or path.startswith("file:"):

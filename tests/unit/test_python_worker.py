@@ -6,6 +6,7 @@ import zipfile
 import zipimport
 
 import pytest
+from pyspark import SparkFiles
 
 from cos_ml import python_worker
 
@@ -21,7 +22,7 @@ def task(monkeypatch, tmp_path):
     added = tmp_path / "added"
     added.mkdir()
     monkeypatch.setattr(python_worker.TaskContext, "get", classmethod(lambda _: Context()))
-    monkeypatch.setattr(python_worker.SparkFiles, "getRootDirectory", classmethod(lambda _: str(added)))
+    monkeypatch.setattr(SparkFiles, "getRootDirectory", classmethod(lambda _: str(added)))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "path_importer_cache", dict(sys.path_importer_cache))
     return tmp_path
