@@ -24,11 +24,9 @@ from cos_ml.errors import InvalidInputError
 from cos_ml.network.keras_import import import_keras
 from cos_ml.params import DeclaredParam, StageParams
 from cos_ml.scoring.udf_arguments import arrow_udf, with_udf
-from cos_ml.sources.pixels import MODES, ImageSpec, decode_batches, import_pillow
+from cos_ml.sources.pixels import FILES, MODES, ImageSpec, decode_batches, import_pillow
 
 __all__ = ["ImageAssembler", "preprocessing_layers"]
-
-FILES = 16  # that a pandas UDF copies at a time: those of a whole batch of Spark's may be gigabytes
 
 
 def _channels(value: Any) -> int:

@@ -178,13 +178,14 @@ def _decoded(files: Column, sides: tuple[int, int, int], resize: str = "stretch"
     from pyspark.sql import functions as F
     from pyspark.sql import types as T
 
-    from cos_ml.sources.pixels import ImageSpec, decode_batches
+    from cos_ml.data.pandas_internals import in_parts
+    from cos_ml.sources.pixels import FILES, ImageSpec, decode_batches
 
     spec = ImageSpec(sides[1], sides[2], sides[0], resize, "uint8")
 
     @F.pandas_udf(T.BinaryType())  # type: ignore[attr-defined]
     def decode(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        encoded = ((pa.array(batch.map(_file), pa.binary()),) for batch in batches)
+        encoded = ((pa.array(part.map(_file), pa.binary()),) for part in in_parts(batches, FILES))
         for images in decode_batches(spec, "data", "error", encoded):
             yield pd.Series([_caffe_order(pixels, sides) for pixels in images.to_pylist()], dtype=object)
 

@@ -21,7 +21,7 @@ from cos_ml import spark_internals
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["arrow_column", "arrow_frame", "run_arrow", "takes_arrow"]
+__all__ = ["arrow_column", "arrow_frame", "in_parts", "run_arrow", "takes_arrow"]
 
 ARROW_TYPES: dict[type, pa.DataType] = {bytes: pa.binary(), bytearray: pa.binary(), str: pa.large_string()}
 
@@ -48,6 +48,11 @@ def run_arrow(
             yield arrow_frame({field.name: result.field(index) for index, field in enumerate(result.type)})
         else:
             yield arrow_frame({"result": result})["result"]
+
+
+def in_parts(batches: Iterator[Any], rows: int) -> Iterator[pd.Series]:
+    """The rows of a pandas UDF's single column, at most ``rows`` at a time."""
+    return (batch.iloc[start : start + rows] for batch in batches for start in range(0, len(batch), rows))
 
 
 def arrow_column(series: pd.Series | pd.DataFrame) -> pa.Array:

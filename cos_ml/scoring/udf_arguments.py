@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from cos_ml import spark_internals
-from cos_ml.data.pandas_internals import run_arrow
+from cos_ml.data.pandas_internals import in_parts, run_arrow
 
 __all__ = ["arrow_udf", "with_udf"]
 
@@ -45,13 +45,9 @@ def arrow_udf(
         return F.arrow_udf(on_arrow, return_type)
 
     def on_pandas(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
-        return run_arrow(function, batches if rows is None else _in_parts(batches, rows))
+        return run_arrow(function, batches if rows is None else in_parts(batches, rows))
 
     return F.pandas_udf(on_pandas, return_type)  # type: ignore[attr-defined]
-
-
-def _in_parts(batches: Iterator[Any], rows: int) -> Iterator[pd.Series]:
-    return (batch.iloc[start : start + rows] for batch in batches for start in range(0, len(batch), rows))
 
 
 def _version(spark: SparkSession) -> tuple[int, ...]:

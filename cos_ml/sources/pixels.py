@@ -15,10 +15,11 @@ import pyarrow as pa
 from cos_ml.data.columns import as_list_array
 from cos_ml.errors import InvalidInputError, SetupError
 
-__all__ = ["MODES", "ImageSpec", "decode_batches", "decode_image", "import_pillow"]
+__all__ = ["FILES", "MODES", "ImageSpec", "decode_batches", "decode_image", "import_pillow"]
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # some of the others that Pillow reads run external programs
 MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's mode
+FILES = 16  # that a pandas UDF copies at a time: those of a whole batch of Spark's may be gigabytes
 BATCH_BYTES = 16 << 20  # pixels that are returned to Spark at a time: Spark's own batches have 10,000 rows
 
 
