@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.cached import CachingFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from cos_ml.data.parquet import Shards, column_names, folder_values
@@ -117,8 +118,9 @@ class ParquetReader:
                     yield from stored.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
                 return
             # Most file systems would read up to 50 MB more with each row group, for readers that go on from there.
+            options = {} if isinstance(filesystem, CachingFileSystem) else {"cache_type": "none"}
             with (
-                filesystem.open(path, cache_type="none") as opened,
+                filesystem.open(path, **options) as opened,
                 pq.ParquetFile(opened, metadata=footer, pre_buffer=True) as stored,
             ):
                 yield from stored.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)

@@ -72,19 +72,22 @@ class Copy:
     def __init__(self, copies: RowCopies, index: int) -> None:
         self.copies, self.index = copies, index
         self.places: list[tuple[int, int]] = []
+        self.complete = True
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Copy the next rows."""
-        if self.copies.full:
-            return
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, batch.schema) as stream:
-            stream.write_batch(batch)
-        place = self.copies.write(sink.getvalue())
-        if place:
+        """Copy the next rows, if there is room for them and was for those before."""
+        place = None
+        if self.complete and not self.copies.full:
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, batch.schema) as stream:
+                stream.write_batch(batch)
+            place = self.copies.write(sink.getvalue())
+        if place is None:
+            self.complete = False
+        else:
             self.places.append(place)
 
     def close(self) -> None:
-        """All rows are copied, unless there was no room."""
-        if not self.copies.full:
+        """There are no more rows: the copy counts if it has them all."""
+        if self.complete:
             self.copies.places[self.index] = self.places

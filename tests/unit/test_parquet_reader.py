@@ -205,6 +205,7 @@ def store(tmp_path):
     found.put(str(write(tmp_path / "rows", rows=800, group=100)), "/rows-of-a-store", recursive=True)
     found.requests.clear()
     yield found
+    found.invalidate_cache()
     found.rm("/rows-of-a-store", recursive=True)
 
 
@@ -215,6 +216,11 @@ def test_a_store_is_asked_for_what_is_read_alone(store):
     assert rows_of(rows)["y0"].tolist() == list(range(800))
     assert len(store.requests) == 8
     assert sum(store.requests) < sum(store.info(path)["size"] for path in store.find("/rows-of-a-store"))
+
+
+@pytest.mark.parametrize("cache", ["simplecache", "filecache", "blockcache"])
+def test_caches_of_fsspec(store, cache):
+    assert rows_of(shard(f"{cache}::store://rows-of-a-store", SPEC, NAMES))["y0"].tolist() == list(range(800))
 
 
 def test_a_store_whose_files_are_replaced_between_fits(store, tmp_path):
