@@ -270,6 +270,7 @@ def test_what_is_recorded(spark, saved, tmp_path):
             "key": None,
             "below": None,
             "padding": None,
+            "values": None,
         }
     ]
     names = {row["name"] for row in spark.read.parquet(str(tmp_path / "model" / "data")).collect()}
