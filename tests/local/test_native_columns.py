@@ -168,9 +168,6 @@ def test_columns_of_parquet_files(spark, df, trained, tmp_path):
     df.select(features, labels, "weight", "held", F.struct("label").alias("s")).write.parquet(str(tmp_path / "rows"))
     model = estimator(**PLAIN | {"labelCol": "s.label"}).fitParquet(str(tmp_path / "rows"))
     assert_same_weights(model.toKeras(), trained.toKeras())
-    petastorm = estimator(**PLAIN, feed="petastorm")
-    with pytest.raises(InvalidInputError, match=r"petastorm reads whole columns, so it can't read 's\.label'"):
-        petastorm.fitParquet(str(tmp_path / "rows"), {petastorm.labelCol: "s.label"})
 
 
 @pytest.mark.once

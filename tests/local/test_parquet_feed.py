@@ -245,6 +245,9 @@ def test_what_petastorm_can_not_read_is_refused_before_the_job(spark, tmp_path, 
     df.withColumnRenamed("features", "the features").write.parquet(str(tmp_path / "names"))
     with pytest.raises(InvalidInputError, match=r"Python identifiers, received 'the features'"):
         est.fitParquet(str(tmp_path / "names"), {est.featuresCol: "the features"})
+    df.select(F.array("label").alias("features"), F.struct("label").alias("s")).write.parquet(str(tmp_path / "fields"))
+    with pytest.raises(InvalidInputError, match=r"petastorm reads whole columns, so it can't read 's\.label'"):
+        est.fitParquet(str(tmp_path / "fields"), {est.labelCol: "s.label"})
     with pytest.raises(InvalidInputError, match=r"only paths of a local or mounted disk, received local://.*parquet"):
         est.fitParquet(f"local://{tmp_path / 'vectors'}")
     with pytest.raises(InvalidInputError, match=r"Param cacheRows: petastorm keeps no copies"):
