@@ -11,14 +11,15 @@ import functools
 import io
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
 import pyarrow as pa
+from pyspark.errors import AnalysisException
 from pyspark.sql import types as T
 
 from cos_ml import DeepNetEstimator, callback
@@ -46,13 +47,26 @@ SPARK = {
 SENT = {"float16": "float32", "uint8": "int16", "uint16": "int32", "uint32": "int64"}  # as Spark hands them over
 
 
+class Session:
+    """What the driver asks of Spark before the job: settings, which are the default, and where files are."""
+
+    conf: ClassVar[dict[str, str]] = {}
+
+    @property
+    def read(self) -> Session:
+        return self
+
+    def text(self, names: list[str]) -> Any:
+        raise AnalysisException(f"Path does not exist: file:{os.getcwd()}/{names[0]}.")
+
+
 @dataclass(frozen=True)
 class Frame:
     """What the driver looks at in a DataFrame before the job."""
 
     schema: T.StructType
     isStreaming: bool = False
-    sparkSession = SimpleNamespace(conf={})  # with the settings that Spark has by default
+    sparkSession = Session()
 
     @property
     def columns(self) -> list[str]:
