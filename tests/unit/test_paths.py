@@ -1,6 +1,7 @@
 """What Spark means by a path, and files on storage that is away, slow or read-only."""
 
 import errno
+import tempfile
 
 import fsspec
 import pytest
@@ -16,6 +17,13 @@ from tests.support.stores import FaultyStore, ObjectStore, Session
 pytestmark = pytest.mark.once
 
 HDFS, LOCAL = "hdfs://name:8020/user/me", "file:/home/my folder"
+
+
+@pytest.fixture(autouse=True)
+def temporary_folder(monkeypatch, tmp_path):
+    """A rank's temporary folder, which ends with it."""
+    (tmp_path / "of the rank").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "of the rank"))
 
 
 @pytest.mark.parametrize(
