@@ -46,7 +46,7 @@ def local_copy(url: str, name: str) -> str:
     try:
         info = retried(partial(filesystem.info, path))
     except FileNotFoundError as error:
-        here = f" For the one on this machine: file://{path}" if path.startswith("/") and os.path.exists(path) else ""
+        here = f" The file on this machine is file://{path}." if path.startswith("/") and os.path.exists(path) else ""
         raise InvalidInputError(f"There is no file {name} at {url}.{here}") from error
     version = [url, *(str(info.get(one)) for one in ("size", "mtime", "modification_time", "LastModified", "ETag"))]
     copy = Path(parent, f"cos_ml-{hashlib.sha256(repr(version).encode()).hexdigest()[:24]}")

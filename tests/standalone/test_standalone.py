@@ -6,8 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
-import tarfile
 import threading
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from cos_ml import DeepNetModel
 from cos_ml.commands.session import CONF_DIR
 from cos_ml.job import cluster_check
 from tests.support import reference
+from tests.support.environments import packed_environment
 from tests.support.layers import Misbehaving
 from tests.support.reference import assert_same_weights, estimator, split
 from tests.support.sessions import ROOT, frame, rows_of
@@ -171,16 +170,9 @@ def test_spark_submit_of_caffe_on_sparks_command_line(cluster, tmp_path):
 
 
 def test_executors_use_the_environment_that_comes_as_an_archive(cluster, tmp_path):
-    """Laid out as venv-pack does it; TensorFlow and the others are links to this environment's."""
-    environment = tmp_path / "environment"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
-    (packages,) = environment.glob("lib/python*/site-packages")
-    (packages / "theirs.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n{ROOT}\n")
-    with tarfile.open(tmp_path / "environment.tar.gz", "w:gz") as archive:
-        for path in environment.iterdir():
-            archive.add(path, path.name)
+    archive = packed_environment(tmp_path)
     printed = submit(
-        cluster, "--archives", f"{tmp_path / 'environment.tar.gz'}#environment",
+        cluster, "--archives", f"{archive}#environment",
         str(ROOT / "tests" / "standalone" / "program.py"),
         **{"spark.pyspark.python": "./environment/bin/python", "spark.pyspark.driver.python": sys.executable},
     )  # fmt: skip

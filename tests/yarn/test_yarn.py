@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
-import sysconfig
-import tarfile
 
 import keras
 import numpy as np
@@ -17,6 +14,7 @@ from pyspark.ml.classification import LogisticRegression
 
 from cos_ml import callback
 from tests.support import reference
+from tests.support.environments import packed_environment
 from tests.support.layers import Misbehaving
 from tests.support.reference import assert_same_weights, estimator, split
 from tests.support.sessions import ROOT, frame, rows_of
@@ -80,18 +78,11 @@ def pipeline(hadoop, spark):
 
 
 def test_cluster_mode_scores_it_with_an_environment_that_comes_from_hdfs(hadoop, spark, pipeline, tmp_path):
-    """The environment is laid out as venv-pack does it; TensorFlow and the others are links to this environment's."""
-    environment = tmp_path / "environment"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
-    (packages,) = environment.glob("lib/python*/site-packages")
-    (packages / "theirs.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n{ROOT}\n")
-    with tarfile.open(tmp_path / "environment.tar.gz", "w:gz") as archive:
-        for path in environment.iterdir():
-            archive.add(path, path.name)
+    packed = packed_environment(tmp_path)
     jvm, archive = spark.sparkContext._jvm, f"{hadoop.fs}/tests/environment.tar.gz"
     target = jvm.org.apache.hadoop.fs.Path(archive)
     target.getFileSystem(spark.sparkContext._jsc.hadoopConfiguration()).copyFromLocalFile(
-        jvm.org.apache.hadoop.fs.Path(str(tmp_path / "environment.tar.gz")), target
+        jvm.org.apache.hadoop.fs.Path(str(packed)), target
     )
     settings = dict.fromkeys(("spark.pyspark.python", "spark.pyspark.driver.python"), "./environment/bin/python")
     done = hadoop.submit(
