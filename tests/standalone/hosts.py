@@ -11,21 +11,23 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-BRIDGE, NETWORK = "cosml0", "10.77.61"
 LONGEST = 120  # seconds until a program is ready
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 @contextlib.contextmanager
-def hosts(count: int) -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
+def hosts(
+    count: int, name: str = "cosml", network: str = "10.77.61"
+) -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
     """The driver's address, and of each host its address and what to begin a command with, to run it there.
 
-    Where this process may make no network namespaces, all are the loopback.
+    Where this process may make no network namespaces, all are the loopback. Tests that may run at the same time have
+    names and networks of their own.
     """
     with contextlib.ExitStack() as stack:
         try:
-            _remove_leftovers(count)
-            found = list(_namespaces(count, stack))
+            _remove_leftovers(count, name)
+            found = list(_namespaces(count, name, network, stack))
         except FileNotFoundError:  # no command "ip"
             yield "127.0.0.1", [("127.0.0.1", [])] * count
             return
@@ -34,36 +36,37 @@ def hosts(count: int) -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
                 raise
             yield "127.0.0.1", [("127.0.0.1", [])] * count
             return
-        yield f"{NETWORK}.1", found
+        yield f"{network}.1", found
 
 
-def _namespaces(count: int, stack: contextlib.ExitStack) -> Iterator[tuple[str, list[str]]]:
-    _ip(f"link add {BRIDGE} type bridge")
-    stack.callback(_ip, f"link del {BRIDGE}")
-    _ip(f"addr add {NETWORK}.1/24 dev {BRIDGE}")
-    _ip(f"link set {BRIDGE} up")
+def _namespaces(count: int, name: str, network: str, stack: contextlib.ExitStack) -> Iterator[tuple[str, list[str]]]:
+    bridge = f"{name}0"
+    _ip(f"link add {bridge} type bridge")
+    stack.callback(_ip, f"link del {bridge}")
+    _ip(f"addr add {network}.1/24 dev {bridge}")
+    _ip(f"link set {bridge} up")
     for number in range(count):
-        name, address = f"cosml-{number}", f"{NETWORK}.{number + 2}"
-        _ip(f"netns add {name}")
-        stack.callback(_ip, f"netns del {name}")
-        _ip(f"link add cosml-out{number} type veth peer name eth0 netns {name}")
-        _ip(f"link set cosml-out{number} master {BRIDGE} up")
+        host, address = f"{name}-{number}", f"{network}.{number + 2}"
+        _ip(f"netns add {host}")
+        stack.callback(_ip, f"netns del {host}")
+        _ip(f"link add {name}-out{number} type veth peer name eth0 netns {host}")
+        _ip(f"link set {name}-out{number} master {bridge} up")
         for command in (f"addr add {address}/24 dev eth0", "link set eth0 up", "link set lo up"):
-            _ip(f"-n {name} {command}")
-        yield address, ["ip", "netns", "exec", name]
+            _ip(f"-n {host} {command}")
+        yield address, ["ip", "netns", "exec", host]
 
 
-def _remove_leftovers(count: int) -> None:
+def _remove_leftovers(count: int, name: str) -> None:
     """Of a run that was killed."""
     for number in range(count):
-        name = f"cosml-{number}"
-        within = subprocess.run(["ip", "netns", "pids", name], capture_output=True, check=False).stdout.split()
+        host = f"{name}-{number}"
+        within = subprocess.run(["ip", "netns", "pids", host], capture_output=True, check=False).stdout.split()
         for process in map(int, within):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-        for command in (f"netns del {name}", f"link del cosml-out{number}"):
+        for command in (f"netns del {host}", f"link del {name}-out{number}"):
             subprocess.run(["ip", *command.split()], capture_output=True, check=False)
-    subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True, check=False)
+    subprocess.run(["ip", "link", "del", f"{name}0"], capture_output=True, check=False)
 
 
 def _ip(command: str) -> None:
