@@ -40,8 +40,8 @@ def test_jars_are_fetched_once(machine):
 @pytest.mark.parametrize(
     ("commands", "message"),
     [
-        ({"javac": ""}, "The tests on YARN need Maven, .*: there is no command 'mvn'"),
-        ({"mvn": ""}, "The tests on YARN need a JDK, 17 or later: there is no command 'javac'"),
+        ({"javac": ""}, "These tests need Maven, .*: there is no command 'mvn'"),
+        ({"mvn": ""}, "These tests need a JDK, 17 or later: there is no command 'javac'"),
         ({"javac": "", "mvn": "echo '[ERROR] no route to the registry'; exit 1"}, "Maven can't .* no route"),
         ({"javac": "", "mvn": FETCH % "wrong"}, r"Not the jars .* lists: a\.jar"),
         ({"javac": "", "mvn": ""}, r"Not the jars .* lists: a\.jar"),
