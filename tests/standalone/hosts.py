@@ -79,7 +79,7 @@ def running(command: list[str], log: str, ready: str, **options: Any) -> Iterato
     with (
         open(log, "wb") as file,
         subprocess.Popen(
-            command, stdout=file, stderr=file, env=os.environ, preexec_fn=_die_with_parent, **options
+            command, stdout=file, stderr=file, env=os.environ, preexec_fn=die_with_parent, **options
         ) as process,
     ):
         try:
@@ -95,5 +95,5 @@ def running(command: list[str], log: str, ready: str, **options: Any) -> Iterato
             process.kill()  # also where a test did so already
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
