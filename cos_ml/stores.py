@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from cos_ml.errors import CosMLError, SetupError
 
-__all__ = ["make_folder", "open_filesystem", "retried", "write_whole"]
+__all__ = ["exists", "make_folder", "open_filesystem", "retried", "write_whole"]
 
 T = TypeVar("T")
 
@@ -67,6 +67,15 @@ def retried(action: Callable[[], T]) -> T:
                 raise
             time.sleep(wait)
     return action()
+
+
+def exists(filesystem: Any, path: str) -> bool:
+    """Whether there is a file or a folder; fsspec's own ``exists`` says no where a storage does not answer."""
+    try:
+        filesystem.info(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def make_folder(filesystem: Any, path: str) -> None:
@@ -124,8 +133,8 @@ def _rename(filesystem: Any, unfinished: str, path: str) -> None:
     try:
         move(unfinished, path)
     except Exception:  # HDFS replaces nothing, and its clients raise errors of different types
-        if not filesystem.exists(path):
+        if not exists(filesystem, path):
             raise
-        if filesystem.exists(unfinished):  # else it was renamed, and the answer was lost
+        if exists(filesystem, unfinished):  # else it was renamed, and the answer was lost
             filesystem.rm_file(path)
             move(unfinished, path)

@@ -28,7 +28,7 @@ import numpy as np
 from cos_ml.data import blobs
 from cos_ml.errors import CosMLError, InvalidInputError
 from cos_ml.spec import ANY_RUN, CheckpointConfig
-from cos_ml.stores import make_folder, open_filesystem, retried, write_whole
+from cos_ml.stores import exists, make_folder, open_filesystem, retried, write_whole
 
 __all__ = ["Checkpoint", "CheckpointStore", "acquire"]
 
@@ -105,7 +105,7 @@ def _acquire(config: CheckpointConfig) -> None:
     filesystem, root = _open(config.url)
     make_folder(filesystem, root)
     path = f"{root}/fit.json"
-    stored = json.loads(filesystem.cat_file(path)) if filesystem.exists(path) else None
+    stored = json.loads(filesystem.cat_file(path)) if exists(filesystem, path) else None
     fit = json.loads(json.dumps(config.fit))
     if stored == fit:
         return
@@ -209,5 +209,5 @@ def _open(url: str) -> tuple[Any, str]:
 def _rows(filesystem: Any, root: str) -> list[str]:
     """The folders of checkpoints in ``root``; not by a glob, as its name may contain brackets."""
     filesystem.invalidate_cache()
-    paths = [path.rstrip("/") for path in filesystem.ls(root, detail=False)] if filesystem.exists(root) else []
+    paths = [path.rstrip("/") for path in filesystem.ls(root, detail=False)] if exists(filesystem, root) else []
     return [path for path in paths if path.rsplit("/", 1)[-1].startswith("rows-")]

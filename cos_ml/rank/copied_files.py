@@ -13,7 +13,7 @@ import keras
 
 from cos_ml.callbacks import PATHS
 from cos_ml.paths import local_path
-from cos_ml.stores import make_folder, open_filesystem, retried, write_whole
+from cos_ml.stores import exists, make_folder, open_filesystem, retried, write_whole
 
 __all__ = ["CopyFilesCallback", "with_local_path"]
 
@@ -63,7 +63,7 @@ class CopyFilesCallback(keras.callbacks.Callback):
     def fetch(self, name: str) -> None:
         """Copy a file here, if it exists."""
         path = f"{self.root}/{name}"
-        if retried(partial(self.filesystem.exists, path)):
+        if retried(partial(exists, self.filesystem, path)):
             Path(self.local, name).write_bytes(retried(partial(self.filesystem.cat_file, path)))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

@@ -41,10 +41,11 @@ def local_copy(url: str, name: str) -> str:
     if parent is None:
         raise InvalidInputError(f"Only Spark can read {url}: expected a file on this machine, such as a copy of it.")
     filesystem, path = open_filesystem(url)
-    if retried(partial(filesystem.isdir, path)):
-        path, url = f"{path.rstrip('/')}/{name}", f"{url.rstrip('/')}/{name}"
     try:
         info = retried(partial(filesystem.info, path))
+        if info["type"] == "directory":
+            path, url = f"{path.rstrip('/')}/{name}", f"{url.rstrip('/')}/{name}"
+            info = retried(partial(filesystem.info, path))
     except FileNotFoundError as error:
         here = f" The file on this machine is file://{path}." if path.startswith("/") and os.path.exists(path) else ""
         raise InvalidInputError(f"There is no file {name} at {url}.{here}") from error

@@ -33,6 +33,12 @@ class FaultyStore(MEMORY):
         self._fail()
         return super()._open(path, mode, **options)
 
+    exists = fsspec.AbstractFileSystem.exists  # that of most stores: any error means no
+
+    def info(self, path, **options):
+        self._fail()
+        return super().info(path, **options)
+
     def makedirs(self, path, exist_ok=False):
         self._fail()
         super().makedirs(path, exist_ok=exist_ok)

@@ -155,6 +155,15 @@ def test_a_store_that_stays_away_is_given_up_and_nothing_is_lost(store, waits):
     assert CheckpointStore(config, []).newest().epoch == 1
 
 
+def test_a_store_that_does_not_answer_is_not_an_empty_one(store, waits):
+    config = CheckpointConfig(f"{store.protocol}://checkpoints")
+    acquire(config)
+    CheckpointStore(config, []).write(checkpoint_of(1))
+    store.failures = [ConnectionError("away")] * 2  # the checkpoints of another fit would be deleted
+    acquire(config)
+    assert CheckpointStore(config, []).newest().epoch == 1
+
+
 def test_a_rename_whose_answer_was_lost_loses_no_file(monkeypatch):
     def moved(store, *paths):
         move(store, *paths)
