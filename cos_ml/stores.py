@@ -73,7 +73,7 @@ def exists(filesystem: Any, path: str) -> bool:
     """Whether there is a file or a folder; fsspec's own ``exists`` says no where a storage does not answer."""
     try:
         filesystem.info(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return True
 
