@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
@@ -17,15 +18,15 @@ from fsspec.implementations.local import LocalFileSystem
 from cos_ml.data.parquet import Shards, column_names, folder_values
 from cos_ml.data.spool import local_folder
 from cos_ml.errors import InvalidInputError
-from cos_ml.rank.row_copies import Copy, RowCopies
+from cos_ml.rank.row_copies import RowCopies
 from cos_ml.stores import open_filesystem, retried
 
 __all__ = ["ParquetReader"]
 
 THREADS = 8  # at most, each with a row group
-AHEAD = 32 << 20  # bytes of row groups in memory: the one in use and those read meanwhile, at least one
-PIECE = 4 << 20  # bytes of rows that are decoded together
-BUFFER = 1 << 20  # bytes of a local file that are read together, for each column
+AHEAD = 32 << 20  # bytes of row groups that are open at the same time, but at least two of them
+PIECE = 1 << 20  # bytes of rows that are decoded together; of each open row group, one piece is in memory
+BUFFER = 1 << 18  # bytes of a local file that are read together, for each column
 FOOTERS = 256  # that are kept
 Convert = Callable[[pa.RecordBatch, int, Mapping[str, str | None]], Any]
 
@@ -50,59 +51,72 @@ class ParquetReader:
         self._footer = lru_cache(FOOTERS)(self._read_footer)
 
     def read(self, fields: Sequence[str], seed: int, shuffle: bool, row_bytes: int, convert: Convert) -> Iterator[Any]:
-        """What ``convert`` makes of the rows, in an order of the row groups that depends only on ``seed``.
+        """What ``convert`` makes of the rows, a piece at a time, in an order that depends only on ``seed``.
 
         Args:
             fields: the fields of the columns to read.
             seed: what the order of row groups depends on.
-            shuffle: whether row groups come in a random order, or in that of the files.
+            shuffle: whether row groups come in a random order, a piece of each of several in turn, or in that of the
+                files.
             row_bytes: the memory that a row needs.
             convert: a function of rows, the number of the first of them in its row group, and the values in the names
                 of the file's folders. Several threads call it.
         """
         order = np.random.default_rng(seed).permutation(len(self.groups)) if shuffle else range(len(self.groups))
         group_bytes = row_bytes * self.count // max(len(self.groups), 1)
-        ahead = int(np.clip(AHEAD // max(group_bytes, 1), 2, THREADS))
+        open_groups = int(np.clip(AHEAD // max(group_bytes, 1), 2, THREADS))
         size = max(1, PIECE // max(row_bytes, 1))
-        waiting: deque[Any] = deque()
-        pool = ThreadPoolExecutor(ahead, "cos_ml-read")
+        streams = (self._pieces(int(index), fields, size, convert) for index in order)
+        pool = ThreadPoolExecutor(open_groups, "cos_ml-read")
+
+        def begin(count: int) -> list[tuple[Iterator[Any], Future[Any]]]:
+            return [(stream, pool.submit(next, stream, None)) for stream in itertools.islice(streams, count)]
+
         try:
-            for index in order:
-                waiting.append(pool.submit(self._converted, int(index), fields, size, convert))
-                if len(waiting) >= ahead:
-                    yield from waiting.popleft().result()
+            waiting = deque(begin(open_groups))
             while waiting:
-                yield from waiting.popleft().result()
+                stream, piece = waiting.popleft()
+                if (rows := piece.result()) is None:
+                    waiting.extend(begin(1))
+                    continue
+                (waiting.append if shuffle else waiting.appendleft)((stream, pool.submit(next, stream, None)))
+                yield rows
         finally:  # a pass that ends early does not wait for a slow store
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _converted(self, index: int, fields: Sequence[str], size: int, convert: Convert) -> list[Any]:
+    def _pieces(self, index: int, fields: Sequence[str], size: int, convert: Convert) -> Iterator[Any]:
         """One row group, ``size`` rows at a time."""
         folders = self._folders(self.groups[index][0])
         columns = column_names([self.shards.names[field] for field in fields], folders)
-        copied = self.copies.get(index, columns) if self.copies else None
-        if copied is not None:
-            return self._pieces(copied, None, folders, convert)
-
-        def read() -> list[Any]:
+        batches, copy = self.copies.get(index, columns) if self.copies else None, None
+        if batches is None:
+            batches = self._batches(index, columns, size)
             whole = self.copies is not None and set(fields) == set(self.shards.names)
             copy = self.copies.begin(index) if self.copies is not None and whole else None
-            return self._pieces(self._stored(index, columns, size), copy, folders, convert)
-
-        return retried(read)
-
-    def _pieces(
-        self, batches: Iterable[pa.RecordBatch], copy: Copy | None, folders: Mapping[str, Any], convert: Convert
-    ) -> list[Any]:
-        done, found = 0, []
+        done = 0
         for batch in batches:
             if copy:
                 copy.add(batch)
-            found.append(convert(batch, done, folders))
+            yield convert(batch, done, folders)
             done += batch.num_rows
         if copy:
             copy.close()
-        return found
+
+    def _batches(self, index: int, columns: list[str], size: int) -> Iterator[pa.RecordBatch]:
+        """The rows of a row group; after a failure of the storage, it is opened again for those that are left."""
+        batches, done = self._stored(index, columns, size), 0
+
+        def following() -> pa.RecordBatch | None:
+            nonlocal batches
+            try:
+                return next(batches, None)
+            except Exception:
+                batches = itertools.islice(self._stored(index, columns, size), done, None)
+                raise
+
+        while (batch := retried(following)) is not None:
+            done += 1
+            yield batch
 
     def _stored(self, index: int, columns: list[str], size: int) -> Iterator[pa.RecordBatch]:
         file, group = self.groups[index]
@@ -111,7 +125,8 @@ class ParquetReader:
             footer = self._footer(file)
             if not columns:  # all of them are in the names of folders
                 count = footer.row_group(group).num_rows
-                yield pa.RecordBatch.from_arrays([pa.nulls(count)], [""])
+                for start in range(0, count, size):
+                    yield pa.RecordBatch.from_arrays([pa.nulls(min(size, count - start))], [""])
                 return
             if isinstance(filesystem, LocalFileSystem):
                 with pq.ParquetFile(path, metadata=footer, buffer_size=BUFFER) as stored:

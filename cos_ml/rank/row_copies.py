@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
@@ -31,18 +31,18 @@ class RowCopies:
         self.places: dict[int, list[tuple[int, int]]] = {}  # of the batches of each row group
         self.end, self.full, self.lock = 0, False, threading.Lock()
 
-    def get(self, index: int, columns: Sequence[str]) -> list[pa.RecordBatch] | None:
+    def get(self, index: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch] | None:
         """The rows of a row group; None if there is no copy."""
         if index not in self.places:
             return None
         names = {column.split(".")[0] for column in columns} | set(columns)
-        found = []
-        for start, size in self.places[index]:
-            with pa.ipc.open_stream(os.pread(self.file.fileno(), size, start)) as stream:
-                batch = stream.read_next_batch()
-            kept = [name for name in batch.schema.names if name in names]
-            found.append(batch.select(kept) if kept else batch)
-        return found
+        return (self._read(start, size, names) for start, size in self.places[index])
+
+    def _read(self, start: int, size: int, names: set[str]) -> pa.RecordBatch:
+        with pa.ipc.open_stream(os.pread(self.file.fileno(), size, start)) as stream:
+            batch = stream.read_next_batch()
+        kept = [name for name in batch.schema.names if name in names]
+        return batch.select(kept) if kept else batch
 
     def begin(self, index: int) -> Copy | None:
         """Begin the copy of a row group; None if there is no room, or one exists."""

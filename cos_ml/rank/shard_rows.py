@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from cos_ml.data.columns import Column, RowError, match_lengths, renumber
 from cos_ml.data.parquet import IN_ROW_GROUP, Shards, decode_stored, marks_of, validation_mask, values_of
-from cos_ml.data.ragged import Ragged, cut, offsets_of
+from cos_ml.data.ragged import Ragged, cut
 from cos_ml.data.spool import Batch, lengths_of_step, longest_by_step, raise_on_invalid, row_keys, validates
 from cos_ml.errors import InvalidInputError
 from cos_ml.spec import TrainSpec
@@ -20,7 +20,7 @@ from cos_ml.spec import TrainSpec
 __all__ = ["ShardPass", "ShardRows", "reader_of"]
 
 WINDOW = 64 << 20  # bytes of rows that are shuffled together
-PIECE = 8 << 20  # bytes of them that are copied together
+PIECE = 1 << 20  # bytes of them that leave the window together
 Arrays = dict[str, np.ndarray | Ragged]  # by field
 
 
@@ -86,19 +86,13 @@ class ShardRows:
 
     def windows(self, columns: tuple[Column, ...], seed: int, shuffle: bool) -> Iterator[Arrays]:
         """The rows by field, shuffled within about WINDOW bytes; the order does not depend on ``columns``."""
-        random = np.random.default_rng(seed) if shuffle else None
         fixed = [array for array in self.arrays.values() if not isinstance(array, Ragged)]
         row = self.shards.varying_bytes + sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in fixed)
-        held: list[Arrays] = []
-        count, size = 0, max(1, PIECE // max(row, 1))
-        for arrays in self._pieces(columns, seed, shuffle, row):
-            held.append(arrays)
-            count += _length(arrays)
-            if count * row >= WINDOW:
-                yield from shuffled(held, count, random, size)
-                held, count = [], 0
-        if count:
-            yield from shuffled(held, count, random, size)
+        pieces = self._pieces(columns, seed, shuffle, row)
+        if not shuffle:
+            return pieces
+        capacity, size = (max(1, bytes // max(row, 1)) for bytes in (WINDOW, PIECE))
+        return shuffled(pieces, min(capacity, self.count), size, np.random.default_rng(seed))
 
     def _pieces(self, columns: tuple[Column, ...], seed: int, shuffle: bool, row_bytes: int) -> Iterator[Arrays]:
         """The row groups one by one or in pieces, decoded and checked."""
@@ -207,44 +201,71 @@ def _length(arrays: Mapping[str, np.ndarray | Ragged]) -> int:
 
 def _concatenated(parts: Sequence[Any]) -> Any:
     """The rows of all parts, arrays or Ragged."""
+    if len(parts) == 1:
+        return parts[0]
     return Ragged.join(parts) if isinstance(parts[0], Ragged) else np.concatenate(parts)
 
 
-def shuffled(held: list[Arrays], count: int, random: np.random.Generator | None, size: int) -> Iterator[Arrays]:
-    """The ``count`` rows of ``held`` in a random order, ``size`` at a time; without ``random``, in their own order."""
-    order = np.arange(count) if random is None else random.permutation(count)
-    starts = offsets_of(np.array([_length(arrays) for arrays in held]))
-    joined = {
-        field: Ragged.join([arrays[field] for arrays in held])  # type: ignore[misc]
-        for field, array in held[0].items()
-        if isinstance(array, Ragged)
-    }
-    for begin in range(0, count, size):  # a copy of all of them would double the memory
-        chosen = order[begin : begin + size]
-        owners = np.searchsorted(starts, chosen, side="right") - 1
-        found: Arrays = {field: rows[chosen] for field, rows in joined.items()}
-        for field, array in held[0].items():
-            if field not in joined:
-                dtype = np.result_type(*(arrays[field].dtype for arrays in held))
-                found[field] = np.empty((len(chosen), *array.shape[1:]), dtype)  # type: ignore[arg-type]
-        by_owner = np.argsort(owners, kind="stable")
-        for places in np.split(by_owner, np.flatnonzero(np.diff(owners[by_owner])) + 1):
-            owner = owners[places[0]]
-            for field in held[0].keys() - joined:
-                found[field][places] = held[owner][field][chosen[places] - starts[owner]]  # type: ignore[index]
-        yield {field: found[field] for field in held[0]}
+def shuffled(pieces: Iterable[Arrays], capacity: int, size: int, random: np.random.Generator) -> Iterator[Arrays]:
+    """The rows of ``pieces``, ``size`` at a time: each ``capacity`` of them in a random order."""
+    window = _Window(capacity)
+    for piece in pieces:
+        start, count = 0, _length(piece)
+        while start < count:
+            start += window.add({field: rows[start:] for field, rows in piece.items()})
+            if window.count == capacity:
+                yield from window.drained(random, size)
+    yield from window.drained(random, size)
+
+
+class _Window:
+    """Rows that are shuffled together; their memory is used again for those of the next window."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.count = capacity, 0
+        self.arrays: dict[str, np.ndarray] = {}
+        self.ragged: dict[str, list[Ragged]] = {}
+
+    def add(self, piece: Arrays) -> int:
+        """Add as many of the rows as there is room for, and return their number."""
+        count = min(self.capacity - self.count, _length(piece))
+        for field, rows in piece.items():
+            if isinstance(rows, Ragged):
+                self.ragged.setdefault(field, []).append(rows[:count])
+            else:
+                self._room(field, rows)[self.count : self.count + count] = rows[:count]
+        self.count += count
+        return count
+
+    def _room(self, field: str, rows: np.ndarray) -> np.ndarray:
+        """The array of a field, of a type that holds ``rows``, too."""
+        array = self.arrays.get(field)
+        if array is None:
+            array = np.empty((self.capacity, *rows.shape[1:]), rows.dtype)
+        self.arrays[field] = array.astype(np.result_type(array.dtype, rows.dtype), copy=False)
+        return self.arrays[field]
+
+    def drained(self, random: np.random.Generator, size: int) -> Iterator[Arrays]:
+        """The rows, in a random order, which leave the window."""
+        order, self.count = random.permutation(self.count), 0
+        held = self.arrays | {field: Ragged.join(parts) for field, parts in self.ragged.items()}
+        self.ragged = {}
+        for start in range(0, len(order), size):
+            yield {field: rows[order[start : start + size]] for field, rows in held.items()}
 
 
 def _batches(windows: Iterator[Arrays], size: int) -> Iterator[Arrays]:
     """Divide windows of any size into batches of ``size`` rows; the last batch may be smaller."""
-    rest: Arrays = {}
+    held: list[Arrays] = []
     for window in windows:
-        if rest:
-            window = {field: _concatenated([rest[field], array]) for field, array in window.items()}
-        count = _length(window)
+        held.append(window)
+        count = sum(map(_length, held))
+        if count < size:
+            continue
+        joined = {field: _concatenated([rows[field] for rows in held]) for field in window}
         end = count - count % size
         for start in range(0, end, size):
-            yield {field: array[start : start + size] for field, array in window.items()}
-        rest = {field: array[end:] for field, array in window.items()} if end < count else {}
-    if rest:
-        yield rest
+            yield {field: array[start : start + size] for field, array in joined.items()}
+        held = [{field: array[end:] for field, array in joined.items()}] if end < count else []
+    if held:
+        yield {field: _concatenated([rows[field] for rows in held]) for field in held[0]}

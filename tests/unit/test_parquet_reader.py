@@ -23,7 +23,6 @@ from cos_ml import stores
 from cos_ml.data import parquet
 from cos_ml.data.columns import Column
 from cos_ml.data.parquet import Shards, plan
-from cos_ml.data.table_formats import check_plain_files
 from cos_ml.errors import InvalidInputError
 from cos_ml.rank import parquet_reader, row_copies
 from cos_ml.rank.shard_rows import ShardRows, reader_of
@@ -178,10 +177,6 @@ class Store(MemoryFileSystem):
             self.dircache[path] = super().ls(path, detail=True, **options)
         return self.dircache[path] if detail else [one["name"] for one in self.dircache[path]]
 
-    def isdir(self, path):
-        self.requests.append(path)
-        return super().isdir(path)
-
     def invalidate_cache(self, path=None):
         self.dircache.clear()
 
@@ -192,7 +187,10 @@ class Store(MemoryFileSystem):
 
 
 class Blocks(AbstractBufferedFile):
+    delay = 0.0  # seconds that a request takes at most
+
     def _fetch_range(self, start, end):
+        time.sleep(random.random() * self.delay)
         self.fs.requests.append(end - start)
         return self.fs.store[self.path].getvalue()[start:end]
 
@@ -231,46 +229,52 @@ def test_a_store_whose_files_are_replaced_between_fits(store, tmp_path):
     assert shard("store://rows-of-a-store", SPEC, NAMES).count == 6
 
 
-def test_no_folder_is_asked_twice_whether_it_is_a_table(store):
-    urls = [f"store:/{path}" for path in store.find("/rows-of-a-store")]
-    store.requests.clear()
-    shard(urls, SPEC, NAMES)
-    assert sorted(one for one in store.requests if isinstance(one, str)) == [
-        f"/rows-of-a-store/{name}" for name in (".hoodie", "_delta_log", "metadata")]  # fmt: skip
+def first_label(stored, *_):
+    """The first label of rows of a file."""
+    return int(stored.column("y")[0].as_py())
 
 
 def test_a_row_group_is_read_while_another_one_is_used(tmp_path, monkeypatch):
-    """However large they are."""
+    """However large they are, and never more than a piece of each."""
     monkeypatch.setattr(parquet_reader, "AHEAD", 1)
-    rows = shard(write(tmp_path), SPEC, NAMES)
-    convert, second = parquet_reader.ParquetReader._converted, threading.Event()
+    reader, begun, second = shard(write(tmp_path), SPEC, NAMES).reader, [], threading.Event()
 
-    def noted(self, index, *arguments):
-        if index == 1:
+    def noted(stored, *_):
+        begun.append(first_label(stored))
+        if begun[-1] >= 3:
             second.set()
-        return convert(self, index, *arguments)
+        return begun[-1]
 
-    monkeypatch.setattr(parquet_reader.ParquetReader, "_converted", noted)
-    next(rows._pieces(rows.columns, 1, False, 16))
+    pieces = reader.read(["x0", "y0"], 1, False, parquet_reader.PIECE, noted)  # pieces of a row
+    next(pieces)
     assert second.wait(30)
+    for count, _ in enumerate(pieces, 2):
+        assert len(begun) <= count + 2
 
 
-def test_threads_leave_the_order(tmp_path, monkeypatch):
-    """Also where a row group is decoded in pieces, and some take longer than others."""
-    rows = shard(write(tmp_path, rows=120, group=5), SPEC, NAMES)
-    orders = [rows_of(rows, shuffle=True, seed=(seed,))["y0"].tolist() for seed in (1, 2)]
-    assert orders[0] != orders[1]
-    assert sorted(orders[0]) == list(range(120))
-    convert = parquet_reader.ParquetReader._converted
+def test_row_groups_take_turns_where_rows_are_shuffled(tmp_path):
+    reader = shard(write(tmp_path, rows=18), SPEC, NAMES).reader
+    row = parquet_reader.AHEAD // 9  # three of three rows are open
+    labels = list(reader.read(["x0", "y0"], 1, True, row, first_label))
+    assert sorted(labels) == list(range(18))
+    groups = (np.array(labels) // 3).reshape(2, 3, 3)
+    assert all(len(set(turn)) == 3 for half in groups.tolist() for turn in half)
+    assert list(reader.read(["x0", "y0"], 1, False, row, first_label)) == list(range(18))
 
-    def slow(self, index, *arguments):
-        time.sleep(random.random() / 200)
-        return convert(self, index, *arguments)
 
-    monkeypatch.setattr(parquet_reader.ParquetReader, "_converted", slow)
-    assert rows_of(rows, shuffle=True, seed=(1,))["y0"].tolist() == orders[0]
-    monkeypatch.setattr(parquet_reader, "PIECE", 24)  # two rows
-    assert rows_of(rows, shuffle=True, seed=(1,))["y0"].tolist() == orders[0]
+@pytest.mark.parametrize("threads", [1, 2, 8])
+@pytest.mark.parametrize("piece", [240, parquet_reader.PIECE], ids=["pieces", "row groups"])
+def test_threads_and_slow_files_leave_the_order(store, tmp_path, monkeypatch, threads, piece):
+    monkeypatch.setattr(parquet_reader, "PIECE", piece)
+    plain, slow = (shard(url, SPEC, NAMES) for url in (tmp_path / "rows", "store://rows-of-a-store"))
+    expected = rows_of(plain, shuffle=True)
+    assert sorted(expected["y0"]) == list(range(800))
+    assert (rows_of(plain, shuffle=True, seed=(2,))["y0"] != expected["y0"]).any()
+    pool = parquet_reader.ThreadPoolExecutor
+    monkeypatch.setattr(parquet_reader, "ThreadPoolExecutor", lambda _, name: pool(threads, name))
+    monkeypatch.setattr(Blocks, "delay", 0.005)
+    np.testing.assert_array_equal(rows_of(slow, shuffle=True)["x0"], expected["x0"])
+    assert rows_of(slow)["y0"].tolist() == list(range(800))
 
 
 def test_a_bad_row_of_a_later_piece_is_counted_within_its_row_group(tmp_path, monkeypatch):
@@ -346,44 +350,3 @@ def test_rows_are_read_from_copies_in_later_epochs(tmp_path, monkeypatch, disk, 
             path.unlink()
         assert sorted(rows_of(train)["y0"].tolist() + rows_of(validation)["y0"].tolist()) == list(range(60))
         assert sum(len(piece["y0"]) for piece in train.scan(["y0"])) == train.count
-
-
-@pytest.mark.parametrize(
-    ("inside", "name", "remedy"),
-    [
-        ("_delta_log/00000000000000000000.json", "Delta Lake", r'format\("delta"\).load\("file:///'),
-        ("metadata/v1.metadata.json", "Iceberg", r'format\("iceberg"\)'),
-        (".hoodie/hoodie.properties", "Hudi", r'format\("hudi"\)'),
-    ],
-)
-@pytest.mark.parametrize("below", ["", "data/day=1", "data/day=1/part-0.parquet"])
-def test_folders_of_tables_are_refused(tmp_path, inside, name, remedy, below):
-    (tmp_path / inside).parent.mkdir()
-    (tmp_path / inside).touch()
-    write(tmp_path / "data" / "day=1", files=1)
-    with pytest.raises(InvalidInputError, match=rf"table of {name}: .*deleted and replaced.*{remedy}"):
-        plan(str(tmp_path / below), SPEC, NAMES, 1)
-    with pytest.raises(InvalidInputError, match=f"table of {name}"):
-        plan([str(write(tmp_path.parent / "other", files=1)), f"file://{tmp_path / below}"], SPEC, NAMES, 1)
-
-
-def test_folders_above_that_nobody_may_look_at(tmp_path, monkeypatch):
-    """As in a bucket of which a user may read a part."""
-    filesystem = fsspec.filesystem("file")
-    isdir = type(filesystem).isdir
-
-    def guarded(self, path):
-        if not path.startswith(f"{tmp_path}/rows/"):
-            raise PermissionError(path)
-        return isdir(self, path)
-
-    monkeypatch.setattr(type(filesystem), "isdir", guarded)
-    check_plain_files(filesystem, f"{tmp_path}/rows")
-    with pytest.raises(PermissionError):
-        check_plain_files(filesystem, f"{tmp_path}/others")
-
-
-def test_a_folder_called_metadata_makes_no_table(tmp_path):
-    (tmp_path / "metadata").mkdir()
-    (tmp_path / "metadata" / "readme.json").touch()
-    check_plain_files(fsspec.filesystem("file"), str(tmp_path))
