@@ -1,7 +1,7 @@
 """Builds and installs Horovod for this environment's TensorFlow: ``cos-ml install-horovod`` (driver side).
 
 Horovod 0.28.1 is published as source only, and was written before TensorFlow moved some of the headers that it
-includes. With TensorFlow 2.16 to 2.21 it builds with forwarding headers, more include paths, and five changes to its
+includes. With TensorFlow 2.16 to 2.21 it builds with forwarding headers, more include paths, and a few changes to its
 source (``CHANGES``).
 """
 
@@ -71,6 +71,69 @@ CHANGES = (
         "horovod/common/gloo/gloo_context.cc",
         "  assert(global_context.IsEnabled());\n",
         "  gloo_iface_ = global_context.gloo_iface_;\n",
+    ),
+    # Gloo takes the first address of an interface, of either family: ranks listen at the one that their task has found.
+    Change(
+        "third_party/gloo/gloo/transport/tcp/device.cc",
+        "struct attr CreateDeviceAttr(const struct attr& src) {\n  struct attr attr = src;\n",
+        """\
+  if (const char* address = getenv("COS_ML_GLOO_ADDRESS")) {
+    attr.iface.clear();
+    attr.hostname = address;
+  }
+""",
+    ),
+    # Gloo listens on any port, a new one for each other rank: with a range, on a free one of it.
+    Change(
+        "third_party/gloo/gloo/transport/tcp/pair.cc",
+        "constexpr size_t kMaxRecvBufferSize = 32 * 1024 * 1024;\n",
+        """
+// Listens on a free port of a range such as "40000-40099"; returns -1 if there is none.
+int listenInRange(const struct attr& attr, const char* range) {
+  unsigned low = 0, high = 0;
+  if (sscanf(range, "%u-%u", &low, &high) != 2 || low > high) {
+    return -1;
+  }
+  const unsigned count = high - low + 1;
+  const unsigned first = std::random_device()();  // or else the ranks of a host would all try the same ports
+  for (unsigned tried = 0; tried < count; tried++) {
+    struct sockaddr_storage address = attr.ai_addr;
+    const auto port = htons(low + (first % count + tried) % count);
+    if (attr.ai_family == AF_INET6) {
+      ((struct sockaddr_in6*)&address)->sin6_port = port;
+    } else {
+      ((struct sockaddr_in*)&address)->sin_port = port;
+    }
+    const int fd = socket(attr.ai_family, attr.ai_socktype, attr.ai_protocol);
+    const int on = 1;
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    if (bind(fd, (const sockaddr*)&address, attr.ai_addrlen) == 0 && ::listen(fd, 1024) == 0) {
+      return fd;
+    }
+    ::close(fd);
+  }
+  return -1;
+}
+""",
+    ),
+    Change(
+        "third_party/gloo/gloo/transport/tcp/pair.cc", "#include <array>\n", "#include <cstdio>\n#include <random>\n"
+    ),
+    Change(
+        "third_party/gloo/gloo/transport/tcp/pair.cc",
+        "  const auto& attr = device_->attr_;\n",
+        """\
+  if (const char* range = getenv("COS_ML_PORT_RANGE")) {
+    fd_ = listenInRange(attr, range);
+    if (fd_ == FD_INVALID) {
+      signalAndThrowException(GLOO_ERROR_MSG("no port to listen on is free in the range ", range));
+    }
+    self_ = Address::fromSockName(fd_);
+    changeState(LISTENING);
+    device_->registerDescriptor(fd_, EPOLLIN, this);
+    return;
+  }
+""",
     ),
     # TensorFlow 2.16 to 2.21 do not export the function that Horovod declares here; their streams have the handle.
     Change(

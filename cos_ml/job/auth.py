@@ -11,9 +11,25 @@ import hmac
 import socket
 import socketserver
 import threading
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
-__all__ = ["BoundedServer", "hmac_response"]
+from cos_ml.interfaces import family_of
+
+__all__ = ["BoundedServer", "hmac_response", "on_free_port"]
+
+S = TypeVar("S")
+
+
+def on_free_port(make: Callable[[int], S], ports: Iterable[int]) -> S:
+    """What ``make`` returns for the first of these ports that is free; raises OSError if none is."""
+    problem = OSError("no port to listen on")
+    for port in ports:
+        try:
+            return make(port)
+        except OSError as error:
+            problem = error
+    raise problem
 
 
 def hmac_response(secret: str, challenge: bytes) -> bytes:
@@ -33,10 +49,17 @@ class BoundedServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, address: tuple[str, int], *args: Any) -> None:
         self._connections: set[Any] = set()
         self._lock = threading.Lock()
-        super().__init__(*args)
+        self.address_family = family_of(address[0])
+        super().__init__(address, *args)
+
+    def server_bind(self) -> None:
+        """Bind to the address; "::" is every one of IPv4, too."""
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
 
     def start(self) -> None:
         """Answer connections in a thread until ``close``."""

@@ -2,8 +2,8 @@
 
 Each task has one connection to task 0. In an exchange each sends one message, and gets one answer when all have sent
 theirs. Task 0 alone decides whether all could reach it: if some have not connected in time, it tells those that have to
-use Spark's allGather, which a task that can't connect uses as well. Then they connect to the address that allGather has
-brought.
+use Spark's allGather, which a task that can't connect uses as well. Then task 0 listens on all its addresses, unless
+the user has named an interface, and the others try those that allGather has brought.
 
 When Spark retries a stage, the secret stays the same, and a task of the attempt before may live on for some seconds.
 The later one of two tasks has the larger number (taskAttemptId), and takes the other's place.
@@ -17,30 +17,29 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any
 
 from cos_ml.data import blobs
 from cos_ml.errors import RankError
-from cos_ml.interfaces import local_addresses
+from cos_ml.interfaces import REMEDY, by_interface, local_addresses, plain, resolve
 from cos_ml.job import link
-from cos_ml.job.auth import BoundedServer
+from cos_ml.job.auth import BoundedServer, on_free_port
+from cos_ml.job.exchange import Entries, Exchange, kind_of
 from cos_ml.job.link import Link, pack
 
-__all__ = ["HANDSHAKE", "Channel", "Client", "FallBack", "Server", "kind_of", "listen"]
+__all__ = ["EVERYWHERE", "HANDSHAKE", "Channel", "Client", "FallBack", "Server", "listen"]
 
 HANDSHAKE, HELLO = "handshake", "hello"  # the first exchange, and how a task introduces itself
 PATIENCE = 3.0  # seconds that task 0 waits for the next connection before it decides on allGather
 SEARCH_TIME = 5.0  # seconds for which the others try to connect
 RECONNECT_TIME = 20.0  # and to the address that allGather has brought
 CONNECT_TIME = 1.0  # seconds for one try
+EVERYWHERE = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
 PAUSE = 0.02  # seconds between two tries
 LOST = "The connection to {} was lost."
 ALL_GATHER, AGAIN = b"allGather", b"again"  # answers of task 0 that hold no entries
-
-Entries = dict[str, bytes]
 
 
 class FallBack(Exception):
@@ -49,29 +48,6 @@ class FallBack(Exception):
 
 class Again(Exception):
     """It was task 0 of an earlier attempt: the one of this attempt has still to be found."""
-
-
-@dataclass
-class Exchange:
-    """What tasks have sent for one exchange, and who waits for an answer: partition, size, key, and how to send it."""
-
-    entries: Entries = field(default_factory=dict)
-    given: set[int] = field(default_factory=set)
-    waiting: list[tuple[int, int, str, Callable[[bytes], Any]]] = field(default_factory=list)
-
-    def found(self, size: int, key: str) -> Entries | None:
-        """The entries whose keys resemble ``key`` once there are ``size``; if that is 0, once it is among them."""
-        alike = {name: value for name, value in self.entries.items() if _group(name) == _group(key)}
-        return alike if (len(alike) >= size if size else key in alike) else None
-
-
-def _group(key: str) -> str:
-    return key.rstrip("0123456789")  # Gloo's keys are "3" and "rank_3"
-
-
-def kind_of(key: str, size: int) -> str:
-    """Which entries of an exchange are wanted: what the requests for them, and their answers, have in common."""
-    return _group(key) if size else key
 
 
 def _resolve(message: Entries, future: Future[Entries]) -> None:
@@ -119,6 +95,14 @@ class Channel(abc.ABC):
 
         Returns:
             Future: the entries; or RankError where a task is gone that has not sent its own.
+        """
+
+    @abc.abstractmethod
+    def own_address(self) -> str:
+        """The address of this host by which it is connected to another, or to its own task 0.
+
+        Raises:
+            RankError: there is no connection.
         """
 
     @abc.abstractmethod
@@ -180,14 +164,14 @@ class Server(BoundedServer, Channel):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether a connection comes from a host of this job; it is closed otherwise."""
-        if client_address[0] in self.allowed:
+        address = plain(client_address[0])
+        if address in self.allowed:
             return True
         if not self.allowed:
             self.allowed |= set(local_addresses())
             for host in set(self.hosts) if len(set(self.hosts)) > 1 else ():
-                with contextlib.suppress(OSError):  # allGather will bring its addresses
-                    self.allowed |= set(socket.gethostbyname_ex(host)[2])
-        return client_address[0] in self.allowed
+                self.allowed |= set(resolve(host))  # of those that are not known, allGather will bring the addresses
+        return address in self.allowed
 
     def handshake(self, facts: bytes) -> list[bytes]:
         """See ``Channel``."""
@@ -310,6 +294,24 @@ class Server(BoundedServer, Channel):
             return None
         return LOST.format(f"the task of partition {min(lost)} on {self.hosts[min(lost)]}").encode()
 
+    def own_address(self) -> str:
+        """See ``Channel``; waits for a task of another host, as they connect only now where allGather was used."""
+        with self.changed:
+            self.changed.wait_for(self._reached_at, RECONNECT_TIME)
+            found = self._reached_at()
+        if found is None:
+            raise RankError(
+                f"No task of another host has reached that of rank 0 on {self.hosts[0]}, which listens on port "
+                f"{self.port} of {by_interface(local_addresses())}. {REMEDY}"
+            )
+        return found
+
+    def _reached_at(self) -> str | None:
+        """Where a task of another host has connected; within one host, any task."""
+        ends = [found for _, found in self.links.values()]
+        one_host = len(set(self.hosts)) == 1
+        return next((found.local for found in ends if one_host or found.local != found.peer), None)
+
     def close(self) -> None:
         """Stop listening, and end all connections; requests that wait get an error."""
         super().close()
@@ -319,18 +321,27 @@ class Server(BoundedServer, Channel):
         self._settle(*self.exchanges)
 
 
-def listen(address: str, secret: str, hosts: list[str], task: int, direct: bool = True) -> Server:
+def listen(
+    address: str, secret: str, hosts: list[str], task: int, direct: bool = True, ports: Sequence[int] | None = None
+) -> Server:
     """Let task 0 listen on the first of the secret's ports that is free.
 
-    If none is, or the others do not know its address, any port will do: the tasks then use allGather.
+    If none is, or the others do not know its address, any port will do: the tasks then use allGather. All are of
+    ``ports``, unless that is None.
+
+    Raises:
+        RankError: none of ``ports`` is free.
     """
-    for port in link.ports(secret) if direct else ():
+    for port in link.ports(secret, ports or link.PORTS) if direct else ():
         try:
             return Server((address, port), secret, hosts, task)
         except OSError:  # in use, perhaps by an earlier attempt's task, which then has to end
             with contextlib.suppress(OSError, ValueError):
                 _introduce(address, port, secret, 0, task).close()
-    server = Server((address, 0), secret, hosts, task)
+    try:
+        server = on_free_port(lambda port: Server((address, port), secret, hosts, task), ports or [0])
+    except OSError as error:
+        raise RankError(f"Task 0 on {hosts[0]} can't listen on {address}: {error}. {REMEDY}") from None
     server.decision = ALL_GATHER
     return server
 
@@ -346,11 +357,14 @@ class Client(Channel):
         secret: the job's.
         size: the number of tasks.
         partition, task: this task, and its number.
+        ports: those that task 0 may listen on; None for any.
     """
 
-    def __init__(self, address: str | None, secret: str, size: int, partition: int, task: int) -> None:
+    def __init__(
+        self, address: str | None, secret: str, size: int, partition: int, task: int, ports: Sequence[int] | None = None
+    ) -> None:
         self.secret, self.size, self.partition, self.task = secret, size, partition, task
-        self.places = [(address, port) for port in link.ports(secret)] if address else []
+        self.places = [(address, port) for port in link.ports(secret, ports or link.PORTS)] if address else []
         self.pending: dict[tuple[bytes, bytes], Future[Entries]] = {}
         self.changed = threading.Condition()
         self.closed = False
@@ -407,20 +421,31 @@ class Client(Channel):
                 self._stop()
                 self._start(SEARCH_TIME)
 
-    def open(self, address: str, port: int) -> None:
-        """Connect to task 0 where allGather says that it is, unless this task is connected already.
+    def open(self, host: str, addresses: Sequence[str], port: int) -> None:
+        """Connect to task 0 where allGather says that it is, unless this task is connected to that port already.
 
         Raises:
             RankError: it can't be reached.
         """
-        if self.link is None:
+        if self.link is None or self.link.port != port:
             self._stop()
-            self.places = [(address, port)]
+            self.places = [(address, port) for address in addresses]
             self._start(RECONNECT_TIME)
             with self.changed:
                 self.changed.wait_for(lambda: not self.searching)
         if self.link is None:
-            raise RankError(f"Task {self.partition} can't reach that of rank 0 at {address}, port {port}.")
+            raise RankError(
+                f"The task of partition {self.partition}, on a host with {by_interface(local_addresses())}, can't "
+                f"reach that of rank 0 on {host} at {', '.join(addresses)}, port {port}. {REMEDY}"
+            )
+
+    def own_address(self) -> str:
+        """See ``Channel``."""
+        with self.changed:
+            found = self.link
+        if found is None:
+            raise RankError(LOST.format("the task of partition 0"))
+        return found.local
 
     def exchange(
         self, name: str, entries: Mapping[str, bytes], key: str = "", size: int | None = None

@@ -16,6 +16,7 @@ from cos_ml.data.columns import Column
 from cos_ml.errors import InvalidInputError
 from cos_ml.job import barrier, horovod_env, preflight, rank_server
 from cos_ml.job.messages import Job
+from cos_ml.job.settings import port_range
 from cos_ml.rank.measure import SIZE, SMALL
 from cos_ml.spec import TrainSpec
 from cos_ml.versions import shared_versions
@@ -67,7 +68,8 @@ def results(
     spec = TrainSpec(inputs=(Column("id", "x0"),), labels=(), use_gpu=use_gpu, variables=variables)
     versions = {} if spark_internals.is_connect(spark) else shared_versions()
     idle = rank_server.idle_timeout(spark.conf)
-    job = Job("cos_ml.rank.measure:measure", (spec,), (b"",), versions=versions, idle_timeout=idle)
+    function, ports = "cos_ml.rank.measure:measure", port_range(spark.conf)
+    job = Job(function, (spec,), (b"",), versions=versions, idle_timeout=idle, ports=ports)
     rows = frames.select_columns(spark.range(workers), spec)
     found = barrier.run(rows, job, workers).results
     return [json.loads(one["measured"]) | {"servers": json.loads(one["server"])} for one in found]

@@ -23,8 +23,10 @@ from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.job import barrier, containers, preflight, rank_server
 from cos_ml.job.messages import Job, Outcome
 from cos_ml.job.progress import Address, Display, ProgressServer
+from cos_ml.job.settings import port_range
 from cos_ml.network.archive import Network
 from cos_ml.paths import qualified
+from cos_ml.processor import instruction_set
 from cos_ml.rank.checkpoint_store import acquire
 from cos_ml.spec import TrainSpec
 from cos_ml.summary import TrainingSummary
@@ -97,7 +99,7 @@ def fit(
     rows = candidates[0].rows
     types = rows.schema.simpleString()
     specs = tuple(_completed(one, types, index) for one, index in zip(candidates, indices, strict=True))
-    idle, shards, folder = rank_server.idle_timeout(spark.conf), None, ""
+    idle, ports, shards, folder = rank_server.idle_timeout(spark.conf), port_range(spark.conf), None, ""
     if urls is not None:
         _check_reader(options, urls)
         names = _stored_names(dataset, spec, options.feed)
@@ -118,11 +120,15 @@ def fit(
         else:
             logger.info("Feed: %s; ranks read %s row groups, no rows move", shards.reader, shards.groups)
             rows = spark.range(options.ranks, numPartitions=options.ranks)  # ranks read files instead
-        address = stack.enter_context(_progress_server(spark, options.progress))
+        address = stack.enter_context(_progress_server(spark, options.progress, ports))
         for text in _container_problems(spark, spec, archives, options.ranks, bool(idle)):
             logger.warning(text)
         logger.info("Ranks: %s, %s", options.ranks, "from rank servers" if idle else "each a new process (cold start)")
-        outcome = barrier.run(rows, Job(FUNCTION, specs, archives, shards, address, versions, idle), options.ranks)
+        job = Job(
+            FUNCTION, specs, archives, shards=shards, progress=address, versions=versions, processor=instruction_set(),
+            idle_timeout=idle, ports=ports,
+        )  # fmt: skip
+        outcome = barrier.run(rows, job, options.ranks)
     kept = cache if options.keep_cache else None
     return [_trained(outcome, index, candidate, kept) for index, candidate in enumerate(candidates)]
 
@@ -235,15 +241,15 @@ def _cached(
 
 
 @contextlib.contextmanager
-def _progress_server(spark: SparkSession, wanted: bool) -> Iterator[Address | None]:
+def _progress_server(spark: SparkSession, wanted: bool, ports: range | None) -> Iterator[Address | None]:
     """Where ranks report progress; None where it is off, or the driver's address is unknown."""
-    host = spark.conf.get("spark.driver.host", None)
+    host = (spark.conf.get("spark.driver.host", None) or "").strip("[]")  # in which Spark writes addresses of IPv6
     if not wanted or not host:
         yield None
         return
     display = Display()
     try:
-        server = ProgressServer(host, display.show)
+        server = ProgressServer(host, display.show, ports)
     except OSError:
         yield None  # progress is never a reason to fail
         return

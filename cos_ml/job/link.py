@@ -13,22 +13,24 @@ import secrets
 import socket
 import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cos_ml.data import blobs
+from cos_ml.interfaces import plain
 
 __all__ = ["Link", "accept", "connect", "pack", "ports", "unpack"]
 
 NONCE = PROOF = 32  # bytes
 MAX_MESSAGE, MAX_UNPACKED = 256 << 20, 1 << 30  # bytes
-FIRST_PORT, PORTS = 32768, 28232  # Linux's range for connections, which firewalls between a cluster's hosts let pass
+PORTS = range(32768, 61000)  # Linux's own for connections, which firewalls between a cluster's hosts let pass
 CANDIDATES = 8  # ports, of which others may be in use
 
 
-def ports(secret: str) -> list[int]:
+def ports(secret: str, allowed: Sequence[int] = PORTS) -> list[int]:
     """The ports of which task 0 listens on the first that is free; they follow from the secret."""
     digests = (_mac(secret.encode(), b"port %d" % number) for number in range(CANDIDATES))
-    return [FIRST_PORT + int.from_bytes(digest[:8], "big") % PORTS for digest in digests]
+    return [allowed[int.from_bytes(digest[:8], "big") % len(allowed)] for digest in digests]
 
 
 def pack(items: Mapping[str, bytes]) -> bytes:
@@ -48,9 +50,15 @@ class Link:
         connection: the socket.
         key: the key of this connection.
         own, other: what messages of this end and of the other one are marked with.
+
+    Attributes:
+        local, peer: the addresses of this end and of the other one; they are the same within one host.
+        port: the port of the other end.
     """
 
     def __init__(self, connection: socket.socket, key: bytes, own: bytes, other: bytes) -> None:
+        self.local, (peer, self.port, *_) = plain(connection.getsockname()[0]), connection.getpeername()
+        self.peer = plain(peer)
         self._connection, self._key, self._own, self._other = connection, key, own, other
         self._sent = self._received = 0
         self._lock = threading.Lock()
@@ -122,8 +130,8 @@ def _prepared(connection: socket.socket) -> socket.socket:
     return connection
 
 
-def _endpoint(address: tuple[str, int]) -> bytes:
-    return f"{address[0]}:{address[1]}".encode()
+def _endpoint(address: Sequence[Any]) -> bytes:
+    return f"{plain(address[0])}:{address[1]}".encode()
 
 
 def _mac(key: bytes, message: bytes) -> bytes:

@@ -43,8 +43,10 @@ class Job:
         shards: files that the ranks read; None if they get the rows of the DataFrame.
         progress: where the driver listens; None for nowhere.
         versions: the driver's versions, which the executors must share; empty if unknown, as with Spark Connect.
+        processor: the driver's instruction set; "" if unknown.
         secret: what the job's tasks know, and nobody else.
         idle_timeout: seconds without ranks after which an executor's rank server ends; 0 for none.
+        ports: those that ranks and tasks may listen on; None for any.
     """
 
     function: str
@@ -53,7 +55,9 @@ class Job:
     shards: Shards | None = None
     progress: Address | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
+    processor: str = ""
     idle_timeout: float = 0.0
+    ports: range | None = None
     secret: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)  # 128 bits
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,19 +11,17 @@ from pyspark import BarrierTaskContext
 
 from cos_ml.data.spool import Spool
 from cos_ml.errors import RankError
-from cos_ml.interfaces import INTERFACE, local_addresses
-from cos_ml.job import channel, preflight
+from cos_ml.interfaces import INTERFACE, is_loopback, local_addresses
+from cos_ml.job import channel, horovod_env, preflight
 from cos_ml.job.channel import Channel, FallBack
-from cos_ml.job.horovod_env import rank_environment
 from cos_ml.job.messages import Job
-from cos_ml.job.placement import RankInfo, address_of_first, own_address
+from cos_ml.job.placement import LOOPBACK, RankInfo, address_of_first, own_address
 
 if TYPE_CHECKING:
     from cos_ml.job.rendezvous_server import Rendezvous
 
 __all__ = ["Handshake", "PeerInfo"]
 
-LOOPBACK = "127.0.0.1"  # where a rank finds its own task's rendezvous server
 READY, NOT_READY = b"1", b"0"
 
 
@@ -72,66 +71,89 @@ class Handshake:
     """The handshake of a job's tasks. It begins when this object is made; its connections last until ``close``.
 
     The tasks connect to task 0 while they spool their rows. Where they can't, they use allGather, which takes up to a
-    second: Spark looks once a second whether all are there.
+    second: Spark looks once a second whether all are there. The connection shows at which address of its host a rank
+    is reached, whatever names the hosts have.
 
     Args:
         context: the task's.
-        job: its secret and its network interface.
+        job: its secret, its network interface and its ports.
         hosts, ranks: those of all tasks, by partition.
     """
 
     def __init__(self, context: BarrierTaskContext, job: Job, hosts: list[str], ranks: list[RankInfo]) -> None:
-        self.context, self.ranks, self.task = context, ranks, context.partitionId()
-        self.address = ""
+        self.context, self.job, self.ranks, self.task = context, job, ranks, context.partitionId()
+        self.hosts, self.interface = hosts, job.specs[0].variables.get(INTERFACE)
+        self.opened = contextlib.ExitStack()
         self.channel: channel.Server | channel.Client | None = None
         if len(hosts) > 1:
-            interface = job.specs[0].variables.get(INTERFACE)
-            self.address = own_address(hosts, self.task, interface)
-            first, number = address_of_first(hosts, self.task, interface), context.taskAttemptId()
+            self.address, number = own_address(hosts, self.task, self.interface), context.taskAttemptId()
+            first = address_of_first(hosts, self.task, self.interface)
             if self.task:
-                self.channel = channel.Client(first, job.secret, len(hosts), self.task, number)
+                found = channel.Client(first, job.secret, len(hosts), self.task, number, job.ports)
+                self.channel = self.opened.enter_context(contextlib.closing(found))
             else:
-                self.channel = channel.listen(self.address, job.secret, hosts, number, direct=first is not None)
+                self.channel = self._listen(self.address, first is not None)
+
+    def _listen(self, address: str | None, direct: bool) -> channel.Server:
+        """Let task 0 listen; where its address is not known, on all that it has."""
+        place, number = address or channel.EVERYWHERE, self.context.taskAttemptId()
+        found = channel.listen(place, self.job.secret, self.hosts, number, direct, self.job.ports)
+        return self.opened.enter_context(contextlib.closing(found))
 
     def wait(self, spool: Spool, invalid: bool) -> PeerInfo:
         """Exchange what each task has, which also is the barrier.
 
         ``invalid`` says whether the rows of this task can't be used.
         """
-        own, connected = self.ranks[self.task], self.channel
+        own = self.ranks[self.task]
         message = json.dumps({
             "rank": own.rank, "partition": self.task, "invalid": invalid,
             "rows": spool.rows, "digest": spool.digest, "skipped": spool.skipped,
-            "shapes": spool.shapes, "dtypes": spool.dtypes, "address": self.address,
-            "addresses": list(local_addresses()) if connected else [],
-            "port": connected.port if isinstance(connected, channel.Server) else 0,
+            "shapes": spool.shapes, "dtypes": spool.dtypes, "addresses": local_addresses(),
+            "ports": self._ignored_ports(),
             **preflight.executor_facts(),
         })  # fmt: skip
-        messages = self._messages(message, connected) if connected else [message]
+        messages = [message] if self.channel is None else self._messages(message, self.channel)
         tasks = sorted(map(json.loads, messages), key=lambda other: other["rank"])
-        if not connected:
+        if self.channel is None:
             return PeerInfo(tasks, {}, None, "")
         from cos_ml.job.rendezvous_server import Rendezvous  # a single rank needs no Horovod
 
-        rendezvous = Rendezvous(LOOPBACK, connected.exchange)
+        address = self.address if self.interface and self.address else self.channel.own_address()
+        rendezvous = Rendezvous(LOOPBACK, self.channel.exchange)  # which its own rank alone uses
         rendezvous.serve(self.ranks, [LOOPBACK])
-        environment = rank_environment(own, self.address, LOOPBACK, rendezvous.port, rendezvous.secret)
-        return PeerInfo(tasks, environment, rendezvous, rendezvous.secret, connected)
+        environment = horovod_env.rank_environment(
+            own, address, LOOPBACK, rendezvous.port, rendezvous.secret, self.job.ports
+        )
+        return PeerInfo(tasks, environment, rendezvous, rendezvous.secret, self.channel)
+
+    def _ignored_ports(self) -> str:
+        """Why a rank here would listen on other ports than the job's; "" if it would not, or on the loopback alone."""
+        ports = self.job.ports if len(set(self.hosts)) > 1 else None
+        return horovod_env.ignored_ports(ports, self.job.specs[0].use_gpu) if ports else ""
 
     def _messages(self, message: str, connected: channel.Server | channel.Client) -> list[str]:
         """The messages of all tasks, by partition."""
         try:
             return [facts.decode() for facts in connected.handshake(message.encode())]
         except FallBack:
-            messages = self.context.allGather(message)
+            pass
+        if isinstance(connected, channel.Server) and self.interface is None and self.address not in (None, LOOPBACK):
+            self.channel = connected = self._listen(None, direct=False)
+        port = connected.port if isinstance(connected, channel.Server) else 0
+        gathered = self.context.allGather(json.dumps({"message": message, "address": self.address, "port": port}))
+        places = list(map(json.loads, gathered))
+        messages = [place["message"] for place in places]
         first, *others = map(json.loads, messages)
         if isinstance(connected, channel.Server):
             connected.allowed |= {address for other in others for address in other["addresses"]}
         else:
-            connected.open(first["address"], first["port"])
+            places_of_first = [places[0]["address"]] if places[0]["address"] else []
+            if self.interface is None and places_of_first != [LOOPBACK]:
+                places_of_first += [one for one in first["addresses"] if not is_loopback(one)]
+            connected.open(first["host"], list(dict.fromkeys(places_of_first)), places[0]["port"])
         return messages
 
     def close(self) -> None:
         """End the connections to the other tasks."""
-        if self.channel is not None:
-            self.channel.close()
+        self.opened.close()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cos_ml.errors import RankError
-from cos_ml.interfaces import local_addresses
+from cos_ml.interfaces import by_interface, family_of, is_loopback, local_addresses, resolve
 
-__all__ = ["RankInfo", "address_of_first", "assign_ranks", "own_address"]
+__all__ = ["LOOPBACK", "RankInfo", "address_of_first", "assign_ranks", "own_address"]
+
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -53,38 +56,44 @@ def assign_ranks(hosts: Sequence[str]) -> list[RankInfo]:
     return [rank_infos[task] for task in range(len(hosts))]
 
 
-def own_address(hosts: Sequence[str], task: int, interface: str | None = None) -> str:
-    """The address at which other ranks reach that of ``task``; a loopback address where all run on one host.
+def own_address(hosts: Sequence[str], task: int, interface: str | None = None) -> str | None:
+    """The address at which other ranks expect that of ``task``; None where the names of hosts do not tell.
 
-    It is that of ``interface``, or else the one to which Spark's name of the host resolves.
+    It is that of ``interface``, a loopback address where all run on one host, or else one of this host's to which
+    Spark's name of it resolves.
 
     Raises:
-        RankError: this host has no such interface, or all names of hosts resolve to loopback addresses.
+        RankError: this host has no such interface.
     """
     if interface is not None:
-        addresses = local_addresses()
-        found = next((address for address, name in addresses.items() if name == interface), None)
-        if found is None:
-            raise RankError(
-                f"The host {hosts[task]} has no network interface {interface!r} with an IPv4 address (Param "
-                f"horovodOptions, networkInterface). It has {sorted(set(addresses.values()))}."
-            )
-        return found
+        return _address_of(interface, hosts[task])
     if len(set(hosts)) == 1:
-        return "127.0.0.1"
-    own = socket.gethostbyname(hosts[task])
-    if not own.startswith("127."):
-        return own
+        return LOOPBACK
+    local = local_addresses()
+    if found := _reachable([address for address in resolve(hosts[task]) if address in local]):
+        return found
     # On Debian a host's own name resolves to 127.0.1.1: use the address from which it reaches the others.
-    for other in map(socket.gethostbyname, set(hosts) - {hosts[task]}):
-        if not other.startswith("127."):
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unconnected:
-                unconnected.connect((other, 9))  # sends nothing
-                return unconnected.getsockname()[0]
-    raise RankError(
-        f"On {hosts[task]} the host names {sorted(set(hosts))} resolve to loopback addresses, at which other hosts are "
-        'not reachable. Name the network interface, horovodOptions={"networkInterface": "eth0"}, or set SPARK_LOCAL_IP.'
-    )
+    others = (_reachable(resolve(host)) for host in dict.fromkeys(hosts) if host != hosts[task])
+    for other in filter(None, others):
+        with socket.socket(family_of(other), socket.SOCK_DGRAM) as unconnected, contextlib.suppress(OSError):
+            unconnected.connect((other, 9))  # sends nothing
+            return str(unconnected.getsockname()[0])
+    return None
+
+
+def _address_of(interface: str, host: str) -> str:
+    addresses = local_addresses()
+    found = next((address for address, name in addresses.items() if name == interface), None)
+    if found is None:
+        raise RankError(
+            f"The host {host} has no network interface {interface!r} with an address (Param horovodOptions, "
+            f"networkInterface). It has {by_interface(addresses)}."
+        )
+    return found
+
+
+def _reachable(addresses: Sequence[str]) -> str | None:
+    return next((address for address in addresses if not is_loopback(address)), None)
 
 
 def address_of_first(hosts: Sequence[str], task: int, interface: str | None = None) -> str | None:
@@ -95,8 +104,4 @@ def address_of_first(hosts: Sequence[str], task: int, interface: str | None = No
         return None  # it is that of another host's interface
     if hosts[task] == hosts[0]:
         return own_address(hosts, 0)
-    try:
-        found = socket.gethostbyname(hosts[0])
-    except OSError:
-        return None
-    return None if found.startswith("127.") else found
+    return _reachable(resolve(hosts[0]))

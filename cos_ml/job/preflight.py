@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,9 @@ from cos_ml.data import frames, spool
 from cos_ml.errors import ClusterError, CosMLError, from_spark
 from cos_ml.job import containers, rank_server, slots
 from cos_ml.job.containers import format_bytes
+from cos_ml.job.settings import PORT_RANGE
 from cos_ml.network.archive import Network, layers_by_name, load_model
+from cos_ml.processor import LIMIT, instruction_set
 from cos_ml.spec import TrainSpec
 from cos_ml.versions import shared_versions
 
@@ -66,6 +69,41 @@ def version_mismatch(driver: dict[str, str | None], executors: Sequence[dict[str
     )
 
 
+def cant_train_together(ports: range | None, executors: Sequence[dict[str, Any]]) -> str:
+    """The error where ranks on these hosts can't exchange numbers, or not on these ports; "" if they can."""
+    orders = {one["byte order"]: one["host"] for one in executors}
+    if len(orders) > 1:
+        hosts = ", ".join(f"{host} is {order}-endian" for order, host in orders.items())
+        return f"Ranks exchange numbers as bytes, but {hosts}. Use hosts of one byte order."
+    ignored = next((f"On {one['host']} ranks ignore it: {one['ports']}" for one in executors if one["ports"]), "")
+    return f"{PORT_RANGE} is {ports[0]}-{ports[-1]}. {ignored}" if ports and ignored else ""
+
+
+def processor_notes(driver: str, executors: Sequence[dict[str, Any]]) -> list[str]:
+    """A note where processors differ, and with them the rounding of sums; ``driver`` is "" for unknown."""
+    found = {one["host"]: one["processor"] for one in executors}
+    kinds = sorted(set(found.values()))
+    if len(kinds) > 1:
+        hosts = "; ".join(f"{kind} on {', '.join(host for host in found if found[host] == kind)}" for kind in kinds)
+        return [
+            f"The ranks' processors differ: {hosts}. TensorFlow's kernels round differently on them, so another run, "
+            f"whose ranks are elsewhere, may have slightly other weights. {_same_rounding(kinds, 'on the executors')}"
+        ]
+    if driver and kinds != [driver]:
+        where = "in the driver's environment and on the executors"
+        return [
+            f"The driver's processor ({driver}) differs from that of the ranks ({kinds[0]}): what the model computes "
+            f"on the driver and on executors may differ in rounding. {_same_rounding([driver, *kinds], where)}"
+        ]
+    return []
+
+
+def _same_rounding(kinds: Sequence[str], where: str) -> str:
+    if len({kind.split()[0] for kind in kinds}) > 1:
+        return "Use hosts of one architecture if that matters."
+    return f"If that matters, set {LIMIT}=AVX2 {where}, with spark.executorEnv.{LIMIT}."
+
+
 def format_versions(versions: dict[str, str | None]) -> str:
     """Versions as a person reads them, without what is not installed."""
     return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
@@ -84,7 +122,8 @@ def executor_facts() -> dict[str, Any]:
     """This executor, as plain values: its host, its versions, its local folder, and free bytes of disk and memory."""
     folder = spool.local_folder()
     disk = shutil.disk_usage(folder).free
-    facts = {"host": socket.gethostname(), "versions": shared_versions()}
+    facts = {"host": socket.gethostname(), "versions": shared_versions(), "processor": instruction_set()}
+    facts["byte order"] = sys.byteorder
     container = os.environ.get("CONTAINER_ID", "")  # YARN's; one host has several
     return facts | {"folder": folder, "disk": disk, "memory": _free_memory(), "container": container}
 

@@ -15,11 +15,12 @@ import socket
 import socketserver
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cos_ml.job.auth import BoundedServer, hmac_response
+from cos_ml.interfaces import resolve
+from cos_ml.job.auth import BoundedServer, hmac_response, on_free_port
 
 __all__ = ["Address", "Display", "ProgressServer", "Reporter", "epoch_line"]
 
@@ -40,9 +41,12 @@ class Address:
 
 
 class ProgressServer:
-    """Receives the events of one fit, each a dict of plain values, and passes them to ``show`` (driver side)."""
+    """Receives the events of one fit, each a dict of plain values, and passes them to ``show`` (driver side).
 
-    def __init__(self, host: str, show: Callable[[dict[str, Any]], None]) -> None:
+    It listens on any port, or on one of ``ports``.
+    """
+
+    def __init__(self, host: str, show: Callable[[dict[str, Any]], None], ports: Sequence[int] | None = None) -> None:
         secret = secrets.token_hex(16)  # 128 bits
 
         class Handler(socketserver.StreamRequestHandler):
@@ -61,8 +65,10 @@ class ProgressServer:
 
         class Server(BoundedServer):
             max_connections = MAX_CONNECTIONS
+            allow_reuse_address = True
 
-        self._server = Server((host, 0), Handler)
+        bound = next(iter(resolve(host)), host)
+        self._server = on_free_port(lambda port: Server((bound, port), Handler), ports or [0])
         self._server.start()
         self.address = Address(host, self._server.server_address[1], secret)
 

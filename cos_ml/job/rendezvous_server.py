@@ -18,7 +18,7 @@ from typing import Any
 
 from cos_ml.errors import SetupError
 from cos_ml.job.auth import BoundedServer
-from cos_ml.job.channel import kind_of
+from cos_ml.job.exchange import kind_of
 from cos_ml.job.placement import RankInfo
 
 try:

@@ -56,7 +56,7 @@ def _run(
     """See ``run_task``."""
     spare_archives()
     context = BarrierTaskContext.get()
-    hosts = [info.address.rsplit(":", 1)[0] for info in context.getTaskInfos()]
+    hosts = [info.address.rsplit(":", 1)[0].strip("[]") for info in context.getTaskInfos()]  # as Spark writes IPv6
     if len(hosts) < ranks:
         # Spark counts a task as finished that ended just after another one failed. Training without it would be wrong.
         raise RankError(PARTIAL_RETRY)
@@ -70,7 +70,8 @@ def _run(
     ):
         input_error = _fill(spool, batches)
         with contextlib.closing(handshake.wait(spool, bool(input_error))) as peers:
-            if mismatch := preflight.version_mismatch(job.versions, peers.tasks):
+            mismatch = preflight.version_mismatch(job.versions, peers.tasks)
+            if mismatch := mismatch or preflight.cant_train_together(job.ports, peers.tasks):
                 result = {"cluster_error": mismatch.encode()} if own.rank == 0 else {}
             elif any(task["invalid"] for task in peers.tasks):
                 result = {"input_error": input_error.encode()} if input_error else {}
@@ -142,7 +143,8 @@ def _train(job: Job, process: ChildProcess, peers: PeerInfo) -> dict[str, bytes]
     with contextlib.closing(progress.Reporter(job.progress if first else None)) as reporter:
         needed = preflight.estimate(job.specs[0], max(map(len, job.networks)))
         needed["memory"] -= preflight.PROCESS  # the ranks have started, so free memory is without theirs
-        notes = preflight.warnings(needed, peers.tasks) if first else []
+        notes = preflight.warnings(needed, peers.tasks) + preflight.processor_notes(job.processor, peers.tasks)
+        notes = notes if first else []
         for text in notes:
             reporter.send({"event": "note", "text": text})
         return process.train(peers, reporter, notes)

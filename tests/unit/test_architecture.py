@@ -29,6 +29,7 @@ HELPERS = {
     "interfaces",
     "optimizers",
     "paths",
+    "processor",
     "python_worker",
     "spark_internals",
     "spec",

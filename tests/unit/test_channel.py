@@ -12,7 +12,7 @@ import pytest
 
 from cos_ml.data.columns import Column
 from cos_ml.errors import RankError
-from cos_ml.job import channel, link, peers
+from cos_ml.job import channel, link, peers, placement
 from cos_ml.job.channel import Client, FallBack, Server, listen
 from cos_ml.job.messages import Job
 from cos_ml.job.peers import Handshake
@@ -194,9 +194,11 @@ def test_a_message_that_is_too_large_is_not_read():
 
 def test_only_hosts_of_the_job_may_connect(opened, monkeypatch):
     monkeypatch.setattr(channel, "local_addresses", lambda: {"10.0.0.1": "eth0"})
-    monkeypatch.setattr(socket, "gethostbyname_ex", {"a": ("", [], ["10.0.0.1"]), "b": ("", [], ["10.0.0.2"])}.get)
-    first = opened(Server((OWN, 0), SECRET, ["a", "b"], 100))
-    assert [first.verify_request(None, (f"10.0.0.{host}", 1)) for host in (1, 2, 3)] == [True, True, False]
+    monkeypatch.setattr(channel, "resolve", {"a": ["10.0.0.1"], "b": ["10.0.0.2", "fd00::2"], "unknown": []}.get)
+    first = opened(Server((OWN, 0), SECRET, ["a", "b", "unknown"], 100))
+    asked = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::2", "fd00::3", "::ffff:10.0.0.2"]
+    found = [first.verify_request(None, (address, 1)) for address in asked]
+    assert found == [True, True, False, True, False, True]
     with pytest.raises(OSError):  # noqa: PT011 - closed or reset, as the kernel has it
         link.connect(OWN, first.port, SECRET, 10)
 
@@ -209,8 +211,8 @@ def test_where_one_task_does_not_come_all_use_all_gather(opened, together, monke
     assert [type(one) for one in together(lambda: met(first, b"a"), lambda: met(early, b"b"))] == [FallBack] * 2
     late = client(opened, 2, 3, 102)
     assert isinstance(met(late, b"c"), FallBack)  # and so does who comes after that
-    early.open(OWN, first.port)
-    late.open(OWN, first.port)
+    early.open("a", [OWN], first.port)
+    late.open("a", [OWN], first.port)
     futures = [one.exchange("ready", {str(number): b"1"}) for number, one in enumerate((first, early, late))]
     assert [set(future.result(10)) for future in futures] == [{"0", "1", "2"}] * 3
 
@@ -219,7 +221,7 @@ def test_a_task_that_can_not_connect_uses_all_gather_and_then_the_address_that_i
     monkeypatch.setattr(channel, "SEARCH_TIME", 0.0)
     first, second = server(opened), client(opened)
     assert isinstance(met(second, b"b"), FallBack)
-    second.open(OWN, first.port)
+    second.open("a", [OWN], first.port)
     futures = [one.exchange("ready", {str(number): b"1"}) for number, one in enumerate((first, second))]
     assert [set(future.result(10)) for future in futures] == [{"0", "1"}] * 2
 
@@ -228,8 +230,11 @@ def test_a_task_that_can_not_reach_task_0_at_all_fails(opened, monkeypatch):
     monkeypatch.setattr(channel, "RECONNECT_TIME", 0.0)
     second = client(opened, address=None)
     assert isinstance(met(second, b"b"), FallBack)
-    with pytest.raises(RankError, match=r"Task 1 can't reach that of rank 0 at 127\.0\.0\.1"):
-        second.open(OWN, 9)
+    with pytest.raises(
+        RankError,
+        match=r"of partition 1, on a host with .* can't reach that of rank 0 on a at 127\.0\.0\.1, port 9\. ",
+    ):
+        second.open("a", [OWN], 9)
 
 
 @pytest.mark.parametrize("ended", [0, 1])
@@ -317,9 +322,12 @@ def test_a_rank_whose_task_has_lost_the_others_is_refused(opened):
 
 
 def test_the_address_of_the_first_task(monkeypatch):
-    monkeypatch.setattr(socket, "gethostbyname", {"a": "10.0.0.1", "b": "10.0.0.2", "c": "127.0.1.1"}.__getitem__)
+    names = {"a": ["10.0.0.1"], "b": ["10.0.0.2"], "c": ["127.0.1.1"], "d": [], "e": ["fd00::5"]}
+    monkeypatch.setattr(placement, "resolve", names.__getitem__)
     assert address_of_first(["c", "c"], 1) == OWN
     assert address_of_first(["a", "b"], 1) == "10.0.0.1"
+    assert address_of_first(["e", "b"], 1) == "fd00::5"
+    assert address_of_first(["d", "b"], 1) is None  # a name that is not known here
     assert address_of_first(["a", "b", "a"], 2) == own_address(["a", "b", "a"], 0)
     assert address_of_first(["c", "a"], 1) is None  # its name leads nowhere here
     assert address_of_first(["a", "b"], 1, "eth7") is None  # that is known on the other host

@@ -156,7 +156,7 @@ def run(monkeypatch, barrier_context):
 
 FACTS = {
     "rows": {"train": 1, "validation": 0}, "versions": {"Keras": "3"}, "host": "a", "memory": 1e12, "disk": 1e12,
-    "folder": "/data",
+    "folder": "/data", "processor": "", "byte order": "little", "ports": "",
 }  # fmt: skip
 
 

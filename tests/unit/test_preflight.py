@@ -1,9 +1,11 @@
+import platform
 import re
 import types
 
 import psutil
 import pytest
 
+from cos_ml import processor
 from cos_ml.data.columns import Column
 from cos_ml.errors import ClusterError
 from cos_ml.job import preflight
@@ -17,7 +19,8 @@ SPEC = TrainSpec(inputs=(Column("features", "x0", (100,)),), labels=(Column("lab
 
 
 def executor(host="a", memory=10e9, disk=10e9, **versions):
-    return {"host": host, "versions": DRIVER | versions, "folder": "/data", "memory": memory, "disk": disk}
+    facts = {"host": host, "versions": DRIVER | versions, "folder": "/data", "memory": memory, "disk": disk}
+    return facts | {"processor": "x86_64 AVX2", "byte order": "little", "ports": ""}
 
 
 def test_versions_are_read_without_an_import():
@@ -63,6 +66,54 @@ def test_a_driver_without_horovod_accepts_any():
 )
 def test_different_versions_are_named_with_their_host(versions, message):
     assert re.search(message, preflight.version_mismatch(DRIVER, [executor("a"), executor("b", **versions)]))
+
+
+def test_equal_processors_need_no_note():
+    assert preflight.processor_notes("x86_64 AVX2", [executor("a"), executor("b")]) == []
+    assert preflight.processor_notes("", [executor("a")]) == []  # the driver's is unknown
+
+
+def test_processors_that_round_differently_are_noted():
+    newer = executor("b") | {"processor": "x86_64 AVX512_CORE"}
+    (note,) = preflight.processor_notes("x86_64 AVX2", [executor("a"), newer, executor("c")])
+    assert note.startswith("The ranks' processors differ: x86_64 AVX2 on a, c; x86_64 AVX512_CORE on b.")
+    assert note.endswith("set ONEDNN_MAX_CPU_ISA=AVX2 on the executors, with spark.executorEnv.ONEDNN_MAX_CPU_ISA.")
+    (note,) = preflight.processor_notes("x86_64 AVX2", [newer])
+    assert note.startswith("The driver's processor (x86_64 AVX2) differs from that of the ranks (x86_64 AVX512_CORE)")
+    (note,) = preflight.processor_notes("", [executor("a"), executor("b") | {"processor": "aarch64"}])
+    assert "aarch64 on b" in note
+    assert "Use hosts of one architecture" in note
+
+
+def test_ranks_of_another_byte_order_are_refused():
+    other = executor("b") | {"byte order": "big"}
+    message = preflight.cant_train_together(None, [executor("a"), other])
+    assert message.startswith("Ranks exchange numbers as bytes, but a is little-endian, b is big-endian.")
+    assert preflight.cant_train_together(None, [executor("a"), executor("b")]) == ""
+
+
+def test_ranks_that_would_ignore_the_range_of_ports_are_refused():
+    other = executor("b") | {"ports": "this Horovod listens on any port."}
+    message = preflight.cant_train_together(range(40000, 40100), [executor("a"), other])
+    assert message == "spark.cosml.portRange is 40000-40099. On b ranks ignore it: this Horovod listens on any port."
+    assert preflight.cant_train_together(range(40000, 40100), [executor("a")]) == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "limit", "expected"),
+    [
+        ("fpu sse4_1 avx avx2 fma", "", "AVX2"),
+        ("fpu sse4_1 avx avx2 fma avx512f avx512dq avx512bw avx512vl", "", "AVX512_CORE"),
+        ("fpu sse4_1 avx avx2 fma avx512f avx512dq avx512bw avx512vl", "avx2", "AVX2"),
+        ("fpu sse4_1 avx avx2 fma", "AVX512_CORE", "AVX2"),
+        ("fpu", "", ""),
+    ],
+)
+def test_the_instruction_set(tmp_path, monkeypatch, flags, limit, expected):
+    monkeypatch.setenv(processor.LIMIT, limit)
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    assert processor.instruction_set(tmp_path / "cpuinfo") == f"{platform.machine()} {expected}".strip()
+    assert processor.instruction_set(tmp_path / "missing") == platform.machine()
 
 
 def test_what_a_rank_needs():

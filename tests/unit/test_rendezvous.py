@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cos_ml.errors import RankError, SetupError
-from cos_ml.job import rendezvous_server
+from cos_ml.interfaces import is_loopback
+from cos_ml.job import placement, rendezvous_server
 from cos_ml.job.fit import check_horovod
 from cos_ml.job.horovod_env import rank_environment
 from cos_ml.job.placement import RankInfo, assign_ranks, local_addresses, own_address
@@ -237,7 +238,7 @@ def test_a_horovod_that_has_changed_is_named(monkeypatch, missing):
     with pytest.raises(SetupError, match=r"another rendezvous server than Horovod 0\.28\.1.*cos-ml install-horovod"):
         importlib.import_module("cos_ml.job.rendezvous_server")
     with pytest.raises(SetupError, match=r"Horovod 0\.28\.1"):
-        check_horovod()
+        check_horovod(object())
 
 
 def test_ranks_of_one_host_use_the_loopback():
@@ -248,19 +249,29 @@ def test_ranks_of_one_host_use_the_loopback():
 def test_an_interface_by_name():
     hosts = ["a", "b"]
     assert own_address(hosts, 1, local_addresses()["127.0.0.1"]) == "127.0.0.1"
-    with pytest.raises(RankError, match=r"The host b has no network interface 'ib7'.*It has \['"):
+    with pytest.raises(RankError, match=r"The host b has no network interface 'ib7'.*It has "):
         own_address(hosts, 1, "ib7")
 
 
 def test_host_names_that_resolve_to_the_loopback(monkeypatch):
-    names = {"a": "127.0.1.1", "b": "127.0.0.2", "c": "10.0.0.7"}
-    monkeypatch.setattr(socket, "gethostbyname", names.__getitem__)
-    own = next((address for address in local_addresses() if not address.startswith("127.")), None)
-    with pytest.raises(RankError, match=r"On a the host names \['a', 'b'\] resolve to loopback addresses.*eth0"):
-        own_address(["a", "b"], 0)
+    names = {
+        "a": ["127.0.1.1"],
+        "b": ["127.0.0.2"],
+        "c": ["10.0.0.7"],
+        "d": [],
+        "e": ["::1", "fd00::5"],
+        "f": ["10.9.9.9"],
+    }
+    monkeypatch.setattr(placement, "resolve", names.__getitem__)
+    own = next((address for address in local_addresses() if not is_loopback(address)), None)
+    monkeypatch.setattr(placement, "local_addresses", lambda: {"127.0.0.1": "lo", "10.0.0.7": "a", "fd00::5": "b"})
+    assert own_address(["a", "f"], 1) is None  # where others reach it, but no address of its own
+    assert own_address(["a", "b"], 0) is None  # the tasks find out by allGather
+    assert own_address(["d", "b"], 0) is None  # a name that even its own host does not know
     assert own_address(["a", "c"], 1) == "10.0.0.7"
+    assert own_address(["a", "e"], 1) == "fd00::5"
     if own is not None:  # the one from which it reaches another host
-        names["c"] = own
+        names["c"] = [own]
         assert own_address(["a", "c"], 0) == own
 
 
@@ -281,4 +292,12 @@ def test_the_environment_of_a_rank():
         "HOROVOD_GLOO_RENDEZVOUS_ADDR": "127.0.0.1:4711/5ec2e7",  # Horovod appends :4711/scope/key
         "HOROVOD_GLOO_RENDEZVOUS_PORT": "4711",
         "HOROVOD_GLOO_TIMEOUT_SECONDS": "120",
+        "COS_ML_GLOO_ADDRESS": "127.0.0.1",
     }
+
+
+def test_ranks_of_several_hosts_listen_in_a_range():
+    ports, infos = range(40000, 40100), assign_ranks(["a", "b"])
+    found = rank_environment(infos[0], "fd00::2", "127.0.0.1", 4711, "5ec2e7", ports)
+    assert (found["COS_ML_GLOO_ADDRESS"], found["COS_ML_PORT_RANGE"]) == ("fd00::2", "40000-40099")
+    assert "COS_ML_PORT_RANGE" not in rank_environment(infos[0], "127.0.0.1", "127.0.0.1", 4711, "5ec2e7", ports)

@@ -1,0 +1,37 @@
+"""The processor of this machine, as far as the results of a training depend on it (every side)."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+__all__ = ["LIMIT", "instruction_set"]
+
+LIMIT = "ONEDNN_MAX_CPU_ISA"  # environment variable of oneDNN, TensorFlow's library of kernels for processors
+
+# oneDNN's names, as in LIMIT, and the flags that Linux shows; the newest first.
+LEVELS = {
+    "AVX512_CORE_AMX": {"amx_tile", "amx_bf16", "avx512_bf16"},
+    "AVX512_CORE_FP16": {"avx512_fp16", "avx512_bf16"},
+    "AVX512_CORE_BF16": {"avx512_bf16", "avx512_vnni"},
+    "AVX512_CORE_VNNI": {"avx512_vnni", "avx512bw"},
+    "AVX512_CORE": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
+    "AVX2_VNNI": {"avx_vnni", "avx2"},
+    "AVX2": {"avx2", "fma"},
+    "AVX": {"avx"},
+    "SSE41": {"sse4_1"},
+}
+
+
+def instruction_set(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The architecture and the newest instructions that oneDNN uses here, such as "x86_64 AVX2"; unknown, the first."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        lines = []
+    flags = next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
+    levels = [name for name, needed in LEVELS.items() if needed <= flags]
+    if (limit := os.environ.get(LIMIT, "").upper()) in levels:
+        levels = levels[levels.index(limit) :]
+    return " ".join([platform.machine(), *levels[:1]])
