@@ -12,7 +12,7 @@ from google.protobuf import text_format
 from cos_ml.caffe.schema import V1_TYPES, message
 from cos_ml.errors import InvalidInputError
 from cos_ml.paths import as_string, local_path
-from cos_ml.stores import open_filesystem
+from cos_ml.stores import open_filesystem, retried
 
 __all__ = ["network", "read_bytes", "resolve", "selected", "solver", "spelled"]
 
@@ -95,7 +95,7 @@ def read_bytes(path: Any, what: str) -> bytes:
     try:
         if local is None:
             filesystem, place = open_filesystem(name)
-            return bytes(filesystem.cat_file(place))
+            return bytes(retried(lambda: filesystem.cat_file(place)))
         with open(local, "rb") as file:
             return file.read()
     except (OSError, ValueError, ImportError) as error:

@@ -15,7 +15,7 @@ import numpy as np
 
 from cos_ml.errors import InvalidInputError
 from cos_ml.paths import local_path
-from cos_ml.stores import open_filesystem
+from cos_ml.stores import open_filesystem, retried, write_whole
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -89,8 +89,7 @@ def write_json(value: Any, path: str | None) -> None:
         in_folder(found).write_text(json_text(value) + "\n")
     else:
         filesystem, name = open_filesystem(path)
-        with filesystem.open(name, "w") as file:
-            file.write(json_text(value) + "\n")
+        retried(lambda: write_whole(filesystem, name, [f"{json_text(value)}\n".encode()]))
 
 
 def in_folder(path: str) -> Path:

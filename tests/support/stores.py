@@ -35,6 +35,10 @@ class FaultyStore(MEMORY):
 
     exists = fsspec.AbstractFileSystem.exists  # that of most stores: any error means no
 
+    def cat_file(self, path, **options):
+        self._fail()
+        return super().cat_file(path, **options)
+
     def info(self, path, **options):
         self._fail()
         return super().info(path, **options)

@@ -7,6 +7,8 @@ import fsspec
 import pytest
 
 from cos_ml import callbacks, paths, stores
+from cos_ml.caffe.prototxt import read_bytes
+from cos_ml.commands.session import write_json
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.network.archive import read_file
 from cos_ml.rank.checkpoint_store import Checkpoint, CheckpointStore, acquire
@@ -230,6 +232,17 @@ def test_a_network_is_read_from_any_store(store, waits, monkeypatch, tmp_path):
     monkeypatch.setattr("cos_ml.network.archive.qualified_file", lambda path: f"{store.protocol}:/{path}")
     with pytest.raises(FileNotFoundError, match=f"does not exist. For the file on this machine: file://{local}"):
         read_file(str(local))
+
+
+def test_other_files_are_read_and_written_whole_on_any_store(store, waits):
+    store().pipe_file("/nets/x.prototxt", b"name: 'x'")
+    store.failures = [ConnectionError("away")]
+    assert read_bytes(f"{store.protocol}://nets/x.prototxt", "a network") == b"name: 'x'"
+    store.failures = [ConnectionError("away")]
+    write_json({"loss": 0.5}, f"{store.protocol}://results/x.json")
+    assert store().cat_file("/results/x.json") == b'{\n  "loss": 0.5\n}\n'
+    assert waits == [1, 1]
+    assert not [path for path in store().find("/") if "/." in path]
 
 
 def test_files_of_callbacks_are_copied_to_a_store(store, waits):
