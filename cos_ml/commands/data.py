@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cos_ml.commands.settings import split
 from cos_ml.data.names import quoted
-from cos_ml.data.table_formats import check_no_table
+from cos_ml.data.table_formats import Table, check_plain_url
 from cos_ml.errors import InvalidInputError
 from cos_ml.paths import for_spark, literal, local_path, qualified
 
@@ -82,19 +82,24 @@ def _load(spark: SparkSession, kind: str, path: str, options: dict[str, Any]) ->
     if kind == "csv":
         options = {"header": "true", "inferSchema": "true"} | options
     if kind in ("parquet", "orc"):
-        _check_no_table(qualified(spark, path))
+        _check_plain(qualified(spark, path))
     local = local_path(path)
     found = literal(path) if local is not None and Path(local).exists() and kind != "delta" else for_spark(spark, path)
     return spark.read.format(kind).options(**options).load(found)
 
 
-def _check_no_table(url: str) -> None:
+def _check_plain(url: str) -> None:
     try:
-        check_no_table(url)
+        check_plain_url(url, _flags)
     except InvalidInputError:
         raise
     except Exception:  # Spark may open what fsspec can't; each storage has its own exceptions
         pass
+
+
+def _flags(table: Table) -> str:
+    where = f' --where "{table.where}"' if table.where else ""
+    return f"--data {table.url} --format {table.format}{where}"
 
 
 def _check_no_options(kind: str, options: dict[str, Any]) -> None:

@@ -135,12 +135,13 @@ def _find_files(urls: Sequence[str]) -> list[_File]:
     for filesystem in plain:
         filesystem.invalidate_cache()  # Spark and others write behind its back
     with ThreadPoolExecutor(FOOTERS) as pool:
-        paths_of = list(pool.map(lambda root: _parquet_files(*root), roots))
+        listings = list(pool.map(lambda root: _listed(*root), roots))
     found = []
-    for index, (url, (filesystem, root), paths) in enumerate(zip(urls, roots, paths_of, strict=True)):
-        if paths == [root]:  # a file is no table
+    for index, (url, (filesystem, root), listed) in enumerate(zip(urls, roots, listings, strict=True)):
+        if listed == [root]:  # a file is no table
             plain[filesystem].add(root)
-        check_plain_files(filesystem, root, plain[filesystem])
+        check_plain_files(url, filesystem, root, listed, plain[filesystem])
+        paths = _parquet_files(root, listed)
         if not paths:
             raise InvalidInputError(f"There are no Parquet files at {url}.")
         found += [_File(index, filesystem, path, folder_values(root, path)) for path in paths]
@@ -317,12 +318,17 @@ def _row_layout(
     return shapes, dtypes
 
 
-def _parquet_files(filesystem: Any, root: str) -> list[str]:
-    """The sorted Parquet files at ``root``, without those that Spark hides, such as its temporary files."""
-    if filesystem.isfile(root):
+def _listed(filesystem: Any, root: str) -> list[str]:
+    """All files at ``root``; a file on a web server is not asked what it contains."""
+    return [root] if filesystem.isfile(root) else filesystem.find(root)  # type: ignore[no-any-return]
+
+
+def _parquet_files(root: str, listed: Sequence[str]) -> list[str]:
+    """The sorted Parquet files of those at ``root``, without those that Spark hides, such as its temporary files."""
+    if listed == [root]:
         return [root]
     start = len(root.rstrip("/")) + 1
-    visible = (path for path in filesystem.find(root) if not HIDDEN.search(path[start:]))
+    visible = (path for path in listed if not HIDDEN.search(path[start:]))
     return sorted(path for path in visible if path.endswith((".parquet", ".parq", ".pq")))
 
 

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 import cos_ml
 from cos_ml.data.names import fold
-from cos_ml.data.table_formats import check_no_table
+from cos_ml.data.table_formats import check_plain_url
 from cos_ml.errors import InvalidInputError
 from cos_ml.paths import as_string, local_path
 
@@ -332,7 +332,7 @@ def _listed(labels: str | Path) -> list[tuple[str, int]]:
 
 
 def _parquet(source: str) -> ds.Dataset:
-    check_no_table(os.path.abspath(source))
+    check_plain_url(os.path.abspath(source), lambda table: f'{table.rows}.write.format("lmdb").save(TARGET)')
     try:
         dataset = ds.dataset(source, format="parquet", partitioning="hive")
         dataset.count_rows()  # opens every file
