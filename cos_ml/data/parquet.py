@@ -11,35 +11,33 @@ from __future__ import annotations
 import hashlib
 import json
 import keyword
-import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cos_ml.data.columns import Column, RowError, decode, match_lengths, renumber, settle
+from cos_ml.data.file_tasks import call_at_files
 from cos_ml.data.names import VECTOR_PARTS
+from cos_ml.data.parquet_files import DataFile, find_files, url_of, version_of
 from cos_ml.data.ragged import Ragged
 from cos_ml.data.raw_columns import is_readable, is_vector, plain, stored_entries, stored_values
 from cos_ml.data.spool import PARTS, SCANNED, Spool, raise_on_invalid, row_keys, validates
-from cos_ml.data.table_formats import check_plain_files
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.paths import for_spark, literal, local_path
 from cos_ml.spec import TrainSpec
-from cos_ml.stores import open_filesystem
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import StructType
 
 __all__ = ["IN_ROW_GROUP", "ShardSpool", "Shards", "Stored", "check_petastorm", "column_names", "decode_stored",
-           "folder_values", "marks_of", "plan", "stored_frame", "validation_mask", "values_of"]  # fmt: skip
+           "marks_of", "plan", "stored_frame", "validation_mask", "values_of"]  # fmt: skip
 
 IN_ROW_GROUP = " (Rows are counted from 0 within a row group.)"  # at the end of messages
 PREVIEW_ROWS = 16  # rows that decide which shape rows have, and in which type they are stored
@@ -47,11 +45,6 @@ FOOTERS = 16  # files that are opened at the same time
 PETASTORM_READS = {pa.bool_(), pa.int8(), pa.uint8(), pa.int16(), pa.int32(), pa.int64(), pa.float32(), pa.float64(),
                    pa.string(), pa.binary()}  # besides decimals  # fmt: skip
 STRING_OVERHEAD = 41  # bytes that a Python string needs besides its characters
-NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # null, in the name of a folder
-HIDDEN = re.compile(r"(^|/)(\.|_[^=/]*(/|$))")  # paths of files that Spark does not read; a column may be called _x
-# What fsspec's file systems call the version of a file, by priority.
-VERSIONS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
-
 # What a column is in the files: the name of a whole one, or else the paths of one or several within structs; "indices"
 # and "values" within a Vector are those of its entries.
 Stored = str | Sequence[Sequence[str]]
@@ -112,43 +105,7 @@ def check_petastorm(urls: Sequence[str]) -> None:
         ) from error
 
 
-@dataclass(frozen=True)
-class _File:
-    """One file of a dataset: the index of its root, the file system and the path in it, and the values in folders."""
-
-    root: int
-    filesystem: Any
-    path: str
-    folders: dict[str, str | None]
-
-
-def _find_files(urls: Sequence[str]) -> list[_File]:
-    """The Parquet files at ``urls``, those of a folder sorted by name.
-
-    Raises:
-        InvalidInputError: there are none, or they are those of a table of Delta, Iceberg or Hudi.
-    """
-    if not urls:
-        raise InvalidInputError("There are no Parquet files in an empty list.")
-    roots = [open_filesystem(url) for url in urls]
-    plain: dict[Any, set[str]] = {filesystem: set() for filesystem, _ in roots}
-    for filesystem in plain:
-        filesystem.invalidate_cache()  # Spark and others write behind its back
-    with ThreadPoolExecutor(FOOTERS) as pool:
-        listings = list(pool.map(lambda root: _listed(*root), roots))
-    found = []
-    for index, (url, (filesystem, root), listed) in enumerate(zip(urls, roots, listings, strict=True)):
-        if listed == [root]:  # a file is no table
-            plain[filesystem].add(root)
-        check_plain_files(url, filesystem, root, listed, plain[filesystem])
-        paths = _parquet_files(root, listed)
-        if not paths:
-            raise InvalidInputError(f"There are no Parquet files at {url}.")
-        found += [_File(index, filesystem, path, folder_values(root, path)) for path in paths]
-    return found
-
-
-def _schema(files: Sequence[_File]) -> pa.Schema:
+def _schema(files: Sequence[DataFile]) -> pa.Schema:
     """The columns of a dataset by its first file, in types that Spark knows, and those of the names of its folders."""
     import pyarrow.parquet as pq
 
@@ -167,13 +124,14 @@ def stored_frame(spark: SparkSession, urls: Sequence[str]) -> DataFrame:
 
     Spark knows fewer file systems than fsspec, but keeps the metadata of its columns in the files.
     """
-    files = _find_files(urls)
+    call_at_files(spark, lambda: bool(find_files(urls)))
     try:
         found = spark.read.parquet(*(literal(for_spark(spark, url)) for url in urls))
         _ = found.schema  # looked up here with Spark Connect
         return found
     except Exception:
-        return spark.createDataFrame([], _spark_schema(spark, _schema(files)))
+        schema = bytes.fromhex(call_at_files(spark, lambda: _schema(find_files(urls)).serialize().to_pybytes().hex()))
+        return spark.createDataFrame([], _spark_schema(spark, pa.ipc.read_schema(pa.py_buffer(schema))))
 
 
 def _spark_schema(spark: SparkSession, schema: pa.Schema) -> StructType:
@@ -210,10 +168,10 @@ def plan(
         InvalidInputError: there are no rows, or they do not fit the network; or petastorm can't read them.
     """
     roots = [urls] if isinstance(urls, str) else list(urls)
-    files = _find_files(roots)
+    files = find_files(roots)
     with ThreadPoolExecutor(FOOTERS) as pool:
         groups = list(pool.map(lambda file: _read_footer(file, spec, names, reader), files))
-        versions = list(pool.map(_version, files if digest is None else []))
+        versions = list(pool.map(version_of, files if digest is None else []))
     counts = np.array([one for groups_of_file in groups for one in groups_of_file], np.int64).reshape(-1, 3)
     sums = [counts[rank::ranks].sum(axis=0).tolist() for rank in range(ranks)]
     rows = tuple({"train": total - validation, "validation": validation} for total, validation, _ in sums)
@@ -228,20 +186,22 @@ def plan(
     varying_bytes = int(counts[:, 2].sum() // counts[:, 0].sum())
     by_url = reader == "petastorm"
     listed = tuple(
-        (file.root, _file_url(file.path, roots[file.root], file.filesystem) if by_url else file.path, len(found))
+        (file.root, url_of(file.path, roots[file.root], file.filesystem) if by_url else file.path, len(found))
         for file, found in zip(files, groups, strict=True)
     )
     return Shards(reader, roots, listed, filled, names, rows, *layout, varying_bytes, digest, copied)
 
 
-def _read_footer(file: _File, spec: TrainSpec, names: dict[str, Stored], reader: str) -> list[tuple[int, int, int]]:
+def _read_footer(file: DataFile, spec: TrainSpec, names: dict[str, Stored], reader: str) -> list[tuple[int, int, int]]:
     """The numbers of rows and of validation rows of each row group of a file, and its varying bytes."""
     import pyarrow.parquet as pq
 
     with file.filesystem.open(file.path) as opened:
         try:
             stored = pq.ParquetFile(opened)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, OSError) as error:  # the latter for damaged and encrypted footers, without an errno
+            if getattr(error, "errno", None) is not None:
+                raise
             raise InvalidInputError(f"The file {file.path} can't be read as Parquet: {error}") from error
         _check_stored(stored.schema_arrow, {column: names[column.field] for column in spec.stored}, file, reader)
         return [_count(stored, index, spec, names, file.folders) for index in range(stored.num_row_groups)]
@@ -298,7 +258,7 @@ def _count_hashed(file: Any, index: int, spec: TrainSpec, names: dict[str, Store
 
 
 def _row_layout(
-    files: Sequence[_File], groups: Sequence[Any], spec: TrainSpec, names: dict[str, Stored]
+    files: Sequence[DataFile], groups: Sequence[Any], spec: TrainSpec, names: dict[str, Stored]
 ) -> tuple[Any, Any]:
     """The shape and the dtype of a row, by field, from the first rows of the first row group that has any."""
     import pyarrow.parquet as pq
@@ -318,33 +278,6 @@ def _row_layout(
     return shapes, dtypes
 
 
-def _listed(filesystem: Any, root: str) -> list[str]:
-    """All files at ``root``; a file on a web server is not asked what it contains."""
-    return [root] if filesystem.isfile(root) else filesystem.find(root)  # type: ignore[no-any-return]
-
-
-def _parquet_files(root: str, listed: Sequence[str]) -> list[str]:
-    """The sorted Parquet files of those at ``root``, without those that Spark hides, such as its temporary files."""
-    if listed == [root]:
-        return [root]
-    start = len(root.rstrip("/")) + 1
-    visible = (path for path in listed if not HIDDEN.search(path[start:]))
-    return sorted(path for path in visible if path.endswith((".parquet", ".parq", ".pq")))
-
-
-def _version(file: _File) -> list[str]:
-    """What changes when a file is rewritten, but not with its mode or owner; file systems name it differently."""
-    info = file.filesystem.info(file.path)
-    written = next((str(info[name]) for name in VERSIONS if info.get(name)), None) or file.filesystem.ukey(file.path)
-    return [file.path, str(info["size"]), written]
-
-
-def _file_url(path: str, url: str, filesystem: Any) -> str:
-    """The URL of a file that fsspec found at ``url``; fsspec drops the host for some file systems."""
-    scheme, host, *_ = urlsplit(url)
-    return f"{scheme}://{host}{path}" if host and path.startswith("/") else filesystem.unstrip_protocol(path)
-
-
 def _check_petastorm_urls(urls: Sequence[str]) -> None:
     for url in urls:
         if {"#", "?"} & set(url):
@@ -358,7 +291,7 @@ def _check_petastorm_urls(urls: Sequence[str]) -> None:
             )
 
 
-def _check_stored(schema: pa.Schema, names: Mapping[Column, Stored], file: _File, reader: str) -> None:
+def _check_stored(schema: pa.Schema, names: Mapping[Column, Stored], file: DataFile, reader: str) -> None:
     """Raises InvalidInputError for a column that a file lacks, or whose name or type the reader can't read."""
     for column, stored in names.items():
         if reader == "petastorm":
@@ -366,6 +299,7 @@ def _check_stored(schema: pa.Schema, names: Mapping[Column, Stored], file: _File
             continue
         for name, *inner in [[stored]] if isinstance(stored, str) else stored:
             if name in file.folders:
+                _check_folder_value(name, column, file)
                 continue
             kind, within = schema.field(_index(schema, name, file)).type, name
             for part in inner:
@@ -380,7 +314,13 @@ def _check_stored(schema: pa.Schema, names: Mapping[Column, Stored], file: _File
                 )
 
 
-def _index(schema: pa.Schema, name: str, file: _File) -> int:
+def _check_folder_value(name: str, column: Column, file: DataFile) -> None:
+    value = file.folders[name]
+    if column.dtype != "string" and pa.types.is_string(_numbers_of(pa.array([value], pa.string())).type):
+        raise InvalidInputError(f"Column {name!r} of the file {file.path} is {value!r}: expected a number.")
+
+
+def _index(schema: pa.Schema, name: str, file: DataFile) -> int:
     """The place of a column in a file; raises InvalidInputError if it has none."""
     index: int = schema.get_field_index(name)
     if index < 0:
@@ -388,7 +328,7 @@ def _index(schema: pa.Schema, name: str, file: _File) -> int:
     return index
 
 
-def _check_petastorm_column(schema: pa.Schema, name: Any, file: _File) -> None:
+def _check_petastorm_column(schema: pa.Schema, name: Any, file: DataFile) -> None:
     """Raises InvalidInputError for a column that a file lacks, or that petastorm can't read."""
     if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
         raise InvalidInputError(
@@ -411,13 +351,6 @@ def _check_petastorm_column(schema: pa.Schema, name: Any, file: _File) -> None:
 
 
 # ── driver and rank ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def folder_values(root: str, path: str) -> dict[str, str | None]:
-    """The values in the names of the folders between ``root`` and a file, such as ``label=1``, by column."""
-    inner = path[len(root.rstrip("/")) + 1 :].split("/")[:-1]
-    pairs = (folder.partition("=") for folder in inner if "=" in folder)
-    return {unquote(name): None if value == NO_VALUE else unquote(value) for name, _, value in pairs}
 
 
 def column_names(names: Iterable[Stored], folders: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from fsspec.implementations.cached import CachingFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from cos_ml.data.parquet import Shards, column_names, folder_values
+from cos_ml.data.parquet import Shards, column_names
+from cos_ml.data.parquet_files import folder_values
 from cos_ml.data.spool import local_folder
 from cos_ml.errors import InvalidInputError
 from cos_ml.rank.row_copies import RowCopies
@@ -121,6 +122,7 @@ class ParquetReader:
     def _stored(self, index: int, columns: list[str], size: int) -> Iterator[pa.RecordBatch]:
         file, group = self.groups[index]
         filesystem, path = self._place(file)
+        local = isinstance(filesystem, LocalFileSystem)
         try:
             footer = self._footer(file)
             if not columns:  # all of them are in the names of folders
@@ -128,7 +130,7 @@ class ParquetReader:
                 for start in range(0, count, size):
                     yield pa.RecordBatch.from_arrays([pa.nulls(min(size, count - start))], [""])
                 return
-            if isinstance(filesystem, LocalFileSystem):
+            if local:
                 with pq.ParquetFile(path, metadata=footer, buffer_size=BUFFER) as stored:
                     yield from stored.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
                 return
@@ -140,9 +142,11 @@ class ParquetReader:
             ):
                 yield from stored.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
         except (pa.ArrowInvalid, IndexError, FileNotFoundError) as error:
-            raise InvalidInputError(
-                f"The Parquet files changed during the fit, or are damaged: row group {group} of {path}: {error}"
-            ) from error
+            raise _damaged(group, path, error) from error
+        except OSError as error:
+            if local and error.errno is None:  # pyarrow's, of a page that can't be decompressed
+                raise _damaged(group, path, error) from error
+            raise
 
     def _read_footer(self, file: int) -> Any:
         filesystem, path = self._place(file)
@@ -156,3 +160,9 @@ class ParquetReader:
     def _folders(self, file: int) -> dict[str, str | None]:
         root, path, _ = self.shards.files[file]
         return folder_values(self.systems[root][1], path)
+
+
+def _damaged(group: int, path: str, error: Exception) -> InvalidInputError:
+    return InvalidInputError(
+        f"The Parquet files changed during the fit, or are damaged: row group {group} of {path}: {error}"
+    )

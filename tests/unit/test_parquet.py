@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cos_ml.data import parquet
+from cos_ml.data import parquet, parquet_files
 from cos_ml.data.columns import Column
 from cos_ml.data.parquet import Shards, plan
 from cos_ml.data.parquet_cache import to_stored, usable_batches
@@ -367,10 +367,10 @@ def test_a_table_is_looked_for_where_spark_would_write(tmp_path, monkeypatch):
 
 def test_the_host_of_a_url_stays():
     hdfs = type("HDFS", (), {"unstrip_protocol": staticmethod(lambda path: f"hdfs://{path}")})
-    assert parquet._file_url("/data/a.parquet", "hdfs://node:9000/data", hdfs) == "hdfs://node:9000/data/a.parquet"
-    assert parquet._file_url("/data/a.parquet", "hdfs:///data", hdfs) == "hdfs:///data/a.parquet"
+    assert parquet_files.url_of("/data/a.parquet", "hdfs://node:9000/data", hdfs) == "hdfs://node:9000/data/a.parquet"
+    assert parquet_files.url_of("/data/a.parquet", "hdfs:///data", hdfs) == "hdfs:///data/a.parquet"
     s3 = type("S3", (), {"unstrip_protocol": staticmethod(lambda path: f"s3://{path}")})
-    assert parquet._file_url("bucket/a.parquet", "s3://bucket", s3) == "s3://bucket/a.parquet"
+    assert parquet_files.url_of("bucket/a.parquet", "s3://bucket", s3) == "s3://bucket/a.parquet"
 
 
 def test_strings_are_stored_as_they_came():

@@ -1,0 +1,96 @@
+"""Which files a Parquet dataset consists of (driver side; ``folder_values``: driver and rank)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from cos_ml.data.table_formats import check_plain_files
+from cos_ml.errors import InvalidInputError
+from cos_ml.stores import open_filesystem
+
+__all__ = ["DataFile", "find_files", "folder_values", "url_of", "version_of"]
+
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # null, in the name of a folder
+LISTED = 16  # URLs that are looked at at the same time
+HIDDEN = re.compile(r"(^|/)(\.|_[^=/]*(/|$))")  # paths of files that Spark does not read; a column may be called _x
+ENDINGS, MAGIC = (".parquet", ".parq", ".pq"), (b"PAR1", b"PARE")  # the latter begins encrypted files
+# What fsspec's file systems call the version of a file, by priority.
+VERSIONS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file of a dataset: the index of its root, the file system and the path in it, and the values in folders."""
+
+    root: int
+    filesystem: Any
+    path: str
+    folders: dict[str, str | None]
+
+
+def find_files(urls: Sequence[str]) -> list[DataFile]:
+    """The Parquet files at ``urls``, those of a folder sorted by name.
+
+    Raises:
+        InvalidInputError: there are none, or they are those of a table of Delta, Iceberg or Hudi.
+    """
+    if not urls:
+        raise InvalidInputError("There are no Parquet files in an empty list.")
+    roots = [open_filesystem(url) for url in urls]
+    plain: dict[Any, set[str]] = {filesystem: set() for filesystem, _ in roots}
+    for filesystem in plain:
+        filesystem.invalidate_cache()  # Spark and others write behind its back
+    with ThreadPoolExecutor(LISTED) as pool:
+        listings = list(pool.map(lambda root: _listed(*root), roots))
+    found = []
+    for index, (url, (filesystem, root), listed) in enumerate(zip(urls, roots, listings, strict=True)):
+        if listed == [root]:  # a file is no table
+            plain[filesystem].add(root)
+        check_plain_files(url, filesystem, root, listed, plain[filesystem])
+        paths = _parquet_files(filesystem, root, listed)
+        if not paths:
+            raise InvalidInputError(f"There are no Parquet files at {url}.")
+        found += [DataFile(index, filesystem, path, folder_values(root, path)) for path in paths]
+    return found
+
+
+def folder_values(root: str, path: str) -> dict[str, str | None]:
+    """The values in the names of the folders between ``root`` and a file, such as ``label=1``, by column."""
+    inner = path[len(root.rstrip("/")) + 1 :].split("/")[:-1]
+    pairs = (folder.partition("=") for folder in inner if "=" in folder)
+    return {unquote(name): None if value == NO_VALUE else unquote(value) for name, _, value in pairs}
+
+
+def version_of(file: DataFile) -> list[str]:
+    """What changes when a file is rewritten, but not with its mode or owner; file systems name it differently."""
+    info = file.filesystem.info(file.path)
+    written = next((str(info[name]) for name in VERSIONS if info.get(name)), None) or file.filesystem.ukey(file.path)
+    return [file.path, str(info["size"]), written]
+
+
+def url_of(path: str, url: str, filesystem: Any) -> str:
+    """The URL of a file that fsspec found at ``url``; fsspec drops the host for some file systems."""
+    scheme, host, *_ = urlsplit(url)
+    return f"{scheme}://{host}{path}" if host and path.startswith("/") else filesystem.unstrip_protocol(path)
+
+
+def _listed(filesystem: Any, root: str) -> list[str]:
+    """All files at ``root``; a file on a web server is not asked what it contains."""
+    return [root] if filesystem.isfile(root) else filesystem.find(root)  # type: ignore[no-any-return]
+
+
+def _parquet_files(filesystem: Any, root: str, listed: Sequence[str]) -> list[str]:
+    """The sorted Parquet files of those at ``root``, without those that Spark hides, such as its temporary files.
+
+    Hive gives its files no ending, and Spark reads them: what begins as Parquet does is Parquet.
+    """
+    if listed == [root]:
+        return [root]
+    start = len(root.rstrip("/")) + 1
+    visible = (path for path in listed if not HIDDEN.search(path[start:]))
+    return sorted(path for path in visible if path.endswith(ENDINGS) or filesystem.head(path, 4) in MAGIC)
