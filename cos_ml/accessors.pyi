@@ -208,6 +208,9 @@ class TrainingAccessors(ModelAccessors):
         less."""
     def getNumTrainWorkers(self) -> int:
         """Gets numTrainWorkers: ranks (>= 1): tasks that run at the same time."""
+    def getUseBarrier(self) -> bool:
+        """Gets useBarrier: run the ranks as the tasks of a barrier stage of Spark; False: as those of an ordinary
+        stage, which the driver keeps together. With spark.dynamicAllocation.enabled, only False is possible."""
     def getUseGpu(self) -> bool:
         """Gets useGpu: train each rank on the GPU that Spark assigned to its task."""
     def getGradientCompression(self) -> str:
@@ -274,6 +277,7 @@ class EstimatorAccessors(TrainingAccessors):
         handleNonFiniteLoss: str | None = ...,
         stallTimeout: float | None = ...,
         numTrainWorkers: int | None = ...,
+        useBarrier: bool | None = ...,
         useGpu: bool | None = ...,
         gradientCompression: str | None = ...,
         gradientAccumulationSteps: int | None = ...,
@@ -489,6 +493,12 @@ class EstimatorAccessors(TrainingAccessors):
         """Gets numTrainWorkers: ranks (>= 1): tasks that run at the same time."""
     def setNumTrainWorkers(self, value: int) -> Self:
         """Sets numTrainWorkers: ranks (>= 1): tasks that run at the same time."""
+    def getUseBarrier(self) -> bool:
+        """Gets useBarrier: run the ranks as the tasks of a barrier stage of Spark; False: as those of an ordinary
+        stage, which the driver keeps together. With spark.dynamicAllocation.enabled, only False is possible."""
+    def setUseBarrier(self, value: bool) -> Self:
+        """Sets useBarrier: run the ranks as the tasks of a barrier stage of Spark; False: as those of an ordinary
+        stage, which the driver keeps together. With spark.dynamicAllocation.enabled, only False is possible."""
     def getUseGpu(self) -> bool:
         """Gets useGpu: train each rank on the GPU that Spark assigned to its task."""
     def setUseGpu(self, value: bool) -> Self:

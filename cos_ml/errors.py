@@ -73,6 +73,6 @@ def from_spark(error: Exception) -> CosMLError | None:
             "PYSPARK_PYTHON, or spark.pyspark.python, to a Python in which cos_ml is installed."
         )
     end = r"\s+SQLSTATE: \w{5}\b|\n\s*\n?\s+at [\w.$]+\(|\n\tat |\Z"  # Spark 4.1 and later append a SQLSTATE
-    kinds = {kind.__name__: kind for kind in (RankError, InvalidInputError, SetupError)}
+    kinds = {kind.__name__: kind for kind in (RankError, InvalidInputError, SetupError, ClusterError)}
     found = re.search(rf"cos_ml\.errors\.({'|'.join(kinds)}): (.*?)(?:{end})", str(error), re.DOTALL)
     return kinds[found[1]](found[2].strip()) if found else None

@@ -68,6 +68,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         callbacks: Keras callbacks, each made with ``cos_ml.callback``.
         checkpointDir, checkpointInterval, checkpointSteps, resume: where and how often checkpoints are written.
         numTrainWorkers, useGpu: the number of ranks, and whether each trains on the GPU that Spark assigned.
+        useBarrier: whether they are tasks of a barrier stage, which Spark does not run with dynamic allocation.
         featureLayers, outputCols: layers whose activations become Vector columns, and the names of those columns.
 
     Raises:
@@ -119,6 +120,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         handleNonFiniteLoss: str = "error",
         stallTimeout: float = 1800.0,
         numTrainWorkers: int = 1,
+        useBarrier: bool = True,
         useGpu: bool = False,
         gradientCompression: str = "none",
         gradientAccumulationSteps: int = 1,
@@ -180,7 +182,8 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
                 check_horovod()
         except CosMLError as error:
             return f"{'PROBLEM':<19}{error}\n1 problem to fix before fitting."
-        return preflight.explain(dataset, candidate.spec, candidate.network, self.getNumTrainWorkers())
+        ranks, use_barrier = self.getNumTrainWorkers(), self.getUseBarrier()
+        return preflight.explain(dataset, candidate.spec, candidate.network, ranks, use_barrier)
 
     def fitParquet(
         self, url: str | PathLike[str] | Sequence[str | PathLike[str]], params: dict[Any, Any] | None = None
@@ -236,6 +239,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
     def _options(self) -> FitOptions:
         return FitOptions(
             ranks=self.getNumTrainWorkers(),
+            use_barrier=self.getUseBarrier(),
             feed=self.getFeed(),
             cache_dir=self.value_or_none(self.cacheDir),
             keep_cache=self.getKeepCache(),

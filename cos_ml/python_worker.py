@@ -15,9 +15,16 @@ import zipimport
 
 from pyspark import TaskContext
 
-__all__ = ["cores", "freeze", "spare_archives"]
+__all__ = ["cores", "current_task", "freeze", "spare_archives"]
 
 PYTHON = (".py", ".pyc")
+
+
+def current_task() -> TaskContext:
+    """The task that this Python worker runs."""
+    context = TaskContext.get()
+    assert context is not None
+    return context
 
 
 def spare_archives() -> None:

@@ -170,6 +170,12 @@ class TrainingParams(
         spec="stall_timeout",
     )
     numTrainWorkers = DeclaredParam(integer(1), "ranks (>= 1): tasks that run at the same time", 1, identifies=True)
+    useBarrier = DeclaredParam(
+        boolean,
+        "run the ranks as the tasks of a barrier stage of Spark; False: as those of an ordinary stage, which the "
+        "driver keeps together. With spark.dynamicAllocation.enabled, only False is possible",
+        True,
+    )
     useGpu = DeclaredParam(boolean, "train each rank on the GPU that Spark assigned to its task", False, spec="use_gpu")
     gradientCompression = DeclaredParam(
         one_of("none", "fp16"),

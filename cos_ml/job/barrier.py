@@ -1,5 +1,7 @@
 """One barrier job: a function run on n ranks, each a child process of a barrier task (driver side).
 
+With ``use_barrier=False`` the stage is an ordinary one, whose tasks ``gang.py`` keeps together.
+
 The tasks' side is ``task.py``; a rank starts in ``cos_ml/rank/__main__.py``.
 """
 
@@ -16,7 +18,7 @@ from cos_ml import broadcasts, gpus, spark_internals
 from cos_ml.data import blobs
 from cos_ml.data.frames import planned_at_once, repartition_to_ranks, small_batches
 from cos_ml.errors import ClusterError, InvalidInputError, RankError, SetupError, from_spark
-from cos_ml.job import retries, slots
+from cos_ml.job import gang, retries, slots
 from cos_ml.job.messages import PARTIAL_RETRY, PEERS_LOST, UNKNOWN, Job, Outcome, peers_lost, raise_reported
 from cos_ml.job.task import run_task
 
@@ -28,13 +30,14 @@ __all__ = ["run"]
 RESULT_BYTES = 64 << 20  # what the driver takes at a time
 
 
-def run(df: DataFrame, job: Job, ranks: int) -> Outcome:
+def run(df: DataFrame, job: Job, ranks: int, use_barrier: bool = True) -> Outcome:
     """Run ``job`` on the rows of ``df``, one rank per partition.
 
     Args:
         df: the selected columns, as ``select_columns`` names them; with shards, any rows or none.
         job: what each rank does.
         ranks: number of ranks.
+        use_barrier: whether they are tasks of a barrier stage; otherwise the driver gangs those of an ordinary one.
 
     Returns:
         Outcome: what each rank's function returned.
@@ -49,7 +52,7 @@ def run(df: DataFrame, job: Job, ranks: int) -> Outcome:
     failures: list[str] = []
     with broadcasts.temporary(df.sparkSession, job.networks) as networks:
         while True:
-            outcome = _try(df, job, networks, ranks, failures)
+            outcome = _try(df, job, networks, ranks, failures, use_barrier)
             failures = outcome.failures
             if peers_lost(outcome.results) and len(failures) + 1 < limit:
                 failures = [*failures, PEERS_LOST]  # no task failed, so Spark does not retry
@@ -59,46 +62,57 @@ def run(df: DataFrame, job: Job, ranks: int) -> Outcome:
     return outcome
 
 
-def _try(df: DataFrame, job: Job, networks: tuple[Archive, ...], ranks: int, failures: list[str]) -> Outcome:
+def _try(
+    df: DataFrame, job: Job, networks: tuple[Archive, ...], ranks: int, failures: list[str], use_barrier: bool
+) -> Outcome:
     """Run the job with the retries that Spark makes or, after ``failures``, with none: Spark would count from 0 again.
 
     The outcome has no results where the job has failed and attempts are left.
     """
     spark = df.sparkSession
     profile = gpus.profile(spark.conf, job.specs[0].use_gpu)
-    slots.check_cluster(spark, ranks, profile)
+    slots.check_cluster(spark, ranks, profile, use_barrier)
     exclusive = gpus.is_exclusive(spark.conf, job.specs[0].use_gpu)
     sent = replace(job, networks=(), secret=secrets.token_hex(16))  # tasks of an earlier job may live on
-    tasks = repartition_to_ranks(df, ranks).mapInArrow(
-        partial(run_task, sent, networks, ranks), f"rank int, {blobs.SCHEMA}", True, profile
-    )
     returned = sum(len(job.networks[spec.network]) for spec in job.specs)
-    with retries.job_tag(spark) as tag:
+    with retries.job_tag(spark) as tag, gang.gathered(spark, ranks, tag.cancel, not use_barrier) as server:
+        sent = replace(sent, gang=server.address if server else None)
+        tasks = repartition_to_ranks(df, ranks).mapInArrow(
+            partial(run_task, sent, networks, ranks), f"rank int, {blobs.SCHEMA}", use_barrier, profile
+        )
         try:
             with slots.acquire(spark, ranks, profile, exclusive), small_batches(spark, job.specs[0]):
                 # Spark retries where a shuffle follows: it never repeats a barrier stage whose result it wants at once.
-                tasks = tasks.localCheckpoint() if failures else tasks
+                tasks = tasks.localCheckpoint() if failures and use_barrier else tasks
                 # In as many parts as the driver takes one after the other.
                 parts = tasks.repartition(1 + returned // RESULT_BYTES)
                 with planned_at_once(df):
                     received = parts.toLocalIterator()
                 rows = list(received)
         except Exception as error:
-            if tag.interrupted:
+            if tag.interrupted or (server and server.expired):
+            if server and server.lost:
+                first = retries.first_error(spark, tag.name) or RankError(PEERS_LOST)
+                return _failed(spark, first, [str(first)], failures, again=True)
                 raise
             return _failed(spark, error, retries.failures(spark, tag.name), failures)
         failures = failures + _of_whole_attempts(retries.failures(spark, tag.name))
     return Outcome([blobs.join(row[1:] for row in rows if row["rank"] == rank) for rank in range(ranks)], failures)
 
 
-def _failed(spark: SparkSession, error: Exception, causes: list[str], failures: list[str]) -> Outcome:
-    """The outcome of a job that has failed for these ``causes``, if attempts are left; otherwise raises the error."""
+def _failed(
+    spark: SparkSession, error: Exception, causes: list[str], failures: list[str], again: bool = False
+) -> Outcome:
+    """The outcome of a job that has failed for these ``causes``, if attempts are left; otherwise raises the error.
+
+    ``again`` says that nothing has repeated the ranks; otherwise Spark has, as often as it may.
+    """
     limit = retries.max_attempts(spark)
     partial_retry = any(PARTIAL_RETRY in text for text in (*causes, str(error)))
     # Where Spark reports no causes, all attempts but the last one may have had all tasks.
     unknown = [UNKNOWN] * max(1, limit - 1) if partial_retry else [retries.cause([str(error)])]
     failures = (failures + (_of_whole_attempts(causes) or unknown))[:limit]
-    if len(failures) < limit and (partial_retry or spark_internals.not_repeated(error)):
+    if len(failures) < limit and (again or partial_retry or spark_internals.not_repeated(error)):
         return Outcome([], failures)
     raise _with_causes(error, failures) from None
 

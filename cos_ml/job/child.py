@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from pyspark import BarrierTaskContext
 
 from cos_ml import gpus
 from cos_ml.data import blobs
@@ -30,6 +29,7 @@ from cos_ml.job.progress import Reporter
 from cos_ml.job.rank_server import server_memory, start_forked
 from cos_ml.job.temp_dir import TempDir
 from cos_ml.job.watchdog import Watchdog
+from cos_ml.python_worker import current_task
 from cos_ml.rank.heartbeat import INTERVAL
 from cos_ml.spec import TrainSpec
 
@@ -53,7 +53,7 @@ class ChildProcess:
         events, child_events = os.pipe()
         start = {
             "function": job.function, "specs": [spec.dumps() for spec in job.specs], "rank_info": asdict(rank_info),
-            "partition": BarrierTaskContext.get().partitionId(),
+            "partition": current_task().partitionId(),
             "spool": spool.descriptors(), "shards": job.shards and asdict(job.shards),
             "networks": self.networks.fileno(), "results": self.results.fileno(), "events": child_events,
         }  # fmt: skip
@@ -132,7 +132,7 @@ class ChildProcess:
         """Copy the rank's output to where YARN keeps the logs of this executor's container, if it is in one."""
         folder = os.environ.get("LOG_DIRS", "").split(",")[0]
         if folder and "CONTAINER_ID" in os.environ and self._log_size():
-            name = f"rank-{self.rank_info.rank}-task-{BarrierTaskContext.get().taskAttemptId()}.log"
+            name = f"rank-{self.rank_info.rank}-task-{current_task().taskAttemptId()}.log"
             with contextlib.suppress(OSError):
                 Path(folder, name).write_bytes(self._read_log(self._log_size()))
 
@@ -231,6 +231,6 @@ def _environment(spec: TrainSpec, rank_info: RankInfo) -> dict[str, str]:
     # As import_keras sets them: workers ask for the same rank server, whether they have imported Keras or not.
     environment = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_FORCE_GPU_ALLOW_GROWTH": "true"} | environment
     environment.pop("OMP_NUM_THREADS", None)  # Spark sets it to spark.task.cpus for the Python worker
-    assigned = BarrierTaskContext.get().resources().get("gpu")
+    assigned = current_task().resources().get("gpu")
     addresses = assigned.addresses if assigned else None
     return environment | gpus.environment(spec.use_gpu, addresses, rank_info.local_rank, environment)

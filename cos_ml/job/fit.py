@@ -57,6 +57,7 @@ class FitOptions:
         feed: "arrow", "parquet" or "petastorm".
         cache_dir: the folder to which the feeds by Parquet files write rows.
         keep_cache: whether the rows stay there after the fit.
+        use_barrier: whether they are tasks of a barrier stage.
         copied: whether ranks copy what they read of Parquet files to their local disk.
         progress: whether progress is shown.
     """
@@ -65,6 +66,7 @@ class FitOptions:
     feed: str
     cache_dir: str | None
     keep_cache: bool
+    use_barrier: bool
     copied: bool
     progress: bool
 
@@ -128,7 +130,7 @@ def fit(
             FUNCTION, specs, archives, shards=shards, progress=address, versions=versions, processor=instruction_set(),
             idle_timeout=idle, ports=ports,
         )  # fmt: skip
-        outcome = barrier.run(rows, job, options.ranks)
+        outcome = barrier.run(rows, job, options.ranks, options.use_barrier)
     kept = cache if options.keep_cache else None
     return [_trained(outcome, index, candidate, kept) for index, candidate in enumerate(candidates)]
 

@@ -45,6 +45,7 @@ class Job:
         versions: the driver's versions, which the executors must share; empty if unknown, as with Spark Connect.
         processor: the driver's instruction set; "" if unknown.
         secret: what the job's tasks know, and nobody else.
+        gang: where the driver gangs the tasks; None for those of a barrier stage.
         idle_timeout: seconds without ranks after which an executor's rank server ends; 0 for none.
         ports: those that ranks and tasks may listen on; None for any.
     """
@@ -59,6 +60,7 @@ class Job:
     idle_timeout: float = 0.0
     ports: range | None = None
     secret: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)  # 128 bits
+    gang: Address | None = None
 
 
 @dataclass(frozen=True)

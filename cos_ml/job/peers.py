@@ -14,6 +14,7 @@ from cos_ml.errors import RankError
 from cos_ml.interfaces import INTERFACE, is_loopback, local_addresses
 from cos_ml.job import channel, horovod_env, preflight
 from cos_ml.job.channel import Channel, FallBack
+from cos_ml.job.gang import GangContext
 from cos_ml.job.messages import Job
 from cos_ml.job.placement import LOOPBACK, RankInfo, address_of_first, own_address
 
@@ -80,7 +81,9 @@ class Handshake:
         hosts, ranks: those of all tasks, by partition.
     """
 
-    def __init__(self, context: BarrierTaskContext, job: Job, hosts: list[str], ranks: list[RankInfo]) -> None:
+    def __init__(
+        self, context: BarrierTaskContext | GangContext, job: Job, hosts: list[str], ranks: list[RankInfo]
+    ) -> None:
         self.context, self.job, self.ranks, self.task = context, job, ranks, context.partitionId()
         self.hosts, self.interface = hosts, job.specs[0].variables.get(INTERFACE)
         self.opened = contextlib.ExitStack()

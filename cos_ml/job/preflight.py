@@ -24,8 +24,9 @@ from pyspark.sql import DataFrame, SparkSession
 from cos_ml import gpus
 from cos_ml.data import frames, spool
 from cos_ml.errors import ClusterError, CosMLError, from_spark
-from cos_ml.job import containers, rank_server, slots
+from cos_ml.job import containers, gang, rank_server, retries, slots
 from cos_ml.job.containers import format_bytes
+from cos_ml.job.progress import Address
 from cos_ml.job.settings import PORT_RANGE
 from cos_ml.network.archive import Network, layers_by_name, load_model
 from cos_ml.processor import LIMIT, instruction_set
@@ -178,7 +179,7 @@ def warnings(need: Mapping[str, float], executors: Sequence[dict[str, Any]]) -> 
 # ── explain ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def explain(dataset: DataFrame, spec: TrainSpec, network: Network, ranks: int) -> str:
+def explain(dataset: DataFrame, spec: TrainSpec, network: Network, ranks: int, use_barrier: bool = True) -> str:
     """A line for each check of ``DeepNetEstimator.explain``: "ok" with what was found, or "PROBLEM" with the remedy."""
     spark, lines = dataset.sparkSession, []
     found: dict[str, Any] = {}
@@ -195,7 +196,9 @@ def explain(dataset: DataFrame, spec: TrainSpec, network: Network, ranks: int) -
     check("columns", _describe_columns, spec)
     check("rows", _count_rows, dataset, spec)
     check("GPUs", lambda: (gpus.check(spark.conf, spec.use_gpu), None))
-    if check("slots", _check_slots, spark, spec, ranks) and check("versions", _check_versions, spark, ranks):
+    if check("slots", _check_slots, spark, spec, ranks, use_barrier) and check(
+        "versions", _check_versions, spark, ranks, use_barrier
+    ):
         need = estimate(spec, *_network_bytes(network), found.get("rows"), ranks)
         for kind in ("disk", "memory"):
             check(kind, _check_resource, kind, need.get(kind), found["versions"], spark)
@@ -244,16 +247,21 @@ def _send_counts(spec: TrainSpec, batches: Iterable[pa.RecordBatch]) -> Iterator
         yield pa.RecordBatch.from_arrays(counts, ["rows", "validation"])
 
 
-def _check_slots(spark: SparkSession, spec: TrainSpec, ranks: int) -> tuple[str, None]:
-    slots.check_cluster(spark, ranks, gpus.profile(spark.conf, spec.use_gpu))
+def _check_slots(spark: SparkSession, spec: TrainSpec, ranks: int, use_barrier: bool) -> tuple[str, None]:
+    slots.check_cluster(spark, ranks, gpus.profile(spark.conf, spec.use_gpu), use_barrier)
     return f"{ranks} for numTrainWorkers={ranks}", None
 
 
-def _check_versions(spark: SparkSession, ranks: int) -> tuple[str, list[dict[str, Any]]]:
+def _check_versions(spark: SparkSession, ranks: int, use_barrier: bool) -> tuple[str, list[dict[str, Any]]]:
     """Run tasks where ranks would run, and return the facts of their executors."""
-    tasks = spark.range(ranks, numPartitions=ranks).mapInArrow(_send_facts, "facts string", barrier=True)
     try:
-        with slots.acquire(spark, ranks):
+        with (
+            retries.job_tag(spark) as tag,
+            gang.gathered(spark, ranks, tag.cancel, not use_barrier) as server,
+            slots.acquire(spark, ranks),
+        ):
+            send = partial(_send_facts, server.address if server else None)
+            tasks = spark.range(ranks, numPartitions=ranks).mapInArrow(send, "facts string", barrier=use_barrier)
             executors = [json.loads(row["facts"]) for row in tasks.collect()]
     except Exception as error:
         raise from_spark(error) or error from None
@@ -264,11 +272,13 @@ def _check_versions(spark: SparkSession, ranks: int) -> tuple[str, list[dict[str
     return f"{format_versions(versions)}: {same}", executors
 
 
-def _send_facts(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _send_facts(address: Address | None, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Return the facts of this task's executor (barrier task side)."""
     for _ in batches:
         pass
-    yield pa.RecordBatch.from_arrays([pa.array([json.dumps(executor_facts())])], ["facts"])
+    with gang.task_context(address) as context:
+        context.getTaskInfos()  # in a gang, waits for the others: all run at the same time
+        yield pa.RecordBatch.from_arrays([pa.array([json.dumps(executor_facts())])], ["facts"])
 
 
 def _network_bytes(network: Network) -> tuple[float, float]:

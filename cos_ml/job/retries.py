@@ -7,17 +7,18 @@ import re
 import signal
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any
 
 from pyspark.sql import SparkSession
 
 from cos_ml import spark_internals
-from cos_ml.errors import from_spark
+from cos_ml.errors import RankError, from_spark
 
-__all__ = ["LIMIT", "cause", "failures", "job_tag", "max_attempts"]
+__all__ = ["LIMIT", "cause", "failures", "first_error", "job_tag", "max_attempts"]
 
 LIMIT = "spark.stage.maxConsecutiveAttempts"
 DEFAULT_LIMIT = 4  # Spark's
@@ -32,20 +33,22 @@ class Tag:
 
     Attributes:
         name: the tag.
+        cancel: cancels the jobs.
         interrupted: whether the user has pressed Ctrl-C, for which Py4J raises an error of its own.
     """
 
     name: str
+    cancel: Callable[[], Any]
     interrupted: bool = False
 
 
 @contextlib.contextmanager
 def job_tag(spark: SparkSession) -> Iterator[Tag]:
     """Tag the jobs that start in this ``with`` block; Ctrl-C, or any other interruption, cancels them."""
-    tag = Tag(f"cos_ml-{uuid.uuid4().hex}")
-    connect = spark_internals.is_connect(spark)
+    name, connect = f"cos_ml-{uuid.uuid4().hex}", spark_internals.is_connect(spark)
     owner: Any = spark if connect else spark.sparkContext
-    add, remove, cancel = (getattr(owner, name) for name in (CONNECT_TAGS if connect else CLASSIC_TAGS))
+    add, remove, cancel = (getattr(owner, method) for method in (CONNECT_TAGS if connect else CLASSIC_TAGS))
+    tag = Tag(name, partial(cancel, name))
     add(tag.name)
     try:
         with _recording_interrupts(tag):
@@ -53,7 +56,7 @@ def job_tag(spark: SparkSession) -> Iterator[Tag]:
     except BaseException as error:
         if tag.interrupted or not isinstance(error, Exception):
             # In another thread: this one's connection to the JVM is in the middle of the call that was interrupted.
-            canceller = threading.Thread(target=cancel, args=(tag.name,))
+            canceller = threading.Thread(target=tag.cancel)
             canceller.start()
             canceller.join()
         if tag.interrupted and isinstance(error, Exception):
@@ -94,6 +97,12 @@ def failures(spark: SparkSession, tag: str) -> list[str]:
     The caller knows whether another attempt has succeeded after the last one.
     """
     return [cause(errors) for errors in spark_internals.stage_failures(spark, tag)]
+
+
+def first_error(spark: SparkSession, tag: str) -> Exception | None:
+    """The error of the task that failed first, in tagged jobs that were cancelled for it; None for unknown."""
+    errors = [error for attempt in spark_internals.stage_failures(spark, tag) for error in attempt[:-1]]
+    return (from_spark(Exception("\n\n".join(errors))) or RankError(cause(errors))) if errors else None
 
 
 def cause(errors: list[str]) -> str:

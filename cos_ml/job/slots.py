@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import re
 import threading
 import time
@@ -24,6 +25,7 @@ from cos_ml.job.settings import duration
 __all__ = ["SlotPool", "acquire", "check_cluster"]
 
 TIMEOUT = "spark.cosml.executorsTimeout"
+DYNAMIC = "spark.dynamicAllocation"
 REGISTER_TIME = 30.0  # seconds to wait for more executors where the application has not requested a number of them
 POLL = 0.2  # seconds
 RECOUNT = 1.0  # seconds
@@ -47,20 +49,18 @@ class Request:
     settings: str
 
 
-def check_cluster(spark: SparkSession, ranks: int, profile: Any = None) -> None:
+def check_cluster(spark: SparkSession, ranks: int, profile: Any = None, use_barrier: bool = True) -> None:
     """Check that the cluster can run ``ranks`` tasks at once; Spark would wait, or fail after a long time.
 
     Executors that were requested are waited for: each may unpack its environment for minutes before it registers.
 
     Raises:
-        ClusterError: it can't run so many with this ResourceProfile (None: Spark's default), or not in time.
+        ClusterError: it can't run so many with this ResourceProfile (None: Spark's default), or not in time; or they
+            are to be tasks of a barrier stage, and Spark allocates executors dynamically.
     """
-    if spark.conf.get("spark.dynamicAllocation.enabled", "false") == "true":
-        raise ClusterError(
-            "spark.dynamicAllocation.enabled is true, but Spark runs no barrier jobs then (SPARK-24942), and ranks are "
-            "the tasks of one. Set spark.dynamicAllocation.enabled=false and spark.executor.instances for the "
-            "application that trains."
-        )
+    if _is_dynamic(spark):
+        _check_dynamic(spark, ranks, use_barrier)
+        return
     request, begun, next_warning = _request(spark.conf), time.monotonic(), FIRST_WARNING
     while True:
         executors = _count_executors(spark)  # before the slots, which are then those of as many at least
@@ -77,6 +77,42 @@ def check_cluster(spark: SparkSession, ranks: int, profile: Any = None) -> None:
                 "%.0f s (%s).", ranks, ranks, slots, _registered(executors, request), limit - waited, TIMEOUT,
             )  # fmt: skip
         time.sleep(POLL)
+
+
+def _is_dynamic(spark: SparkSession) -> bool:
+    """Whether Spark requests executors for the tasks that wait, and gives back those that have none."""
+    local = re.match(r"local(\[|$)", spark.conf.get("spark.master", None) or "")  # where it ignores the setting
+    return not local and (spark.conf.get(f"{DYNAMIC}.enabled", None) or "").lower() == "true"
+
+
+def _check_dynamic(spark: SparkSession, ranks: int, use_barrier: bool) -> None:
+    """Check that Spark will request enough executors for ``ranks`` tasks; see ``check_cluster``."""
+    if use_barrier:
+        remedy = "" if spark_internals.is_connect(spark) else "Set the Param useBarrier=False, or "
+        raise ClusterError(
+            f"{DYNAMIC}.enabled is true, but Spark runs no barrier stages then (SPARK-24942), and ranks are the tasks "
+            f"of one. {remedy or 'Set '}{DYNAMIC}.enabled=false and spark.executor.instances for the application that "
+            "trains."
+        )
+    used: dict[str, str] = {}
+
+    def number(name: str, default: float) -> float:
+        value = spark.conf.get(name, None)
+        used.update({name: value} if value else {})
+        return float(value or default)
+
+    if not (cores := number("spark.executor.cores", 0)):
+        return  # as many as a worker has, perhaps
+    tasks = max(1, cores // number("spark.task.cpus", 1))
+    wanted = math.ceil(ranks * number(f"{DYNAMIC}.executorAllocationRatio", 1) / tasks)
+    executors = max(number(f"{DYNAMIC}.minExecutors", 0), min(wanted, number(f"{DYNAMIC}.maxExecutors", math.inf)))
+    if executors * tasks < ranks:
+        settings = ", ".join(f"{name}={value}" for name, value in used.items())
+        raise ClusterError(
+            f"numTrainWorkers={ranks} needs {ranks} tasks at the same time, but Spark will request executors for "
+            f"{executors * tasks:.0f}: {settings}. Set numTrainWorkers to {executors * tasks:.0f} or less, or raise "
+            f"{DYNAMIC}.maxExecutors, spark.executor.cores or {DYNAMIC}.executorAllocationRatio."
+        )
 
 
 def _request(settings: Any) -> Request | None:
@@ -234,5 +270,10 @@ def acquire(
     spark: SparkSession, ranks: int, profile: Any = None, exclusive: bool = False
 ) -> contextlib.AbstractContextManager[None]:
     """Wait for the slots of ``ranks`` tasks, or all slots, and hold them for the length of a ``with`` block."""
-    timeout = _timeout(spark.conf, _request(spark.conf))
-    return _pool.acquire(ranks, lambda: None if exclusive else _count_slots(spark, profile), timeout)
+
+    def count() -> int | None:
+        slots = None if exclusive else _count_slots(spark, profile)
+        # A fit that runs alone gets its executors; for one beside it, they have to be there.
+        return max(slots, ranks) if slots is not None and _is_dynamic(spark) else slots
+
+    return _pool.acquire(ranks, count, _timeout(spark.conf, _request(spark.conf)))

@@ -18,10 +18,11 @@ from cos_ml.data.spool import Spool
 from cos_ml.errors import InvalidInputError, RankError
 from cos_ml.job import preflight, progress
 from cos_ml.job.child import ChildProcess
+from cos_ml.job.gang import GangContext, task_context
 from cos_ml.job.messages import CANCELLED, PARTIAL_RETRY, Job
 from cos_ml.job.peers import Handshake, PeerInfo
 from cos_ml.job.placement import assign_ranks
-from cos_ml.python_worker import spare_archives
+from cos_ml.python_worker import current_task, spare_archives
 from cos_ml.spec import TrainSpec
 
 if TYPE_CHECKING:
@@ -44,18 +45,22 @@ def run_task(
     """
     rows = iter(batches)
     try:
-        yield from _run(job, networks, ranks, rows)
+        with task_context(job.gang) as context:
+            yield from _run(context, job, networks, ranks, rows)
     except Exception:
         _use_up(rows)
         raise
 
 
 def _run(
-    job: Job, networks: Sequence[Archive], ranks: int, batches: Iterator[pa.RecordBatch]
+    context: BarrierTaskContext | GangContext,
+    job: Job,
+    networks: Sequence[Archive],
+    ranks: int,
+    batches: Iterator[pa.RecordBatch],
 ) -> Iterator[pa.RecordBatch]:
     """See ``run_task``."""
     spare_archives()
-    context = BarrierTaskContext.get()
     hosts = [info.address.rsplit(":", 1)[0].strip("[]") for info in context.getTaskInfos()]  # as Spark writes IPv6
     if len(hosts) < ranks:
         # Spark counts a task as finished that ended just after another one failed. Training without it would be wrong.
@@ -101,7 +106,7 @@ def _spooled(spool: Spool, batches: Iterator[pa.RecordBatch]) -> str:
     try:
         spool.fill(batches)
     except InvalidInputError as error:
-        partition = BarrierTaskContext.get().partitionId()
+        partition = current_task().partitionId()
         return f"{error} (Rows are counted from 0 within partition {partition} of the training data.)"
     except OSError as error:
         host = socket.gethostname()

@@ -8,6 +8,7 @@ from functools import partial
 
 import psutil
 import pytest
+from pyspark import BarrierTaskContext
 from pyspark.sql import Row
 
 from cos_ml.data import blobs
@@ -72,7 +73,9 @@ def barrier_context(monkeypatch):
     def enter(*hosts):
         infos = [types.SimpleNamespace(address=f"{host}:1") for host in hosts]
         context = types.SimpleNamespace(getTaskInfos=lambda: infos, partitionId=lambda: 0, resources=dict)
-        monkeypatch.setattr(task.BarrierTaskContext, "get", lambda: context)
+        monkeypatch.setattr(BarrierTaskContext, "get", lambda: context)
+        for module in (task, child):
+            monkeypatch.setattr(module, "current_task", lambda: context)
         return context
 
     return enter
@@ -250,6 +253,37 @@ def test_ranks_that_lose_each_other_in_the_last_attempt_do_not_try_again(monkeyp
         Jobs(monkeypatch, (LOST, ["a"])).run(2)
 
 
+@pytest.mark.parametrize(
+    ("jobs", "causes"),
+    [
+        pytest.param([("cancelled", "a"), ("cancelled", "b"), ("cancelled", "c")], "abc", id="limit"),
+        pytest.param([("cancelled", "a"), (LOST, ""), ("cancelled", "")], ["a", PEERS_LOST, PEERS_LOST], id="unknown"),
+    ],
+)
+def test_a_gang_that_loses_a_rank_is_started_again_by_the_driver(monkeypatch, jobs, causes):
+    """As often as Spark starts a barrier stage again; whatever the error of a job that was cancelled says."""
+    spark = Jobs(monkeypatch, *jobs, gangs=True)
+    with pytest.raises(RankError) as caught:
+        spark.run(3, use_barrier=False)
+    assert spark.barriers == [False] * 3
+    assert spark.alone == [False] * 3  # nothing of the result is kept on executors
+    expected = "\n".join(f"Attempt {number}: {cause}" for number, cause in enumerate(causes, 1))
+    assert str(caught.value).endswith(f"failed after 3 attempts (spark.stage.maxConsecutiveAttempts). {expected}")
+
+
+def test_an_error_before_a_gang_has_met_is_raised_as_it_is(monkeypatch):
+    """Such as one of the user's own function below the fit; Spark has repeated its task."""
+    with pytest.raises(ValueError, match=r"^Job aborted$"):
+        Jobs(monkeypatch, ("Job aborted", [])).run(4, use_barrier=False)
+
+
+def test_a_gang_that_was_not_complete_in_time_is_an_error(monkeypatch):
+    jobs = Jobs(monkeypatch, ("cancelled", []))
+    jobs.server.expired = True
+    with pytest.raises(ValueError, match=r"^cancelled$"):  # of which ``gathered`` makes a ClusterError
+        jobs.run(4, use_barrier=False)
+
+
 def test_an_error_that_no_attempt_causes_is_raised_as_it_is(monkeypatch):
     with pytest.raises(ClusterError, match=r"^executors were lost$"):
         Jobs(monkeypatch, (PARTIAL, ["a", PARTIAL]), (ClusterError("executors were lost"), [])).run(4)
@@ -258,22 +292,28 @@ def test_an_error_that_no_attempt_causes_is_raised_as_it_is(monkeypatch):
 class Jobs:
     """Spark's jobs, each of which ends with an error or with what a rank returns, after failures of these causes."""
 
-    def __init__(self, monkeypatch, *jobs):
+    def __init__(self, monkeypatch, *jobs, gangs=False):
         self.jobs = iter(jobs)
-        self.alone = []
+        self.alone, self.barriers = [], []
+        self.server = types.SimpleNamespace(address=None, lost=gangs, expired=False)
+        gathered = lambda spark, size, cancel, wanted: contextlib.nullcontext(self.server if wanted else None)  # noqa: E731
+        monkeypatch.setattr(barrier.gang, "gathered", gathered)
+        errors = lambda spark, tag: [[f"cos_ml.errors.RankError: {self.causes}", tag]] if self.causes else []  # noqa: E731
+        monkeypatch.setattr(barrier.retries.spark_internals, "stage_failures", errors)
         monkeypatch.setattr(barrier.slots, "check_cluster", lambda *arguments: None)
         monkeypatch.setattr(barrier.slots, "acquire", lambda *arguments: contextlib.nullcontext())
         monkeypatch.setattr(barrier, "small_batches", lambda *arguments: contextlib.nullcontext())
         monkeypatch.setattr(barrier, "repartition_to_ranks", lambda df, ranks: self)
-        monkeypatch.setattr(barrier.retries, "failures", lambda spark, tag: self.causes)
+        monkeypatch.setattr(barrier.retries, "failures", lambda spark, tag: list(self.causes))
 
-    def run(self, limit):
+    def run(self, limit, use_barrier=True):
         conf = {"spark.stage.maxConsecutiveAttempts": str(limit)}
         data = types.SimpleNamespace(sparkSession=types.SimpleNamespace(conf=conf, sparkContext=Context()))
-        return barrier.run(data, Job("", (SPEC,), (b"",)), 1)
+        return barrier.run(data, Job("", (SPEC,), (b"",)), 1, use_barrier)
 
-    def mapInArrow(self, *arguments):
+    def mapInArrow(self, function, schema, use_barrier, profile):
         self.alone.append(False)
+        self.barriers.append(use_barrier)
         return self
 
     def localCheckpoint(self):

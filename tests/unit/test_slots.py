@@ -55,9 +55,68 @@ def wait_for(condition):
         pause.wait(0.001)
 
 
-def test_dynamic_allocation_is_an_error_at_once():
-    with pytest.raises(ClusterError, match=r"Set spark\.dynamicAllocation\.enabled=false"):
-        slots.check_cluster(ConnectSession(spark_dynamicAllocation_enabled="true", spark_master="local[8]"), 1)
+DYNAMIC = {"spark_master": "yarn", "spark_dynamicAllocation_enabled": "true", "spark_executor_cores": "2"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "remedy"), [(Session, "Set the Param useBarrier=False, or spark.dyn"), (ConnectSession, "Set spark.dyn")]
+)
+def test_dynamic_allocation_and_a_barrier_are_an_error_at_once(kind, remedy):
+    with pytest.raises(ClusterError, match=rf"\(SPARK-24942\).* {remedy}amicAllocation\.enabled=false"):
+        slots.check_cluster(kind(**DYNAMIC), 1)
+
+
+def test_a_local_master_has_no_dynamic_allocation(cluster):
+    cluster(2)
+    slots.check_cluster(Session(**DYNAMIC | {"spark_master": "local[2]"}), 2)
+
+
+@pytest.mark.parametrize(
+    ("conf", "slots_for"),
+    [
+        ({}, None),
+        ({"maxExecutors": "2"}, None),
+        ({"maxExecutors": "1"}, 2),
+        ({"maxExecutors": "1", "minExecutors": "2"}, None),
+        ({"executorAllocationRatio": "0.5"}, 2),
+        ({"executorAllocationRatio": "0.5", "minExecutors": "2"}, None),
+    ],
+)
+def test_dynamic_allocation_has_to_request_executors_for_all_ranks(cluster, conf, slots_for):
+    """None are there yet: Spark requests them for the job's tasks."""
+    cluster(0, 0)
+    session = Session(**DYNAMIC | {f"spark_dynamicAllocation_{name}": value for name, value in conf.items()})
+    if slots_for is None:
+        slots.check_cluster(session, 4, use_barrier=False)
+        return
+    with pytest.raises(ClusterError, match=f"will request executors for {slots_for}: .*numTrainWorkers to {slots_for}"):
+        slots.check_cluster(session, 4, use_barrier=False)
+
+
+def test_how_many_tasks_an_executor_runs_may_be_unknown(cluster):
+    cluster(0, 0)
+    conf = {"spark_executor_cores": "", "spark_master": "spark://host", "spark_dynamicAllocation_maxExecutors": "1"}
+    slots.check_cluster(Session(**DYNAMIC | conf), 4, use_barrier=False)
+
+
+def test_fits_with_dynamic_allocation_take_turns_unless_executors_for_both_are_there(cluster, monkeypatch):
+    """Otherwise each might get half of its executors, and wait for the rest."""
+    monkeypatch.setattr(slots, "RECOUNT", 0.001)
+    cluster(0, 0)
+    begun, session = threading.Event(), Session(**DYNAMIC)
+
+    def hold():
+        with slots.acquire(session, 2):
+            begun.set()
+
+    thread = threading.Thread(target=hold)
+    with slots.acquire(session, 2):
+        cluster(3, 2)
+        thread.start()
+        assert not begun.wait(0.05)
+        cluster(4, 2)
+        assert begun.wait(30)
+    thread.join()
 
 
 @pytest.mark.parametrize(
