@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from cos_ml.data.columns import Column, RowError, decode, match_lengths, renumber, settle
 from cos_ml.data.file_tasks import call_at_files
 from cos_ml.data.names import VECTOR_PARTS
-from cos_ml.data.parquet_files import DataFile, find_files, url_of, version_of
+from cos_ml.data.parquet_files import DataFile, find_files, opened, url_of, version_of
 from cos_ml.data.ragged import Ragged
 from cos_ml.data.raw_columns import is_readable, is_vector, plain, stored_entries, stored_values
 from cos_ml.data.spool import PARTS, SCANNED, Spool, raise_on_invalid, row_keys, validates
@@ -107,11 +107,9 @@ def check_petastorm(urls: Sequence[str]) -> None:
 
 def _schema(files: Sequence[DataFile]) -> pa.Schema:
     """The columns of a dataset by its first file, in types that Spark knows, and those of the names of its folders."""
-    import pyarrow.parquet as pq
-
     first = files[0]
-    with first.filesystem.open(first.path) as opened:
-        schema = pq.ParquetFile(opened).schema_arrow
+    with opened(first) as stored:
+        schema = stored.schema_arrow
     fields = {field.name: plain(field.type, spark=True) for field in schema}
     for name in first.folders:
         texts = pa.array(list({file.folders.get(name) for file in files}), pa.string())
@@ -194,15 +192,7 @@ def plan(
 
 def _read_footer(file: DataFile, spec: TrainSpec, names: dict[str, Stored], reader: str) -> list[tuple[int, int, int]]:
     """The numbers of rows and of validation rows of each row group of a file, and its varying bytes."""
-    import pyarrow.parquet as pq
-
-    with file.filesystem.open(file.path) as opened:
-        try:
-            stored = pq.ParquetFile(opened)
-        except (pa.ArrowInvalid, OSError) as error:  # the latter for damaged and encrypted footers, without an errno
-            if getattr(error, "errno", None) is not None:
-                raise
-            raise InvalidInputError(f"The file {file.path} can't be read as Parquet: {error}") from error
+    with opened(file) as stored:
         _check_stored(stored.schema_arrow, {column: names[column.field] for column in spec.stored}, file, reader)
         return [_count(stored, index, spec, names, file.folders) for index in range(stored.num_row_groups)]
 
@@ -261,14 +251,12 @@ def _row_layout(
     files: Sequence[DataFile], groups: Sequence[Any], spec: TrainSpec, names: dict[str, Stored]
 ) -> tuple[Any, Any]:
     """The shape and the dtype of a row, by field, from the first rows of the first row group that has any."""
-    import pyarrow.parquet as pq
-
     places = ((file, index) for file, found in zip(files, groups, strict=True) for index in range(len(found))
               if found[index][0])  # fmt: skip
     file, index = next(places)
     columns = column_names([names[column.field] for column in spec.columns], file.folders)
-    with file.filesystem.open(file.path) as opened:
-        preview = next(pq.ParquetFile(opened).iter_batches(PREVIEW_ROWS, row_groups=[index], columns=columns))
+    with opened(file) as stored:
+        preview = next(stored.iter_batches(PREVIEW_ROWS, row_groups=[index], columns=columns))
     shapes, dtypes = {}, {}
     for column in spec.columns:
         array, row_errors = decode_stored(values_of(preview, names[column.field], column, file.folders), column)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pyarrow as pa
+
 from cos_ml.data.table_formats import check_plain_files
 from cos_ml.errors import InvalidInputError
 from cos_ml.stores import open_filesystem
 
-__all__ = ["DataFile", "find_files", "folder_values", "url_of", "version_of"]
+__all__ = ["DataFile", "find_files", "folder_values", "opened", "url_of", "version_of"]
 
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # null, in the name of a folder
 LISTED = 16  # URLs that are looked at at the same time
@@ -57,6 +60,24 @@ def find_files(urls: Sequence[str]) -> list[DataFile]:
             raise InvalidInputError(f"There are no Parquet files at {url}.")
         found += [DataFile(index, filesystem, path, folder_values(root, path)) for path in paths]
     return found
+
+
+@contextlib.contextmanager
+def opened(file: DataFile) -> Iterator[Any]:
+    """A ``pyarrow.parquet.ParquetFile``, for the length of a ``with`` block.
+
+    Raises:
+        InvalidInputError: the file, or what is read of it, is damaged or encrypted.
+    """
+    import pyarrow.parquet as pq
+
+    with file.filesystem.open(file.path) as source:
+        try:
+            yield pq.ParquetFile(source)
+        except (pa.ArrowInvalid, OSError) as error:
+            if getattr(error, "errno", None) is not None:  # not one of pyarrow's
+                raise
+            raise InvalidInputError(f"The file {file.path} can't be read as Parquet: {error}") from error
 
 
 def folder_values(root: str, path: str) -> dict[str, str | None]:
