@@ -245,7 +245,7 @@ def _connect(parent: str, prefix: str) -> tuple[socket.socket, Path] | None:
             found = folder.lstat()
             if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != 0o700 or not stat.S_ISDIR(found.st_mode):
                 raise PermissionError(folder)
-            if time.time() - found.st_ctime > IMPORT_TIME and not (folder / READY).exists():
+            if _now(parent) - found.st_ctime > IMPORT_TIME and not (folder / READY).exists():
                 raise TimeoutError(folder)
             connection.settimeout(ANSWER_TIME)
             with _short(folder) as short:
@@ -255,6 +255,12 @@ def _connect(parent: str, prefix: str) -> tuple[socket.socket, Path] | None:
         else:
             return connection, folder
     return None
+
+
+def _now(parent: str) -> float:
+    """The time by the clock of the file system, which may be on another host."""
+    with tempfile.TemporaryFile(dir=parent) as file:
+        return os.fstat(file.fileno()).st_ctime
 
 
 def _start_server(folder: str, environment: dict[str, str], idle_timeout: float) -> None:

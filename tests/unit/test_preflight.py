@@ -105,6 +105,8 @@ def test_ranks_that_would_ignore_the_range_of_ports_are_refused():
         ("fpu sse4_1 avx avx2 fma", "", "AVX2"),
         ("fpu sse4_1 avx avx2 fma avx512f avx512dq avx512bw avx512vl", "", "AVX512_CORE"),
         ("fpu sse4_1 avx avx2 fma avx512f avx512dq avx512bw avx512vl", "avx2", "AVX2"),
+        ("fpu sse4_1 avx avx2 fma avx512f avx512dq avx512bw avx512vl", "AVX2_VNNI", "AVX2"),
+        ("fpu sse4_1 avx avx2 fma avx512f avx512dq avx512bw avx512vl amx_tile", "AVX512_CORE_AMX", "AVX512_CORE"),
         ("fpu sse4_1 avx avx2 fma", "AVX512_CORE", "AVX2"),
         ("fpu", "", ""),
     ],
