@@ -42,11 +42,13 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
     except (ImportError, OSError, ValueError) as error:
-        scheme = url.partition("://")[0]
-        if scheme not in EXTRAS:
+        # pyarrow's words, and fsspec's
+        if not isinstance(error, ImportError) and not re.search("libjvm|libhdfs|Protocol not known", str(error)):
             raise
-        if not isinstance(error, ImportError) and not re.search("libjvm|libhdfs", str(error)):  # pyarrow's words
-            raise
+        schemes = re.findall(r"([\w+.-]+)://", url)  # of a chain, several
+        scheme = next((one for one in schemes if one in EXTRAS), "")
+        if not scheme:
+            raise SetupError(f"{url} can't be opened from Python, on the driver or an executor: {error}.") from error
         raise SetupError(
             f"{url} can't be opened from Python, because no package for {scheme}:// is installed. Install one on the "
             f'driver and the executors: pip install "cos-ml[{EXTRAS[scheme]}]". ({str(error).split(": ")[0]}.)'

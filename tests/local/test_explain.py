@@ -67,3 +67,9 @@ def test_a_rank_that_will_not_fit_into_memory_is_reported(data, monkeypatch):
     monkeypatch.setattr(preflight, "PROCESS", 1e15)
     text = estimator().explain(data)
     assert re.search(r"PROBLEM +memory .* the ranks there \(2\) need about 2000000\.\d GB\. Use fewer", text)
+
+
+def test_a_feed_that_has_no_place_for_its_rows(data):
+    problem = estimator(feed="parquet").explain(data)
+    assert 'PROBLEM            Param cacheDir is not set, but feed="parquet" writes the rows there' in problem
+    assert problem.endswith("1 problem to fix before fitting.")

@@ -363,7 +363,7 @@ def test_a_table_is_looked_for_where_spark_would_write(tmp_path, monkeypatch):
     (tmp_path / "_delta_log").mkdir()
     monkeypatch.setattr(fit, "qualified", lambda spark, path: f"local://{tmp_path}{path}")
     with pytest.raises(InvalidInputError, match="table of Delta Lake"):
-        fit._cache_folder(None, SimpleNamespace(feed="parquet", cache_dir="/cache", copied=False))
+        fit.cache_folder(None, SimpleNamespace(feed="parquet", cache_dir="/cache", copied=False))
 
 
 def test_the_host_of_a_url_stays():

@@ -94,6 +94,9 @@ def test_callbacks_write_where_spark_would():
     [
         (OSError("Unable to load libjvm: /usr/java/lib"), "hdfs://name/x", r'pip install "cos-ml\[hdfs\]"'),
         (ImportError("Install s3fs to access S3"), "s3a://b/x", r'pip install "cos-ml\[s3\]"'),
+        (ImportError("Install s3fs to access S3"), "zip://a::s3://b/x", r'pip install "cos-ml\[s3\]"'),
+        (ImportError('requires "aiohttp"'), "http://host/x", 'http://host/x can.t be opened .* requires "aiohttp"'),
+        (ValueError("Protocol not known: foo"), "foo://x", "foo://x can.t be opened"),
     ],
 )
 def test_a_missing_package_is_named(monkeypatch, raised, url, expected):
