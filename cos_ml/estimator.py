@@ -23,7 +23,7 @@ from cos_ml.errors import CosMLError, InvalidInputError
 from cos_ml.estimator_params import EstimatorParams
 from cos_ml.initial_weights import digest, with_initial_weights
 from cos_ml.job import horovod_env, preflight
-from cos_ml.job.fit import Candidate, FitOptions, Trained, check_horovod, fit
+from cos_ml.job.fit import Candidate, FitOptions, Trained, cache_folder, check_horovod, fit
 from cos_ml.model import COMPILED, DeepNetModel, check_layers, check_outputs
 from cos_ml.network import checks
 from cos_ml.network.archive import Network, find_layer
@@ -180,6 +180,8 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
             candidate = self._candidate(dataset)
             if self.getNumTrainWorkers() > 1:
                 check_horovod()
+            if self.getFeed() != "arrow":
+                cache_folder(dataset.sparkSession, self._options())
         except CosMLError as error:
             return f"{'PROBLEM':<19}{error}\n1 problem to fix before fitting."
         ranks, use_barrier = self.getNumTrainWorkers(), self.getUseBarrier()

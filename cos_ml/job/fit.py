@@ -32,7 +32,7 @@ from cos_ml.spec import TrainSpec
 from cos_ml.summary import TrainingSummary
 from cos_ml.versions import shared_versions
 
-__all__ = ["Candidate", "FitOptions", "Trained", "check_horovod", "fit"]
+__all__ = ["Candidate", "FitOptions", "Trained", "cache_folder", "check_horovod", "fit"]
 
 FUNCTION = "cos_ml.rank.train:train"
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def fit(
         names = _stored_names(dataset, spec, options.feed)
         shards = parquet.plan(urls, spec, names, options.ranks, reader=options.feed, copied=options.copied)
     elif options.feed != "arrow":
-        folder = _cache_folder(spark, options)
+        folder = cache_folder(spark, options)
     if not spark_internals.is_connect(spark):  # whose client may not reach what the executors do
         for config in filter(None, (one.checkpoint for one in specs)):
             acquire(config)
@@ -188,7 +188,7 @@ def _archives(networks: Sequence[Network]) -> tuple[list[int], tuple[bytes, ...]
     return [list(archives).index(network.contents) for network in networks], tuple(archives.values())
 
 
-def _cache_folder(spark: SparkSession, options: FitOptions) -> str:
+def cache_folder(spark: SparkSession, options: FitOptions) -> str:
     """The folder to which a feed by Parquet files writes rows, as a URL that means the same everywhere.
 
     Raises:
