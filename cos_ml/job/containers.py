@@ -53,7 +53,9 @@ def container(settings: Any) -> Container | None:
         size = max(float(factor) * _bytes("spark.executor.memory", heap), _bytes("minMemoryOverhead", least))
         default = f"the larger of {float(factor):.0%} of spark.executor.memory={heap} and {least}"
         text = f"{OVERHEAD} is not set, so {default}"
-    if python := settings.get(PYTHON, None):
+    # On Kubernetes, only for programs that Spark submitted to a pod (cluster mode), and so knows to be Python's.
+    counts = manager != "Kubernetes" or settings.get("spark.kubernetes.resource.type", None) == "python"
+    if counts and (python := settings.get(PYTHON, None)):
         size, text = size + _bytes(PYTHON, python), f"{text}, and {PYTHON}={python}"
     return Container(manager, size, text)
 

@@ -28,6 +28,8 @@ def settings(base=YARN, **values):
         (KUBERNETES, 384),
         (KUBERNETES | {"spark.kubernetes.memoryOverheadFactor": "0.4", "spark.executor.memory": "4g"}, 1638.4),
         (YARN | {"spark.kubernetes.memoryOverheadFactor": "0.4", "spark.executor.memory": "4g"}, 409.6),
+        (settings(KUBERNETES, **{"pyspark.memory": "3g"}), 384),
+        (settings(KUBERNETES, **{"pyspark.memory": "3g"}) | {"spark.kubernetes.resource.type": "python"}, 3456),
     ],
 )
 def test_what_a_container_has_beside_the_heap(conf, mebibytes):
