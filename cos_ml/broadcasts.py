@@ -1,12 +1,19 @@
-"""Archives of networks as Spark's broadcasts: one for each network, given back with it (driver; ``read`` in tasks)."""
+"""Archives of networks for tasks: Spark's broadcasts, given back with the networks (driver; ``read`` in tasks).
+
+A client of Spark Connect has no broadcasts. It sends small archives with each query, and large ones once to its
+session, as files (artifacts), which executors fetch; Spark removes them when the session ends.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,12 +26,20 @@ if TYPE_CHECKING:
 
     from cos_ml.network.archive import Network
 
-    Archive: TypeAlias = bytes | Broadcast[bytes]
+    Archive: TypeAlias = "bytes | SessionFile | Broadcast[bytes]"
 
 __all__ = ["read", "shared", "temporary"]
 
 MUCH = 256 << 20  # bytes of files without a network, for which the JVM is asked what still uses them
 LONGEST = 60.0  # seconds between two looks at such files
+IN_QUERY = 16 << 20  # bytes of archives that a query of Connect carries; no message may have more than 128 MiB
+
+
+@dataclass(frozen=True)
+class SessionFile:
+    """An archive that a session of Spark Connect has as a file, which is named after its hash."""
+
+    name: str
 
 
 class _Shared:
@@ -42,6 +57,7 @@ class _Shared:
 
 
 _known: weakref.WeakKeyDictionary[SparkContext, dict[str, _Shared]] = weakref.WeakKeyDictionary()
+_sent: weakref.WeakKeyDictionary[SparkSession, set[str]] = weakref.WeakKeyDictionary()  # files of sessions, by name
 _left: list[tuple[Path, Any]] = []  # files whose networks are gone; lazy DataFrames may still need them
 _lock = threading.RLock()  # networks may end anywhere, also while this thread holds it
 _sweeper: list[threading.Thread] = []
@@ -50,10 +66,10 @@ _sweeper: list[threading.Thread] = []
 def shared(spark: SparkSession, network: Network) -> Archive:
     """The archive of a network for tasks: a broadcast that all calls share while the network lives.
 
-    A DataFrame that was made with it goes on working when the network is gone. With Connect it is the archive itself.
+    A DataFrame that was made with it goes on working when the network is gone.
     """
     if spark_internals.is_connect(spark):
-        return network.archive
+        return _sent_archives(spark, [network.archive])[0]
     context = spark.sparkContext
     with _lock:
         sweep()
@@ -114,8 +130,11 @@ def _sweep_on() -> None:
 
 @contextlib.contextmanager
 def temporary(spark: SparkSession, archives: Sequence[bytes]) -> Iterator[tuple[Archive, ...]]:
-    """``archives`` as broadcasts that end with this block; with Connect they are what they were."""
-    broadcast = None if spark_internals.is_connect(spark) else getattr(spark.sparkContext, "broadcast", None)
+    """``archives`` for the tasks of one job; broadcasts end with this block."""
+    if spark_internals.is_connect(spark):
+        yield _sent_archives(spark, archives)
+        return
+    broadcast = getattr(spark.sparkContext, "broadcast", None)
     if broadcast is None:
         yield tuple(archives)
         return
@@ -128,6 +147,33 @@ def temporary(spark: SparkSession, archives: Sequence[bytes]) -> Iterator[tuple[
                 one.destroy()
 
 
+def _sent_archives(spark: SparkSession, archives: Sequence[bytes]) -> tuple[Archive, ...]:
+    """``archives`` as a query of Connect has them: themselves, or as files that its session has received."""
+    if sum(map(len, archives)) < IN_QUERY:
+        return tuple(archives)
+    return tuple(_session_file(spark, archive) for archive in archives)
+
+
+def _session_file(spark: SparkSession, archive: bytes) -> SessionFile:
+    """A file of the session, which is sent if it was not before."""
+    name = f"cos_ml-{hashlib.sha256(archive).hexdigest()}"
+    with _lock:
+        sent = _sent.setdefault(spark, set())
+        if name not in sent:
+            with tempfile.TemporaryDirectory(prefix="cos_ml-") as folder:
+                path = Path(folder, name)
+                path.write_bytes(archive)
+                spark.addArtifacts(str(path), file=True)
+            sent.add(name)
+    return SessionFile(name)
+
+
 def read(archive: Archive) -> bytes:
     """The bytes of an archive, in a task."""
-    return archive if isinstance(archive, bytes) else spark_internals.broadcast_value(archive)
+    if isinstance(archive, bytes):
+        return archive
+    if isinstance(archive, SessionFile):
+        from pyspark import SparkFiles
+
+        return Path(SparkFiles.get(archive.name)).read_bytes()
+    return spark_internals.broadcast_value(archive)

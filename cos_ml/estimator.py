@@ -179,7 +179,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         try:
             candidate = self._candidate(dataset)
             if self.getNumTrainWorkers() > 1:
-                check_horovod()
+                check_horovod(dataset.sparkSession)
             if self.getFeed() != "arrow":
                 cache_folder(dataset.sparkSession, self._options())
         except CosMLError as error:

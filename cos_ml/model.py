@@ -15,7 +15,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from cos_ml import broadcasts, spark_internals
+from cos_ml import broadcasts
 from cos_ml.data.columns import Column
 from cos_ml.data.expressions import expression
 from cos_ml.data.frames import check_not_streaming
@@ -279,7 +279,6 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
         self, spark: SparkSession, network: Network, kinds: tuple[OutputKind, ...], keys: list[Any], handling: str
     ) -> predict.Scorer:
         """What scoring tasks need to compute the output columns of these keys, with this handling of invalid rows."""
-        spark_internals.check_message_size(spark, [network.archive])
         return predict.Scorer(
             archive=broadcasts.shared(spark, network),
             digest=network.digest,

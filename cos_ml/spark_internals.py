@@ -8,7 +8,7 @@ its callers can live with. ``docs/architecture.md`` lists them. The hooks by whi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql.types import ArrayType, DoubleType
 
-from cos_ml.errors import ClusterError, InvalidInputError
+from cos_ml.errors import ClusterError
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
@@ -26,13 +26,12 @@ except ImportError:  # as with pyspark-client, for Spark Connect alone
     Py4JError = AttributeError
 
 __all__ = [
-    "broadcast_file", "broadcast_value", "check_message_size", "collect_garbage", "count_executors", "evaluated_once",
+    "broadcast_file", "broadcast_value", "collect_garbage", "count_executors", "evaluated_once",
     "fits_barrier", "has_exchange", "is_alive", "is_connect", "max_concurrent_tasks", "not_repeated",
     "passes_unchanged", "remove_saved", "stage_failures",
 ]  # fmt: skip
 
 CHANGED = (AttributeError, TypeError, Py4JError)  # raised by calls that Spark no longer has
-MESSAGE_BYTES = 128 << 20  # limit of PySpark's Connect client, which has no setting for it
 LISTENER_TIME = 10_000  # milliseconds that Spark may take to record what has happened
 MAX_TASKS = 10_000  # per stage, whose errors are read
 KILLED_WITH_STAGE = "Stage cancelled"  # the error of tasks that were killed because another one failed
@@ -41,21 +40,6 @@ KILLED_WITH_STAGE = "Stage cancelled"  # the error of tasks that were killed bec
 def is_connect(spark: SparkSession) -> bool:
     """Whether ``spark`` reaches its driver over Spark Connect. Unknown: False."""
     return any(kind.__module__.startswith("pyspark.sql.connect") for kind in type(spark).__mro__)
-
-
-def check_message_size(spark: SparkSession, archives: Iterable[bytes]) -> None:
-    """Check that networks can reach the tasks: with Spark Connect they travel in the query.
-
-    Raises:
-        InvalidInputError: they are too large for it.
-    """
-    size = sum(map(len, archives))
-    if is_connect(spark) and size >= MESSAGE_BYTES:
-        raise InvalidInputError(
-            f"The network takes {size / (1 << 20):,.0f} MiB, but Spark Connect sends at most {MESSAGE_BYTES >> 20} MiB "
-            "per query, the network included. Use a smaller one, or a session without Spark Connect: "
-            "SparkSession.builder.master(...) instead of remote(...)."
-        )
 
 
 def remove_saved(spark: SparkSession, path: str) -> None:

@@ -18,7 +18,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from cos_ml import broadcasts, spark_internals
+from cos_ml import broadcasts
 from cos_ml.accessors import DecoderAccessors, VocabularyAccessors, VocabularyModelAccessors
 from cos_ml.converters import boolean, class_labels, integer, names, non_empty_string, one_of, string
 from cos_ml.data.columns import as_list_array
@@ -312,7 +312,6 @@ class SequenceDecoder(
                 f"Param maxLength: the network's input {network.inputs[words].name!r} has {length} words, received "
                 f"{self.getMaxLength()}. Set maxLength to {length} or less."
             )
-        spark_internals.check_message_size(dataset.sparkSession, [network.archive])
         scorer = Scorer(
             archive=broadcasts.shared(dataset.sparkSession, network),
             digest=network.digest,

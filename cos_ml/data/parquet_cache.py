@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from cos_ml.data.columns import Column, inconsistent_shapes
+from cos_ml.data.file_tasks import call_at_files
 from cos_ml.data.frames import small_batches
 from cos_ml.data.ragged import Ragged, offsets_of
 from cos_ml.data.spool import row_keys, usable_rows, validates
@@ -75,10 +76,15 @@ def parquet_cache(
             raise from_spark(error) or error from None
         yield url, None if ordered is None else _digest(rows.sparkSession, url)
     finally:
-        filesystem, path = open_filesystem(url)
-        filesystem.invalidate_cache()  # Spark has written behind its back
-        if not keep and filesystem.exists(path):
-            filesystem.rm(path, recursive=True)
+        if not keep:
+            call_at_files(rows.sparkSession, partial(_remove, url))
+
+
+def _remove(url: str) -> None:
+    filesystem, path = open_filesystem(url)
+    filesystem.invalidate_cache()  # Spark has written behind its back
+    if filesystem.exists(path):
+        filesystem.rm(path, recursive=True)
 
 
 def _row_hash(names: Sequence[str], ordered: bool) -> SparkColumn:

@@ -47,7 +47,6 @@ def run(df: DataFrame, job: Job, ranks: int, use_barrier: bool = True) -> Outcom
         InvalidInputError: a row can't be used.
         RankError: a rank failed. The message has its traceback, or the cause of each attempt that Spark made.
     """
-    spark_internals.check_message_size(df.sparkSession, job.networks)
     limit = retries.max_attempts(df.sparkSession)
     failures: list[str] = []
     with broadcasts.temporary(df.sparkSession, job.networks) as networks:
@@ -91,10 +90,10 @@ def _try(
                 rows = list(received)
         except Exception as error:
             if tag.interrupted or (server and server.expired):
-            if server and server.lost:
+                raise
+            if server and server.has_lost():
                 first = retries.first_error(spark, tag.name) or RankError(PEERS_LOST)
                 return _failed(spark, first, [str(first)], failures, again=True)
-                raise
             return _failed(spark, error, retries.failures(spark, tag.name), failures)
         failures = failures + _of_whole_attempts(retries.failures(spark, tag.name))
     return Outcome([blobs.join(row[1:] for row in rows if row["rank"] == rank) for rank in range(ranks)], failures)

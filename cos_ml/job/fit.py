@@ -9,13 +9,15 @@ import importlib.util
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 
 from cos_ml import gpus, spark_internals
 from cos_ml.data import parquet
+from cos_ml.data.file_tasks import call_at_files
 from cos_ml.data.names import resolve
 from cos_ml.data.parquet_cache import parquet_cache
 from cos_ml.data.table_formats import check_no_table
@@ -23,6 +25,7 @@ from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.job import barrier, containers, preflight, rank_server
 from cos_ml.job.messages import Job, Outcome
 from cos_ml.job.progress import Address, Display, ProgressServer
+from cos_ml.job.relay import relayed
 from cos_ml.job.settings import port_range
 from cos_ml.network.archive import Network
 from cos_ml.paths import qualified
@@ -54,19 +57,19 @@ class FitOptions:
 
     Attributes:
         ranks: number of ranks.
+        use_barrier: whether they are tasks of a barrier stage.
         feed: "arrow", "parquet" or "petastorm".
         cache_dir: the folder to which the feeds by Parquet files write rows.
         keep_cache: whether the rows stay there after the fit.
-        use_barrier: whether they are tasks of a barrier stage.
         copied: whether ranks copy what they read of Parquet files to their local disk.
         progress: whether progress is shown.
     """
 
     ranks: int
+    use_barrier: bool
     feed: str
     cache_dir: str | None
     keep_cache: bool
-    use_barrier: bool
     copied: bool
     progress: bool
 
@@ -93,9 +96,9 @@ def fit(
     Returns:
         list[Trained]: by candidate.
     """
-    if options.ranks > 1:
-        check_horovod()
     spark, spec = dataset.sparkSession, candidates[0].spec
+    if options.ranks > 1:
+        check_horovod(spark)
     logger.info("GPUs: %s", gpus.check(spark.conf, spec.use_gpu))
     indices, archives = _archives([candidate.network for candidate in candidates])
     rows = candidates[0].rows
@@ -103,14 +106,13 @@ def fit(
     specs = tuple(_completed(one, types, index) for one, index in zip(candidates, indices, strict=True))
     idle, ports, shards, folder = rank_server.idle_timeout(spark.conf), port_range(spark.conf), None, ""
     if urls is not None:
-        _check_reader(options, urls)
+        _check_reader(spark, options, urls)
         names = _stored_names(dataset, spec, options.feed)
-        shards = parquet.plan(urls, spec, names, options.ranks, reader=options.feed, copied=options.copied)
+        shards = _planned(spark, urls, spec, names, options.ranks, reader=options.feed, copied=options.copied)
     elif options.feed != "arrow":
         folder = cache_folder(spark, options)
-    if not spark_internals.is_connect(spark):  # whose client may not reach what the executors do
-        for config in filter(None, (one.checkpoint for one in specs)):
-            acquire(config)
+    for config in filter(None, (one.checkpoint for one in specs)):
+        call_at_files(spark, partial(acquire, config))
     versions = shared_versions()
     logger.info("Versions: %s", preflight.format_versions(versions))
     with contextlib.ExitStack() as stack:
@@ -135,12 +137,14 @@ def fit(
     return [_trained(outcome, index, candidate, kept) for index, candidate in enumerate(candidates)]
 
 
-def check_horovod() -> None:
-    """Check that Horovod can serve several ranks.
+def check_horovod(spark: SparkSession) -> None:
+    """Check that Horovod can serve several ranks; a client of Spark Connect does not need it.
 
     Raises:
         SetupError: it is not installed, or its rendezvous server is another one than that of Horovod 0.28.1.
     """
+    if spark_internals.is_connect(spark):
+        return
     if importlib.util.find_spec("horovod") is None:
         raise SetupError(
             "Horovod is not installed, but numTrainWorkers is greater than 1. Build it with: cos-ml install-horovod "
@@ -198,17 +202,17 @@ def cache_folder(spark: SparkSession, options: FitOptions) -> str:
     if options.cache_dir is None:
         raise InvalidInputError(f'Param cacheDir is not set, but feed="{options.feed}" writes the rows there.')
     folder = qualified(spark, options.cache_dir)
-    check_no_table(folder)
-    _check_reader(options, [folder])
+    call_at_files(spark, partial(check_no_table, folder))
+    _check_reader(spark, options, [folder])
     return folder
 
 
-def _check_reader(options: FitOptions, urls: Sequence[str]) -> None:
+def _check_reader(spark: SparkSession, options: FitOptions, urls: Sequence[str]) -> None:
     """Raises InvalidInputError or SetupError for what petastorm can't do."""
     if options.feed == "petastorm":
         if options.copied:
             raise InvalidInputError('Param cacheRows: petastorm keeps no copies of rows. Use feed="parquet".')
-        parquet.check_petastorm(urls)
+        call_at_files(spark, partial(parquet.check_petastorm, urls))
 
 
 def _completed(candidate: Candidate, types: str, index: int) -> TrainSpec:
@@ -239,7 +243,17 @@ def _cached(
     names = {column.field: column.field for column in spec.stored} | ({"v": "v"} if spec.validation_fraction else {})
     with parquet_cache(rows, spec, folder, options.keep_cache, ordered if configs else None) as stored:
         url, digest = stored
-        yield parquet.plan(url, spec, names, options.ranks, digest, ordered, options.feed, options.copied), url
+        arguments = url, spec, names, options.ranks, digest, ordered, options.feed, options.copied
+        yield _planned(rows.sparkSession, *arguments), url
+
+
+def _planned(spark: SparkSession, *arguments: Any, **options: Any) -> parquet.Shards:
+    """``parquet.plan`` with these arguments, where executors reach the files."""
+    return parquet.Shards(**call_at_files(spark, partial(_plan, *arguments, **options)))
+
+
+def _plan(*arguments: Any, **options: Any) -> dict[str, Any]:
+    return asdict(parquet.plan(*arguments, **options))
 
 
 @contextlib.contextmanager
@@ -250,6 +264,10 @@ def _progress_server(spark: SparkSession, wanted: bool, ports: range | None) -> 
         yield None
         return
     display = Display()
+    if spark_internals.is_connect(spark):  # whose client executors may not reach
+        with contextlib.closing(display), relayed(spark, host, display.show, ports) as address:
+            yield address
+        return
     try:
         server = ProgressServer(host, display.show, ports)
     except OSError:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame
 
-from cos_ml import broadcasts, python_worker, spark_internals
+from cos_ml import broadcasts, python_worker
 from cos_ml.data import frames, spool
 from cos_ml.data.columns import Column, inconsistent_shapes
 from cos_ml.data.ragged import cut
@@ -69,7 +69,6 @@ def evaluate(dataset: DataFrame, network: Network, spec: TrainSpec) -> dict[str,
     Raises:
         InvalidInputError: a column is missing or has an unusable type, or a row is invalid.
     """
-    spark_internals.check_message_size(dataset.sparkSession, [network.archive])
     selected = frames.select_columns(dataset, spec)
     parts, totals = _parts(selected, network, spec, Totals()), Totals()
     if not parts:

@@ -15,7 +15,7 @@ from pyspark.ml.evaluation import MulticlassClassificationEvaluator
 from pyspark.ml.tuning import CrossValidator, CrossValidatorModel, ParamGridBuilder
 from pyspark.sql import types as T
 
-from cos_ml import DeepNetEstimator, DeepNetModel, spark_internals
+from cos_ml import DeepNetEstimator, DeepNetModel, broadcasts
 from cos_ml.data.parquet import stored_frame
 from cos_ml.errors import ClusterError, InvalidInputError, RankError, SavedModelError
 from tests.support import reference
@@ -138,7 +138,7 @@ def test_cross_validation_chooses_and_is_saved(df, tmp_path):
     np.testing.assert_array_equal(outputs(loaded.transform(df)), outputs(fitted.transform(df)))
 
 
-def test_progress_is_shown_where_the_client_is_on_the_drivers_host(df, capsys):
+def test_progress_is_shown(df, capsys):
     estimator(reference.network(), numTrainWorkers=1, progress=True, **WHOLE | {"epochs": 1}).fit(df)
     assert "epoch 1/1 - " in capsys.readouterr().err
 
@@ -166,24 +166,16 @@ def test_too_few_slots_is_an_error_at_once(df):
         estimator(reference.network(), numTrainWorkers=3).fit(df)
 
 
-@pytest.mark.parametrize(
-    "use",
-    [
-        pytest.param(lambda df: estimator(reference.network()).fit(df), id="fit"),
-        pytest.param(lambda df: DeepNetModel(model=reference.network()).transform(df), id="transform"),
-        pytest.param(lambda df: compiled().evaluate(df), id="evaluate"),
-    ],
-)
-def test_a_network_that_no_query_can_carry_is_refused(df, use, monkeypatch):
-    monkeypatch.setattr(spark_internals, "MESSAGE_BYTES", 1 << 10)
-    with pytest.raises(InvalidInputError, match=r"Spark Connect sends .* without\s+Spark Connect"):
-        use(df)
-
-
-def compiled() -> DeepNetModel:
-    network = reference.network()
-    network.compile(loss="sparse_categorical_crossentropy")
-    return DeepNetModel(model=network)
+def test_a_network_that_no_query_can_carry_is_sent_once(spark, df, model, monkeypatch):
+    sent, send = [], type(spark).addArtifacts
+    monkeypatch.setattr(broadcasts, "IN_QUERY", 1)
+    monkeypatch.setattr(type(spark), "addArtifacts", lambda *one, **kinds: (sent.append(one[1]), send(*one, **kinds)))
+    trained = estimator(reference.network(), featureLayers=["hidden"], **WHOLE).fit(df)
+    assert_same_weights(trained.toKeras(), model.toKeras())
+    np.testing.assert_array_equal(outputs(trained.transform(df)), outputs(trained.transform(df)))
+    np.testing.assert_allclose(outputs(trained.transform(df)), outputs(model.transform(df)), atol=1e-6)
+    assert trained.evaluate(df) == pytest.approx(model.evaluate(df))
+    assert len(set(sent)) == len(sent) == 2  # the network that is trained, and the trained one
 
 
 def test_a_model_is_a_function_of_sql(spark, df, model):
