@@ -8,7 +8,7 @@ SKIP = processes
 # Processes with the tests of a file at a time; three of those with a session, for a fit waits as long as it computes.
 PYTEST = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test unit local test-conformance test-conformance-all test-latest test-cluster test-yarn test-s3 test-tables test-networks test-processes test-newest fuzz-lmdb params notebooks lint format benchmark clean
+.PHONY: help setup demo test unit local test-conformance test-conformance-all test-latest test-cluster test-yarn test-s3 test-tables test-kubernetes test-networks test-processes test-newest fuzz-lmdb params notebooks lint format benchmark clean
 
 help:
 	@echo "make demo            train, save, reload and score a Pipeline on real data (sets everything up)"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-yarn       the tests on YARN and HDFS, whose jars Maven fetches once (100 MB); needs a JDK and Maven"
 	@echo "make test-s3         the tests on S3, by Spark's own client, whose jars Maven fetches once (560 MB), and a server by pip"
 	@echo "make test-tables     the tests on tables of Delta and Iceberg, whose jars Maven fetches once (53 MB)"
+	@echo "make test-kubernetes  the tests on Spark's scheduler for Kubernetes, with a mock API server (Maven, 33 MB, once); needs root"
 	@echo "make test-networks   the tests on hosts with awkward networks; needs root, and Debian's nftables, faketime, iproute2"
 	@echo "make test-newest     the tests on the newest releases that exist, to see whether bounds in setup.cfg can be raised"
 	@echo "make fuzz-lmdb       reads 100,000 damaged LMDB files; SEED=... for others"
@@ -71,6 +72,10 @@ test-s3: setup
 test-tables: setup
 	@$(BIN)/python -m tests.tables.lake
 	$(BIN)/python -m pytest tests/tables
+
+test-kubernetes: setup
+	@$(BIN)/python -m tests.kubernetes.jars
+	$(BIN)/python -m pytest tests/kubernetes
 
 test-networks: setup
 	@$(BIN)/python -m tests.networks.namespaces
