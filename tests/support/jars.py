@@ -11,6 +11,7 @@ from pathlib import Path
 from cos_ml.horovod_build.build import cache_folder
 
 LONGEST = 900  # seconds of a download
+COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies"
 
 
 def folder(tests: Path, what: str, **commands: str) -> Path:
@@ -40,15 +41,15 @@ def folder(tests: Path, what: str, **commands: str) -> Path:
 
 
 def _fetch(pom: Path, target: Path, what: str) -> None:
-    command = ["mvn", "-B", "-q", "-f", str(pom), "dependency:copy-dependencies"]
+    command = ["mvn", "-B", "-q", "-f", str(pom), COPY]
     command += [f"-DoutputDirectory={target}", "-Dmdep.useBaseVersion=true"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LONGEST)
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"Maven has not fetched {what} within {LONGEST} s: is its registry there?") from None
     if done.returncode:
-        reasons = [line for line in done.stdout.splitlines() if "ERROR" in line] or ["no reason given"]
-        raise RuntimeError(f"Maven can't fetch {what}. {reasons[0]}")
+        reason = done.stdout.partition("[ERROR] ")[2].partition("\n")[0].partition(" -> ")[0]
+        raise RuntimeError(f"Maven can't fetch {what}. {reason or 'It gave no reason.'}")
 
 
 def _check(fetched: Path, sums: Path) -> None:
