@@ -13,7 +13,7 @@ from pyspark.sql import types as T
 
 from cos_ml import spark_internals
 from cos_ml.data.columns import Column
-from cos_ml.errors import ClusterError, InvalidInputError
+from cos_ml.errors import ClusterError
 from cos_ml.job import barrier, retries, slots
 from cos_ml.job.messages import Job
 from cos_ml.spec import TrainSpec
@@ -73,15 +73,6 @@ def test_a_session_of_connect_is_known_by_its_module():
     assert spark_internals.is_connect(ConnectSession())
     assert spark_internals.is_connect(type("Derived", (ConnectSession,), {"__module__": "elsewhere"})())
     assert not spark_internals.is_connect(Session())  # whatever is unknown is taken for classic Spark
-
-
-def test_networks_that_are_too_large_for_a_query(monkeypatch):
-    monkeypatch.setattr(spark_internals, "MESSAGE_BYTES", 3 << 20)
-    megabyte = bytes(1 << 20)
-    spark_internals.check_message_size(ConnectSession(), [megabyte] * 2)
-    spark_internals.check_message_size(Session(), [megabyte] * 4)
-    with pytest.raises(InvalidInputError, match="takes 4 MiB, but Spark Connect sends at most 3 MiB per query"):
-        spark_internals.check_message_size(ConnectSession(), [megabyte] * 4)
 
 
 @pytest.mark.parametrize("writer", [None, Lacking(), types.SimpleNamespace(handleOverwrite=lambda path: None)])
