@@ -88,7 +88,7 @@ def kubernetes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubernetes]
         "spark.executor.cores": "1", "spark.executor.memory": "1g", "spark.executor.memoryOverhead": "2g",
         "spark.stage.maxConsecutiveAttempts": "2", "spark.ui.enabled": "false",
     }  # fmt: skip
-    with hosts(PODS, "cosmlk", "10.77.63") as (driver, addresses):
+    with hosts(PODS, "cosmlk", "10.77.83") as (driver, addresses):
         command = ["java", "-XX:TieredStopAtLevel=1", "-cp", f"{jars.folder()}/*", str(HERE / "MiniKubernetes.java")]
         log = folder / "server.log"
         with running([*command, driver], str(log), "READY ", stdin=subprocess.PIPE) as process:
