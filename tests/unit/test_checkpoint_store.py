@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cos_ml.errors import InvalidInputError
+from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.rank.checkpoint_store import Checkpoint, CheckpointStore, acquire
 from cos_ml.spec import CheckpointConfig
 
@@ -214,6 +214,7 @@ def test_checkpoints_of_other_rows_are_left_alone(url):
 
 def test_a_folder_that_can_not_be_written(tmp_path):
     (tmp_path / "file").touch()
-    for url in (f"{tmp_path}/file/checkpoints", "nosuchprotocol://somewhere"):
-        with pytest.raises(InvalidInputError, match=r"Param checkpointDir: .* can't be used"):
-            acquire(CheckpointConfig(url))
+    with pytest.raises(InvalidInputError, match=r"Param checkpointDir: .* can't be used"):
+        acquire(CheckpointConfig(f"{tmp_path}/file/checkpoints"))
+    with pytest.raises(SetupError, match="nosuchprotocol://somewhere can't be opened"):
+        acquire(CheckpointConfig("nosuchprotocol://somewhere"))
