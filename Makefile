@@ -8,7 +8,7 @@ SKIP = processes
 # Processes with the tests of a file at a time; three of those with a session, for a fit waits as long as it computes.
 PYTEST = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test unit local test-conformance test-conformance-all test-latest test-cluster test-yarn test-s3 test-tables test-kubernetes test-networks test-processes test-newest fuzz-lmdb params notebooks lint format benchmark clean
+.PHONY: help setup demo test unit local test-conformance test-conformance-all test-latest test-cluster test-yarn test-s3 test-tables test-kubernetes test-networks test-connect-hosts test-processes test-newest fuzz-lmdb params notebooks lint format benchmark clean
 
 help:
 	@echo "make demo            train, save, reload and score a Pipeline on real data (sets everything up)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-conformance  70 networks, losses, optimizers and so on, each trained by plain Keras, one rank and two"
 	@echo "make test-processes  the tests of kills, hangs, fresh processes and the examples, with ranks started as a user's are"
 	@echo "make test-cluster    the tests on executor processes and on a standalone cluster; VENV=... names the environment"
+	@echo "make test-connect-hosts  a client of Spark Connect, its server and executors as hosts of their own; needs root"
 	@echo "make test-yarn       the tests on YARN and HDFS, whose jars Maven fetches once (100 MB); needs a JDK and Maven"
 	@echo "make test-s3         the tests on S3, by Spark's own client, whose jars Maven fetches once (560 MB), and a server by pip"
 	@echo "make test-tables     the tests on tables of Delta and Iceberg, whose jars Maven fetches once (53 MB)"
@@ -92,6 +93,12 @@ test-conformance-all: setup
 test-latest:
 	$(MAKE) unit local STACK=latest VENV=.venv-latest SKIP="processes or once"
 	.venv-latest/bin/python -m pytest tests/connect
+
+# The client's environment is made as a user makes it, from a wheel; what that requires is installed once.
+test-connect-hosts:
+	$(MAKE) setup STACK=latest VENV=.venv-latest
+	.venv-latest/bin/python -m tests.connect_hosts.environment
+	.venv-latest/bin/python -m pytest tests/connect_hosts
 
 # No constraints and no bounds: installed anew each time.
 test-newest:
