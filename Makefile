@@ -8,7 +8,7 @@ SKIP = processes
 # Processes with the tests of a file at a time; three of those with a session, for a fit waits as long as it computes.
 PYTEST = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test unit local test-conformance test-conformance-all test-latest test-cluster test-yarn test-s3 test-tables test-kubernetes test-networks test-connect-hosts test-processes test-newest fuzz-lmdb params notebooks lint format benchmark clean
+.PHONY: help setup demo test unit local test-conformance test-conformance-all test-latest test-cluster test-yarn yarn-kills test-s3 test-tables test-kubernetes test-networks test-connect-hosts test-processes test-newest fuzz-lmdb params notebooks lint format benchmark clean
 
 help:
 	@echo "make demo            train, save, reload and score a Pipeline on real data (sets everything up)"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-cluster    the tests on executor processes and on a standalone cluster; VENV=... names the environment"
 	@echo "make test-connect-hosts  a client of Spark Connect, its server and executors as hosts of their own; needs root"
 	@echo "make test-yarn       the tests on YARN and HDFS, whose jars Maven fetches once (100 MB); needs a JDK and Maven"
+	@echo "make yarn-kills      kills 20 ranks, workers and containers of fits on YARN; KILLS=... for another number"
 	@echo "make test-s3         the tests on S3, by Spark's own client, whose jars Maven fetches once (560 MB), and a server by pip"
 	@echo "make test-tables     the tests on tables of Delta and Iceberg, whose jars Maven fetches once (53 MB)"
 	@echo "make test-kubernetes  the tests on Spark's scheduler for Kubernetes, with a mock API server (Maven, 33 MB, once); needs root"
@@ -65,6 +66,11 @@ test-cluster: setup
 test-yarn: setup
 	@$(BIN)/python -m tests.yarn.jars
 	$(BIN)/python -m pytest tests/yarn
+
+# 20 fits, each with a kill: not a test, for it takes longer.
+yarn-kills: setup
+	@$(BIN)/python -m tests.yarn.jars
+	$(BIN)/python -m tests.benchmarks.yarn_kills $(KILLS)
 
 test-s3: setup
 	@$(BIN)/python -m tests.s3.servers

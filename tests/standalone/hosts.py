@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-LONGEST = 120  # seconds until a program is ready
+LONGEST = 300  # seconds until a program is ready
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
@@ -79,7 +79,7 @@ def running(command: list[str], log: str, ready: str, **options: Any) -> Iterato
     with (
         open(log, "wb") as file,
         subprocess.Popen(
-            command, stdout=file, stderr=file, env=os.environ, preexec_fn=die_with_parent, **options
+            command, stdout=file, stderr=file, env=os.environ, **{"preexec_fn": die_with_parent} | options
         ) as process,
     ):
         try:

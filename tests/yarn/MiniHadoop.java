@@ -7,7 +7,7 @@ import org.apache.hadoop.hdfs.MiniDFSCluster;
 import org.apache.hadoop.yarn.conf.YarnConfiguration;
 import org.apache.hadoop.yarn.server.MiniYARNCluster;
 
-/** HDFS and YARN in one process: MiniHadoop FOLDER NODES MEMORY_MB VCORES. It ends with its standard input. */
+/** HDFS and YARN in one process: MiniHadoop FOLDER NODES MEMORY_MB VCORES. It and its containers end with its standard input. */
 public class MiniHadoop {
     public static void main(String[] args) {
         try {
@@ -21,7 +21,7 @@ public class MiniHadoop {
     private static void run(File folder, int nodes, int memory, int cores) throws Exception {
         Configuration settings = new HdfsConfiguration();
         settings.set("hdfs.minidfs.basedir", new File(folder, "dfs").getPath());
-        MiniDFSCluster dfs = new MiniDFSCluster.Builder(settings).numDataNodes(nodes).build();
+        MiniDFSCluster dfs = new MiniDFSCluster.Builder(settings).numDataNodes(1).build();
         dfs.waitActive();
         String fs = dfs.getFileSystem().getUri().toString();
 
@@ -31,14 +31,14 @@ public class MiniHadoop {
         yarn.setInt("yarn.nodemanager.resource.cpu-vcores", cores);
         yarn.setInt("yarn.scheduler.minimum-allocation-mb", 128);
         yarn.setInt("yarn.scheduler.maximum-allocation-mb", memory);
-        // Containers are killed by the memory that their processes use, as on a cluster without cgroups. Virtual memory,
-        // of which TensorFlow maps much, does not count.
+        // Containers are killed by the memory that their processes use, as on a cluster without cgroups. Virtual
+        // memory, of which TensorFlow maps much, does not count.
         yarn.setBoolean("yarn.minicluster.control-resource-monitoring", true);
         yarn.setBoolean("yarn.nodemanager.resource.memory.enforced", false);
         yarn.setBoolean("yarn.nodemanager.vmem-check-enabled", false);
         yarn.setBoolean("yarn.nodemanager.pmem-check-enabled", true);
         yarn.setInt("yarn.nodemanager.container-monitor.interval-ms", 500);
-        yarn.setInt("yarn.nodemanager.delete.debug-delay-sec", 3600);  // logs stay
+        yarn.setInt("yarn.resourcemanager.nodemanagers.heartbeat-interval-ms", 200);  // containers start then
         yarn.set("yarn.nodemanager.disk-health-checker.max-disk-utilization-per-disk-percentage", "99.9");
         yarn.set("yarn.scheduler.capacity.root.queues", "default");
         yarn.set("yarn.scheduler.capacity.root.default.capacity", "100");
@@ -51,12 +51,14 @@ public class MiniHadoop {
         cluster.start();
         cluster.waitForNodeManagersToConnect(60_000);
 
+        Runtime.getRuntime().addShutdownHook(new Thread(() -> {
+            ProcessHandle.current().descendants().forEach(ProcessHandle::destroyForcibly);
+            Runtime.getRuntime().halt(0);  // without the servers' own ends, which take long
+        }));
         write(new File(folder, "conf"), cluster.getConfig(), fs);
         System.out.println("READY");
         while (System.in.read() >= 0) {
         }
-        cluster.stop();
-        dfs.shutdown();
         System.exit(0);
     }
 

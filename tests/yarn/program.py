@@ -14,20 +14,21 @@ from tests.support.sessions import frame, rows_of
 
 
 def score(path):
-    """Rows that a pipeline of another application has scored, and a fit on two ranks; where Python is."""
-    df = frame(spark, [rows_of(*part) for part in split(reference.data(64), 32, 32)])
+    """Rows that a pipeline of another application has scored, and a fit on two ranks from files; where Python is."""
+    df = frame(spark, [rows_of(*part) for part in split(reference.data(200), 120, 80)])
     rows = PipelineModel.load(path).transform(df).select("prediction", "lr_prediction").collect()
-    model = estimator(reference.network(), epochs=1).fit(df)
+    df.write.parquet("/tests/rows")  # on HDFS, as is every path without a scheme
+    model = estimator(reference.network(), epochs=1, checkpointDir="/tests/checkpoints").fitParquet("/tests/rows")
     return {
-        "scores": [list(row) for row in rows], "loss": model.summary.history["loss"][0],
+        "scores": [list(row) for row in rows], "rows": model.summary.rows, "notes": model.summary.notes,
         "ranks": len(model.summary.ranks), "python": sys.executable, "path": os.environ.get("PYTHONPATH", ""),
     }  # fmt: skip
 
 
 def memory():
-    """What explain says of two ranks in a container of Spark's default size, and how their fit ends."""
+    """What explain says of two ranks in a container that is too small for them, and how their fit ends."""
     df = frame(spark, [rows_of(*part) for part in split(reference.data(4000), 2000, 2000)])
-    est = estimator(reference.network(), epochs=10_000)
+    est = estimator(reference.network(), epochs=1000)
     found = {"explain": est.explain(df)}
     try:
         est.fit(df)
