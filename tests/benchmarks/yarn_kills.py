@@ -47,7 +47,7 @@ class KillOnYarn(Chaos):
 def main(kills: int = 20, first: int = 0) -> None:
     chance = random.Random(first)
     moments = list(itertools.product(VICTIMS, LATEST))
-    order = chance.sample(moments, len(moments))
+    order = random.Random(0).sample(moments, len(moments))
     rounds = list(itertools.islice(itertools.cycle(order), first, first + kills))
     # Spark ends an application on YARN after so many lost executors, four by default.
     settings = SETTINGS | {"spark.executor.maxNumFailures": "1000", "spark.stage.maxConsecutiveAttempts": "4"}
