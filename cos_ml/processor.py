@@ -27,7 +27,7 @@ def instruction_set(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     except OSError:
         lines = []
     flags = next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
-    levels = [name for name, needed in LEVELS.items() if needed <= flags]
-    limit = os.environ.get(LIMIT, "").upper()
-    levels = next((levels[at:] for at, level in enumerate(levels) if limit.startswith(level)), levels)
-    return " ".join([platform.machine(), *levels[:1]])
+    limit, names = os.environ.get(LIMIT, "").upper(), list(LEVELS)
+    newest = next((at for at, name in enumerate(names) if limit.startswith(name)), 0)
+    level = next((name for name in names[newest:] if LEVELS[name] <= flags), "")
+    return f"{platform.machine()} {level}".strip()
