@@ -1,4 +1,4 @@
-"""What one rank reads by each feed: rows/s and memory, in 1 and 5 epochs: ``python -m tests.benchmarks.readers [RUNS]``.
+"""What one rank reads by each feed, in 1 and 5 epochs, and its memory: ``python -m tests.benchmarks.readers [RUNS]``.
 
 A process for each reads 240 MB, its half of a dataset of 784 float32 per row in row groups of 16 MB, and trains
 nothing. The files are in the page cache. Memory is what the kernel can't drop (``Anonymous`` in smaps_rollup) at its

@@ -343,6 +343,8 @@ def test_rows_are_read_from_copies_in_later_epochs(tmp_path, monkeypatch, disk, 
     plain = shard(tmp_path, spec, NAMES)
     assert [epoch["y0"].tolist() for epoch in epochs] == [
         rows_of(plain, shuffle=True, seed=(epoch,))["y0"].tolist() for epoch in range(2)]  # fmt: skip
+    resumed = ShardRows("train", spec, shards, 0, reader_of(shards, 0))  # has no copies yet
+    assert rows_of(resumed, shuffle=True, seed=(1,))["y0"].tolist() == epochs[1]["y0"].tolist()
     copied = len(reader.copies.places)
     assert {1 << 30: copied == 12, 3000: 0 < copied < 12, 0: copied == 0}[free]
     if copied == 12:
