@@ -60,16 +60,32 @@ def open_filesystem(url: str) -> tuple[Any, str]:
 def retried(action: Callable[[], T]) -> T:
     """The result of ``action``, which is tried again a few times if the storage is away, slow or busy for a while."""
     began = time.monotonic()
-    for wait in WAITS:
+    for wait in (*WAITS, None):
         try:
             return action()
         except LASTING:
             raise
         except Exception as error:  # each storage has its own exceptions
-            if getattr(error, "errno", None) in LASTING_CODES or time.monotonic() - began > LONGEST:
+            found = _without_java(error)
+            lasting = isinstance(found, LASTING) or getattr(found, "errno", None) in LASTING_CODES
+            if wait is not None and not lasting and time.monotonic() - began <= LONGEST:
+                time.sleep(wait)
+            elif found is error:
                 raise
-            time.sleep(wait)
-    return action()
+            else:
+                raise found from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _without_java(error: Exception) -> Exception:
+    """What a NameNode answered by way of hdfs-native, without Java's stack trace; other errors as they are."""
+    answer = re.match(r'RPCError\("[\w.$]*?(\w+)", "((?:[^"\\]|\\[^n])*)', str(error))
+    if answer is None:
+        return error
+    kind, text = answer[1], answer[2].replace("\\", "")
+    if "Quota" in kind:
+        return OSError(errno.EDQUOT, text)
+    return PermissionError(text) if kind == "AccessControlException" else RuntimeError(f"{kind}: {text}")
 
 
 def exists(filesystem: Any, path: str) -> bool:

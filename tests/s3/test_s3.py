@@ -13,7 +13,7 @@ import s3fs
 from pyspark.ml import Pipeline, PipelineModel
 
 from cos_ml import DeepNetEstimator, DeepNetModel, callback, read_sequence_file, write_sequence_file
-from cos_ml.errors import RankError
+from cos_ml.errors import RankError, SavedModelError
 from tests.support import reference
 from tests.support.layers import Misbehaving
 from tests.support.reference import assert_same_weights, estimator, split
@@ -91,7 +91,7 @@ def model(rows):
 def test_models_are_saved_and_loaded_and_scores_written(spark, rows, model, folder):
     for _ in range(2):
         model.write().overwrite().save(f"{folder}/model")
-    with pytest.raises(OSError, match="already exists"):
+    with pytest.raises(SavedModelError, match="already exists"):
         model.save(for_spark(f"{folder}/model"))
     expected = [row.prediction for row in model.transform(rows).select("prediction").collect()]
     for url in (f"{folder}/model", for_spark(f"{folder}/model")):
@@ -116,7 +116,7 @@ def test_an_lmdb_is_copied_once(spark, s3, folder, tmp_path):
             transaction.put(b"%03d" % number, b"x")
     s3fs.S3FileSystem().put_file(str(tmp_path / "data.mdb"), f"{folder}/base/data.mdb")
     s3.requests.clear()
-    df = spark.read.format("lmdb").option("raw", True).option("partitions", 4).load(for_spark(f"{folder}/base"))
+    df = spark.read.format("lmdb").option("values", "raw").option("numPartitions", 4).load(for_spark(f"{folder}/base"))
     assert sorted(row.key for row in df.collect()) == [b"%03d" % number for number in range(100)]
     assert sum(method == "GET" and "data.mdb" in path for method, path in s3.requests) == 1
 

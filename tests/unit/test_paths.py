@@ -19,6 +19,7 @@ from tests.support.stores import FaultyStore, ObjectStore, Session
 pytestmark = pytest.mark.once
 
 HDFS, LOCAL = "hdfs://name:8020/user/me", "file:/home/my folder"
+NAMENODE = 'user=me, inode="/x":other'
 
 
 @pytest.fixture(autouse=True)
@@ -224,6 +225,24 @@ def test_what_a_store_denies_is_not_tried_again(store, waits):
     with pytest.raises(InvalidInputError, match="No space left"):
         acquire(CheckpointConfig(f"{store.protocol}://checkpoints"))
     assert not waits
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected", "waited"),
+    [
+        ("AccessControlException", PermissionError(NAMENODE), []),
+        ("protocol.DSQuotaExceededException", OSError(errno.EDQUOT, NAMENODE), []),
+        ("namenode.SafeModeException", RuntimeError(f"SafeModeException: {NAMENODE}"), list(stores.WAITS)),
+    ],
+)
+def test_a_name_node_answers_without_its_stack_trace(waits, kind, expected, waited):
+    def denied():
+        raise RuntimeError(rf'RPCError("org.apache.hadoop.{kind}", "user=me, inode=\"/x\":other\n\tat org.apache")')
+
+    with pytest.raises(type(expected)) as found:
+        stores.retried(denied)
+    assert repr(found.value) == repr(expected)
+    assert waits == waited
 
 
 def test_a_network_is_read_from_any_store(store, waits, monkeypatch, tmp_path):
