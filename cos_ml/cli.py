@@ -103,17 +103,20 @@ def _add_check(commands: Any) -> None:
     option("--conf", action="append", default=[], metavar="KEY=VALUE", help="Spark setting; repeatable")
     option("--ranks", type=int, default=2, metavar="N", help=f"number of ranks {default}")
     option("--gpu", action="store_true", help="use one GPU per rank, assigned by Spark")
+    option("--no-barrier", action="store_false", dest="barrier", help="as with useBarrier=False")
     option("--interface", metavar="NAME", help="network interface between the ranks")
     option("--megabytes", type=int, default=64, metavar="N", help=f"size of the allreduced array {default}")
     check.set_defaults(command=_check)
 
 
-def _check(master: str, conf: list[str], ranks: int, gpu: bool, interface: str | None, megabytes: int) -> None:
+def _check(
+    master: str, conf: list[str], ranks: int, gpu: bool, barrier: bool, interface: str | None, megabytes: int
+) -> None:
     """Print the report of ``cos_ml.cluster_check`` for a new Spark session."""
     with session("check", master, {"spark.ui.enabled": "false"} | key_values(conf, "--conf")) as spark:
         from cos_ml import cluster_check
 
-        print(cluster_check.report(spark, ranks, gpu, interface, megabytes))
+        print(cluster_check.report(spark, ranks, gpu, interface, megabytes, barrier))
 
 
 def _add_convert(commands: Any) -> None:

@@ -27,7 +27,12 @@ MEGA = 1_000_000
 
 
 def report(
-    spark: SparkSession, numTrainWorkers: int, useGpu: bool = False, interface: str | None = None, megabytes: int = 64
+    spark: SparkSession,
+    numTrainWorkers: int,
+    useGpu: bool = False,
+    interface: str | None = None,
+    megabytes: int = 64,
+    useBarrier: bool = True,
 ) -> str:
     """Start ranks as a fit does, let them sum an array with an allreduce, and report what they found.
 
@@ -37,6 +42,7 @@ def report(
         useGpu: whether each rank uses the GPU that Spark assigns to it.
         interface: the network interface between ranks, as in the Param horovodOptions; None for Spark's own.
         megabytes: size of the array, in units of 10^6 bytes.
+        useBarrier: whether the ranks are tasks of a barrier stage, as in the Param of that name.
 
     Returns:
         str: lines with versions; each rank's GPU, network interfaces, and whether it is a fork of a rank server; and
@@ -54,13 +60,18 @@ def report(
             f"Expected numTrainWorkers >= 1 and megabytes >= 1, received {numTrainWorkers} and {megabytes}."
         )
     devices = gpus.check(spark.conf, useGpu)
-    ranks = results(spark, numTrainWorkers, useGpu, interface, megabytes * MEGA)
+    ranks = results(spark, numTrainWorkers, useGpu, interface, megabytes * MEGA, useBarrier)
     lines = [*_cluster_lines(spark, devices, ranks), *_allreduce_lines(ranks, megabytes * MEGA)]
     return "\n".join(f"{name:<11}{text}" for name, text in lines)
 
 
 def results(
-    spark: SparkSession, workers: int, use_gpu: bool = False, interface: str | None = None, size: int = 64 * MEGA
+    spark: SparkSession,
+    workers: int,
+    use_gpu: bool = False,
+    interface: str | None = None,
+    size: int = 64 * MEGA,
+    use_barrier: bool = True,
 ) -> list[dict[str, Any]]:
     """What each rank reports, by rank; ``size`` is that of the array, in bytes."""
     options = {} if interface is None else {"networkInterface": interface}
@@ -71,7 +82,7 @@ def results(
     function, ports = "cos_ml.rank.measure:measure", port_range(spark.conf)
     job = Job(function, (spec,), (b"",), versions=versions, idle_timeout=idle, ports=ports)
     rows = frames.select_columns(spark.range(workers), spec)
-    found = barrier.run(rows, job, workers).results
+    found = barrier.run(rows, job, workers, use_barrier).results
     return [json.loads(one["measured"]) | {"servers": json.loads(one["server"])} for one in found]
 
 

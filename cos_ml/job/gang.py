@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
+import socket
 import socketserver
 import threading
 import time
@@ -33,6 +34,11 @@ __all__ = ["GangContext", "GangServer", "check", "gathered", "task_context"]
 CONNECT_TIME = 10.0  # seconds to connect, and to prove the secret
 REPORT_TIME = 2.0  # seconds that Spark may take to learn why a task was lost
 RECHECK = 1.0  # seconds
+KEEPALIVE = {  # a host that is gone is noticed in 2 minutes, and no firewall forgets a connection
+    getattr(socket, name): value
+    for name, value in {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}.items()
+    if hasattr(socket, name)  # as on Linux
+}
 PARTITION, MESSAGE, FINISHED = "partition", "message", "finished"  # what tasks send
 
 logger = logging.getLogger(__name__)
@@ -66,6 +72,8 @@ class Handler(socketserver.BaseRequestHandler):
 
     def handle(self) -> None:
         self.request.settimeout(CONNECT_TIME)
+        for option, value in KEEPALIVE.items():
+            self.request.setsockopt(socket.IPPROTO_TCP, option, value)
         with contextlib.suppress(OSError, ValueError, KeyError):
             own = link.accept(self.request, self.server.secret)
             partition = int(own.receive()[PARTITION])
@@ -94,7 +102,6 @@ class GangServer(BoundedServer):
 
     Attributes:
         address: what tasks need to find it.
-        lost: whether a task was lost after all had met.
         expired: whether not all have met in time.
     """
 
@@ -106,6 +113,7 @@ class GangServer(BoundedServer):
         self.max_connections = 64 + 2 * size
         self.members: dict[int, Link] = {}
         self.messages: dict[int, bytes] = {}
+        self.finished: set[int] = set()
         self.met = self.lost = self.expired = self.closed = False
         self.changed = threading.Condition()
         self.last_arrival = time.monotonic()
@@ -148,6 +156,9 @@ class GangServer(BoundedServer):
         with self.changed:
             if self.members.get(partition) is not own:
                 return
+            if finished:
+                self.finished.add(partition)
+                self.changed.notify_all()
             if not self.met:
                 del self.members[partition]
                 self.messages.pop(partition, None)
@@ -179,6 +190,10 @@ class GangServer(BoundedServer):
                     )  # fmt: skip
         if self.expired:
             self.cancel()
+
+    def has_lost(self) -> bool:
+        """Whether a job that has failed had lost a task, for which Spark may have ended it before this server did."""
+        return self.lost or (self.met and len(self.finished) < self.size)
 
     def close(self) -> None:
         """Stop listening, and end all connections."""
@@ -272,7 +287,8 @@ class GangContext:
 
     def finish(self) -> None:
         """Tell the driver that this task has returned its result."""
-        self.link.send(pack({FINISHED: b""}))
+        with contextlib.suppress(OSError):  # the driver will find out by the result
+            self.link.send(pack({FINISHED: b""}))
 
     def close(self) -> None:
         """Leave; a task that has not finished is lost."""

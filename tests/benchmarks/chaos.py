@@ -1,5 +1,7 @@
 """Kill parts of a fit at random moments, and look whether it ends well: ``python -m tests.benchmarks.chaos [KILLS]``.
 
+With ``--no-barrier`` the fits have no barrier, and dynamic allocation. ``--from N`` begins with a later round.
+
 A fit on two executor processes, with a checkpoint after each epoch, is disturbed once: a rank, its Python worker, its
 executor's JVM or its rank server is killed, or a rank or a rank server is stopped; while ranks start, read, train,
 write a checkpoint, or finish. It has to end with the weights of the undisturbed fit, to repeat no more than the epoch
@@ -9,11 +11,11 @@ none where the fit was as good as over, "had" how many epochs were in a checkpoi
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import itertools
 import os
 import random
-import sys
 import tempfile
 import threading
 import time
@@ -36,21 +38,31 @@ STALL = 10.0  # seconds
 TRIES = 10  # until a moment is met
 PHASES = ("start", "read", "train", "checkpoint", "finish")
 VICTIMS = ("rank", "worker", "executor", "stop", "server", "stop server")
+CLUSTER, ATTEMPTS = "local-cluster[2,1,1024]", {"spark.stage.maxConsecutiveAttempts": "4"}
+DYNAMIC = {
+    "spark.dynamicAllocation.enabled": "true", "spark.dynamicAllocation.shuffleTracking.enabled": "true",
+    "spark.dynamicAllocation.minExecutors": "0", "spark.dynamicAllocation.maxExecutors": "2",
+    "spark.executor.cores": "1",
+}  # fmt: skip
 LATEST = {"start": 2.0, "read": 0.3, "train": 1.0, "checkpoint": 0.0, "finish": 0.05}  # seconds into a phase
 
 
-def main(kills: int = 50) -> None:
-    chance = random.Random(0)
-    moments = list(itertools.product(VICTIMS, PHASES))
-    rounds = list(itertools.islice(itertools.cycle(chance.sample(moments, len(moments))), kills))
+def main(kills: int = 50, barrier: bool = True, begin: int = 0) -> None:
+    chance = random.Random(begin)
+    moments = list(itertools.product(VICTIMS if barrier else VICTIMS[:3], PHASES))
+    order = random.Random(0).sample(moments, len(moments))
+    rounds = list(itertools.islice(itertools.cycle(order), begin, begin + kills))
     with tempfile.TemporaryDirectory(prefix="cos_ml_chaos_") as name:
         folder = Path(name)
-        spark = next(
-            session("local-cluster[2,1,1024]", folder / "spark", **{"spark.stage.maxConsecutiveAttempts": "4"})
-        )
+        spark = next(session(CLUSTER, folder / "spark", **ATTEMPTS))
         rows = rows_of(*reference.data(20_000))
-        data = frame(spark, [rows[at::4] for at in range(4)])  # four partitions: a retry reads a shuffle again
+        partitions = [rows[at::4] for at in range(4)]  # other than there are ranks: a retry reads a shuffle again
+        data = frame(spark, partitions)
         undisturbed = estimator(folder / "undisturbed").fit(data).toKeras().get_weights()
+        if not barrier:
+            spark.stop()
+            spark = next(session(CLUSTER, folder / "dynamic", **ATTEMPTS, **DYNAMIC))
+            data = frame(spark, partitions)
         ports = listening()
         print(
             f"{'victim':<12}{'phase':<12}{'after':>6}{'fit':>7}{'lost':>6}{'had':>5}  {'resumed from':<16}"
@@ -58,13 +70,13 @@ def main(kills: int = 50) -> None:
             flush=True,
         )
         survived = 0
-        for number, (victim, phase) in enumerate(rounds):
+        for number, (victim, phase) in enumerate(rounds, begin):
             hit, tries = False, 0
             while not hit and tries < TRIES:  # the fit may be over before the moment has come
                 checkpoints = folder / f"checkpoints-{number}-{uuid.uuid4().hex[:8]}"
                 chaos = Chaos(victim, phase, checkpoints, chance.uniform(0, LATEST[phase]))
                 tries += 1
-                line, good, lost = survives(chaos, data, checkpoints, undisturbed, folder, ports)
+                line, good, lost = survives(chaos, data, checkpoints, undisturbed, folder, ports, barrier)
                 hit = chaos.struck and (lost > 0 or phase == "finish")
             survived += good and hit
             print(line if hit else f"{line}  (the moment never came)", flush=True)
@@ -73,20 +85,26 @@ def main(kills: int = 50) -> None:
 
 
 def survives(
-    chaos: Chaos, data: Any, checkpoints: Path, undisturbed: list[np.ndarray], folder: Path, ports: set[Any]
+    chaos: Chaos,
+    data: Any,
+    checkpoints: Path,
+    undisturbed: list[np.ndarray],
+    folder: Path,
+    ports: set[Any],
+    barrier: bool,
 ) -> tuple[str, bool, int]:
     """One disturbed fit, as a line of the table; whether it came out as the undisturbed one; and attempts lost."""
     start = time.monotonic()
     what = f"{chaos.victim:<12}{chaos.phase:<12}{chaos.delay:>5.1f}s"
     with chaos:
         try:
-            model = estimator(checkpoints).fit(data)
+            model = estimator(checkpoints, useBarrier=barrier).fit(data)
         except Exception as error:
             return f"{what}{time.monotonic() - start:>6.0f}s  {type(error).__name__}: {str(error)[:300]}", False, 1
     seconds = time.monotonic() - start
     worst = max(float(np.abs(one - other).max())
                 for one, other in zip(model.toKeras().get_weights(), undisturbed, strict=True))  # fmt: skip
-    left = left_behind(folder / "spark", checkpoints, ports)
+    left = left_behind(folder, checkpoints, ports)
     (epoch, step), lost = model.summary.resumedAt, len(model.summary.failures)
     went_on = f"epoch {epoch}, step {step}"
     line = f"{what}{seconds:>6.0f}s{lost:>6}{chaos.had:>5}  {went_on:<16}{worst:>9.1e}  {left or 'nothing'}"
@@ -165,7 +183,7 @@ class Chaos:
             pass  # it has just ended
 
 
-def estimator(checkpoints: Path) -> DeepNetEstimator:
+def estimator(checkpoints: Path, **params: Any) -> DeepNetEstimator:
     keras.utils.set_random_seed(0)
     network = keras.Sequential(
         [
@@ -179,7 +197,7 @@ def estimator(checkpoints: Path) -> DeepNetEstimator:
     )
     return DeepNetEstimator(
         model=network, loss="sparse_categorical_crossentropy", numTrainWorkers=2, epochs=EPOCHS, batchSize=512, seed=3,
-        progress=False, checkpointDir=str(checkpoints), stallTimeout=STALL,
+        progress=False, checkpointDir=str(checkpoints), stallTimeout=STALL, **params,
     )  # fmt: skip
 
 
@@ -248,4 +266,8 @@ def left_behind(folder: Path, checkpoints: Path, ports: set[Any]) -> str:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    options = argparse.ArgumentParser()
+    options.add_argument("kills", type=int, nargs="?", default=50)
+    options.add_argument("--no-barrier", dest="barrier", action="store_false")
+    options.add_argument("--from", dest="begin", type=int, default=0)
+    main(**vars(options.parse_args()))

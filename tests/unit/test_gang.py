@@ -74,6 +74,8 @@ def test_tasks_wait_for_all_and_exchange_what_barrier_tasks_do(job):
     for task in (first, second):
         task.finish()
         task.close()
+    with one.server.changed:
+        assert one.server.changed.wait_for(lambda: not one.server.has_lost(), 30)
     one.server.close()
     assert not one.calls
 
@@ -101,10 +103,19 @@ def test_a_task_that_spark_starts_again_ends_the_job_and_gets_no_answer(job, fin
     with ThreadPoolExecutor(1) as pool:
         waits = pool.submit(hosts, again)
         assert one.cancelled.wait(30)
-        assert one.server.lost
+        assert one.server.has_lost()
         one.server.close()
         assert isinstance(waits.exception(30), OSError)
     assert one.calls == 1
+
+
+def test_a_job_that_spark_ends_itself_has_lost_a_task_if_not_all_have_finished(job):
+    """Where a task may fail only once, as on a local master."""
+    one = job()
+    first, second = one.join(0), one.join(1)
+    assert not one.server.has_lost()  # such as a job whose rows can't be read
+    together(lambda: hosts(first), lambda: hosts(second))
+    assert one.server.has_lost()
 
 
 def test_a_task_that_is_lost_ends_the_job(job):

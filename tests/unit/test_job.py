@@ -295,7 +295,7 @@ class Jobs:
     def __init__(self, monkeypatch, *jobs, gangs=False):
         self.jobs = iter(jobs)
         self.alone, self.barriers = [], []
-        self.server = types.SimpleNamespace(address=None, lost=gangs, expired=False)
+        self.server = types.SimpleNamespace(address=None, has_lost=lambda: gangs, expired=False)
         gathered = lambda spark, size, cancel, wanted: contextlib.nullcontext(self.server if wanted else None)  # noqa: E731
         monkeypatch.setattr(barrier.gang, "gathered", gathered)
         errors = lambda spark, tag: [[f"cos_ml.errors.RankError: {self.causes}", tag]] if self.causes else []  # noqa: E731
