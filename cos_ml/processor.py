@@ -6,9 +6,12 @@ import os
 import platform
 from pathlib import Path
 
-__all__ = ["LIMIT", "instruction_set"]
+__all__ = ["LIMIT", "OPERATIONS", "instruction_set"]
 
-LIMIT = "ONEDNN_MAX_CPU_ISA"  # environment variable of oneDNN, TensorFlow's library of kernels for processors
+# Environment variables: which instructions oneDNN may use, in TensorFlow's products of matrices, too, and whether its
+# own operations replace TensorFlow's. They do by default where a processor has one of these.
+LIMIT, OPERATIONS = "ONEDNN_MAX_CPU_ISA", "TF_ENABLE_ONEDNN_OPTS"
+ONEDNN_DEFAULT = {"avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"}
 
 # oneDNN's names, as in LIMIT, and the flags that Linux shows; the newest first. Results in float32 differ between
 # these; the extensions of AVX512_CORE and AVX2 are for bfloat16 and integers.
@@ -21,7 +24,10 @@ LEVELS = {
 
 
 def instruction_set(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The architecture, and the newest instructions that oneDNN uses here if they are known, such as "x86_64 AVX2"."""
+    """The architecture, the newest instructions that oneDNN uses here, and whether its operations are on.
+
+    Such as "x86_64 AVX512_CORE oneDNN"; where the flags of the processor are unknown, the architecture alone.
+    """
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
@@ -30,4 +36,6 @@ def instruction_set(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     limit, names = os.environ.get(LIMIT, "").upper(), list(LEVELS)
     newest = next((at for at, name in enumerate(names) if limit.startswith(name)), 0)
     level = next((name for name in names[newest:] if LEVELS[name] <= flags), "")
-    return f"{platform.machine()} {level}".strip()
+    chosen = os.environ.get(OPERATIONS, "").lower()
+    operations = chosen in ("1", "true") if chosen else bool(ONEDNN_DEFAULT & flags)
+    return " ".join([platform.machine(), *([level] if level else []), *(["oneDNN"] if operations else [])])

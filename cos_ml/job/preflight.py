@@ -29,7 +29,7 @@ from cos_ml.job.containers import format_bytes
 from cos_ml.job.progress import Address
 from cos_ml.job.settings import PORT_RANGE
 from cos_ml.network.archive import Network, layers_by_name, load_model
-from cos_ml.processor import LIMIT, instruction_set
+from cos_ml.processor import LIMIT, OPERATIONS, instruction_set
 from cos_ml.spec import TrainSpec
 from cos_ml.versions import shared_versions
 
@@ -102,7 +102,7 @@ def processor_notes(driver: str, executors: Sequence[dict[str, Any]]) -> list[st
 def _same_rounding(kinds: Sequence[str], where: str) -> str:
     if len({kind.split()[0] for kind in kinds}) > 1:
         return "Use hosts of one architecture if that matters."
-    return f"If that matters, set {LIMIT}=AVX2 {where}, with spark.executorEnv.{LIMIT}."
+    return f"If that matters, set {LIMIT}=AVX2 and {OPERATIONS}=0 {where} (spark.executorEnv.{LIMIT})."
 
 
 def format_versions(versions: dict[str, str | None]) -> str:

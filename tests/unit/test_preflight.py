@@ -77,7 +77,7 @@ def test_processors_that_round_differently_are_noted():
     newer = executor("b") | {"processor": "x86_64 AVX512_CORE"}
     (note,) = preflight.processor_notes("x86_64 AVX2", [executor("a"), newer, executor("c")])
     assert note.startswith("The ranks' processors differ: x86_64 AVX2 on a, c; x86_64 AVX512_CORE on b.")
-    assert note.endswith("set ONEDNN_MAX_CPU_ISA=AVX2 on the executors, with spark.executorEnv.ONEDNN_MAX_CPU_ISA.")
+    assert "set ONEDNN_MAX_CPU_ISA=AVX2 and TF_ENABLE_ONEDNN_OPTS=0 on the executors (spark.executorEnv." in note
     (note,) = preflight.processor_notes("x86_64 AVX2", [newer])
     assert note.startswith("The driver's processor (x86_64 AVX2) differs from that of the ranks (x86_64 AVX512_CORE)")
     (note,) = preflight.processor_notes("", [executor("a"), executor("b") | {"processor": "aarch64"}])
@@ -113,9 +113,21 @@ def test_ranks_that_would_ignore_the_range_of_ports_are_refused():
 )
 def test_the_instruction_set(tmp_path, monkeypatch, flags, limit, expected):
     monkeypatch.setenv(processor.LIMIT, limit)
+    monkeypatch.delenv(processor.OPERATIONS, raising=False)
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
     assert processor.instruction_set(tmp_path / "cpuinfo") == f"{platform.machine()} {expected}".strip()
     assert processor.instruction_set(tmp_path / "missing") == platform.machine()
+
+
+@pytest.mark.parametrize(
+    ("flags", "chosen", "on"),
+    [("avx2 fma", "", False), ("avx2 fma avx_vnni", "", True), ("avx2 fma avx_vnni", "0", False), ("avx2 fma", "1", True)],
+)
+def test_whether_onednns_operations_are_on(tmp_path, monkeypatch, flags, chosen, on):
+    monkeypatch.setenv(processor.OPERATIONS, chosen)
+    monkeypatch.delenv(processor.LIMIT, raising=False)
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
+    assert processor.instruction_set(tmp_path / "cpuinfo") == f"{platform.machine()} AVX2{' oneDNN' * on}"
 
 
 def test_what_a_rank_needs():
