@@ -67,9 +67,11 @@ def from_spark(error: Exception) -> CosMLError | None:
     """The cos_ml error that a Spark task raised, parsed from Spark's message; None for other errors (driver side)."""
     missing = re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", str(error))
     if missing:
+        connect = ".connect" in type(error).__module__  # whose server has an environment of its own
+        started = "" if connect else f" Spark starts it as {os.environ.get('PYSPARK_PYTHON', 'python3')!r}."
         return SetupError(
-            f"The executors' Python has no module {missing[1]!r}. Spark starts it as "
-            f"{os.environ.get('PYSPARK_PYTHON', 'python3')!r}. Before Spark starts, set the environment variable "
+            f"The executors' Python has no module {missing[1]!r}.{started} Before "
+            f"{'the server of Spark Connect' if connect else 'Spark'} starts, set the environment variable "
             "PYSPARK_PYTHON, or spark.pyspark.python, to a Python in which cos_ml is installed."
         )
     end = r"\s+SQLSTATE: \w{5}\b|\n\s*\n?\s+at [\w.$]+\(|\n\tat |\Z"  # Spark 4.1 and later append a SQLSTATE

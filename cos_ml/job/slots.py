@@ -65,6 +65,8 @@ def check_cluster(spark: SparkSession, ranks: int, profile: Any = None, use_barr
     while True:
         executors = _count_executors(spark)  # before the slots, which are then those of as many at least
         slots = _count_slots(spark, profile)
+        if slots is None and request and request.slots < ranks:  # as with Spark Connect
+            raise ClusterError(_describe_lack(ranks, 0, executors, request, 0.0))
         if slots is None or slots >= ranks:
             return  # of an unknown number, Spark itself decides
         waited, limit = time.monotonic() - begun, _time_limit(spark, ranks, slots, executors, request)

@@ -14,7 +14,7 @@ import pytest
 
 from cos_ml import broadcasts
 from cos_ml.data import file_tasks
-from cos_ml.errors import InvalidInputError, SetupError
+from cos_ml.errors import InvalidInputError, SetupError, from_spark
 from cos_ml.job import relay
 from cos_ml.job.progress import Address, Reporter
 
@@ -49,6 +49,15 @@ def test_only_large_networks_are_sent_as_files_and_once(monkeypatch, tmp_path):
     assert all(isinstance(one, broadcasts.SessionFile) for one in sent(archives))
     sent(archives)
     assert session.names == [f"cos_ml-{hashlib.sha256(one).hexdigest()}" for one in archives]
+
+
+def test_the_environment_of_a_client_is_not_taken_for_the_servers(monkeypatch):
+    monkeypatch.setenv("PYSPARK_PYTHON", "/home/me/python")
+    kind = type("PythonException", (Exception,), {"__module__": "pyspark.errors.exceptions.connect"})
+    text = str(from_spark(kind("ModuleNotFoundError: No module named 'cos_ml'")))
+    assert "Before the server of Spark Connect starts" in text
+    assert "/home/me" not in text
+    assert "/home/me/python" in str(from_spark(Exception("ModuleNotFoundError: No module named 'cos_ml'")))
 
 
 def refuse():

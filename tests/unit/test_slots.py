@@ -125,7 +125,7 @@ def test_fits_with_dynamic_allocation_take_turns_unless_executors_for_both_are_t
         ({"spark_master": "local[2]"}, True),
         ({"spark_master": "local[5,3]", "spark_task_cpus": "2"}, True),
         ({"spark_master": "local[*]"}, False),
-        ({"spark_master": "yarn"}, False),
+        ({"spark_master": "yarn", "spark_executor_instances": "4"}, False),
         ({}, False),
     ],
 )
@@ -141,6 +141,13 @@ def test_spark_connect_reveals_the_slots_of_local_masters(conf, known):
 def test_of_an_unknown_number_of_slots_spark_decides(cluster):
     cluster(None)
     slots.check_cluster(Session(spark_master="spark://host:7077"), 1000)
+
+
+def test_of_an_unknown_number_of_slots_no_more_are_expected_than_were_requested():
+    session = ConnectSession(spark_master="spark://host:7077", spark_cores_max="4")
+    slots.check_cluster(session, 4)
+    with pytest.raises(ClusterError, match=r"slots for 4 in all: spark\.cores\.max=4"):
+        slots.check_cluster(session, 5)
 
 
 def test_slots_are_given_in_the_order_of_requests():
