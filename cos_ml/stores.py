@@ -140,9 +140,9 @@ def _mv_renames(filesystem: Any) -> bool:
 
 def _write(filesystem: Any, path: str, pieces: Sequence[Any]) -> None:
     with filesystem.open(path, "wb") as file:
-        for piece in map(memoryview, pieces):
-            for start in range(0, len(piece), PIECE):  # hdfs-native needs ten times as long for what is not bytes
-                file.write(piece[start : start + PIECE].tobytes())
+        for view in [memoryview(piece) for piece in pieces]:
+            for start in range(0, len(view), PIECE):  # hdfs-native needs ten times as long for what is not bytes
+                file.write(view[start : start + PIECE].tobytes())
         file.flush()
         with contextlib.suppress(AttributeError, OSError):  # only files on a disk have a fileno
             os.fsync(file.fileno())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import logging
 import math
 import os
 import uuid
@@ -23,7 +24,7 @@ from cos_ml.data.spool import row_keys, usable_rows, validates
 from cos_ml.errors import InvalidInputError, from_spark
 from cos_ml.paths import for_spark, literal
 from cos_ml.spec import TrainSpec
-from cos_ml.stores import open_filesystem
+from cos_ml.stores import exists, open_filesystem, retried
 
 if TYPE_CHECKING:
     from pyspark.sql import Column as SparkColumn
@@ -34,6 +35,7 @@ __all__ = ["parquet_cache", "to_stored", "usable_batches"]
 ROW_GROUP = 16 << 20  # bytes; a rank holds a few row groups
 ROW_HASH = "row_hash"  # the column that the digest is made of
 DISK_FULL = os.strerror(errno.ENOSPC)  # Java's messages contain the C library's, too
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -77,13 +79,16 @@ def parquet_cache(
         yield url, None if ordered is None else _digest(rows.sparkSession, url)
     finally:
         if not keep:
-            call_at_files(rows.sparkSession, partial(_remove, url))
+            try:
+                call_at_files(rows.sparkSession, lambda: retried(partial(_remove, url)))
+            except Exception as error:  # each storage has its own exceptions; the fit is worth more
+                logger.warning("The rows of the fit could not be removed from %s: %r", url, error)
 
 
 def _remove(url: str) -> None:
     filesystem, path = open_filesystem(url)
     filesystem.invalidate_cache()  # Spark has written behind its back
-    if filesystem.exists(path):
+    if exists(filesystem, path):
         filesystem.rm(path, recursive=True)
 
 

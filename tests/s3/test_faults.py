@@ -107,3 +107,16 @@ def test_ranks_read_on_where_the_store_was_busy(est, rows, undisturbed, s3, fold
     s3.rules.append(busy)
     assert_same_weights(est.fitParquet(f"{folder}/rows").toKeras(), undisturbed.toKeras(), 1e-6)
     assert len(reads) > 3
+
+
+def test_a_cache_that_can_not_be_removed_costs_no_fit(est, rows, undisturbed, s3, folder, caplog):
+    def deny(method, path):  # once ranks read what Spark has written
+        reads = any("/cache/" in path and ".parquet" in path for method, path in s3.requests if method == "GET")
+        return 403 if reads and (method == "DELETE" or path.endswith("?delete")) else None
+
+    s3.rules.append(deny)
+    model = est.copy({est.feed: "parquet", est.cacheDir: f"{folder}/cache"}).fit(rows)
+    assert_same_weights(model.toKeras(), undisturbed.toKeras(), 1e-6)
+    (warning,) = [record.message for record in caplog.records if "could not be removed" in record.message]
+    assert f"{folder}/cache/cos_ml-" in warning
+    assert "PermissionError" in warning
