@@ -16,10 +16,11 @@ from cos_ml.data.table_formats import check_plain_files
 from cos_ml.errors import InvalidInputError
 from cos_ml.stores import open_filesystem
 
-__all__ = ["DataFile", "find_files", "folder_values", "opened", "url_of", "version_of"]
+__all__ = ["BUFFER", "DataFile", "find_files", "folder_values", "opened", "url_of", "version_of"]
 
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # null, in the name of a folder
 LISTED = 16  # URLs that are looked at at the same time
+BUFFER = 1 << 18  # bytes that are read together, for each column; else those of a whole row group are
 HIDDEN = re.compile(r"(^|/)(\.|_[^=/]*(/|$))")  # paths of files that Spark does not read; a column may be called _x
 ENDINGS, MAGIC = (".parquet", ".parq", ".pq"), (b"PAR1", b"PARE")  # the latter begins encrypted files
 # What fsspec's file systems call the version of a file, by priority.
@@ -73,7 +74,7 @@ def opened(file: DataFile) -> Iterator[Any]:
 
     with file.filesystem.open(file.path) as source:
         try:
-            yield pq.ParquetFile(source)
+            yield pq.ParquetFile(source, pre_buffer=False, buffer_size=BUFFER)
         except (pa.ArrowInvalid, OSError) as error:
             if getattr(error, "errno", None) is not None:  # not one of pyarrow's
                 raise

@@ -16,7 +16,7 @@ from fsspec.implementations.cached import CachingFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from cos_ml.data.parquet import Shards, column_names
-from cos_ml.data.parquet_files import folder_values
+from cos_ml.data.parquet_files import BUFFER, folder_values
 from cos_ml.data.spool import local_folder
 from cos_ml.errors import InvalidInputError
 from cos_ml.rank.row_copies import RowCopies
@@ -27,7 +27,6 @@ __all__ = ["ParquetReader"]
 THREADS = 8  # at most, each with a row group
 AHEAD = 32 << 20  # bytes of row groups that are open at the same time, but at least two of them
 PIECE = 1 << 20  # bytes of rows that are decoded together; of each open row group, one piece is in memory
-BUFFER = 1 << 18  # bytes of a local file that are read together, for each column
 FOOTERS = 256  # that are kept
 Convert = Callable[[pa.RecordBatch, int, Mapping[str, str | None]], Any]
 
@@ -131,7 +130,7 @@ class ParquetReader:
                     yield pa.RecordBatch.from_arrays([pa.nulls(min(size, count - start))], [""])
                 return
             if local:
-                with pq.ParquetFile(path, metadata=footer, buffer_size=BUFFER) as stored:
+                with pq.ParquetFile(path, metadata=footer, pre_buffer=False, buffer_size=BUFFER) as stored:
                     yield from stored.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
                 return
             # Most file systems would read up to 50 MB more with each row group, for readers that go on from there.

@@ -163,3 +163,16 @@ def test_pages_that_are_damaged(tmp_path):
     rows = ShardRows("train", SPEC, shards, 0)
     with pytest.raises(InvalidInputError, match=r"or are damaged: row group 0 of \S+a.parquet"):
         list(rows.scan(["x0"]))
+
+
+def test_memory_does_not_grow_with_the_row_groups(tmp_path):
+    values = pa.array(np.random.default_rng(0).random(4_000_000, np.float32))
+    lists = pa.ListArray.from_arrays(pa.array(np.arange(0, len(values) + 1, 1000, np.int32)), values)
+    rows = pa.table({"x": lists, "y": np.arange(float(len(lists)))})
+    pq.write_table(rows, tmp_path / "a.parquet", use_dictionary=False)  # a row group of 16 MB
+    spec = TrainSpec(inputs=(Column("x", "x0", (1000,)),), labels=SPEC.labels)
+    del values, lists, rows
+    before = pa.total_allocated_bytes()
+    part = ShardRows("train", spec, plan(str(tmp_path), spec, NAMES, 1), 0)
+    most = max(pa.total_allocated_bytes() for _ in part.ordered(True, (1,)).batches(100, 40, {}))
+    assert most - before < 10 << 20
