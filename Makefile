@@ -23,7 +23,7 @@ help:
 	@echo "make test-s3         the tests on S3, by Spark's own client, whose jars Maven fetches once (560 MB), and a server by pip"
 	@echo "make test-tables     the tests on tables of Delta and Iceberg, whose jars Maven fetches once (53 MB)"
 	@echo "make test-kubernetes  the tests on Spark's scheduler for Kubernetes, with a mock API server (Maven, 33 MB, once); needs root"
-	@echo "make test-networks   the tests on hosts with awkward networks; needs root, and Debian's nftables, faketime, iproute2"
+	@echo "make test-networks   the tests on hosts with awkward networks; needs root, and Debian's nftables, iproute2"
 	@echo "make test-newest     the tests on the newest releases that exist, to see whether bounds in setup.cfg can be raised"
 	@echo "make fuzz-lmdb       reads 100,000 damaged LMDB files; SEED=... for others"
 	@echo "make unit, local     a part of make test, without lint"

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -47,9 +46,3 @@ def leave_a_process(start: dict[str, Any], wait: Callable[[], dict[str, Any]], h
     while not process:
         signal.pause()
     return {"process": str(process).encode()}
-
-
-def clock(start: dict[str, Any], wait: Callable[[], dict[str, Any]], heartbeat: Any) -> dict[str, bytes]:
-    """What this rank takes for the time of day."""
-    wait()
-    return {"clock": json.dumps(time.time()).encode()}
