@@ -214,9 +214,9 @@ def test_the_changes_are_made_once_and_to_the_right_source_only(tmp_path, monkey
         folder = Path(command[command.index("-d") + 1])
         folder.mkdir(exist_ok=True)
         with tarfile.open(folder / "horovod-0.28.1.tar.gz", "w:gz") as archive:
-            for change in build.CHANGES:
-                text = (change.after * copies).encode()
-                member = tarfile.TarInfo(f"horovod-0.28.1/{change.file}")
+            for file in dict.fromkeys(change.file for change in build.CHANGES):
+                text = "".join(change.after * copies for change in build.CHANGES if change.file == file).encode()
+                member = tarfile.TarInfo(f"horovod-0.28.1/{file}")
                 member.size = len(text)
                 archive.addfile(member, io.BytesIO(text))
         return subprocess.CompletedProcess(command, 0)
@@ -226,7 +226,7 @@ def test_the_changes_are_made_once_and_to_the_right_source_only(tmp_path, monkey
         copies = 1
         source = build._source(tmp_path, {}, log)
         for change in build.CHANGES:
-            assert (source / change.file).read_text() == change.after + change.added
+            assert (source / change.file).read_text().count(change.after + change.added) == 1
         copies = 2
         with pytest.raises(SetupError, match=r"not that of 0\.28\.1: .*gloo_context\.cc differs"):
             build._source(tmp_path, {}, log)
