@@ -33,7 +33,7 @@ from tests.support import reference
 from tests.support.processes import rank_processes, server_processes
 from tests.support.sessions import DAEMON, SETTINGS, frame, rows_of, session
 
-EPOCHS = 4
+EPOCHS, ROWS, UNITS = 4, 20_000, 1500
 STALL = 10.0  # seconds
 TRIES = 10  # until a moment is met
 PHASES = ("start", "read", "train", "checkpoint", "finish")
@@ -55,7 +55,7 @@ def main(kills: int = 50, barrier: bool = True, begin: int = 0) -> None:
     with tempfile.TemporaryDirectory(prefix="cos_ml_chaos_") as name:
         folder = Path(name)
         spark = next(session(CLUSTER, folder / "spark", **ATTEMPTS))
-        rows = rows_of(*reference.data(20_000))
+        rows = rows_of(*reference.data(ROWS))
         partitions = [rows[at::4] for at in range(4)]  # other than there are ranks: a retry reads a shuffle again
         data = frame(spark, partitions)
         undisturbed = estimator(folder / "undisturbed").fit(data).toKeras().get_weights()
@@ -188,9 +188,9 @@ def estimator(checkpoints: Path, **params: Any) -> DeepNetEstimator:
     network = keras.Sequential(
         [
             keras.Input((12,)),
-            keras.layers.Dense(1500, activation="relu"),
+            keras.layers.Dense(UNITS, activation="relu"),
             keras.layers.Dropout(0.2),
-            keras.layers.Dense(1500, activation="relu"),
+            keras.layers.Dense(UNITS, activation="relu"),
             keras.layers.BatchNormalization(),
             keras.layers.Dense(3, activation="softmax"),
         ]
