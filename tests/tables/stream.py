@@ -20,7 +20,7 @@ from tests.tables import lake
 
 DIES_IN = 1  # the number of the batch
 IN_BATCH = 20  # rows of a batch, by their ids
-LONGEST = 120  # seconds until the other query is in its batch
+LONGEST = 300  # seconds until the other query is in its batch
 
 
 def start(spark: SparkSession, folder: Path, dies: bool) -> list[StreamingQuery]:

@@ -20,6 +20,7 @@ from cos_ml import DeepNetModel, ImageAssembler
 from cos_ml.commands import data
 from cos_ml.errors import InvalidInputError
 from cos_ml.sources.images import read_images
+from tests.standalone.hosts import die_with_parent
 from tests.support import reference
 from tests.support.sessions import ROOT
 from tests.tables import stream
@@ -192,8 +193,9 @@ def test_a_stream_that_is_killed_in_a_batch_writes_every_row_once(spark, tmp_pat
         part.write.format("delta").mode("append").save(str(tmp_path / "source"))
     command = [sys.executable, "-m", "tests.tables.stream", str(tmp_path)]
     killed = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, start_new_session=True, check=False, timeout=300
-    )
+        command, cwd=ROOT, capture_output=True, text=True, start_new_session=True, preexec_fn=die_with_parent,
+        check=False, timeout=2 * stream.LONGEST,
+    )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     count = {name: spark.read.format("delta").load(str(tmp_path / name)).count() for name in ("sink", "batches")}
     assert count == {"sink": stream.IN_BATCH, "batches": 2 * stream.IN_BATCH}
