@@ -20,7 +20,7 @@ from tests.support.sessions import ROOT, session
 
 HERE = Path(__file__).parent
 SUBMIT = str(Path(pyspark.__file__).parent / "bin" / "spark-submit")
-LONGEST = 300  # seconds of a program
+LONGEST = 600  # seconds of a program
 PODS = 5  # at a time: the executors of the tests' session, and a driver with its own
 TEMPLATE = """
 apiVersion: v1

@@ -58,14 +58,12 @@ class Pod:
 
     def status(self) -> dict[str, Any]:
         if (code := self.process.poll()) is None:
-            phase, state = "Running", {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
-        else:
-            reason = "OOMKilled" if self.out_of_memory() else "Error" if code else "Completed"
-            phase = "Failed" if code else "Succeeded"
-            state = {"terminated": {"exitCode": code if code >= 0 else 128 - code, "reason": reason}}
+            return {"phase": "Running", "podIP": self.address}
+        reason = "OOMKilled" if self.out_of_memory() else "Error" if code else "Completed"
+        state = {"terminated": {"exitCode": code if code >= 0 else 128 - code, "reason": reason}}
         (spec,) = self.object["spec"]["containers"]
-        container = {"name": spec["name"], "ready": code is None, "restartCount": 0, "state": state}
-        return {"phase": phase, "podIP": self.address, "containerStatuses": [container]}
+        container = {"name": spec["name"], "ready": False, "restartCount": 0, "state": state}
+        return {"phase": "Failed" if code else "Succeeded", "podIP": self.address, "containerStatuses": [container]}
 
 
 class Node(threading.Thread):
