@@ -60,10 +60,10 @@ class Misbehaving(keras.layers.Layer):
         if self.what == "kill executor":
             executor = next(parent for parent in barrier_task().parents() if parent.name() == "java")
             executor.kill()
-            return
+            threading.Event().wait()  # this rank dies with it, and trains no further
         if self.what == "kill worker":  # the barrier task's Python process
             barrier_task().kill()
-            threading.Event().wait()  # this rank dies with it, and trains no further
+            threading.Event().wait()  # as above
         if self.what == "kill driver":  # the first Python process above the JVM
             parents = barrier_task().parents()
             java = next(index for index, parent in enumerate(parents) if parent.name() == "java")

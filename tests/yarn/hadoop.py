@@ -64,7 +64,7 @@ class Hadoop:
 
     def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         """Run a program that takes this YARN and this HDFS from its environment."""
-        environment = {"PYSPARK_PYTHON": sys.executable} | os.environ
+        environment = os.environ | {"PYSPARK_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
         return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=LONGEST)
 
 

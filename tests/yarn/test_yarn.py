@@ -100,13 +100,12 @@ def test_a_fit_survives_the_kill_of_a_container(hadoop, spark, tmp_path):
 
 def test_ranks_that_need_more_than_their_container_has(hadoop):
     settings = ONE | {
-        "spark.executor.memory": "512m", "spark.executor.memoryOverhead": "384m",
-        "spark.stage.maxConsecutiveAttempts": "1",
+        "spark.executor.memoryOverhead": "384m", "spark.stage.maxConsecutiveAttempts": "1",
         # YARN counts an executor's descendants, unless it uses cgroups; a rank server is none, and its ranks are none.
         "spark.cosml.rankServer.idleTimeout": "0",
     }  # fmt: skip
     done = hadoop.submit(PROGRAM, "memory", **settings)
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     found = found_in(done.stdout)
     assert "PROBLEM  memory" in found["explain"]
     assert "An executor's ranks (2) need about" in found["explain"]
