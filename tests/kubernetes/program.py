@@ -1,9 +1,10 @@
-"""A program that tests submit in cluster mode: ``program.py FOLDER``; prints what it found as JSON."""
+"""A program that tests submit in cluster mode: ``program.py FOLDER``; writes what it found there, as JSON."""
 
 import json
 import os
 import socket
 import sys
+from pathlib import Path
 
 from pyspark.sql import SparkSession
 
@@ -24,5 +25,5 @@ found = {
     "weights": [weight.tolist() for weight in model.toKeras().get_weights()], "scores": scores,
     "ranks": [rank["host"] for rank in model.summary.ranks], "states": os.listdir(f"{sys.argv[1]}/states"),
 }  # fmt: skip
-print("FOUND", json.dumps(found), flush=True)
+Path(sys.argv[1], "found.json").write_text(json.dumps(found))
 spark.stop()

@@ -19,11 +19,6 @@ from tests.support.sessions import ROOT, frame, rows_of
 MIB = 1 << 20
 
 
-def found_in(text):
-    (line,) = [line for line in text.splitlines() if line.startswith("FOUND ")]
-    return json.loads(line.removeprefix("FOUND "))
-
-
 def limit(pod):
     """The bytes that a pod's container may use."""
     (container,) = pod.object["spec"]["containers"]
@@ -101,7 +96,7 @@ def test_cluster_mode_with_a_volume(kubernetes, tmp_path):
     drivers = [pod for name, pod in kubernetes.node.pods.items() if name.endswith("-driver")]
     assert done.returncode == 0, done.stderr[-4000:] + "".join(pod.log()[-4000:] for pod in drivers)
     (driver,) = drivers
-    found = found_in(driver.log())
+    found = json.loads((tmp_path / "found.json").read_text())
     pods = kubernetes.executors(found["application"]).values()
     assert found["host"] == driver.object["metadata"]["name"]
     assert set(found["ranks"]) == {pod.address for pod in pods}
@@ -126,7 +121,8 @@ def test_ranks_that_need_more_than_their_container_has(kubernetes):
     }  # fmt: skip
     program = str(ROOT / "tests" / "yarn" / "program.py")
     done = kubernetes.submit(program, "memory", mode="client", **settings)
-    found = found_in(done.stdout)
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
+    found = json.loads(line.removeprefix("FOUND "))
     assert "PROBLEM  memory" in found["explain"]
     assert "(spark.executor.memoryOverhead=384m). Kubernetes kills containers that use more" in found["explain"]
     assert "OOM" in found["error"]
