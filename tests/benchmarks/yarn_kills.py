@@ -14,6 +14,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def main(kills: int = 20, first: int = 0) -> None:
                 line, good, lost = disturbed(chaos, df, url, undisturbed)
                 hadoop.files.rm(url, recursive=True)
                 left = [left_behind(hadoop.folder / "yarn", Path(url), ports)]
-                left += sorted(found(hadoop.files, hadoop.fs) - stored) + sorted(in_shared() - shared)
+                left += settled(lambda: sorted(found(hadoop.files, hadoop.fs) - stored) + sorted(in_shared() - shared))
                 text = ", ".join(filter(None, left))
                 hit = chaos.struck and lost
                 print(f"{line}{text or 'nothing'}{'' if hit else '  (the moment never came)'}", flush=True)
@@ -112,6 +113,14 @@ def estimator(**params: Any) -> DeepNetEstimator:
         model=network, loss="sparse_categorical_crossentropy", numTrainWorkers=2, epochs=EPOCHS, batchSize=100, seed=3,
         progress=False, **params,
     )  # fmt: skip
+
+
+def settled(look: Callable[[], list[str]]) -> list[str]:
+    """What is left, after the moment that dying processes take."""
+    deadline = time.monotonic() + 10
+    while look() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return look()
 
 
 def found(files: Any, url: str) -> set[str]:
