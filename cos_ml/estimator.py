@@ -16,9 +16,10 @@ from pyspark.ml import Predictor
 from pyspark.sql import DataFrame, SparkSession
 
 from cos_ml.callbacks import with_qualified_path
-from cos_ml.data import frames, parquet
+from cos_ml.data import frames
 from cos_ml.data.columns import Column
 from cos_ml.data.names import resolve
+from cos_ml.data.parquet_plan import stored_frame
 from cos_ml.errors import CosMLError, InvalidInputError
 from cos_ml.estimator_params import EstimatorParams
 from cos_ml.initial_weights import digest, with_initial_weights
@@ -216,7 +217,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
             estimator = estimator.copy({estimator.feed: "parquet"})
         spark = SparkSession.active()
         urls = [qualified(spark, one) for one in ([url] if isinstance(url, (str, PathLike)) else url)]
-        dataset = parquet.stored_frame(spark, urls)
+        dataset = stored_frame(spark, urls)
         return _train(dataset, [estimator], [estimator._candidate(dataset)], urls)[0]
 
     def _fit(self, dataset: DataFrame) -> DeepNetModel:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from cos_ml.errors import CosMLError, SetupError
 
-__all__ = ["exists", "make_folder", "open_filesystem", "retried", "write_whole"]
+__all__ = ["exists", "make_folder", "open_filesystem", "retried", "version_of", "write_whole"]
 
 T = TypeVar("T")
 
@@ -30,6 +30,8 @@ LASTING = (
     NotImplementedError, PermissionError, TypeError, ValueError,
 )  # fmt: skip
 LASTING_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP)
+# What fsspec's file systems call the version of a file, by priority.
+VERSIONS = ("ETag", "etag", "mtime", "modification_time", "LastModified", "last_modified", "updated", "created")
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
@@ -95,6 +97,11 @@ def exists(filesystem: Any, path: str) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def version_of(info: dict[str, Any]) -> list[str]:
+    """What changes when a file is rewritten, but not with its mode, owner or reading, of what a file system tells."""
+    return [str(info["size"]), next((str(info[name]) for name in VERSIONS if info.get(name)), str(info))]
 
 
 def make_folder(filesystem: Any, path: str) -> None:

@@ -7,24 +7,23 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import pyarrow as pa
 
 from cos_ml.data.table_formats import check_plain_files
 from cos_ml.errors import InvalidInputError
-from cos_ml.stores import open_filesystem
+from cos_ml.stores import exists, open_filesystem, retried
 
-__all__ = ["BUFFER", "DataFile", "find_files", "folder_values", "opened", "url_of", "version_of"]
+__all__ = ["BUFFER", "DataFile", "find_files", "folder_values", "opened"]
 
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # null, in the name of a folder
 LISTED = 16  # URLs that are looked at at the same time
 BUFFER = 1 << 18  # bytes that are read together, for each column; else those of a whole row group are
 HIDDEN = re.compile(r"(^|/)(\.|_[^=/]*(/|$))")  # paths of files that Spark does not read; a column may be called _x
 ENDINGS, MAGIC = (".parquet", ".parq", ".pq"), (b"PAR1", b"PARE")  # the latter begins encrypted files
-# What fsspec's file systems call the version of a file, by priority.
-VERSIONS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,8 @@ def opened(file: DataFile) -> Iterator[Any]:
     with file.filesystem.open(file.path) as source:
         try:
             yield pq.ParquetFile(source, pre_buffer=False, buffer_size=BUFFER)
-        except (pa.ArrowInvalid, OSError) as error:
-            if getattr(error, "errno", None) is not None:  # not one of pyarrow's
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and (type(error) is not OSError or error.errno):  # not one of pyarrow's
                 raise
             raise InvalidInputError(f"The file {file.path} can't be read as Parquet: {error}") from error
 
@@ -88,22 +87,29 @@ def folder_values(root: str, path: str) -> dict[str, str | None]:
     return {unquote(name): None if value == NO_VALUE else unquote(value) for name, _, value in pairs}
 
 
-def version_of(file: DataFile) -> list[str]:
-    """What changes when a file is rewritten, but not with its mode or owner; file systems name it differently."""
-    info = file.filesystem.info(file.path)
-    written = next((str(info[name]) for name in VERSIONS if info.get(name)), None) or file.filesystem.ukey(file.path)
-    return [file.path, str(info["size"]), written]
-
-
-def url_of(path: str, url: str, filesystem: Any) -> str:
-    """The URL of a file that fsspec found at ``url``; fsspec drops the host for some file systems."""
-    scheme, host, *_ = urlsplit(url)
-    return f"{scheme}://{host}{path}" if host and path.startswith("/") else filesystem.unstrip_protocol(path)
-
-
 def _listed(filesystem: Any, root: str) -> list[str]:
-    """All files at ``root``; a file on a web server is not asked what it contains."""
-    return [root] if filesystem.isfile(root) else filesystem.find(root)  # type: ignore[no-any-return]
+    """All files at ``root``; a file on a web server is not asked what it contains.
+
+    Raises:
+        OSError: a folder can't be listed. fsspec's own ``find`` would leave out its files, except for object stores,
+            which list all at once.
+    """
+    if filesystem.isfile(root):
+        return [root]
+    if not retried(partial(exists, filesystem, root)):
+        return []
+    if filesystem.async_impl:
+        return retried(partial(filesystem.find, root))  # type: ignore[no-any-return]
+    files, folders = [], [root]
+    while folders:
+        folder = folders.pop()
+        for entry in retried(partial(filesystem.ls, folder, detail=True)):
+            name, kind = entry["name"], entry["type"]
+            if kind == "file" or (kind != "directory" and not filesystem.isdir(name)):  # a link is neither
+                files.append(name)
+            elif name.rstrip("/") != folder.rstrip("/"):
+                folders.append(name)
+    return sorted(files)
 
 
 def _parquet_files(filesystem: Any, root: str, listed: Sequence[str]) -> list[str]:

@@ -16,10 +16,11 @@ from typing import Any
 from pyspark.sql import DataFrame, SparkSession
 
 from cos_ml import gpus, spark_internals
-from cos_ml.data import parquet
 from cos_ml.data.file_tasks import call_at_files
 from cos_ml.data.names import resolve
+from cos_ml.data.parquet import Shards, Stored
 from cos_ml.data.parquet_cache import parquet_cache
+from cos_ml.data.parquet_plan import check_petastorm, plan
 from cos_ml.data.table_formats import check_no_table
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.job import barrier, containers, preflight, rank_server
@@ -161,13 +162,13 @@ def _container_problems(
     return containers.problems(spark.conf, need, containers.ranks_together(spark.conf, ranks), server)
 
 
-def _stored_names(dataset: DataFrame, spec: TrainSpec, feed: str) -> dict[str, parquet.Stored]:
+def _stored_names(dataset: DataFrame, spec: TrainSpec, feed: str) -> dict[str, Stored]:
     """What the columns are in the files of a Parquet dataset, by field.
 
     Raises:
         InvalidInputError: petastorm can't read a column that is part of one in the files, or made of several.
     """
-    names: dict[str, parquet.Stored] = {}
+    names: dict[str, Stored] = {}
     for column in spec.stored:
         found = [resolve(dataset, name) for name in column.parts or (column.name,)]
         first, whole = found[0], not column.parts and not found[0].part and len(found[0].path) == 1
@@ -212,7 +213,7 @@ def _check_reader(spark: SparkSession, options: FitOptions, urls: Sequence[str])
     if options.feed == "petastorm":
         if options.copied:
             raise InvalidInputError('Param cacheRows: petastorm keeps no copies of rows. Use feed="parquet".')
-        call_at_files(spark, partial(parquet.check_petastorm, urls))
+        call_at_files(spark, partial(check_petastorm, urls))
 
 
 def _completed(candidate: Candidate, types: str, index: int) -> TrainSpec:
@@ -235,7 +236,7 @@ def _completed(candidate: Candidate, types: str, index: int) -> TrainSpec:
 @contextlib.contextmanager
 def _cached(
     rows: DataFrame, specs: Sequence[TrainSpec], options: FitOptions, folder: str
-) -> Iterator[tuple[parquet.Shards, str]]:
+) -> Iterator[tuple[Shards, str]]:
     """The rows as a Parquet dataset in ``folder``, for the length of a ``with`` block: its shards, and its URL."""
     spec, configs = specs[0], [one.checkpoint for one in specs if one.checkpoint]
     # Within an epoch a training resumes only with its rows in the same order.
@@ -247,13 +248,13 @@ def _cached(
         yield _planned(rows.sparkSession, *arguments), url
 
 
-def _planned(spark: SparkSession, *arguments: Any, **options: Any) -> parquet.Shards:
-    """``parquet.plan`` with these arguments, where executors reach the files."""
-    return parquet.Shards(**call_at_files(spark, partial(_plan, *arguments, **options)))
+def _planned(spark: SparkSession, *arguments: Any, **options: Any) -> Shards:
+    """``plan`` with these arguments, where executors reach the files."""
+    return Shards(**call_at_files(spark, partial(_plan, *arguments, **options)))
 
 
 def _plan(*arguments: Any, **options: Any) -> dict[str, Any]:
-    return asdict(parquet.plan(*arguments, **options))
+    return asdict(plan(*arguments, **options))
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from cos_ml.errors import InvalidInputError
-from cos_ml.stores import open_filesystem, retried
+from cos_ml.stores import open_filesystem, retried, version_of
 
 __all__ = ["default_filesystem", "local_copy"]
 
@@ -49,8 +49,8 @@ def local_copy(url: str, name: str) -> str:
     except FileNotFoundError as error:
         here = f" The file on this machine is file://{path}." if path.startswith("/") and os.path.exists(path) else ""
         raise InvalidInputError(f"There is no file {name} at {url}.{here}") from error
-    version = [url, *(str(info.get(one)) for one in ("size", "mtime", "modification_time", "LastModified", "ETag"))]
-    copy = Path(parent, f"cos_ml-{hashlib.sha256(repr(version).encode()).hexdigest()[:24]}")
+    digest = hashlib.sha256(repr([url, *version_of(info)]).encode()).hexdigest()
+    copy = Path(parent, f"cos_ml-{digest[:24]}")
     with open(f"{copy}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # other tasks wait for the copy
         if not copy.exists():

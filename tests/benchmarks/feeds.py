@@ -21,7 +21,8 @@ from pyspark import TaskContext
 
 from cos_ml.data import frames
 from cos_ml.data.columns import Column
-from cos_ml.data.parquet import Shards, plan
+from cos_ml.data.parquet import Shards
+from cos_ml.data.parquet_plan import plan
 from cos_ml.data.spool import Spool, SpooledRows
 from cos_ml.rank.shard_rows import ShardRows
 from cos_ml.spec import TrainSpec

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cos_ml.data.columns import Column
-from cos_ml.data.parquet import plan
+from cos_ml.data.parquet_plan import plan
 from cos_ml.data.spool import Spool
 from cos_ml.spec import TrainSpec
 from tests.benchmarks import data

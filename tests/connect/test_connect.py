@@ -16,7 +16,7 @@ from pyspark.ml.tuning import CrossValidator, CrossValidatorModel, ParamGridBuil
 from pyspark.sql import types as T
 
 from cos_ml import DeepNetEstimator, DeepNetModel, broadcasts
-from cos_ml.data.parquet import stored_frame
+from cos_ml.data.parquet_plan import stored_frame
 from cos_ml.errors import ClusterError, InvalidInputError, RankError, SavedModelError
 from tests.support import reference
 from tests.support.layers import Misbehaving

@@ -5,6 +5,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,10 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cos_ml.data import parquet, parquet_files
+from cos_ml.data import parquet_plan
 from cos_ml.data.columns import Column
-from cos_ml.data.parquet import Shards, plan
+from cos_ml.data.parquet import Shards
 from cos_ml.data.parquet_cache import to_stored, usable_batches
+from cos_ml.data.parquet_plan import plan
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.job import fit
 from cos_ml.rank import petastorm_reader, shard_rows
@@ -31,7 +33,7 @@ PETASTORM = ["petastorm"] if importlib.util.find_spec("petastorm") else []  # th
 def reader(request, monkeypatch):
     """Both readers: they differ in nothing that a test here sees."""
     if request.param == "petastorm":
-        monkeypatch.setattr("tests.unit.test_parquet.plan", partial(parquet.plan, reader="petastorm"))
+        monkeypatch.setattr("tests.unit.test_parquet.plan", partial(parquet_plan.plan, reader="petastorm"))
     return request.param
 
 
@@ -353,9 +355,12 @@ def test_files_without_a_column_that_petastorm_reads(tmp_path, columns, message)
 
 
 @pytest.mark.parametrize("reader", PETASTORM, indirect=True)
-def test_urls_that_petastorm_would_cut_off_are_refused():
+def test_urls_that_petastorm_would_cut_off_are_refused(tmp_path):
     with pytest.raises(InvalidInputError, match="can't read paths with #"):
-        parquet.check_petastorm(["/data", "/data/run#1"])
+        parquet_plan.check_petastorm(["/data", "/data/run#1"])
+    Path(write(tmp_path / "rows", [1]), "part-0.parquet").rename(tmp_path / "rows" / "part?0.parquet")
+    with pytest.raises(InvalidInputError, match="can't read paths with #"):
+        plan(str(tmp_path / "rows"), SPEC, NAMES, 1)
 
 
 def test_a_table_is_looked_for_where_spark_would_write(tmp_path, monkeypatch):
@@ -364,14 +369,6 @@ def test_a_table_is_looked_for_where_spark_would_write(tmp_path, monkeypatch):
     monkeypatch.setattr(fit, "qualified", lambda spark, path: f"local://{tmp_path}{path}")
     with pytest.raises(InvalidInputError, match="table of Delta Lake"):
         fit.cache_folder(None, SimpleNamespace(feed="parquet", cache_dir="/cache", copied=False))
-
-
-def test_the_host_of_a_url_stays():
-    hdfs = type("HDFS", (), {"unstrip_protocol": staticmethod(lambda path: f"hdfs://{path}")})
-    assert parquet_files.url_of("/data/a.parquet", "hdfs://node:9000/data", hdfs) == "hdfs://node:9000/data/a.parquet"
-    assert parquet_files.url_of("/data/a.parquet", "hdfs:///data", hdfs) == "hdfs:///data/a.parquet"
-    s3 = type("S3", (), {"unstrip_protocol": staticmethod(lambda path: f"s3://{path}")})
-    assert parquet_files.url_of("bucket/a.parquet", "s3://bucket", s3) == "s3://bucket/a.parquet"
 
 
 def test_strings_are_stored_as_they_came():

@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cos_ml.data.columns import Column
-from cos_ml.data.parquet import plan
+from cos_ml.data.parquet_plan import plan
 from cos_ml.errors import InvalidInputError
 from cos_ml.rank import parquet_reader, shard_rows
 from cos_ml.rank.shard_rows import ShardRows
@@ -124,6 +125,38 @@ def test_values_in_the_names_of_folders(tmp_path, values, dtype, expected):
     else:
         found = read(tmp_path, spec, names, field="x0")
         assert [None if one != one else one for one in sorted(found, key=str)] == sorted(expected, key=str)
+
+
+def test_links_to_folders_and_files(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        pq.write_table(table(*((0, 2) if name == "a" else (2, 4))), tmp_path / name / "0.parquet")
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "linked").symlink_to(tmp_path / "a")
+    (tmp_path / "rows" / "z.parquet").symlink_to(tmp_path / "b" / "0.parquet")
+    (tmp_path / "link").symlink_to(tmp_path / "rows")
+    assert read(tmp_path / "rows") == read(tmp_path / "link") == [0, 1, 2, 3]
+    (tmp_path / "rows" / "above").symlink_to(tmp_path / "rows")
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        read(tmp_path / "rows")
+
+
+@pytest.mark.parametrize("denied", ["", "a=2"])
+def test_a_folder_that_can_not_be_listed_is_no_empty_one(tmp_path, monkeypatch, denied):
+    """fsspec's ``find`` would leave out its rows without a word."""
+    for name in ("a=1", "a=2"):
+        (tmp_path / name).mkdir()
+        pq.write_table(table(0, 2), tmp_path / name / "0.parquet")
+    listed = LocalFileSystem.ls
+
+    def ls(self, path, *arguments, **options):
+        if path == str(tmp_path / denied):
+            raise PermissionError(f"{path} is not yours")
+        return listed(self, path, *arguments, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "ls", ls)
+    with pytest.raises(PermissionError, match="is not yours"):
+        read(tmp_path)
 
 
 def test_files_and_row_groups_without_rows(tmp_path):

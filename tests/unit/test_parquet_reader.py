@@ -20,9 +20,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from cos_ml import stores
-from cos_ml.data import parquet
+from cos_ml.data import parquet_plan
 from cos_ml.data.columns import Column
-from cos_ml.data.parquet import Shards, plan
+from cos_ml.data.parquet import Shards
+from cos_ml.data.parquet_plan import plan
 from cos_ml.errors import InvalidInputError
 from cos_ml.rank import parquet_reader, row_copies
 from cos_ml.rank.shard_rows import ShardRows, reader_of
@@ -282,7 +283,7 @@ def test_a_bad_row_of_a_later_piece_is_counted_within_its_row_group(tmp_path, mo
     write(tmp_path, rows=6, group=6, files=1, y=[0.0, 1.0, 2.0, 3.0, math.nan, 5.0])
     with pytest.raises(InvalidInputError, match="column 'y', row 4: is NaN"):
         rows_of(shard(tmp_path, SPEC, NAMES))
-    monkeypatch.setattr(parquet, "SCANNED", 2)
+    monkeypatch.setattr(parquet_plan, "SCANNED", 2)
     with pytest.raises(InvalidInputError, match="column 'y', row 4: is NaN"):
         plan(str(tmp_path), replace(SPEC, validation_fraction=0.5), NAMES, 1)  # reads the rows to count both sides
 

@@ -200,6 +200,13 @@ def test_early_versions_of_fsspec_rename_local_files_too(monkeypatch, tmp_path):
     assert [path.read_bytes() for path in (tmp_path / "folder").iterdir()] == [b"2"]
 
 
+def test_a_file_that_is_read_has_the_same_version():
+    """HDFS notes when, and a fit would not resume on its files."""
+    info = {"name": "/x", "size": 3, "type": "file", "modification_time": 1, "access_time": 2}
+    assert stores.version_of(info) == stores.version_of(info | {"access_time": 9}) == ["3", "1"]
+    assert stores.version_of({"size": 3, "hash": "a"}) != stores.version_of({"size": 3, "hash": "b"})
+
+
 def test_a_client_that_has_tried_for_long_is_not_asked_again(waits, monkeypatch):
     def fail():
         raise ConnectionError("away")

@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from cos_ml import stores
 from cos_ml.commands import data
 from cos_ml.data.columns import Column
-from cos_ml.data.parquet import plan
+from cos_ml.data.parquet_plan import plan
 from cos_ml.data.table_formats import check_no_table, check_plain_files
 from cos_ml.errors import InvalidInputError
 from cos_ml.spec import TrainSpec
