@@ -70,7 +70,8 @@ def _try(
     """
     spark = df.sparkSession
     profile = gpus.profile(spark.conf, job.specs[0].use_gpu)
-    slots.check_cluster(spark, ranks, profile, use_barrier)
+    if use_barrier or not failures:  # otherwise a gang's tasks wait for executors in place of those that were lost
+        slots.check_cluster(spark, ranks, profile, use_barrier)
     exclusive = gpus.is_exclusive(spark.conf, job.specs[0].use_gpu)
     sent = replace(job, networks=(), secret=secrets.token_hex(16))  # tasks of an earlier job may live on
     returned = sum(len(job.networks[spec.network]) for spec in job.specs)
@@ -80,7 +81,7 @@ def _try(
             partial(run_task, sent, networks, ranks), f"rank int, {blobs.SCHEMA}", use_barrier, profile
         )
         try:
-            with slots.acquire(spark, ranks, profile, exclusive), small_batches(spark, job.specs[0]):
+            with slots.acquire(spark, ranks, profile, exclusive, use_barrier), small_batches(spark, job.specs[0]):
                 # Spark retries where a shuffle follows: it never repeats a barrier stage whose result it wants at once.
                 tasks = tasks.localCheckpoint() if failures and use_barrier else tasks
                 # In as many parts as the driver takes one after the other.

@@ -258,7 +258,7 @@ def _check_versions(spark: SparkSession, ranks: int, use_barrier: bool) -> tuple
         with (
             retries.job_tag(spark) as tag,
             gang.gathered(spark, ranks, tag.cancel, not use_barrier) as server,
-            slots.acquire(spark, ranks),
+            slots.acquire(spark, ranks, use_barrier=use_barrier),
         ):
             send = partial(_send_facts, server.address if server else None)
             tasks = spark.range(ranks, numPartitions=ranks).mapInArrow(send, "facts string", barrier=use_barrier)

@@ -269,13 +269,13 @@ _pool = SlotPool()  # a process runs one Spark application
 
 
 def acquire(
-    spark: SparkSession, ranks: int, profile: Any = None, exclusive: bool = False
+    spark: SparkSession, ranks: int, profile: Any = None, exclusive: bool = False, use_barrier: bool = True
 ) -> contextlib.AbstractContextManager[None]:
     """Wait for the slots of ``ranks`` tasks, or all slots, and hold them for the length of a ``with`` block."""
 
     def count() -> int | None:
         slots = None if exclusive else _count_slots(spark, profile)
-        # A fit that runs alone gets its executors; for one beside it, they have to be there.
-        return max(slots, ranks) if slots is not None and _is_dynamic(spark) else slots
+        # Without a barrier the tasks of one fit wait for executors themselves; for another fit they must be there.
+        return slots if slots is None or use_barrier else max(slots, ranks)
 
     return _pool.acquire(ranks, count, _timeout(spark.conf, _request(spark.conf)))

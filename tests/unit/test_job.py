@@ -19,6 +19,7 @@ from cos_ml.job.child import ChildProcess
 from cos_ml.job.messages import Job
 from cos_ml.job.peers import Handshake, PeerInfo
 from cos_ml.job.placement import assign_ranks
+from cos_ml.processor import instruction_set
 from cos_ml.spec import TrainSpec
 
 pytestmark = pytest.mark.once
@@ -152,7 +153,9 @@ def run(monkeypatch, barrier_context):
         batches = task.run_task(Job("", (SPEC,), (), versions={"Keras": "3"}), (b"network",), len(tasks), [])
         rows = [row for batch in batches for row in batch.to_pylist()]
         assert {row["rank"] for row in rows} == {0}
-        return {row["name"]: row["data"] for row in rows}
+        found = {row["name"]: row["data"] for row in rows}
+        assert found.pop("processor") == instruction_set().encode()
+        return found
 
     return run_task
 
@@ -266,6 +269,7 @@ def test_a_gang_that_loses_a_rank_is_started_again_by_the_driver(monkeypatch, jo
     with pytest.raises(RankError) as caught:
         spark.run(3, use_barrier=False)
     assert spark.barriers == [False] * 3
+    assert len(spark.checks) == 1  # executors that were lost come back in time or not: the tasks wait for them
     assert spark.alone == [False] * 3  # nothing of the result is kept on executors
     expected = "\n".join(f"Attempt {number}: {cause}" for number, cause in enumerate(causes, 1))
     assert str(caught.value).endswith(f"failed after 3 attempts (spark.stage.maxConsecutiveAttempts). {expected}")
@@ -300,7 +304,8 @@ class Jobs:
         monkeypatch.setattr(barrier.gang, "gathered", gathered)
         errors = lambda spark, tag: [[f"cos_ml.errors.RankError: {self.causes}", tag]] if self.causes else []  # noqa: E731
         monkeypatch.setattr(barrier.retries.spark_internals, "stage_failures", errors)
-        monkeypatch.setattr(barrier.slots, "check_cluster", lambda *arguments: None)
+        self.checks = []
+        monkeypatch.setattr(barrier.slots, "check_cluster", lambda *arguments: self.checks.append(arguments))
         monkeypatch.setattr(barrier.slots, "acquire", lambda *arguments: contextlib.nullcontext())
         monkeypatch.setattr(barrier, "small_batches", lambda *arguments: contextlib.nullcontext())
         monkeypatch.setattr(barrier, "repartition_to_ranks", lambda df, ranks: self)

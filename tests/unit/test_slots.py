@@ -99,18 +99,18 @@ def test_how_many_tasks_an_executor_runs_may_be_unknown(cluster):
     slots.check_cluster(Session(**DYNAMIC | conf), 4, use_barrier=False)
 
 
-def test_fits_with_dynamic_allocation_take_turns_unless_executors_for_both_are_there(cluster, monkeypatch):
+def test_fits_without_a_barrier_take_turns_unless_executors_for_both_are_there(cluster, monkeypatch):
     """Otherwise each might get half of its executors, and wait for the rest."""
     monkeypatch.setattr(slots, "RECOUNT", 0.001)
     cluster(0, 0)
     begun, session = threading.Event(), Session(**DYNAMIC)
 
     def hold():
-        with slots.acquire(session, 2):
+        with slots.acquire(session, 2, use_barrier=False):
             begun.set()
 
     thread = threading.Thread(target=hold)
-    with slots.acquire(session, 2):
+    with slots.acquire(session, 2, use_barrier=False):
         cluster(3, 2)
         thread.start()
         assert not begun.wait(0.05)
