@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ __all__ = ["BUFFER", "DataFile", "find_files", "folder_values", "opened"]
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # null, in the name of a folder
 LISTED = 16  # URLs that are looked at at the same time
 BUFFER = 1 << 18  # bytes that are read together, for each column; else those of a whole row group are
-HIDDEN = re.compile(r"(^|/)(\.|_[^=/]*(/|$))")  # paths of files that Spark does not read; a column may be called _x
+HIDDEN = re.compile(r"(^|/)(\.|_[^=/]*(/|$))|\._COPYING_$")  # what Spark does not read; a column may be called _x
 ENDINGS, MAGIC = (".parquet", ".parq", ".pq"), (b"PAR1", b"PARE")  # the latter begins encrypted files
 
 
@@ -120,5 +121,10 @@ def _parquet_files(filesystem: Any, root: str, listed: Sequence[str]) -> list[st
     if listed == [root]:
         return [root]
     start = len(root.rstrip("/")) + 1
-    visible = (path for path in listed if not HIDDEN.search(path[start:]))
-    return sorted(path for path in visible if path.endswith(ENDINGS) or filesystem.head(path, 4) in MAGIC)
+    visible = sorted(path for path in listed if not HIDDEN.search(path[start:]))
+
+    def is_parquet(path: str) -> bool:
+        return path.endswith(ENDINGS) or retried(partial(filesystem.head, path, 4)) in MAGIC
+
+    with ThreadPoolExecutor(LISTED) as pool:
+        return list(itertools.compress(visible, pool.map(is_parquet, visible)))

@@ -142,9 +142,10 @@ class ParquetReader:
                 yield from stored.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
         except (pa.ArrowInvalid, IndexError, FileNotFoundError) as error:
             raise _damaged(group, path, error) from error
-        except OSError as error:
-            if local and error.errno is None:  # pyarrow's, of a page that can't be decompressed
+        except Exception as error:  # each storage has its own
+            if local and type(error) is OSError and error.errno is None:  # pyarrow's, of a damaged page
                 raise _damaged(group, path, error) from error
+            error.add_note(f"This was while row group {group} of {path} was read.")
             raise
 
     def _read_footer(self, file: int) -> Any:

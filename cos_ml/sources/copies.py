@@ -54,7 +54,10 @@ def local_copy(url: str, name: str) -> str:
     with open(f"{copy}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # other tasks wait for the copy
         if not copy.exists():
-            unfinished = f"{copy}.part"
-            retried(partial(filesystem.get_file, path, unfinished))
-            os.replace(unfinished, copy)
+            unfinished = Path(f"{copy}.part")
+            try:
+                retried(partial(filesystem.get_file, path, str(unfinished)))
+                unfinished.replace(copy)
+            finally:  # a part of it would fill the disk
+                unfinished.unlink(missing_ok=True)
     return str(copy)

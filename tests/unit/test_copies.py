@@ -1,5 +1,8 @@
 """Files at URLs for readers that need a local disk: copied once, to the executor's folder."""
 
+import errno
+from pathlib import Path
+
 import fsspec
 import lmdb
 import pytest
@@ -50,6 +53,17 @@ def test_a_database_at_a_url_is_copied_once_to_an_executor(url, tmp_path):
     assert keys(LmdbReader(f"{url}/data.mdb", True, 1, ["key"])) == [b"a", b"b"]
     assert CountingStore.copied == 1
     assert not [path.name for path in (tmp_path / "executor").iterdir() if path.name.endswith(".part")]
+
+
+def test_a_copy_that_fails_takes_no_room(url, tmp_path, monkeypatch):
+    def full(self, path, local):
+        Path(local).write_bytes(b"a part")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(CountingStore, "get_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        keys(LmdbReader(url, True, 1, ["key"]))
+    assert [path.suffix for path in (tmp_path / "executor").iterdir()] == [".lock"]
 
 
 def test_errors_name_the_url(url):

@@ -98,7 +98,7 @@ def test_files_of_all_names_are_read_but_for_those_that_spark_hides(tmp_path):
         pq.write_table(table(index, index + 1), tmp_path / name)
     for name in ("_SUCCESS", "readme.txt", "empty"):
         (tmp_path / name).write_text(name[: len(name) * (name != "empty")])
-    for name in (".b.snappy.parquet.crc", "_temporary/0/x.parquet", ".x.parquet", "_metadata", "_x.parquet"):
+    for name in (".b.parquet.crc", "_temporary/0/x.parquet", ".x.parquet", "_metadata", "_x.parquet", "x._COPYING_"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table(8, 9), tmp_path / name)
     assert read(tmp_path) == [0, 1, 2, 3]

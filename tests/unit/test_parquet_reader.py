@@ -318,6 +318,19 @@ def test_a_store_that_fails_for_a_moment_is_asked_again(tmp_path, monkeypatch):
     assert sorted(waits) == [1, 1, 3, 3]
 
 
+def test_a_store_that_stays_away_is_an_error_with_the_name_of_the_file(store, monkeypatch):
+    rows = shard("store://rows-of-a-store", SPEC, NAMES)
+
+    def away(*_):
+        raise ConnectionError("away")
+
+    monkeypatch.setattr(stores, "WAITS", (0.0,))
+    monkeypatch.setattr(Blocks, "_fetch_range", away)
+    with pytest.raises(ConnectionError, match="away") as error:
+        rows_of(rows)
+    assert error.value.__notes__ == ["This was while row group 0 of /rows-of-a-store/part-0.parquet was read."]
+
+
 @pytest.fixture
 def disk(monkeypatch):
     """A disk of so many free bytes, that loses 500 whenever somebody looks."""
