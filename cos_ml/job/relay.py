@@ -73,22 +73,27 @@ def relayed(
         yield address
     finally:
         over.set()
-        fetching.join()
+        fetching.join(LONGEST)  # the server may be gone, for which the client waits long
 
 
 def _fetch(spark: SparkSession, name: str, show: Callable[[dict[str, Any]], None], over: threading.Event) -> None:
-    """Pass events on until ``over``, then the rest of them, and end the relay."""
-    offset, ending = 0, False
-    while not ending:
-        ending = over.wait(PERIOD)
-        events: list[Any] | None = None
-        while events is None or (ending and events):
-            events = []
-            with contextlib.suppress(Exception):  # the next question may be answered
-                offset, events = _ask(spark, "fetch", name, offset)
-            for event in events:
-                show(event)
-    with contextlib.suppress(Exception):  # then it ends by itself
+    """Pass events on until ``over``, then the rest of them, and end the relay, which otherwise ends by itself."""
+    events: list[Any] = []
+    offset, ended, answered = 0, False, time.monotonic()
+    while events or not ended:
+        ended, events = over.wait(PERIOD), []
+        try:
+            offset, events = _ask(spark, "fetch", name, offset)
+            answered = time.monotonic()
+        except Exception as error:
+            if ended:
+                return
+            if time.monotonic() > answered + LONGEST:
+                logger.warning("No more progress will be shown: Spark Connect's relay has ended. %s", _reason(error))
+                return
+        for event in events:
+            show(event)
+    with contextlib.suppress(Exception):
         _ask(spark, "end", name)
 
 

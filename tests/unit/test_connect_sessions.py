@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import json
 import secrets
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pyspark
@@ -117,3 +119,47 @@ def test_a_relay_that_can_t_listen_says_why():
     with pytest.raises(RuntimeError, match="OSError"):
         relay._answer("start", secrets.token_hex(8), "192.0.2.77", [])
     assert not relays()
+
+
+@pytest.fixture
+def shown_by(monkeypatch):
+    """Events that a client shows whose questions ``answer`` answers, without a server."""
+
+    def show(answer):
+        monkeypatch.setattr(relay, "PERIOD", 0.01)
+        monkeypatch.setattr(relay, "LONGEST", 0.05)
+        monkeypatch.setattr(relay, "_ask", lambda _, request, *rest: answer(request, *rest))
+        session, events = SimpleNamespace(udtf=SimpleNamespace(register=lambda *_: None)), []
+        with relay.relayed(session, "host", events.append):
+            [thread] = [one for one in threading.enumerate() if one.name == "cos_ml progress"]
+            thread.join(timeout=0.2)
+        assert not thread.is_alive()
+        return events
+
+    return show
+
+
+def test_a_client_shows_all_events_and_ends_the_relay(shown_by):
+    asked = []
+
+    def answer(request, name, *rest):
+        asked.append(request)
+        if request == "start":
+            return {"host": "host", "port": 1, "secret": ""}
+        [offset] = rest or [0]
+        return offset + 1, [offset] if offset < 3 else []
+
+    assert shown_by(answer) == [0, 1, 2]
+    assert asked[-1] == "end"
+
+
+def test_a_client_whose_relay_is_gone_says_so_once(shown_by, caplog):
+    def answer(request, *rest):
+        if request == "start":
+            return {"host": "host", "port": 1, "secret": ""}
+        raise OSError("no such file")
+
+    assert shown_by(answer) == []
+    assert [one.message for one in caplog.records] == [
+        "No more progress will be shown: Spark Connect's relay has ended. no such file"
+    ]
