@@ -46,12 +46,13 @@ def by_interface(addresses: dict[str, str]) -> str:
 
 
 def resolve(host: str) -> list[str]:
-    """The addresses of a host by its name, IPv4 first; none where the name is not known here."""
+    """The addresses of a host by its name, as ``local_addresses`` has them; none where it is not known here."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
         return []
-    return [str(place[0]) for wanted in FAMILIES for family, *_, place in found if family == wanted]
+    addresses = [str(place[0]) for wanted in FAMILIES for family, *_, place in found if family == wanted]
+    return [address for address in addresses if "%" not in address]
 
 
 def family_of(address: str) -> socket.AddressFamily:

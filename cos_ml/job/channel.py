@@ -23,7 +23,7 @@ from typing import Any
 
 from cos_ml.data import blobs
 from cos_ml.errors import RankError
-from cos_ml.interfaces import REMEDY, by_interface, local_addresses, plain, resolve
+from cos_ml.interfaces import REMEDY, by_interface, is_loopback, local_addresses, plain, resolve
 from cos_ml.job import link
 from cos_ml.job.auth import BoundedServer, on_free_port
 from cos_ml.job.exchange import Entries, Exchange, kind_of
@@ -32,6 +32,7 @@ from cos_ml.job.link import Link, pack
 __all__ = ["EVERYWHERE", "HANDSHAKE", "Channel", "Client", "FallBack", "Server", "listen"]
 
 HANDSHAKE, HELLO = "handshake", "hello"  # the first exchange, and how a task introduces itself
+ADDRESS = "address"  # the exchange by which tasks on task 0's host learn its address
 PATIENCE = 3.0  # seconds that task 0 waits for the next connection before it decides on allGather
 SEARCH_TIME = 5.0  # seconds for which the others try to connect
 RECONNECT_TIME = 20.0  # and to the address that allGather has brought
@@ -99,7 +100,7 @@ class Channel(abc.ABC):
 
     @abc.abstractmethod
     def own_address(self) -> str:
-        """The address of this host by which it is connected to another, or to its own task 0.
+        """The address of this host by which it is connected to another one, if there is one.
 
         Raises:
             RankError: there is no connection.
@@ -297,20 +298,20 @@ class Server(BoundedServer, Channel):
     def own_address(self) -> str:
         """See ``Channel``; waits for a task of another host, as they connect only now where allGather was used."""
         with self.changed:
-            self.changed.wait_for(self._reached_at, RECONNECT_TIME)
-            found = self._reached_at()
+            found = self.changed.wait_for(self._reached_at, RECONNECT_TIME)
         if found is None:
             raise RankError(
                 f"No task of another host has reached that of rank 0 on {self.hosts[0]}, which listens on port "
                 f"{self.port} of {by_interface(local_addresses())}. {REMEDY}"
             )
+        self.exchange(ADDRESS, {"0": found.encode()}, "0", 0)
         return found
 
     def _reached_at(self) -> str | None:
-        """Where a task of another host has connected; within one host, any task."""
+        """Where a task of another host has connected; once all have and none is of another one, any task."""
         ends = [found for _, found in self.links.values()]
-        one_host = len(set(self.hosts)) == 1
-        return next((found.local for found in ends if one_host or found.local != found.peer), None)
+        other = next((found.local for found in ends if found.local != found.peer), None)
+        return other or (ends[0].local if len(ends) == self.size - 1 else None)
 
     def close(self) -> None:
         """Stop listening, and end all connections; requests that wait get an error."""
@@ -445,7 +446,10 @@ class Client(Channel):
             found = self.link
         if found is None:
             raise RankError(LOST.format("the task of partition 0"))
-        return found.local
+        if found.local != found.peer or is_loopback(found.local):
+            return found.local
+        # On the host of task 0 any of its addresses will do for this connection: other hosts may not reach that one.
+        return self.exchange(ADDRESS, {}, "0", 0).result()["0"].decode()
 
     def exchange(
         self, name: str, entries: Mapping[str, bytes], key: str = "", size: int | None = None

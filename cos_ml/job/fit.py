@@ -129,11 +129,9 @@ def fit(
         for text in _container_problems(spark, spec, archives, options.ranks, bool(idle)):
             logger.warning(text)
         logger.info("Ranks: %s, %s", options.ranks, "from rank servers" if idle else "each a new process (cold start)")
-        job = Job(
-            FUNCTION, specs, archives, shards=shards, progress=address, versions=versions, processor=instruction_set(),
-            idle_timeout=idle, ports=ports,
-        )  # fmt: skip
+        job = Job(FUNCTION, specs, archives, shards, address, versions, idle, ports)
         outcome = barrier.run(rows, job, options.ranks, options.use_barrier)
+    logger.info("Processor: %s here, %s where ranks ran", instruction_set(), outcome.results[0]["processor"].decode())
     kept = cache if options.keep_cache else None
     return [_trained(outcome, index, candidate, kept) for index, candidate in enumerate(candidates)]
 

@@ -91,7 +91,7 @@ def ignored_ports(ports: Sequence[int], gpu: bool = False) -> str:
     folder = Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else Path()
     libraries = [path.read_bytes() for path in folder.glob("tensorflow/mpi_lib*.so")]
     if not all(PORT_RANGE.encode() in library for library in libraries):
-        return "this Horovod listens on any port. Build one that does not: cos-ml install-horovod --force"
+        return "this Horovod listens on any port. Build one that does not: cos-ml install-horovod"
     low, high = map(int, KERNEL_PORTS.read_text().split()) if KERNEL_PORTS.exists() else (0, 0)
     inside = ports[0] <= low and high <= ports[-1]
     if gpu and any(b"ncclGetUniqueId" in library for library in libraries) and not inside:

@@ -43,7 +43,6 @@ class Job:
         shards: files that the ranks read; None if they get the rows of the DataFrame.
         progress: where the driver listens; None for nowhere.
         versions: the driver's versions, which the executors must share; empty if unknown, as with Spark Connect.
-        processor: the driver's instruction set; "" if unknown.
         secret: what the job's tasks know, and nobody else.
         gang: where the driver gangs the tasks; None for those of a barrier stage.
         idle_timeout: seconds without ranks after which an executor's rank server ends; 0 for none.
@@ -56,7 +55,6 @@ class Job:
     shards: Shards | None = None
     progress: Address | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
-    processor: str = ""
     idle_timeout: float = 0.0
     ports: range | None = None
     secret: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)  # 128 bits

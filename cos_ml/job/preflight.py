@@ -80,29 +80,20 @@ def cant_train_together(ports: range | None, executors: Sequence[dict[str, Any]]
     return f"{PORT_RANGE} is {ports[0]}-{ports[-1]}. {ignored}" if ports and ignored else ""
 
 
-def processor_notes(driver: str, executors: Sequence[dict[str, Any]]) -> list[str]:
-    """A note where processors differ, and with them the rounding of sums; ``driver`` is "" for unknown."""
+def processor_notes(executors: Sequence[dict[str, Any]]) -> list[str]:
+    """A note where the ranks' processors differ, and with them the rounding of sums."""
     found = {one["host"]: one["processor"] for one in executors}
     kinds = sorted(set(found.values()))
-    if len(kinds) > 1:
-        hosts = "; ".join(f"{kind} on {', '.join(host for host in found if found[host] == kind)}" for kind in kinds)
-        return [
-            f"The ranks' processors differ: {hosts}. TensorFlow's kernels round differently on them, so another run, "
-            f"whose ranks are elsewhere, may have slightly other weights. {_same_rounding(kinds, 'on the executors')}"
-        ]
-    if driver and kinds != [driver]:
-        where = "in the driver's environment and on the executors"
-        return [
-            f"The driver's processor ({driver}) differs from that of the ranks ({kinds[0]}): what the model computes "
-            f"on the driver and on executors may differ in rounding. {_same_rounding([driver, *kinds], where)}"
-        ]
-    return []
-
-
-def _same_rounding(kinds: Sequence[str], where: str) -> str:
+    if len(kinds) < 2:
+        return []
+    hosts = "; ".join(f"{kind} on {', '.join(host for host in found if found[host] == kind)}" for kind in kinds)
+    remedy = f"If that matters, set spark.executorEnv.{LIMIT}=AVX2 and spark.executorEnv.{OPERATIONS}=0."
     if len({kind.split()[0] for kind in kinds}) > 1:
-        return "Use hosts of one architecture if that matters."
-    return f"If that matters, set {LIMIT}=AVX2 and {OPERATIONS}=0 {where} (spark.executorEnv.{LIMIT})."
+        remedy = "Use hosts of one architecture if that matters."
+    return [
+        f"The ranks' processors differ: {hosts}. TensorFlow's kernels round differently on them, so another run, whose "
+        f"ranks are elsewhere, may have slightly other weights. {remedy}"
+    ]
 
 
 def format_versions(versions: dict[str, str | None]) -> str:

@@ -22,6 +22,7 @@ from cos_ml.job.gang import GangContext, task_context
 from cos_ml.job.messages import CANCELLED, PARTIAL_RETRY, Job
 from cos_ml.job.peers import Handshake, PeerInfo
 from cos_ml.job.placement import assign_ranks
+from cos_ml.processor import instruction_set
 from cos_ml.python_worker import current_task, spare_archives
 from cos_ml.spec import TrainSpec
 
@@ -84,7 +85,8 @@ def _run(
                 result = {"input_error": unusable.encode()} if own.rank == 0 else {}
             else:
                 result = _train(job, process, peers)
-        for batch in blobs.record_batches(result | {"host": own.host.encode()}):
+        about = {"host": own.host.encode(), "processor": instruction_set().encode()}
+        for batch in blobs.record_batches(result | about):
             rank = pa.array([own.rank], pa.int32())
             yield pa.RecordBatch.from_arrays([rank, *batch.columns], ["rank", *batch.schema.names])
 
@@ -148,7 +150,7 @@ def _train(job: Job, process: ChildProcess, peers: PeerInfo) -> dict[str, bytes]
     with contextlib.closing(progress.Reporter(job.progress if first else None)) as reporter:
         needed = preflight.estimate(job.specs[0], max(map(len, job.networks)))
         needed["memory"] -= preflight.PROCESS  # the ranks have started, so free memory is without theirs
-        notes = preflight.warnings(needed, peers.tasks) + preflight.processor_notes(job.processor, peers.tasks)
+        notes = preflight.warnings(needed, peers.tasks) + preflight.processor_notes(peers.tasks)
         notes = notes if first else []
         for text in notes:
             reporter.send({"event": "note", "text": text})

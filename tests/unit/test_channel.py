@@ -321,6 +321,18 @@ def test_a_rank_whose_task_has_lost_the_others_is_refused(opened):
         ask(own, "GET", "global", "0")
 
 
+def test_tasks_on_the_host_of_task_0_are_reached_where_it_is(opened, together, monkeypatch):
+    """The address by which they have found it may be one that leads nowhere from other hosts."""
+    monkeypatch.setattr(channel, "is_loopback", lambda address: False)
+    tasks = [server(opened, 3), client(opened, 1, 3), client(opened, 2, 3, 102)]
+    together(*[lambda one=one: one.handshake(b"") for one in tasks])
+    assert together(*[one.own_address for one in tasks]) == [OWN] * 3  # all are on one host, whatever its names
+    tasks = [server(opened, 3, secret="other"), *(client(opened, at, 3, 100 + at, "other") for at in (1, 2))]
+    together(*[lambda one=one: one.handshake(b"") for one in tasks])
+    tasks[0].links[2][1].local = "10.0.0.1"  # where a task of another host has reached it
+    assert together(tasks[0].own_address, tasks[1].own_address) == ["10.0.0.1"] * 2
+
+
 def test_the_address_of_the_first_task(monkeypatch):
     names = {"a": ["10.0.0.1"], "b": ["10.0.0.2"], "c": ["127.0.1.1"], "d": [], "e": ["fd00::5"]}
     monkeypatch.setattr(placement, "resolve", names.__getitem__)
