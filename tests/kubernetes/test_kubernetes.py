@@ -74,7 +74,7 @@ def test_a_fit_survives_the_deletion_of_a_pod(kubernetes, spark, tmp_path):
         thread.join()
     undisturbed = est.fit(df)
     assert len(model.summary.failures) == 1
-    assert model.summary.resumedAt == (2, 0)
+    assert model.summary.resumedAt in ((1, 0), (2, 0))  # the last one may not have been whole yet
     assert len(kubernetes.executors(application)) == 3
     for mine, theirs in zip(model.toKeras().get_weights(), undisturbed.toKeras().get_weights(), strict=True):
         np.testing.assert_array_equal(mine, theirs)
