@@ -28,6 +28,7 @@ from cos_ml.data.parquet import (
     values_of,
 )  # fmt: skip
 from cos_ml.data.parquet_files import DataFile, find_files, opened
+from cos_ml.data.ragged import Ragged
 from cos_ml.data.raw_columns import is_readable, is_vector, plain
 from cos_ml.data.spool import SCANNED, raise_on_invalid, row_keys, validates
 from cos_ml.errors import InvalidInputError, SetupError
@@ -140,11 +141,11 @@ def plan(
     elif ordered:  # Spark's writer makes smaller row groups when it is short of memory
         digest = f"{digest} {counts[:, 0].tolist()}"
     filled = tuple(int((counts[rank::ranks, 0] > 0).sum()) for rank in range(ranks))
-    layout = retried(partial(_row_layout, files, groups, spec, names))
-    varying_bytes = int(counts[:, 2].sum() // counts[:, 0].sum())
+    shapes, dtypes, held = retried(partial(_row_layout, files, groups, spec, names))
+    varying_bytes = max(held, int(counts[:, 2].sum() // counts[:, 0].sum()))  # dictionaries make files small, not rows
     prefix = "file://" if reader == "petastorm" else ""
     listed = tuple((file.root, prefix + file.path, len(found)) for file, found in zip(files, groups, strict=True))
-    return Shards(reader, roots, listed, filled, names, rows, *layout, varying_bytes, digest, copied)
+    return Shards(reader, roots, listed, filled, names, rows, shapes, dtypes, varying_bytes, digest, copied)
 
 
 def _version(file: DataFile) -> list[str]:
@@ -210,21 +211,29 @@ def _count_hashed(file: Any, index: int, spec: TrainSpec, names: dict[str, Store
 
 def _row_layout(
     files: Sequence[DataFile], groups: Sequence[Any], spec: TrainSpec, names: dict[str, Stored]
-) -> tuple[Any, Any]:
-    """The shape and the dtype of a row, by field, from the first rows of the first row group that has any."""
+) -> tuple[Any, Any, int]:
+    """The shape and the dtype of a row, by field, from the first rows of the first row group that has any.
+
+    And the memory that one of them needs in columns of strings and of rows that differ in length.
+    """
     places = ((file, index) for file, found in zip(files, groups, strict=True) for index in range(len(found))
               if found[index][0])  # fmt: skip
     file, index = next(places)
     columns = column_names([names[column.field] for column in spec.columns], file.folders)
     with opened(file) as stored:
         preview = next(stored.iter_batches(PREVIEW_ROWS, row_groups=[index], columns=columns))
-    shapes, dtypes = {}, {}
+    shapes, dtypes, held = {}, {}, 0
     for column in spec.columns:
         array, row_errors = decode_stored(values_of(preview, names[column.field], column, file.folders), column)
         if row_errors:
             raise_on_invalid(row_errors, spec.handle_invalid, IN_ROW_GROUP)
         shapes[column.field], dtypes[column.field] = array.shape[1:], array.dtype.str
-    return shapes, dtypes
+        flat = array.flat_values if isinstance(array, Ragged) else array.reshape(-1)
+        if array.dtype == object:
+            held += sum(len(text) + STRING_OVERHEAD for text in flat)
+        elif isinstance(array, Ragged):
+            held += flat.nbytes
+    return shapes, dtypes, held // preview.num_rows
 
 
 def _check_petastorm_urls(urls: Sequence[str]) -> None:

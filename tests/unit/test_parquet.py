@@ -226,10 +226,11 @@ def test_files_that_change_during_a_fit_are_an_error(tmp_path, before, after, we
             list(rows.scan(["w"]))
 
 
-def test_windows_count_what_strings_take(tmp_path, monkeypatch):
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_windows_count_what_strings_take(tmp_path, monkeypatch, dictionary):
     monkeypatch.setattr(shard_rows, "WINDOW", 5000)
     table = pa.table({"x": ["a" * 1000] * 20, "y": np.arange(20.0)})
-    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=2, use_dictionary=False, compression="none")
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=10, use_dictionary=dictionary, compression="none")
     spec = TrainSpec(inputs=(Column("x", "x0", (), "string"),), labels=(Column("y", "y0"),))
     shards = plan(str(tmp_path), spec, {"x0": "x", "y0": "y"}, 1)
     windows = list(ShardRows("train", spec, shards, 0).windows(spec.columns, 1, shuffle=True))
