@@ -46,7 +46,7 @@ class ChildProcess:
 
     def __init__(self, job: Job, rank_info: RankInfo, spool: Spool) -> None:
         self.rank_info, self.spool, self.stall_timeout = rank_info, spool, job.specs[0].stall_timeout
-        self.secret = ""
+        self.secret = self.joining = ""
         self.results, self.networks, self.log = (tempfile.TemporaryFile(dir=local_folder()) for _ in range(3))
         self.temp_dir = TempDir(local_folder())
         blobs.write(self.networks, {str(index): archive for index, archive in enumerate(job.networks)})
@@ -88,7 +88,7 @@ class ChildProcess:
         Raises:
             RankError: it died without a result, or makes no progress; Spark then retries the whole stage.
         """
-        self.secret = peers.secret
+        self.secret, self.joining = peers.secret, peers.places()
         self._send({"tasks": peers.tasks, "environment": peers.environment})
         self.watchdog = Watchdog(self.stall_timeout, self._is_stopped)  # its wait for the others does not count
         for event in self.events:
@@ -96,6 +96,7 @@ class ChildProcess:
                 notes = [*notes, event["text"]]
             if event["event"] == "joined":
                 peers.close()  # all ranks are connected: the rendezvous server is done
+                self.joining = ""
             else:
                 reporter.send(event)
         return self.result(notes)
@@ -111,7 +112,9 @@ class ChildProcess:
         result = {} if code else blobs.read(self.results)  # a rank that was killed may have written a part
         if not result:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
-            hint = " The host may be out of memory." if code == -signal.SIGKILL else ""
+            # Where Gloo can't connect, Horovod aborts.
+            hints = {signal.SIGKILL: " The host may be out of memory.", signal.SIGABRT: self.joining}
+            hint = hints.get(-code, "")
             raise RankError(with_log_tail(f"Rank {self.rank_info.rank} on {self.rank_info.host} {how}.{hint}", log))
         server = server_memory(self.process.server)
         return result | {"log": log, "notes": json.dumps(notes).encode(), "server": json.dumps(server).encode()}

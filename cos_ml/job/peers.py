@@ -11,7 +11,7 @@ from pyspark import BarrierTaskContext
 
 from cos_ml.data.spool import Spool
 from cos_ml.errors import RankError
-from cos_ml.interfaces import INTERFACE, is_loopback, local_addresses
+from cos_ml.interfaces import ADDRESS, INTERFACE, REMEDY, by_interface, is_loopback, local_addresses
 from cos_ml.job import channel, horovod_env, preflight
 from cos_ml.job.channel import Channel, FallBack
 from cos_ml.job.gang import GangContext
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Handshake", "PeerInfo"]
 
 READY, NOT_READY = b"1", b"0"
+MAX_HOSTS = 16  # that an error names
 
 
 @dataclass
@@ -59,6 +60,17 @@ class PeerInfo:
                 raise
             return False  # this rank has failed by itself, which says more
         return NOT_READY not in reports.values()
+
+    def places(self) -> str:
+        """Where the ranks are, for the error of one that can't connect to the others; "" for a single rank."""
+        if self.rendezvous is None:
+            return ""
+        hosts = {task["host"]: by_interface(task["addresses"]) for task in self.tasks}
+        found = "; ".join(f"{host}: {addresses}" for host, addresses in list(hosts.items())[:MAX_HOSTS])
+        return (
+            f" It ended while ranks connected to each other. It listened at {self.environment[ADDRESS]}. The ranks' "
+            f"hosts: {found}. {REMEDY}"
+        )
 
     def close(self) -> None:
         """Stop the rendezvous server and end the connections, if they are still there."""

@@ -19,7 +19,6 @@ import tensorflow as tf
 from cos_ml import callbacks, gpus
 from cos_ml.data import blobs
 from cos_ml.data.spool import PARTS, SpooledRows
-from cos_ml.interfaces import ADDRESS, REMEDY, by_interface
 from cos_ml.network.archive import dump_model, load_model
 from cos_ml.network.losses import compares_rows, each_loss, loss_name
 from cos_ml.network.policies import training_settings
@@ -50,7 +49,6 @@ from cos_ml.spec import TrainSpec
 
 __all__ = ["train"]
 
-MAX_HOSTS = 16  # that an error names
 STATELESS = (keras.callbacks.CSVLogger, CopyFilesCallback)  # their state is in files
 
 
@@ -118,22 +116,11 @@ def _connect(
     tasks = wait_for_peers()["tasks"]
     timer.lap("read")
     heartbeat.enter(JOINING)
-    try:
-        communicator = Communicator(rank_info["size"])
-    except Exception as error:
-        error.add_note(_hosts_of(tasks))
-        raise
+    communicator = Communicator(rank_info["size"])
     heartbeat.exclude_threads(communicator.threads)
     heartbeat.send(event="joined")
     timer.lap("join")
     return RankContext(communicator, rank_info["rank"], tasks, timer, heartbeat)
-
-
-def _hosts_of(tasks: list[dict[str, Any]]) -> str:
-    """Where the ranks are, for the error of one that can't connect to the others."""
-    hosts = {task["host"]: by_interface(task["addresses"]) for task in tasks}
-    found = "; ".join(f"{host}: {addresses}" for host, addresses in list(hosts.items())[:MAX_HOSTS])
-    return f"This rank listens at {os.environ.get(ADDRESS)}. The ranks' hosts: {found}. {REMEDY}"
 
 
 def train_one(

@@ -2,24 +2,23 @@
 
 The argument is JSON: "hosts", Spark's names of them; "partition"; "folder", by which tasks that can't connect exchange
 what allGather would bring; "ports" and "interface", as settings and Params give them; "patience", the seconds of a
-task that can't connect; and "ranks_on", other ports for the ranks than for the tasks.
+task that can't connect; and "ranks_on", other ports for the ranks than for the tasks, where they don't wait long.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
+import socket
 import sys
-import threading
 import time
 import types
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from cos_ml.data.columns import Column
-from cos_ml.interfaces import ADDRESS, INTERFACE, is_loopback
+from cos_ml.interfaces import ADDRESS, INTERFACE
 from cos_ml.job import channel, horovod_env, preflight, settings
 from cos_ml.job.messages import Job
 from cos_ml.job.peers import Handshake
@@ -27,6 +26,7 @@ from cos_ml.job.placement import assign_ranks
 from cos_ml.spec import TrainSpec
 
 LONGEST = 60.0  # seconds
+GLOO_ADDRESS = 136  # bytes
 
 
 def all_gather(folder: Path, partition: int, size: int, message: str) -> list[str]:
@@ -43,18 +43,16 @@ def all_gather(folder: Path, partition: int, size: int, message: str) -> list[st
     raise TimeoutError("the other task did not come")
 
 
-class Listeners:
-    """Records where this process listens, other than on the loopback, while it meets the others."""
-
-    def __init__(self) -> None:
-        self.found: set[tuple[str, int]] = set()
-        threading.Thread(target=self._look, daemon=True).start()
-
-    def _look(self) -> None:
-        while True:
-            for one in psutil.Process().net_connections("tcp"):
-                if one.status == psutil.CONN_LISTEN and not is_loopback(one.laddr.ip):
-                    self.found.add((one.laddr.ip, one.laddr.port))
+def listened(offered: bytes) -> list[tuple[str, int]]:
+    """The addresses and ports in what Gloo tells another rank: for each, a sockaddr_storage and a number."""
+    assert len(offered) % GLOO_ADDRESS == 0
+    found = [offered[at : at + GLOO_ADDRESS] for at in range(0, len(offered), GLOO_ADDRESS)]
+    of_ipv6 = [int.from_bytes(one[:2], sys.byteorder) == socket.AF_INET6 for one in found]
+    addresses = [one[8:24] if long else one[4:8] for one, long in zip(found, of_ipv6, strict=True)]
+    return [
+        (str(ipaddress.ip_address(address)), int.from_bytes(one[2:4], "big"))
+        for one, address in zip(found, addresses, strict=True)
+    ]
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:
@@ -69,7 +67,6 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         allGather=lambda message: all_gather(Path(case["folder"]), partition, len(hosts), message),
     )  # fmt: skip
     spool = types.SimpleNamespace(rows={"train": 3}, digest={}, skipped=0, shapes={}, dtypes={})
-    listeners = Listeners()
     handshake = Handshake(context, job, hosts, assign_ranks(hosts))
     peers = handshake.wait(spool, False)
     problem = preflight.cant_train_together(ports, peers.tasks)
@@ -77,8 +74,9 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     os.environ.update(peers.environment)
     if "ranks_on" in case:
         os.environ[horovod_env.PORT_RANGE] = case["ranks_on"]
-    from cos_ml.rank.train import _connect
+    from cos_ml.rank.train import _connect  # TensorFlow, which takes its time
 
+    assert peers.all_ready(partition, True)
     heartbeat = types.SimpleNamespace(enter=print, exclude_threads=lambda threads: None, send=lambda **event: None)
     timer = types.SimpleNamespace(lap=lambda phase: None)
     info = {"rank": partition, "size": len(hosts)}
@@ -87,11 +85,14 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
 
     total = connected.sum(np.array([partition + 1.0]))
     connected.close()
+    scopes = peers.rendezvous.cache.values()
+    offered = b"".join(scope.get(str(partition), b"") for scope in scopes)
     peers.close()
-    return {"sum": float(total[0]), "address": os.environ[ADDRESS], "listened": sorted(listeners.found)}
+    return {"sum": float(total[0]), "address": os.environ[ADDRESS], "listened": listened(offered)}
 
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
-    channel.SEARCH_TIME, channel.RECONNECT_TIME, horovod_env.JOIN_TIMEOUT = 3.0, given.get("patience", 20.0), "5"
+    channel.SEARCH_TIME, channel.RECONNECT_TIME = 3.0, given.get("patience", 20.0)
+    horovod_env.JOIN_TIMEOUT = "5" if "ranks_on" in given else horovod_env.JOIN_TIMEOUT
     print(json.dumps(run(given)))

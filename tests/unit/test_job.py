@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import types
 from functools import partial
@@ -359,6 +360,27 @@ def test_a_rank_is_a_process_of_its_own_and_is_gone_afterwards(own_spool, tmp_pa
     assert result["notes"] == b'["a note"]'
     assert not psutil.pid_exists(process.process.pid)
     assert not list(tmp_path.rglob("cos_ml-rank-*"))
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_rank_that_can_not_connect_to_the_others(own_spool, monkeypatch, joined):
+    """Horovod aborts its process; what it prints names no host, and a port with its bytes the wrong way round."""
+    process = ChildProcess(
+        Job("tests.support.rank_functions:missing", (SPEC,), (b"",)), assign_ranks(["a"])[0], own_spool
+    )
+    tasks = [{"host": host, "addresses": {"127.0.0.1": "lo", f"10.0.0.{host}": "eth0"}} for host in "12"]
+    peers = PeerInfo(tasks, {"COS_ML_GLOO_ADDRESS": "10.0.0.2"}, types.SimpleNamespace(close=lambda: None), "")
+    with contextlib.closing(process):
+        monkeypatch.setattr(process, "_send", lambda message: None)
+        monkeypatch.setattr(process, "events", [{"event": "joined"}] if joined else [])
+        monkeypatch.setattr(process.process, "wait", lambda: -signal.SIGABRT)
+        with pytest.raises(RankError) as error:
+            process.train(peers, types.SimpleNamespace(send=None), [])
+        monkeypatch.undo()
+    expected = "It listened at 10.0.0.2. The ranks' hosts: 1: eth0 10.0.0.1; 2: eth0 10.0.0.2. Ranks must be able"
+    assert "was killed by SIGABRT." in str(error.value)
+    assert (expected in str(error.value)) != joined
+    assert ("spark.cosml.portRange" in str(error.value)) != joined
 
 
 def test_the_wait_for_other_ranks_is_not_a_stall(own_spool, monkeypatch):
