@@ -37,7 +37,7 @@ help:
 
 setup: $(READY)
 
-$(READY): setup.cfg constraints/$(STACK).txt tools/set-up.sh
+$(READY): setup.cfg constraints/$(STACK).txt tools/set-up.sh cos_ml/horovod_build/build.py
 	PYTHON=$(PYTHON) tools/set-up.sh $(VENV) $(STACK)
 	@touch $@
 
