@@ -89,7 +89,7 @@ MAX_BODY = 40  # lines, without the docstring
 MAX_MODULE = 500  # lines
 # Lines, without what reads Caffe's files and data sets, the commands, and what builds Horovod: what is there now, so
 # that growth is a decision.
-MAX_PACKAGE = 21_590
+MAX_PACKAGE = 22_800  # lines
 LEAVES = ("caffe", "commands", "sources", "horovod_build")
 
 MODULES = {
