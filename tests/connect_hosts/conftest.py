@@ -23,13 +23,15 @@ from tests.support.sessions import ROOT
 HERE = Path(__file__).parent
 SPARK = Path(pyspark.__file__).parent
 NAME, NETWORK = "cosmlc", "10.77.63"
-LONGEST = 300  # seconds of a client
+LONGEST = 600  # seconds of a client, and until ranks have begun or are gone
 SETTINGS = {
     "spark.executor.cores": "1", "spark.cores.max": "2", "spark.executor.memory": "1g", "spark.driver.memory": "1g",
     "spark.sql.shuffle.partitions": "2", "spark.ui.enabled": "false", "spark.stage.maxConsecutiveAttempts": "1",
     # A query whose client is gone is cancelled after this time, by default 5 minutes.
     "spark.connect.execute.manager.detachedTimeout": "5s",
     "spark.connect.execute.manager.maintenanceInterval": "1s",
+    # Whether a silent client is still there, the server asks sooner than by default.
+    "spark.connect.grpc.keepAlive.time": "5s", "spark.connect.grpc.keepAlive.timeout": "10s",
 }  # fmt: skip
 # The client sees neither this checkout nor the server's files, and there is no program on its path.
 MOUNTS = """
