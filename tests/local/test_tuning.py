@@ -73,9 +73,9 @@ def jobs(monkeypatch):
     """How many candidates each barrier job had, in the order of the jobs."""
     counts, run = [], barrier.run
 
-    def counted(df: Any, job: Any, ranks: int) -> Any:
+    def counted(df: Any, job: Any, *arguments: Any) -> Any:
         counts.append(len(job.specs))
-        return run(df, job, ranks)
+        return run(df, job, *arguments)
 
     monkeypatch.setattr(barrier, "run", counted)
     return counts
