@@ -10,6 +10,7 @@ checkpoint.
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import sys
 import tempfile
@@ -31,7 +32,7 @@ EPOCHS = 6
 TRIES = 5  # until a moment is met
 VICTIMS = ("rank", "worker", "executor")
 LATEST = {"start": 2.0, "train": 0.5, "checkpoint": 0.0}  # seconds into a phase
-SHARED = (Path("/tmp"), Path("/dev/shm"))  # where a host's processes leave what they forget
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class KillOnYarn(Chaos):
@@ -53,11 +54,15 @@ def main(kills: int = 20, first: int = 0) -> None:
     # Spark ends an application on YARN after so many lost executors, four by default.
     settings = SETTINGS | {"spark.executor.maxNumFailures": "1000", "spark.stage.maxConsecutiveAttempts": "4"}
     with tempfile.TemporaryDirectory(prefix="cos_ml_yarn_") as name, started(Path(name)) as hadoop:
+        temporary = Path(name) / "tmp"  # of all processes of Python, in place of /tmp, which others use as well
+        temporary.mkdir()
+        os.environ["TMPDIR"] = settings["spark.executorEnv.TMPDIR"] = str(temporary)
+        tempfile.tempdir = None
         spark = next(session("yarn", Path(name) / "spark", **settings))
         rows = rows_of(*reference.data(4000))
         df = frame(spark, [rows[at::4] for at in range(4)])
         undisturbed = estimator().fit(df).toKeras().get_weights()
-        ports, shared, stored = listening(), in_shared(), found(hadoop.files, hadoop.fs)
+        ports, shared, stored = listening(), files(temporary), found(hadoop.files, hadoop.fs)
         print(
             f"{'victim':<10}{'phase':<12}{'after':>6}{'fit':>7}{'lost':>6}{'had':>5}  {'resumed from':<18}"
             f"{'weights':<10}left behind",
@@ -71,7 +76,9 @@ def main(kills: int = 20, first: int = 0) -> None:
                 line, good, lost = disturbed(chaos, df, url, undisturbed)
                 hadoop.files.rm(url, recursive=True)
                 left = [left_behind(hadoop.folder / "yarn", Path(url), ports)]
-                left += settled(lambda: sorted(found(hadoop.files, hadoop.fs) - stored) + sorted(in_shared() - shared))
+                left += settled(
+                    lambda: sorted(found(hadoop.files, hadoop.fs) - stored) + sorted(files(temporary) - shared)
+                )
                 text = ", ".join(filter(None, left))
                 hit = chaos.struck and lost
                 print(f"{line}{text or 'nothing'}{'' if hit else '  (the moment never came)'}", flush=True)
@@ -131,10 +138,9 @@ def found(files: Any, url: str) -> set[str]:
         return set()
 
 
-def in_shared() -> set[str]:
-    """What is in folders that all processes of a host share, and may be of a rank."""
-    names = [path for folder in SHARED for path in folder.iterdir()]
-    return {str(path) for path in names if "cos_ml" in path.name or "/dev/shm" in str(path)}
+def files(temporary: Path) -> set[str]:
+    """What is in the folders for temporary files, and in shared memory."""
+    return {str(path) for folder in (temporary, SHARED_MEMORY) for path in folder.iterdir()}
 
 
 if __name__ == "__main__":
