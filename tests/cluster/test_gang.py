@@ -74,6 +74,7 @@ with ThreadPoolExecutor(3) as pool:
             one.fit(data)
         except ClusterError as error:
             found["errors"].append(str(error))
+    spark.conf.set("spark.cosml.executorsTimeout", "5min")  # executors that were idle may have ended
     (folder / "released").touch()
     holds.result()
     models = list(pool.map(lambda one: one.fit(data), fitted[2:]))
