@@ -1,4 +1,4 @@
-"""The processor of this machine, as far as the results of a training depend on it (every side)."""
+"""What the results of a training depend on in this machine's processor (every side)."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def _without_java(error: Exception) -> Exception:
 
 
 def exists(filesystem: Any, path: str) -> bool:
-    """Whether there is a file or a folder; fsspec's own ``exists`` says no where a storage does not answer."""
+    """Whether a file or folder exists. An error of the store is raised; fsspec's own ``exists`` returns False then."""
     try:
         filesystem.info(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -100,7 +100,7 @@ def exists(filesystem: Any, path: str) -> bool:
 
 
 def version_of(info: dict[str, Any]) -> list[str]:
-    """What changes when a file is rewritten, but not with its mode, owner or reading, of what a file system tells."""
+    """What identifies a version of a file: it changes with the content, not with reading or permissions."""
     return [str(info["size"]), next((str(info[name]) for name in VERSIONS if info.get(name)), str(info))]
 
 

@@ -227,7 +227,7 @@ class _Window:
         self.ragged: dict[str, list[Ragged]] = {}
 
     def add(self, piece: Arrays) -> int:
-        """Add as many of the rows as there is room for, and return their number."""
+        """Add as many rows as fit, and return how many that were."""
         count = min(self.capacity - self.count, _length(piece))
         for field, rows in piece.items():
             if isinstance(rows, Ragged):
@@ -238,7 +238,7 @@ class _Window:
         return count
 
     def _room(self, field: str, rows: np.ndarray) -> np.ndarray:
-        """The array of a field, of a type that holds ``rows``, too."""
+        """The array of a field, converted if its type can't hold ``rows``."""
         array = self.arrays.get(field)
         if array is None:
             array = np.empty((self.capacity, *rows.shape[1:]), rows.dtype)
