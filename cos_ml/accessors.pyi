@@ -204,8 +204,8 @@ class TrainingAccessors(ModelAccessors):
         'error' or 'keep' training."""
     def getStallTimeout(self) -> float:
         """Gets stallTimeout: seconds (> 0) after which a rank that makes no progress fails the attempt, and Spark
-        starts the ranks again. The first 16 steps, 16 steps of validation, a callback and a checkpoint must each take
-        less."""
+        starts the ranks again. The first 16 steps, 16 steps of validation and a callback must each take less; a
+        checkpoint that takes half of it is given up, with a note."""
     def getNumTrainWorkers(self) -> int:
         """Gets numTrainWorkers: ranks (>= 1): tasks that run at the same time."""
     def getUseBarrier(self) -> bool:
@@ -483,12 +483,12 @@ class EstimatorAccessors(TrainingAccessors):
         'error' or 'keep' training."""
     def getStallTimeout(self) -> float:
         """Gets stallTimeout: seconds (> 0) after which a rank that makes no progress fails the attempt, and Spark
-        starts the ranks again. The first 16 steps, 16 steps of validation, a callback and a checkpoint must each take
-        less."""
+        starts the ranks again. The first 16 steps, 16 steps of validation and a callback must each take less; a
+        checkpoint that takes half of it is given up, with a note."""
     def setStallTimeout(self, value: float) -> Self:
         """Sets stallTimeout: seconds (> 0) after which a rank that makes no progress fails the attempt, and Spark
-        starts the ranks again. The first 16 steps, 16 steps of validation, a callback and a checkpoint must each take
-        less."""
+        starts the ranks again. The first 16 steps, 16 steps of validation and a callback must each take less; a
+        checkpoint that takes half of it is given up, with a note."""
     def getNumTrainWorkers(self) -> int:
         """Gets numTrainWorkers: ranks (>= 1): tasks that run at the same time."""
     def setNumTrainWorkers(self, value: int) -> Self:

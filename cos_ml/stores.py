@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from cos_ml.errors import CosMLError, SetupError
 
-__all__ = ["exists", "make_folder", "open_filesystem", "retried", "version_of", "write_whole"]
+__all__ = ["exists", "is_local", "make_folder", "open_filesystem", "retried", "version_of", "write_whole"]
 
 T = TypeVar("T")
 
@@ -90,6 +90,13 @@ def _without_java(error: Exception) -> Exception:
     return PermissionError(text) if kind == "AccessControlException" else RuntimeError(f"{kind}: {text}")
 
 
+def is_local(filesystem: Any) -> bool:
+    """Whether paths are those of the operating system."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    return isinstance(filesystem, LocalFileSystem)
+
+
 def exists(filesystem: Any, path: str) -> bool:
     """Whether a file or folder exists. An error of the store is raised; fsspec's own ``exists`` returns False then."""
     try:
@@ -133,9 +140,7 @@ def write_whole(filesystem: Any, path: str, pieces: Sequence[Any]) -> None:
 
 def _renames(filesystem: Any) -> bool:
     """Whether files can be renamed."""
-    from fsspec.implementations.local import LocalFileSystem
-
-    return isinstance(filesystem, LocalFileSystem) or _mv_renames(filesystem)
+    return is_local(filesystem) or _mv_renames(filesystem)
 
 
 def _mv_renames(filesystem: Any) -> bool:

@@ -28,7 +28,7 @@ import numpy as np
 from cos_ml.data import blobs
 from cos_ml.errors import CosMLError, InvalidInputError
 from cos_ml.spec import ANY_RUN, CheckpointConfig
-from cos_ml.stores import exists, make_folder, open_filesystem, retried, write_whole
+from cos_ml.stores import exists, is_local, make_folder, open_filesystem, retried, write_whole
 
 __all__ = ["Checkpoint", "CheckpointStore", "acquire"]
 
@@ -139,12 +139,14 @@ class CheckpointStore:
         rows: a digest of the rows; checkpoints of other rows are ignored.
 
     Attributes:
+        local: whether they are on a disk of this host, or mounted on it.
         notes: messages to the user about the checkpoints that were found.
     """
 
     def __init__(self, config: CheckpointConfig, rows: Sequence[Any]) -> None:
         self.config = config
         self.filesystem, self.root = _open(config.url)
+        self.local = is_local(self.filesystem)
         self.path = f"{self.root}/rows-{hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]}"
         self.notes: list[str] = []
         self._prefix = f"checkpoint-{config.run}-"

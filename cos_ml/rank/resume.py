@@ -17,6 +17,7 @@ import numpy as np
 from cos_ml.network.forward import seed_generators
 from cos_ml.rank.callback_state import get_state, set_state
 from cos_ml.rank.checkpoint_store import Checkpoint, CheckpointStore, acquire
+from cos_ml.rank.checkpoint_writer import CheckpointWriter
 from cos_ml.rank.context import RankContext
 from cos_ml.rank.trainer import Plan
 from cos_ml.spec import CheckpointConfig
@@ -57,7 +58,8 @@ class TrainerState:
             "counts": [int(variable.numpy()[1]) for variable in seed_generators(self.plan.network)],
             "stopped": self.plan.stopped,
         }
-        return Checkpoint(epoch, step, plain, {name: np.asarray(array) for name, array in arrays.items()})  # no scalars
+        # Copies, and no scalars: the training goes on while they are written.
+        return Checkpoint(epoch, step, plain, {name: np.array(array) for name, array in arrays.items()})
 
     def lost(self) -> list[str]:
         """The attributes that no checkpoint contains, as "Class.name"."""
@@ -102,9 +104,11 @@ class CheckpointCallback(keras.callbacks.Callback):
         super().__init__()
         self.state, self.config, self.context, self.average, self.finite = state, config, context, average, finite
         self.store: CheckpointStore | None = None
+        self.writer: CheckpointWriter | None = None
         if context.rank == 0:
             acquire(config)
             self.store = CheckpointStore(config, context.digest)
+            self.writer = CheckpointWriter(self.store, state.plan.spec.stall_timeout / 2, self._note)
         self.checkpoint = self._resume()
         self.lost: list[str] | None = None
 
@@ -151,7 +155,7 @@ class CheckpointCallback(keras.callbacks.Callback):
             self._write(done, 0, [])
 
     def _write(self, epoch: int, step: int, sums: list[np.ndarray]) -> None:
-        if self.store is None:
+        if self.writer is None:
             return
         floats = (variable.numpy() for variable in self.model.weights if "float" in variable.dtype)
         if self.finite and not all(np.isfinite(weights).all() for weights in floats):
@@ -164,10 +168,17 @@ class CheckpointCallback(keras.callbacks.Callback):
                     f"Checkpoints do not contain {', '.join(self.lost)}: a training that resumes starts with new ones. "
                     "Callbacks can keep numbers, strings, dates, arrays, and lists, tuples, sets and dicts of them."
                 )
-        try:
-            self.store.write(self.state.checkpoint(epoch, step, sums))
-        except Exception as error:  # each storage has its own exceptions; the training is worth more than a checkpoint
-            self._note(f"The checkpoint after epoch {epoch}, step {step} could not be written: {error!r}.")
+        self.writer.write(self.state.checkpoint(epoch, step, sums))
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self.writer is not None:
+            self.context.heartbeat.enter("checkpoint")
+            self.writer.finish()
+
+    def close(self) -> None:
+        """End what is being written, also where the training has failed."""
+        if self.writer is not None:
+            self.writer.close()
 
     def _note(self, text: str) -> None:
         self.context.report(event="note", text=text)

@@ -5,6 +5,7 @@ n ranks compute what one computes: see ``trainer.py`` and ``shared_step.py``.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -181,12 +182,13 @@ def fit(trainer: DistributedTrainer, context: RankContext) -> dict[str, Any]:
         ordered.append(HeartbeatCallback(context.heartbeat, TRAINING))
     stopped = checkpoint is not None and checkpoint.plain["stopped"] and not step
     epochs = plan.schedule.epochs
-    trainer.fit(
-        training.dataset(), epochs=epochs, initial_epoch=epochs if stopped else epoch,
-        validation_data=validation.dataset() if validation.steps else None,
-        callbacks=SkippingCallbackList(trainer, ordered, add_history=True, epochs=epochs, steps=training.steps),
-        shuffle=False, verbose=0,  # the feed shuffles
-    )  # fmt: skip
+    with contextlib.closing(writer) if writer else contextlib.nullcontext():
+        trainer.fit(
+            training.dataset(), epochs=epochs, initial_epoch=epochs if stopped else epoch,
+            validation_data=validation.dataset() if validation.steps else None,
+            callbacks=SkippingCallbackList(trainer, ordered, add_history=True, epochs=epochs, steps=training.steps),
+            shuffle=False, verbose=0,  # the feed shuffles
+        )  # fmt: skip
     return {
         "history": log.history, "rows": training.total_rows, "validation_rows": validation.total_rows,
         "steps": training.steps, "total_steps": log.steps, "epoch_seconds": log.seconds, "resumed": [epoch, step],

@@ -2,6 +2,7 @@
 
 import io
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -75,12 +76,17 @@ def begin(events):
     return next((event["epoch"], event["step"]) for event in events if event["event"] == "begin")
 
 
-@pytest.mark.parametrize("until", [(1, 0), (4, 0), (2, 6), (0, 3)])
-def test_the_same_weights_and_history_as_without_interruption(trained, tmp_path, until):
+@pytest.mark.parametrize(
+    ("until", "beside"), [((1, 0), False), ((4, 0), False), ((2, 6), False), ((0, 3), False), ((2, 6), True)]
+)
+def test_the_same_weights_and_history_as_without_interruption(trained, tmp_path, until, beside):
+    """Also where checkpoints are written beside the training, as no disk of this host keeps them."""
     data = data_of(75)  # ten steps of 8, in calls of three
     steps = 3 if until[1] else None
     expected, summary, _ = trained(spec(tmp_path / "one", steps=steps), data)
     cut = spec(tmp_path / "two", steps=steps)
+    if beside:
+        cut = replace(cut, checkpoint=replace(cut.checkpoint, url=f"memory://{tmp_path}"))
     with pytest.raises(InterruptedTraining):
         trained(cut, data, until)
     weights, again, events = trained(cut, data)
