@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import libfaketime
 import pyspark
 import pytest
 
 from tests.standalone.hosts import hosts, running
 from tests.support.sessions import session
 
+# What makes a program's clock differ. Java needs the last two: it waits by the clock that counts from the start.
+FAST_CLOCK = {"FAKETIME": "+1h", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_FORCE_MONOTONIC_FIX": "0"}
 CORES = 3  # of each worker: two for the one executor of the session there, one for programs that tests submit
 
 
@@ -42,12 +45,19 @@ class Cluster:
     def start_worker(self, number: int) -> None:
         """Start a worker on its host, and wait until the master knows it."""
         address, within = self.hosts[number]
+        clock = _an_hour_ahead() if number else []
         command = [
-            *within, *_daemon("worker.Worker"), self.master, "--host", address, "--cores", str(CORES), "--memory", "4g",
+            *within, *clock, *_daemon("worker.Worker"), self.master, "--host", address, "--cores", str(CORES), "--memory", "4g",
             "--webui-port", "0", "--work-dir", str(self.folder / f"work-{number}"),
         ]  # fmt: skip
         log = str(self.folder / f"worker-{number}.log")
         self.workers[number] = self.stack.enter_context(running(command, log, "Successfully registered with master"))
+
+
+def _an_hour_ahead() -> list[str]:
+    """What to begin a command with, so that it and all that it starts have another time of day than other hosts."""
+    (library,) = (Path(libfaketime.__file__).parent / "vendor").glob("**/libfaketime.so.1")
+    return ["env", f"LD_PRELOAD={library}", *(f"{name}={value}" for name, value in FAST_CLOCK.items())]
 
 
 def _daemon(name: str) -> list[str]:
@@ -56,7 +66,10 @@ def _daemon(name: str) -> list[str]:
 
 @pytest.fixture(scope="package")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A master, and two workers, each in a network namespace of its own where this process may make one."""
+    """A master, and two workers, each in a network namespace of its own where this process may make one.
+
+    The clock of the second one is an hour ahead.
+    """
     folder = tmp_path_factory.mktemp("standalone")
     with contextlib.ExitStack() as stack:
         driver, workers = stack.enter_context(hosts(2))

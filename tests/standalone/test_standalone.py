@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import keras
@@ -30,6 +31,13 @@ from tests.support.sessions import ROOT, frame, rows_of
 def test_workers_are_hosts_of_their_own(cluster):
     if not cluster.apart:
         pytest.skip("this process may make no network namespaces: both workers are on the loopback")
+
+
+def test_their_clocks_are_an_hour_apart(spark):
+    """So the tests that follow are also those of clocks that differ."""
+    tasks = spark.sparkContext.parallelize(range(4), 4).barrier()  # all slots of both hosts
+    found = tasks.mapPartitions(lambda _: [time.time()]).collect()
+    assert 3500 < max(found) - min(found) < 3700
 
 
 def test_four_ranks_on_two_hosts_are_the_loop_by_hand(cluster, spark, tmp_path):
