@@ -47,8 +47,8 @@ class Cluster:
         address, within = self.hosts[number]
         clock = _an_hour_ahead() if number else []
         command = [
-            *within, *clock, *_daemon("worker.Worker"), self.master, "--host", address, "--cores", str(CORES), "--memory", "4g",
-            "--webui-port", "0", "--work-dir", str(self.folder / f"work-{number}"),
+            *within, *clock, *_daemon("worker.Worker"), self.master, "--host", address, "--cores", str(CORES),
+            "--memory", "4g", "--webui-port", "0", "--work-dir", str(self.folder / f"work-{number}"),
         ]  # fmt: skip
         log = str(self.folder / f"worker-{number}.log")
         self.workers[number] = self.stack.enter_context(running(command, log, "Successfully registered with master"))
