@@ -70,7 +70,7 @@ def test_what_a_cluster_offers_is_told(fit):
 def test_a_pipeline_and_a_grid(site, expected):
     found, _ = site.run("tune", str(site.folder))
     features, labels, _ = reference.data(ROWS)
-    hidden = keras.Model(expected.inputs, expected.get_layer("hidden").output)(features).numpy()
+    hidden = keras.Model(expected.inputs[0], expected.get_layer("hidden").output)(features).numpy()
     logistic = LogisticRegression(C=np.inf, max_iter=1000).fit(hidden, labels)
     made, loaded = map(np.array, found["pipeline"])
     assert (made == loaded).all()
@@ -94,7 +94,7 @@ def test_progress_passes_a_firewall_around_the_client(site):
         site.firewall(close=False)
     assert f"epoch 1/{EPOCHS} - " in shown
     assert last_epoch(shown)
-    assert site.relays() == []
+    site.wait(lambda: not site.relays(), "the relay is gone")
 
 
 @pytest.mark.parametrize("end", ["killed", "cut off", "interrupted"])
