@@ -24,9 +24,12 @@ from cos_ml.errors import InvalidInputError
 from cos_ml.network.keras_import import import_keras
 from cos_ml.params import DeclaredParam, StageParams
 from cos_ml.scoring.udf_arguments import arrow_udf, with_udf
-from cos_ml.sources.pixels import FILES, MODES, ImageSpec, decode_batches, import_pillow
+from cos_ml.sources.pixels import FILES, MODES, ImageSpec, decode_batches, decode_image, decode_raw, import_pillow
 
 __all__ = ["ImageAssembler", "preprocessing_layers"]
+
+# The fields of Spark's image struct that say what its data are; the field origin is where it comes from.
+STRUCT = {"height": "int", "width": "int", "nChannels": "int", "mode": "int"}
 
 
 def _channels(value: Any) -> int:
@@ -41,11 +44,12 @@ class ImageAssembler(
     Transformer, ImageAccessors, StageParams, HasInputCol, HasOutputCol, HasHandleInvalid, DefaultParamsReadable[Any],
     DefaultParamsWritable,
 ):  # fmt: skip
-    """A Transformer that decodes a column of image files into pixels of one size, as DeepNetEstimator takes them.
+    """A Transformer that turns a column of images into pixels of one size, as DeepNetEstimator takes them.
 
-    It reads JPEG, PNG, BMP, GIF (the first frame), TIFF and WebP with Pillow, which the executors need too:
-    ``pip install "cos-ml[images]"``. EXIF orientation is ignored, transparency is dropped, and images with 16 bits per
-    channel keep the upper 8.
+    A binary column has whole files: JPEG, PNG, BMP, GIF (the first frame), TIFF or WebP. A struct is an image that
+    ``spark.read.format("image")`` has decoded, whose channels are blue, green, red. Pillow reads and resizes both, and
+    the executors need it too: ``pip install "cos-ml[images]"``. EXIF orientation is ignored, transparency is dropped,
+    and images with 16 bits per channel keep the upper 8.
 
     Args: every Param by keyword, as described by ``explainParams()``; height and width are required to transform.
 
@@ -53,7 +57,9 @@ class ImageAssembler(
         InvalidInputError: a Param is invalid.
     """
 
-    inputCol = DeclaredParam(string, "binary column of whole image files", "data")
+    inputCol = DeclaredParam(
+        string, 'column of images: whole files (binary), or the structs of Spark\'s source "image"', "data"
+    )
     outputCol = DeclaredParam(
         string,
         "output column: height x width x channels values from 0 to 255, in row-major order with the channels last",
@@ -75,8 +81,8 @@ class ImageAssembler(
     )
     handleInvalid = DeclaredParam(
         one_of("error", "skip", "keep"),
-        "what to do with rows that are null, can't be decoded, or exceed PIL.Image.MAX_IMAGE_PIXELS (against "
-        "decompression bombs): 'error', 'skip' (drop them) or 'keep' (as null)",
+        "what to do with rows that are null, can't be decoded (by Spark, where it has read them), or exceed "
+        "PIL.Image.MAX_IMAGE_PIXELS (against decompression bombs): 'error', 'skip' (drop them) or 'keep' (as null)",
         "error",
     )
 
@@ -98,33 +104,46 @@ class ImageAssembler(
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         import_pillow()
-        source = self._source(dataset)
+        arguments = self._arguments(dataset)
         name, output = self.getInputCol(), self.getOutputCol()
         spec = ImageSpec(self.getHeight(), self.getWidth(), self.getChannels(), self.getResize(), self.getOutputType())
         type_ = T.BinaryType() if spec.output_type == "uint8" else T.ArrayType(T.FloatType())
-        decode = partial(decode_batches, spec, name, self.getHandleInvalid())
-        out = with_udf(dataset, {"data": source}, output, arrow_udf(dataset.sparkSession, type_, decode, FILES))
+        function = decode_raw if "mode" in arguments else decode_image
+        decode = partial(decode_batches, spec, name, self.getHandleInvalid(), decode=function)
+        out = with_udf(dataset, arguments, output, arrow_udf(dataset.sparkSession, type_, decode, FILES))
         shape = {"height": spec.height, "width": spec.width, "channels": spec.channels}  # for display.show
         out = out.withColumn(output, F.col(quoted(output)).alias(output, metadata={"image": shape}))
         return out.filter(F.col(quoted(output)).isNotNull()) if self.getHandleInvalid() == "skip" else out
 
-    def _source(self, dataset: DataFrame) -> SparkColumn:
-        """The input column, after checking Params and columns against each other."""
+    def _arguments(self, dataset: DataFrame) -> dict[str, SparkColumn]:
+        """What is decoded, after checking Params and columns against each other: a file, or the fields of a struct."""
         name, output = self.getInputCol(), self.getOutputCol()
         for param in (self.height, self.width):
             if not self.isDefined(param):
                 raise InvalidInputError(f"Param {param.name} is not set: set it to the size of the network's input.")
         source = resolve(dataset, name)
-        if not isinstance(source.data_type, T.BinaryType):
-            raise InvalidInputError(
-                f"Column {name!r} is of type {source.data_type.simpleString()}: expected binary, one image file "
-                'per row, as cos_ml.read_images and Spark\'s source "binaryFile" read them.'
-            )
         if taken(dataset, output):
             raise InvalidInputError(
                 f"Output column {output!r} is in the DataFrame already: drop it, or set another outputCol."
             )
-        return source.values
+        if isinstance(source.data_type, T.BinaryType):
+            return {"data": source.values}
+        if _is_image(source.data_type):
+            # pandas has no null among its integers.
+            sizes = {field: F.coalesce(source.values[field], F.lit(-1)) for field in STRUCT}
+            return {"data": source.values["data"], **sizes}
+        raise InvalidInputError(
+            f"Column {name!r} is of type {source.data_type.simpleString()}: expected binary, an image file per row, as "
+            'cos_ml.read_images and Spark\'s source "binaryFile" read them, or the struct of Spark\'s source "image".'
+        )
+
+
+def _is_image(data_type: T.DataType) -> bool:
+    """Whether a column has the struct of Spark's source "image"."""
+    if not isinstance(data_type, T.StructType):
+        return False
+    types = {field.name: field.dataType.simpleString() for field in data_type.fields}
+    return types.items() >= (STRUCT | {"data": "binary"}).items()
 
 
 def preprocessing_layers(

@@ -185,7 +185,7 @@ def _decoded(files: Column, sides: tuple[int, int, int], resize: str = "stretch"
 
     @F.pandas_udf(T.BinaryType())  # type: ignore[attr-defined]
     def decode(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        encoded = ((pa.array(part.map(_file), pa.binary()),) for part in in_parts(batches, FILES))
+        encoded = ((pa.array(part.map(_file), pa.binary()),) for (part,) in in_parts(batches, FILES))
         for images in decode_batches(spec, "data", "error", encoded):
             yield pd.Series([_caffe_order(pixels, sides) for pixels in images.to_pylist()], dtype=object)
 

@@ -50,9 +50,12 @@ def run_arrow(
             yield arrow_frame({"result": result})["result"]
 
 
-def in_parts(batches: Iterator[Any], rows: int) -> Iterator[pd.Series]:
-    """The rows of a pandas UDF's single column, at most ``rows`` at a time."""
-    return (batch.iloc[start : start + rows] for batch in batches for start in range(0, len(batch), rows))
+def in_parts(batches: Iterator[Any], rows: int) -> Iterator[tuple[pd.Series, ...]]:
+    """The rows of a pandas UDF's columns, at most ``rows`` at a time."""
+    for batch in batches:
+        columns = batch if isinstance(batch, tuple) else (batch,)
+        for start in range(0, len(columns[0]), rows):
+            yield tuple(column.iloc[start : start + rows] for column in columns)
 
 
 def arrow_column(series: pd.Series | pd.DataFrame) -> pa.Array:

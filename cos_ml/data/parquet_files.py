@@ -18,7 +18,7 @@ from cos_ml.data.table_formats import check_plain_files
 from cos_ml.errors import InvalidInputError
 from cos_ml.stores import exists, open_filesystem, retried
 
-__all__ = ["BUFFER", "DataFile", "find_files", "folder_values", "opened"]
+__all__ = ["BUFFER", "DataFile", "find_files", "folder_values", "list_files", "opened", "visible"]
 
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # null, in the name of a folder
 LISTED = 16  # URLs that are looked at at the same time
@@ -50,7 +50,7 @@ def find_files(urls: Sequence[str]) -> list[DataFile]:
     for filesystem in plain:
         filesystem.invalidate_cache()  # Spark and others write behind its back
     with ThreadPoolExecutor(LISTED) as pool:
-        listings = list(pool.map(lambda root: _listed(*root), roots))
+        listings = list(pool.map(lambda root: list_files(*root), roots))
     found = []
     for index, (url, (filesystem, root), listed) in enumerate(zip(urls, roots, listings, strict=True)):
         if listed == [root]:  # a file is no table
@@ -88,7 +88,7 @@ def folder_values(root: str, path: str) -> dict[str, str | None]:
     return {unquote(name): None if value == NO_VALUE else unquote(value) for name, _, value in pairs}
 
 
-def _listed(filesystem: Any, root: str) -> list[str]:
+def list_files(filesystem: Any, root: str) -> list[str]:
     """All files at ``root``; a file on a web server is not asked what it contains.
 
     Raises:
@@ -120,11 +120,16 @@ def _parquet_files(filesystem: Any, root: str, listed: Sequence[str]) -> list[st
     """
     if listed == [root]:
         return [root]
-    start = len(root.rstrip("/")) + 1
-    visible = sorted(path for path in listed if not HIDDEN.search(path[start:]))
+    candidates = visible(root, listed)
 
     def is_parquet(path: str) -> bool:
         return path.endswith(ENDINGS) or retried(partial(filesystem.head, path, 4)) in MAGIC
 
     with ThreadPoolExecutor(LISTED) as pool:
-        return list(itertools.compress(visible, pool.map(is_parquet, visible)))
+        return list(itertools.compress(candidates, pool.map(is_parquet, candidates)))
+
+
+def visible(root: str, listed: Sequence[str]) -> list[str]:
+    """The sorted files of those in the folder ``root`` that Spark reads: others are temporary, or tell of the rest."""
+    start = len(root.rstrip("/")) + 1
+    return sorted(path for path in listed if not HIDDEN.search(path[start:]))

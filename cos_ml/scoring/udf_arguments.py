@@ -33,8 +33,7 @@ def arrow_udf(
         spark: the session that runs it: with Connect, its server may be older than this PySpark.
         return_type: the type of the results.
         function: takes a tuple of columns for each batch, and returns as many rows in all, in batches of its own.
-        rows: the number of rows that a pandas UDF of a single column converts at a time, as the copy takes memory;
-            None for whole batches.
+        rows: the number of rows that a pandas UDF converts at a time, as the copy takes memory; None for whole batches.
     """
     if hasattr(F, "arrow_udf") and _version(spark) >= ARROW_UDFS:
 

@@ -11,10 +11,10 @@ __all__ = ["register"]
 
 
 def register(spark: SparkSession) -> None:
-    """Register the format "lmdb" with ``spark``: ``spark.read.format("lmdb").load(path)``.
+    """Register the formats "lmdb" and "tfrecord" with ``spark``: ``spark.read.format("lmdb").load(path)``.
 
-    Spark finds the format without this call (through ``pyspark_cos_ml``) if the driver's Python has cos_ml when Spark
-    first searches for a format. It searches only once.
+    Spark finds them without this call (through ``pyspark_cos_ml``) if the driver's Python has cos_ml when Spark first
+    searches for a format. It searches only once.
 
     Args:
         spark: the session. cos_ml must be installed in the Python of the driver and of the executors.
@@ -22,9 +22,11 @@ def register(spark: SparkSession) -> None:
     from pyspark.errors import AnalysisException
 
     from cos_ml.sources.lmdb import LmdbDataSource
+    from cos_ml.sources.tfrecord import TFRecordDataSource
 
-    try:
-        spark.dataSource.register(LmdbDataSource)
-    except AnalysisException as error:
-        if error.getCondition() != "DATA_SOURCE_ALREADY_EXISTS":  # Spark has found it already
-            raise
+    for source in (LmdbDataSource, TFRecordDataSource):
+        try:
+            spark.dataSource.register(source)
+        except AnalysisException as error:
+            if error.getCondition() != "DATA_SOURCE_ALREADY_EXISTS":  # Spark has found it already
+                raise

@@ -31,8 +31,9 @@ from pyspark.sql.datasource import (
 from cos_ml.data.names import fold
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.paths import local_path
-from cos_ml.sources.copies import default_filesystem, local_copy
+from cos_ml.sources.copies import local_copy
 from cos_ml.sources.lmdb_pages import Malformed, NamedDatabase, PageFile, Records, Span, Tree, open_pages
+from cos_ml.sources.options import one_of, positive_int, source_path
 from cos_ml.sources.records import DATUM_SCHEMA, RAW_SCHEMA, RECORDS, datum_columns, to_records
 
 __all__ = ["LmdbDataSource", "LmdbReader", "LmdbWriter", "PageRange", "Part", "opened_to_write", "put_records"]
@@ -74,9 +75,9 @@ class LmdbDataSource(DataSource):
 
     def __init__(self, options: Mapping[str, str]) -> None:
         super().__init__(options)  # type: ignore[arg-type]
-        self.raw = _one_of(options, "values", "datum", "raw") == "raw"
-        self.count = _positive_int(options, "numPartitions")
-        self.path = _path(options)
+        self.raw = one_of(options, "values", "datum", "raw") == "raw"
+        self.count = positive_int(options, "numPartitions")
+        self.path = source_path(options.get("path", ""), "an LMDB database")
         self.database = options.get("database")
 
     @classmethod
@@ -281,37 +282,6 @@ def _lmdb() -> Any:
     except ImportError as error:
         raise SetupError('The format "lmdb" needs the package lmdb: pip install "cos-ml[lmdb]".') from error
     return lmdb
-
-
-def _one_of(options: Mapping[str, str], name: str, *choices: str) -> str:
-    value = options.get(name, choices[0])
-    if value not in choices:
-        raise InvalidInputError(f"Option {name}: expected one of {', '.join(choices)}, received {value!r}.")
-    return value
-
-
-def _positive_int(options: Mapping[str, str], name: str) -> int | None:
-    value = options.get(name)
-    if value is None or (value.isdecimal() and int(value) > 0):
-        return None if value is None else int(value)
-    raise InvalidInputError(f"Option {name}: expected an integer >= 1, received {value!r}.")
-
-
-def _path(options: Mapping[str, str]) -> str:
-    path = options.get("path", "")
-    found, default = local_path(path), default_filesystem()
-    if not path or (found is None and path.startswith("file:")):
-        raise InvalidInputError(f"Expected the path of an LMDB database, or its URL, received {path!r}.")
-    if found is None:
-        return path
-    if not default or path.startswith("file:"):
-        return os.path.abspath(found)  # executors may have another working directory
-    if not path.startswith("/"):
-        raise InvalidInputError(
-            f"{path!r} is a relative path on {default} (fs.defaultFS): expected an absolute one, such as "
-            f"{default}/user/NAME/{path}, or file://{os.path.abspath(path)} for this machine."
-        )
-    return default + path
 
 
 def _names(path: str) -> list[str]:

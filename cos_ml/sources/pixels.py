@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -15,10 +15,11 @@ import pyarrow as pa
 from cos_ml.data.columns import as_list_array
 from cos_ml.errors import InvalidInputError, SetupError
 
-__all__ = ["FILES", "MODES", "ImageSpec", "decode_batches", "decode_image", "import_pillow"]
+__all__ = ["FILES", "MODES", "ImageSpec", "decode_batches", "decode_image", "decode_raw", "import_pillow"]
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # some of the others that Pillow reads run external programs
 MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's mode
+DEPTHS = ("8U", "8S", "16U", "16S", "32S", "32F", "64F", "16F")  # OpenCV's, in the lower 3 bits of a type
 FILES = 16  # that a pandas UDF copies at a time: those of a whole batch of Spark's may be gigabytes
 BATCH_BYTES = 16 << 20  # pixels that are returned to Spark at a time: Spark's own batches have 10,000 rows
 
@@ -61,18 +62,52 @@ def decode_image(data: bytes, spec: ImageSpec) -> np.ndarray:
     Raises:
         Exception: Pillow can't decode it, or it is smaller than ``spec`` and ``resize="none"``.
     """
-    mode, size = MODES[spec.channels], (spec.width, spec.height)
     with import_pillow().open(io.BytesIO(data), formats=FORMATS) as image:
         if spec.resize != "none":
             # Decodes a JPEG much larger than the output at 1/2, 1/4 or 1/8 of its size, in a fraction of the time, but
             # at no less than twice the output's size, so that the difference is not visible.
-            image.draft(mode, (2 * size[0], 2 * size[1]))
-        picture = _eight_bits(image)
-        if picture.mode != mode:
-            picture = picture.convert(mode)
-        if picture.size != size:
-            picture = _resized(picture, size, spec.resize)
-        return np.asarray(picture).reshape(spec.height, spec.width, spec.channels)
+            image.draft(MODES[spec.channels], (2 * spec.width, 2 * spec.height))
+        return _fitted(_eight_bits(image), spec)
+
+
+def decode_raw(data: bytes, height: int, width: int, channels: int, mode: int, spec: ImageSpec) -> np.ndarray:
+    """The pixels of Spark's image struct, as uint8 of shape [height, width, channels] of ``spec``.
+
+    Args:
+        data: its values row by row, the channels of a pixel in OpenCV's order: blue, green, red, opacity.
+        height, width, channels: its size.
+        mode: OpenCV's type of its values; -1 where Spark could not decode the file.
+        spec: the size and type of the result.
+
+    Raises:
+        ValueError: it has no values of 8 or 16 unsigned bits, their number is wrong, or it is smaller than ``spec`` and
+            ``resize="none"``.
+    """
+    if mode < 0:
+        raise ValueError("Spark's reader could not decode the file")
+    depth = DEPTHS[mode & 7]
+    if depth not in ("8U", "16U"):
+        raise ValueError(f"its values are OpenCV's CV_{depth}C{channels} (mode {mode}), which have no known range")
+    type_: np.dtype[Any] = np.dtype("u1" if depth == "8U" else "<u2")
+    count = height * width * channels
+    if channels not in (1, 3, 4) or mode >> 3 != channels - 1 or count <= 0 or len(data) != count * type_.itemsize:
+        raise ValueError(
+            f"{len(data)} bytes are not {height} x {width} pixels of {channels} channels of mode {mode}: expected "
+            "1, 3 or 4 channels of 8 or 16 bits, as Spark's image schema has them"
+        )
+    values: np.ndarray = np.frombuffer(data, type_).reshape(height, width, channels)
+    if depth == "16U":
+        values = (values >> 8).astype(np.uint8)
+    picture = values[..., 2::-1] if channels > 1 else values[..., 0]
+    return _fitted(import_pillow().fromarray(np.ascontiguousarray(picture)), spec)
+
+
+def _fitted(image: Any, spec: ImageSpec) -> np.ndarray:
+    mode, size = MODES[spec.channels], (spec.width, spec.height)
+    picture = image if image.mode == mode else image.convert(mode)
+    if picture.size != size:
+        picture = _resized(picture, size, spec.resize)
+    return np.asarray(picture).reshape(spec.height, spec.width, spec.channels)
 
 
 def _eight_bits(image: Any) -> Any:
@@ -100,9 +135,20 @@ def _resized(image: Any, size: tuple[int, int], resize: str) -> Any:
 
 
 def decode_batches(
-    spec: ImageSpec, column: str, handle_invalid: str, batches: Iterator[tuple[pa.Array, ...]]
+    spec: ImageSpec,
+    column: str,
+    handle_invalid: str,
+    batches: Iterator[tuple[pa.Array, ...]],
+    decode: Callable[..., np.ndarray] = decode_image,
 ) -> Iterator[pa.Array]:
     """Decode the rows of Arrow batches, in order, in batches of a few MB; invalid rows become null.
+
+    Args:
+        spec: the size and type of the result.
+        column: the name of the column, for messages.
+        handle_invalid: "error", or what else the Param may be.
+        batches: an array for each argument of ``decode`` but the last; a null in the first makes the row invalid.
+        decode: ``decode_image`` for files, or ``decode_raw``.
 
     Raises:
         InvalidInputError: a row is invalid, and ``handle_invalid`` is "error".
@@ -111,9 +157,10 @@ def decode_batches(
     import_pillow()  # a missing package is no error of a row
     size = max(BATCH_BYTES // (spec.values * (4 if spec.output_type == "float" else 1)), 1)
     first_row = 0
-    for (files,) in batches:
-        for start in range(0, len(files), size):
-            images = [_decode_row(data, spec) for data in files[start : start + size].to_pylist()]
+    for arrays in batches:
+        for start in range(0, len(arrays[0]), size):
+            rows = zip(*(array[start : start + size].to_pylist() for array in arrays), strict=True)
+            images = [_decode_row(row, decode, spec) for row in rows]
             invalid = next((row for row, image in enumerate(images) if isinstance(image, str)), None)
             if invalid is not None and handle_invalid == "error":
                 raise InvalidInputError(
@@ -121,18 +168,18 @@ def decode_batches(
                     'handleInvalid="skip" drops such rows, "keep" makes them null.'
                 )
             yield _column(images, spec)
-        first_row += len(files)
+        first_row += len(arrays[0])
 
 
-def _decode_row(data: bytes | None, spec: ImageSpec) -> np.ndarray | str:
+def _decode_row(row: Sequence[Any], decode: Callable[..., np.ndarray], spec: ImageSpec) -> np.ndarray | str:
     """The pixels of one row, or what is wrong with it."""
-    if data is None:
+    if row[0] is None:
         return "is null"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about metadata, which is not used
         warnings.simplefilter("error", import_pillow().DecompressionBombWarning)
         try:
-            return decode_image(data, spec)
+            return decode(*row, spec)
         except Exception as error:  # Pillow's decoders raise all kinds of errors for a damaged file
             return f"can't be decoded: {type(error).__name__}: {error}"
 

@@ -16,7 +16,7 @@ from cos_ml.horovod_build.build import cache_folder
 from tests.support.sessions import ROOT
 
 CONSTRAINTS = ROOT / "constraints" / "latest.txt"
-SOURCES = ("cos_ml", "pyspark_cos_ml", "setup.py", "setup.cfg", "README.md", "LICENSE")
+SOURCES = ("cos_ml", "pyspark_cos_ml", "pyspark_cos_ml_tfrecord", "setup.py", "setup.cfg", "README.md", "LICENSE")
 
 
 def folder() -> Path:

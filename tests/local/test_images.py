@@ -88,12 +88,50 @@ def test_rows_that_are_no_image(spark, photos):
         assembler().transform(df).collect()
 
 
+@pytest.fixture(scope="module")
+def decoded(tmp_path_factory):
+    """A folder of PNGs of different sizes and kinds, and one that is damaged."""
+    folder, random = tmp_path_factory.mktemp("decoded"), np.random.default_rng(0)
+    for index, mode in enumerate(["RGB", "RGBA", "L"]):
+        image = Image.fromarray(random.integers(0, 256, (9 + index, 12, 4), np.uint8)).convert(mode)
+        image.save(folder / f"{index}.png")
+    (folder / "3.png").write_bytes(b"no image")
+    return str(folder)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_that_spark_has_decoded(spark, decoded, channels):
+    files = assembler(channels=channels, handleInvalid="keep").transform(read_images(spark, decoded)).orderBy("path")
+    expected = [row.image for row in files.collect()]
+    stage = assembler(channels=channels, inputCol="image", outputCol="pixels", handleInvalid="keep")
+    rows = stage.transform(spark.read.format("image").load(decoded)).orderBy("image.origin").collect()
+    assert [row.image.nChannels for row in rows] == [3, 4, 1, -1]
+    assert [row.pixels for row in rows] == expected
+    assert expected[3] is None
+    skipped = stage.setHandleInvalid("skip").transform(spark.read.format("image").load(decoded))
+    assert skipped.count() == 3
+
+
+def test_images_that_spark_could_not_decode(spark, decoded):
+    stage = assembler(inputCol="image", outputCol="pixels")
+    images = spark.read.format("image").load(decoded)
+    valid = spark.read.format("image").option("dropInvalid", True).load(decoded)
+    assert stage.transform(valid).count() == 3
+    with pytest.raises(PythonException, match=r"column 'image', row \d: .*Spark's reader could not decode"):
+        stage.transform(images).collect()
+    nulls = spark.createDataFrame([(None,)], images.schema)
+    with pytest.raises(PythonException, match="column 'image', row 0: is null"):
+        stage.transform(nulls).collect()
+
+
 def test_columns_that_do_not_fit(spark):
     df = spark.createDataFrame([("a", b"b")], "name string, `the.data` binary")
     with pytest.raises(InvalidInputError, match="no column 'data'"):
         assembler().transform(df)
     with pytest.raises(InvalidInputError, match="of type string"):
         assembler(inputCol="name").transform(df)
+    with pytest.raises(InvalidInputError, match="of type struct"):
+        assembler(inputCol="s").transform(df.selectExpr("struct(`the.data` as data) as s"))
     with pytest.raises(InvalidInputError, match="in the DataFrame already"):
         assembler(inputCol="the.data", outputCol="name").transform(df)
     with pytest.raises(InvalidInputError, match="width is not set"):

@@ -10,7 +10,7 @@ from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.images import ImageAssembler, preprocessing_layers
 from cos_ml.network.keras_import import import_keras
 from cos_ml.sources import pixels
-from cos_ml.sources.pixels import ImageSpec, decode_batches, decode_image
+from cos_ml.sources.pixels import ImageSpec, decode_batches, decode_image, decode_raw
 
 keras = import_keras()
 
@@ -112,6 +112,53 @@ def test_without_resizing_a_smaller_image_is_refused():
 def test_formats_that_run_other_programs_are_not_opened():
     with pytest.raises(OSError, match="cannot identify"):
         decode_image(file_of(PIXELS, "EPS"), spec())
+
+
+# ── Spark's image struct ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def struct_of(pixels, depth=0):
+    """The fields of Spark's struct but its origin, in the order of ``decode_raw``, for red, green, blue, opacity."""
+    height, width, channels = pixels.shape
+    order = [2, 1, 0, 3][:channels] if channels > 1 else [0]
+    return pixels[..., order].tobytes(), height, width, channels, depth + 8 * (channels - 1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("resize", ["stretch", "crop", "none"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_a_decoded_image_gives_what_its_file_gives(mode, resize, channels):
+    image = Image.fromarray(RANDOM.integers(0, 256, (14, 11, 4), np.uint8)).convert(mode)
+    decoded = struct_of(np.asarray(image).reshape(14, 11, -1))
+    for height, width in [(14, 11), (7, 9)]:
+        wanted = spec(height, width, channels, resize)
+        assert (decode_raw(*decoded, wanted) == decode_image(file_of(image), wanted)).all()
+
+
+def test_of_sixteen_bits_of_a_struct_the_upper_eight_are_kept():
+    deep = PIXELS.astype("<u2") * 256 + 7
+    assert (decode_raw(*struct_of(deep, depth=2), spec()) == PIXELS).all()
+
+
+@pytest.mark.parametrize(
+    ("struct", "message"),
+    [
+        ((b"", -1, -1, -1, -1), "Spark's reader could not decode the file"),
+        (struct_of(PIXELS.astype("f4"), depth=5), r"CV_32FC3 \(mode 21\), which have no known range"),
+        (struct_of(PIXELS.view("i1"), depth=1), r"CV_8SC3 \(mode 17\)"),
+        ((PIXELS.tobytes()[1:], 6, 8, 3, 16), "143 bytes are not 6 x 8 pixels of 3 channels of mode 16"),
+        ((PIXELS.tobytes(), 6, 8, 3, 24), "of mode 24: expected 1, 3 or 4 channels"),
+        ((PIXELS.tobytes(), 6, 12, 2, 8), "of 2 channels"),
+        ((b"", 0, 8, 3, 16), "0 bytes are not 0 x 8 pixels"),
+        ((None, -1, -1, -1, -1), "is null"),
+    ],
+)
+def test_a_struct_that_is_no_image(struct, message):
+    arrays = [pa.array([value]) for value in struct]
+    with pytest.raises(InvalidInputError, match=message):
+        list(decode_batches(spec(), "image", "error", iter([arrays]), decode=decode_raw))
+    (kept,) = decode_batches(spec(), "image", "keep", iter([arrays]), decode=decode_raw)
+    assert kept.to_pylist() == [None]
 
 
 # ── batches ───────────────────────────────────────────────────────────────────────────────────────────────────────────
