@@ -15,7 +15,7 @@ from tests.support.sessions import frame, rows_of
 
 spark = SparkSession.builder.getOrCreate()
 df = frame(spark, [rows_of(*part) for part in split(reference.data(64), 32, 32)])
-est = estimator(reference.network(), epochs=2, checkpointDir=f"{sys.argv[1]}/states")
+est = estimator(reference.network(), epochs=2, progress=True, checkpointDir=f"{sys.argv[1]}/states")
 text = est.explain(df)
 model = est.fit(df)
 model.write().overwrite().save(f"{sys.argv[1]}/model")
