@@ -43,13 +43,14 @@ def callback(kind: Any, /, *, ranks: str | None = None, **arguments: Any) -> dic
 
     Raises:
         InvalidInputError: the class does not exist or does not take these arguments, an argument is not serializable,
-            or the class is BackupAndRestore.
+            or the class is BackupAndRestore or one of MLflow's.
 
     Examples:
         >>> callback("ReduceLROnPlateau", monitor="loss", factor=0.5)["ranks"]
         'all'
     """
     cls = _class(kind)
+    _refuse_mlflow(*(f"{base.__module__}:{base.__name__}" for base in cls.__mro__))
     name = f"{cls.__module__}:{cls.__qualname__}"
     if "<" in name or cls.__module__ == "__main__":
         raise InvalidInputError(
@@ -76,6 +77,17 @@ def callback(kind: Any, /, *, ranks: str | None = None, **arguments: Any) -> dic
     return {"class": f"keras.callbacks:{cls.__name__}" if builtin else name, "ranks": ranks, "arguments": plain}
 
 
+def _refuse_mlflow(*classes: str) -> None:
+    """Raises InvalidInputError if one of these classes, as "module:Class", is MLflow's."""
+    for name in classes:
+        if name.startswith("mlflow."):
+            raise InvalidInputError(
+                f"Param callbacks: {name.partition(':')[2]} would log from the ranks, which have no run, and may not "
+                "reach the tracking server. Call cos_ml.mlflow.autolog() in this program instead: it logs each epoch "
+                "while the fit runs, from the driver."
+            )
+
+
 def _plain(value: Any) -> Any:
     """Arguments as plain data; raises TypeError for what would come back as something else."""
     if isinstance(value, dict):
@@ -98,9 +110,11 @@ def plain_callback(value: Any) -> dict[str, Any]:
     if isinstance(value, dict) and set(value) == {"class", "ranks", "arguments"}:
         # It may come from a saved estimator. The driver may lack the module of its class, which only ranks import.
         if value["ranks"] in ("all", "first") and isinstance(value["arguments"], dict):
+            _refuse_mlflow(value["class"])
             return dict(value)
     elif isinstance(value, (str, type)):
         return callback(value)
+    _refuse_mlflow(*(f"{base.__module__}:{base.__name__}" for base in type(value).__mro__))
     raise ParamTypeError(
         f"Param callbacks: expected what cos_ml.callback(...) returns, received {value!r}. Callback objects can't be "
         f"sent to the ranks: use cos_ml.callback({type(value).__name__!r}, ...) with the arguments."

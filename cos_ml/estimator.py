@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -15,6 +15,7 @@ from pyspark import keyword_only
 from pyspark.ml import Predictor
 from pyspark.sql import DataFrame, SparkSession
 
+from cos_ml import listeners
 from cos_ml.callbacks import with_qualified_path
 from cos_ml.data import frames
 from cos_ml.data.columns import Column
@@ -25,6 +26,7 @@ from cos_ml.estimator_params import EstimatorParams
 from cos_ml.initial_weights import digest, with_initial_weights
 from cos_ml.job import horovod_env, preflight
 from cos_ml.job.fit import Candidate, FitOptions, Trained, cache_folder, check_horovod, fit
+from cos_ml.job.progress import Display
 from cos_ml.model import COMPILED, DeepNetModel, check_layers, check_outputs
 from cos_ml.network import checks
 from cos_ml.network.archive import Network, find_layer
@@ -406,12 +408,21 @@ def _without_name(optimizer: Any) -> Any:
 
 def _train(
     dataset: DataFrame, estimators: Sequence[DeepNetEstimator], candidates: Sequence[Candidate],
-    urls: Sequence[str] | None = None,
+    urls: Sequence[str] | None = None, positions: Sequence[int] | None = None,
 ) -> list[DeepNetModel]:  # fmt: skip
-    """Train the candidates, each of its estimator, in one barrier job; on the Parquet dataset at ``urls``, if given."""
-    trained = fit(dataset, candidates, estimators[0]._options(), urls)
-    jobs = zip(estimators, candidates, trained, strict=True)
-    return [estimator._trained_model(dataset, candidate, result) for estimator, candidate, result in jobs]
+    """Train the candidates, each of its estimator, in one barrier job; on the Parquet dataset at ``urls``, if given.
+
+    Those of a grid have ``positions`` in it.
+    """
+    options = estimators[0]._options()
+
+    def train(take: Callable[[dict[str, Any]], None] | None) -> list[DeepNetModel]:
+        trained = fit(dataset, candidates, options, urls, take)
+        jobs = zip(estimators, candidates, trained, strict=True)
+        return [estimator._trained_model(dataset, candidate, result) for estimator, candidate, result in jobs]
+
+    known = listeners.Fit(tuple(estimators), None if positions is None else tuple(positions), dataset)
+    return listeners.during(known, [Display()] if options.progress else [], train)
 
 
 class _Models:
@@ -442,6 +453,6 @@ class _Models:
         group = [other for other, job in enumerate(self.jobs) if job == self.jobs[index]]
         estimators, candidates = [self.estimators[one] for one in group], [self.candidates[one] for one in group]
         try:
-            self.results |= zip(group, _train(self.dataset, estimators, candidates), strict=True)
+            self.results |= zip(group, _train(self.dataset, estimators, candidates, positions=group), strict=True)
         except Exception as error:
             self.results |= dict.fromkeys(group, error)

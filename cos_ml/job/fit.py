@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from cos_ml.data.table_formats import check_no_table
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.job import barrier, containers, preflight, rank_server
 from cos_ml.job.messages import Job, Outcome
-from cos_ml.job.progress import Address, Display, ProgressServer
+from cos_ml.job.progress import Address, ProgressServer
 from cos_ml.job.relay import relayed
 from cos_ml.job.settings import port_range
 from cos_ml.network.archive import Network
@@ -84,8 +84,9 @@ class Trained:
 
 
 def fit(
-    dataset: DataFrame, candidates: Sequence[Candidate], options: FitOptions, urls: Sequence[str] | None = None
-) -> list[Trained]:
+    dataset: DataFrame, candidates: Sequence[Candidate], options: FitOptions, urls: Sequence[str] | None = None,
+    take: Callable[[dict[str, Any]], None] | None = None,
+) -> list[Trained]:  # fmt: skip
     """Train candidates that read the same rows in the same way, in one barrier job.
 
     Args:
@@ -93,6 +94,7 @@ def fit(
         candidates: what to train, one after the other.
         options: how the rows reach the ranks.
         urls: the Parquet dataset to train on; None for the rows of ``dataset``.
+        take: takes the events of the ranks, in other threads; None for nobody.
 
     Returns:
         list[Trained]: by candidate.
@@ -125,7 +127,7 @@ def fit(
         else:
             logger.info("Feed: %s; ranks read %s row groups, no rows move", shards.reader, shards.groups)
             rows = spark.range(options.ranks, numPartitions=options.ranks)  # ranks read files instead
-        address = stack.enter_context(_progress_server(spark, options.progress, ports))
+        address = stack.enter_context(_progress_server(spark, take, ports))
         for text in _container_problems(spark, spec, archives, options.ranks, bool(idle)):
             logger.warning(text)
         logger.info("Ranks: %s, %s", options.ranks, "from rank servers" if idle else "each a new process (cold start)")
@@ -256,23 +258,24 @@ def _plan(*arguments: Any, **options: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _progress_server(spark: SparkSession, wanted: bool, ports: range | None) -> Iterator[Address | None]:
-    """Where ranks report progress; None where it is off, or the driver's address is unknown."""
+def _progress_server(
+    spark: SparkSession, take: Callable[[dict[str, Any]], None] | None, ports: range | None
+) -> Iterator[Address | None]:
+    """Where ranks report progress; None where nobody takes it, or the driver's address is unknown."""
     host = (spark.conf.get("spark.driver.host", None) or "").strip("[]")  # in which Spark writes addresses of IPv6
-    if not wanted or not host:
+    if take is None or not host:
         yield None
         return
-    display = Display()
     if spark_internals.is_connect(spark):  # whose client executors may not reach
-        with contextlib.closing(display), relayed(spark, host, display.show, ports) as address:
+        with relayed(spark, host, take, ports) as address:
             yield address
         return
     try:
-        server = ProgressServer(host, display.show, ports)
+        server = ProgressServer(host, take, ports)
     except OSError:
         yield None  # progress is never a reason to fail
         return
-    with contextlib.closing(display), contextlib.closing(server):
+    with contextlib.closing(server):
         yield server.address
 
 

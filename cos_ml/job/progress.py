@@ -1,7 +1,7 @@
-"""Progress of a fit: a bar, and a line per epoch or validation, on the driver's standard error (both sides).
+"""The channel of progress: how events of a fit reach the driver, and the bar that shows them (both sides).
 
 The driver runs a server for the length of one fit. The barrier task of rank 0 connects, proves that it knows this fit's
-secret, and sends lines of JSON. Where it can't reach the driver, nothing is shown and nothing fails.
+secret, and sends lines of JSON. Where it can't reach the driver, listeners learn of no epochs and nothing fails.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import secrets
 import socket
 import socketserver
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cos_ml.interfaces import resolve
 from cos_ml.job.auth import BoundedServer, hmac_response, on_free_port
+from cos_ml.listeners import Fit, FitListener, Progress, TrainBegin
 
-__all__ = ["Address", "Display", "ProgressServer", "Reporter", "epoch_line"]
+__all__ = ["Address", "Display", "ProgressServer", "Reporter", "epoch_line", "validation_line"]
 
 MAX_LINE, CHALLENGE = 64 << 10, 32  # bytes
 CONNECT_TIMEOUT = 5.0  # seconds
 MAX_CONNECTIONS = 16  # the task of a retry may connect before the one of the attempt before is gone
 MAX_CHARACTERS = 500  # of any text that is shown
-MAX_METRICS = 100  # of an event
+MAX_METRICS = 100  # of a line
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class Reporter:
             self._socket = None
 
 
-class Display:
-    """Shows the events of one fit on standard error (driver side).
+class Display(FitListener):
+    """Shows one fit on standard error (driver side).
 
     There is a line per epoch and validation, and a bar that counts rows in a terminal or a notebook. A log file gets
     the lines alone.
@@ -114,56 +114,66 @@ class Display:
 
     def __init__(self) -> None:
         self._interactive = sys.stderr.isatty() or _in_notebook()
-        self._lock = threading.Lock()
         self._bar: Any = None
         self._begun: set[int] = set()  # candidates
 
-    def show(self, event: Mapping[str, Any]) -> None:
-        """Show one event; one that can't be shown does not fail the fit."""
-        with self._lock, contextlib.suppress(Exception):
-            event = _sanitized(event)
-            if event["event"] == "note":
-                self._print(event["text"])
-            if event["event"] == "begin":
-                self._show_begin(event)
-            if event["event"] in ("epoch", "validation"):
-                self._print(epoch_line(event))
-            if self._interactive and event["event"] in ("step", "epoch", "validation"):
-                self._move_bar(event)
+    def on_note(self, fit: Fit, text: str) -> None:
+        """Show the note."""
+        self._print(_printable(text))
 
-    def close(self) -> None:
+    def on_train_begin(self, fit: Fit, begin: TrainBegin) -> None:
+        """Print where training begins, unless it is at the first epoch of a first attempt."""
+        restarted = begin.candidate in self._begun
+        self._begun.add(begin.candidate)
+        if begin.epoch or begin.step:
+            step = f", step {begin.step}" if begin.step else ""
+            self._print(f"Resuming from the checkpoint after epoch {begin.epoch}{step}.")
+        elif restarted:
+            why = "no checkpoint was written yet" if begin.kept else "Param checkpointDir is not set"
+            self._print(f"The ranks were lost; training restarts from the first epoch: {why}.")
+
+    def on_step(self, fit: Fit, progress: Progress) -> None:
+        """Move the bar."""
+        self._move_bar(progress)
+
+    def on_validation_end(self, fit: Fit, progress: Progress) -> None:
+        """Print its line."""
+        self._print(validation_line(progress))
+        self._move_bar(progress)
+
+    def on_epoch_end(self, fit: Fit, progress: Progress) -> None:
+        """Print its line."""
+        self._print(epoch_line(progress))
+        self._move_bar(progress)
+
+    def on_fit_end(self, fit: Fit, models: Any, error: BaseException | None) -> None:
         """Remove the bar; the lines stay."""
-        with self._lock, contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):  # the terminal may be closed
             if self._bar is not None:
                 self._bar.close()
 
-    def _show_begin(self, event: Mapping[str, Any]) -> None:
-        """Print where training begins, unless it is at the first epoch of a first attempt."""
-        restarted = event["candidate"] in self._begun
-        self._begun.add(event["candidate"])
-        if event["epoch"] or event["step"]:
-            step = f", step {event['step']}" if event["step"] else ""
-            self._print(f"Resuming from the checkpoint after epoch {event['epoch']}{step}.")
-        elif restarted:
-            why = "no checkpoint was written yet" if event["kept"] else "Param checkpointDir is not set"
-            self._print(f"The ranks were lost; training restarts from the first epoch: {why}.")
-
     def _print(self, line: str) -> None:
-        if self._bar is None:
-            print(line, file=sys.stderr, flush=True)
-        else:
-            self._bar.write(line, file=sys.stderr)
+        with contextlib.suppress(Exception):
+            if self._bar is None:
+                print(line, file=sys.stderr, flush=True)
+            else:
+                self._bar.write(line, file=sys.stderr)
 
-    def _move_bar(self, event: Mapping[str, Any]) -> None:
-        total = round(event["total_steps"] / event["steps"] * event["rows"])
+    def _move_bar(self, progress: Progress) -> None:
+        if self._interactive:
+            with contextlib.suppress(Exception):
+                self._moved(progress)
+
+    def _moved(self, progress: Progress) -> None:
+        total = round(progress.total_steps / progress.steps * progress.rows)
         if self._bar is None:
             self._bar = _tqdm()(total=total, unit=" rows", unit_scale=True, leave=False, dynamic_ncols=True)
-        done = (event["epoch"] - 1 + event["step"] / event["steps"]) * event["rows"]
+        done = progress.steps_so_far / progress.steps * progress.rows
         if done < self._bar.n or total != self._bar.total:
             self._bar.reset(total)  # the next candidate of a grid
-        loss = f"{event['logs'].get('loss', float('nan')):.4f}"
-        self._bar.set_description(_epoch_name(event), refresh=False)
-        self._bar.set_postfix({"step": _step_name(event), "loss": loss}, refresh=False)
+        loss = f"{progress.metrics.get('loss', float('nan')):.4f}"
+        self._bar.set_description(_epoch_name(progress), refresh=False)
+        self._bar.set_postfix({"step": _step_name(progress), "loss": loss}, refresh=False)
         self._bar.update(max(0, int(done) - self._bar.n))
         self._bar.refresh()
 
@@ -183,30 +193,32 @@ def _tqdm() -> Any:
     return tqdm
 
 
-def _sanitized(value: Any) -> Any:
-    """An event with its texts shortened, and without characters that a terminal would take for commands."""
-    if isinstance(value, str):
-        return "".join(one if one.isprintable() else "?" for one in value[:MAX_CHARACTERS])
-    if isinstance(value, Mapping):
-        return {_sanitized(str(name)): _sanitized(one) for name, one in list(value.items())[:MAX_METRICS]}
-    return value if isinstance(value, (bool, int, float)) else None
+def _printable(text: str) -> str:
+    """A text, shortened, and without characters that a terminal would take for commands."""
+    return "".join(one if one.isprintable() else "?" for one in str(text)[:MAX_CHARACTERS])
 
 
-def epoch_line(event: Mapping[str, Any]) -> str:
-    """The line that is printed for the event of an epoch, or of a validation within one."""
-    metrics = " - ".join(f"{name}: {value:.4f}" for name, value in event["logs"].items())
-    if event["event"] == "validation":
-        return f"{_epoch_name(event)}, step {_step_name(event)} - {metrics}"
-    return f"{_epoch_name(event)} - {metrics} - {event['rows_per_second']:,.0f} rows/s"
+def epoch_line(progress: Progress) -> str:
+    """The line that is printed at the end of an epoch."""
+    return f"{_epoch_name(progress)} - {_metrics(progress)} - {progress.rows_per_second:,.0f} rows/s"
 
 
-def _step_name(event: Mapping[str, Any]) -> str:
-    rest = event["total_steps"] - (event["epoch"] - 1) * event["steps"]  # maxSteps may end the last epoch early
-    return f"{event['step']}/{min(event['steps'], rest)}"
+def validation_line(progress: Progress) -> str:
+    """The line that is printed after a validation within an epoch."""
+    return f"{_epoch_name(progress)}, step {_step_name(progress)} - {_metrics(progress)}"
 
 
-def _epoch_name(event: Mapping[str, Any]) -> str:
-    width = len(str(event["epochs"]))
-    in_grid = event.get("candidates", 1) > 1
-    candidate = f"candidate {event['candidate']}/{event['candidates']}, " if in_grid else ""
-    return f"{candidate}epoch {event['epoch']:{width}d}/{event['epochs']}"
+def _metrics(progress: Progress) -> str:
+    shown = list(progress.metrics.items())[:MAX_METRICS]
+    return " - ".join(f"{_printable(name)}: {value:.4f}" for name, value in shown)
+
+
+def _step_name(progress: Progress) -> str:
+    rest = progress.total_steps - (progress.epoch - 1) * progress.steps  # maxSteps may end the last epoch early
+    return f"{progress.step}/{min(progress.steps, rest)}"
+
+
+def _epoch_name(progress: Progress) -> str:
+    width = len(str(progress.epochs))
+    candidate = f"candidate {progress.candidate + 1}/{progress.candidates}, " if progress.candidates > 1 else ""
+    return f"{candidate}epoch {progress.epoch:{width}d}/{progress.epochs}"

@@ -13,6 +13,8 @@ from cos_ml.rank.heartbeat import Heartbeat
 
 __all__ = ["PhaseTimer", "RankContext", "TrainingLog", "metrics_of"]
 
+MAX_VALUES = 100  # numbers of a metric in an event: F1Score has one per class
+
 
 @dataclass
 class RankContext:
@@ -52,10 +54,11 @@ class RankContext:
     def report_metrics(self, event: str, plan: Any, epoch: int, step: int, logs: dict[str, Any], **more: Any) -> None:
         """Send the metrics after ``step`` steps of an epoch, counted from 0, to the driver."""
         feed, schedule = plan.feeds["train"], plan.schedule
-        numbers = {name: float(value) for name, value in logs.items() if not np.ndim(value)}  # F1Score may have several
+        numbers = {name: float(value) for name, value in logs.items() if not np.ndim(value)}
+        arrays = {name: value for name, value in logs.items() if np.ndim(value) and np.size(value) <= MAX_VALUES}
         self.report(
             event=event, epoch=epoch + 1, epochs=schedule.epochs, step=step, steps=schedule.whole,
-            total_steps=schedule.total, rows=feed.total_rows, logs=numbers, **more,
+            total_steps=schedule.total, rows=feed.total_rows, logs=numbers, arrays=metrics_of(arrays), **more,
         )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ HELPERS = {
     "errors",
     "gpus",
     "interfaces",
+    "listeners",
     "optimizers",
     "paths",
     "processor",
@@ -46,7 +47,7 @@ ALLOWED = {
     "rank": {"rank", "network", "data"},
     "scoring": {"scoring", "network", "data"},
     "job": {"job", "rank", "network", "data"},
-    "sources": {"sources", "data"},
+    "sources": {"sources", "network", "data"},
     "horovod_build": {"horovod_build", "job"},
     "caffe": {"caffe", "network", "optimizers"},
     # It is to the stages what a program of the user's is; only cli.py imports it.

@@ -51,6 +51,10 @@ def test_the_param_takes_callbacks_and_classes():
     assert DeepNetEstimator(callbacks=estimator.getCallbacks()).getCallbacks() == estimator.getCallbacks()
 
 
+OfMlflow = type("OfMlflow", (keras.callbacks.Callback,), {"__module__": "mlflow.keras.callback"})
+SAVED_WITH_MLFLOW = {"class": "mlflow.keras.callback:MlflowCallback", "ranks": "all", "arguments": {}}
+
+
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
@@ -62,6 +66,9 @@ def test_the_param_takes_callbacks_and_classes():
         (lambda: callback("BackupAndRestore", backup_dir="x"), r"would take different steps"),
         (lambda: callback("EarlyStopping", ranks="second"), r"'all' or 'first'"),
         (lambda: callback(type("Local", (keras.callbacks.Callback,), {"__module__": "__main__"})), r"can't import L"),
+        (lambda: callback(OfMlflow), r"OfMlflow would log from the ranks.*cos_ml.mlflow.autolog\(\)"),
+        (lambda: DeepNetEstimator(callbacks=[OfMlflow()]), r"would log from the ranks"),
+        (lambda: DeepNetEstimator(callbacks=[SAVED_WITH_MLFLOW]), r"would log from the ranks"),
         (lambda: DeepNetEstimator(callbacks=[keras.callbacks.TerminateOnNaN()]), r"cos_ml.callback\('TerminateOnNaN'"),
         (lambda: DeepNetEstimator(callbacks=[{"class": "x:y"}]), r"expected what cos_ml.callback"),
     ],
