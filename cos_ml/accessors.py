@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "AttributionAccessors",
     "DecoderAccessors",
     "EstimatorAccessors",
     "ImageAccessors",
@@ -32,6 +33,10 @@ class ModelAccessors:
 
 class TrainingAccessors(ModelAccessors):
     """Getters of the Params of a training."""
+
+
+class AttributionAccessors(TrainingAccessors):
+    """Getters and setters of DeepNetModel's Params."""
 
 
 class EstimatorAccessors(TrainingAccessors):

@@ -235,6 +235,158 @@ class TrainingAccessors(ModelAccessors):
     def getProgress(self) -> bool:
         """Gets progress: show a progress bar, and a line per epoch, on standard error."""
 
+class AttributionAccessors(TrainingAccessors):
+    """Getters and setters of DeepNetModel's Params."""
+    def setParams(
+        self,
+        *,
+        model: Any = ...,
+        featuresCol: str | None = ...,
+        inputCols: list[str] | None = ...,
+        labelCol: str | None = ...,
+        labelCols: list[str] | None = ...,
+        weightCol: str | None = ...,
+        featureLayers: list[str] | None = ...,
+        outputCols: list[str] | None = ...,
+        predictionCol: str | None = ...,
+        probabilityCol: str | None = ...,
+        rawPredictionCol: str | None = ...,
+        vectorType: str | None = ...,
+        predictedLabelCol: str | None = ...,
+        labels: list[str] | None = ...,
+        thresholds: list[float] | None = ...,
+        handleInvalid: str | None = ...,
+        paddingValue: float | None = ...,
+        predictBatchSize: int | None = ...,
+        handleMismatch: str | None = ...,
+        attributionsCol: str | None = ...,
+        attributionTarget: int | str | None = ...,
+        attributionBaseline: float | list[float] | dict[str, float | list[float]] | None = ...,
+        attributionSteps: int | None = ...,
+    ) -> Self:
+        """Sets any of the Params by keyword, as the constructor does; None unsets one."""
+    def setModel(self, value: Any) -> Self:
+        """Sets model: the network: a built keras.Model, the path of a .keras file, or another DeepNetModel."""
+    def getFeaturesCol(self) -> str:
+        """Gets featuresCol: input column of a network with one input: a Vector, an array of numbers (nested too), a
+        number, binary (uint8) or a string. Flat rows take the input's shape."""
+    def setFeaturesCol(self, value: str) -> Self:
+        """Sets featuresCol: input column of a network with one input: a Vector, an array of numbers (nested too), a
+        number, binary (uint8) or a string. Flat rows take the input's shape."""
+    def getInputCols(self) -> list[str]:
+        """Gets inputCols: input columns in place of featuresCol, one per input of the network: matched by the inputs'
+        names, else in their order. Several columns of a network with one input are joined, as VectorAssembler does."""
+    def setInputCols(self, value: list[str]) -> Self:
+        """Sets inputCols: input columns in place of featuresCol, one per input of the network: matched by the inputs'
+        names, else in their order. Several columns of a network with one input are joined, as VectorAssembler does."""
+    def getLabelCol(self) -> str:
+        """Gets labelCol: label column: a number, a Vector or an array."""
+    def setLabelCol(self, value: str) -> Self:
+        """Sets labelCol: label column: a number, a Vector or an array."""
+    def setLabelCols(self, value: list[str]) -> Self:
+        """Sets labelCols: label columns in place of labelCol, one per output of the network, or per output that has a
+        loss: matched by the outputs' keys or names, else in their order."""
+    def getWeightCol(self) -> str:
+        """Gets weightCol: column of row weights (>= 0), for the loss and weighted metrics."""
+    def setWeightCol(self, value: str) -> Self:
+        """Sets weightCol: column of row weights (>= 0), for the loss and weighted metrics."""
+    def getFeatureLayers(self) -> list[str]:
+        """Gets featureLayers: layers whose activations become Vector columns, computed in one forward pass with the
+        predictions. A layer of a nested model is named 'outer/inner', or 'inner' where that is unique."""
+    def setFeatureLayers(self, value: list[str]) -> Self:
+        """Sets featureLayers: layers whose activations become Vector columns, computed in one forward pass with the
+        predictions. A layer of a nested model is named 'outer/inner', or 'inner' where that is unique."""
+    def getOutputCols(self) -> list[str]:
+        """Gets outputCols: names of the columns of featureLayers, one each. Unset: the layers' names."""
+    def setOutputCols(self, value: list[str]) -> Self:
+        """Sets outputCols: names of the columns of featureLayers, one each. Unset: the layers' names."""
+    def getPredictionCol(self) -> str:
+        """Gets predictionCol: output column of the predictions; '' omits it."""
+    def setPredictionCol(self, value: str) -> Self:
+        """Sets predictionCol: output column of the predictions; '' omits it."""
+    def getProbabilityCol(self) -> str:
+        """Gets probabilityCol: output column of a classifier's probabilities; '' omits it."""
+    def setProbabilityCol(self, value: str) -> Self:
+        """Sets probabilityCol: output column of a classifier's probabilities; '' omits it."""
+    def getRawPredictionCol(self) -> str:
+        """Gets rawPredictionCol: output column of a classifier's logits or log-probabilities; '' omits it."""
+    def setRawPredictionCol(self, value: str) -> Self:
+        """Sets rawPredictionCol: output column of a classifier's logits or log-probabilities; '' omits it."""
+    def getVectorType(self) -> str:
+        """Gets vectorType: type of output columns with several numbers: 'vector' (Spark ML's, which its evaluators and
+        stages take) or 'array' (array<float>, half the bytes, for tables and SQL)."""
+    def setVectorType(self, value: str) -> Self:
+        """Sets vectorType: type of output columns with several numbers: 'vector' (Spark ML's, which its evaluators and
+        stages take) or 'array' (array<float>, half the bytes, for tables and SQL)."""
+    def getPredictedLabelCol(self) -> str:
+        """Gets predictedLabelCol: output column of the name of the predicted class, a string, of the first output.
+        Unset: none."""
+    def setPredictedLabelCol(self, value: str) -> Self:
+        """Sets predictedLabelCol: output column of the name of the predicted class, a string, of the first output.
+        Unset: none."""
+    def getLabels(self) -> list[str]:
+        """Gets labels: names of the classes of the first output, in their order. Unset: those that StringIndexer has
+        left in the metadata of the label column of a fit."""
+    def setLabels(self, value: list[str]) -> Self:
+        """Sets labels: names of the classes of the first output, in their order. Unset: those that StringIndexer has
+        left in the metadata of the label column of a fit."""
+    def getThresholds(self) -> list[float]:
+        """Gets thresholds: a number (>= 0, at most one of them 0) per class of the first output: the class with the
+        largest probability / threshold is predicted. Unset: the most probable class."""
+    def setThresholds(self, value: list[float]) -> Self:
+        """Sets thresholds: a number (>= 0, at most one of them 0) per class of the first output: the class with the
+        largest probability / threshold is predicted. Unset: the most probable class."""
+    def getHandleInvalid(self) -> str:
+        """Gets handleInvalid: what to do with rows that contain a null, a NaN, an infinite number, one that the
+        network's input can't hold, or the wrong number of values: 'error' (raise an error that names row and column),
+        'skip' (drop them) or 'keep' (NaN in, NaN out)."""
+    def setHandleInvalid(self, value: str) -> Self:
+        """Sets handleInvalid: what to do with rows that contain a null, a NaN, an infinite number, one that the
+        network's input can't hold, or the wrong number of values: 'error' (raise an error that names row and column),
+        'skip' (drop them) or 'keep' (NaN in, NaN out)."""
+    def getPaddingValue(self) -> float:
+        """Gets paddingValue: number at the end of rows that are shorter than the longest of their batch, for inputs
+        with an unknown dimension; strings are padded with ''. A Masking layer's mask_value lets the network ignore
+        it."""
+    def setPaddingValue(self, value: float) -> Self:
+        """Sets paddingValue: number at the end of rows that are shorter than the longest of their batch, for inputs
+        with an unknown dimension; strings are padded with ''. A Masking layer's mask_value lets the network ignore
+        it."""
+    def getPredictBatchSize(self) -> int:
+        """Gets predictBatchSize: rows per forward pass in transform (>= 1)."""
+    def setPredictBatchSize(self, value: int) -> Self:
+        """Sets predictBatchSize: rows per forward pass in transform (>= 1)."""
+    def getHandleMismatch(self) -> str:
+        """Gets handleMismatch: what to do when the outputs of a loaded model differ from those recorded when it was
+        saved: 'warn', 'error' or 'ignore' (no check)."""
+    def setHandleMismatch(self, value: str) -> Self:
+        """Sets handleMismatch: what to do when the outputs of a loaded model differ from those recorded when it was
+        saved: 'warn', 'error' or 'ignore' (no check)."""
+    def getAttributionsCol(self) -> str:
+        """Gets attributionsCol: output column of what each value of the input contributes to the prediction (integrated
+        gradients), a Vector; of a network with several inputs a column for each, with '_' and the input's name. Unset:
+        none."""
+    def setAttributionsCol(self, value: str) -> Self:
+        """Sets attributionsCol: output column of what each value of the input contributes to the prediction (integrated
+        gradients), a Vector; of a network with several inputs a column for each, with '_' and the input's name. Unset:
+        none."""
+    def getAttributionTarget(self) -> int | str:
+        """Gets attributionTarget: the class, as an index or a label, or the index of the number, of the first output
+        that is attributed. Unset: each row's predicted class."""
+    def setAttributionTarget(self, value: int | str) -> Self:
+        """Sets attributionTarget: the class, as an index or a label, or the index of the number, of the first output
+        that is attributed. Unset: each row's predicted class."""
+    def getAttributionBaseline(self) -> float | list[float] | dict[str, float | list[float]]:
+        """Gets attributionBaseline: the input that attributions compare a row with: a number for all of its values, a
+        list with one for each, or a dict of these by name of the input, where those that are left out have 0."""
+    def setAttributionBaseline(self, value: float | list[float] | dict[str, float | list[float]]) -> Self:
+        """Sets attributionBaseline: the input that attributions compare a row with: a number for all of its values, a
+        list with one for each, or a dict of these by name of the input, where those that are left out have 0."""
+    def getAttributionSteps(self) -> int:
+        """Gets attributionSteps: points between baseline and row (>= 1) at which attributions compute gradients."""
+    def setAttributionSteps(self, value: int) -> Self:
+        """Sets attributionSteps: points between baseline and row (>= 1) at which attributions compute gradients."""
+
 class EstimatorAccessors(TrainingAccessors):
     """Getters and setters of DeepNetEstimator's Params."""
     def setParams(

@@ -23,6 +23,8 @@ from cos_ml.network.registered import custom_modules
 from cos_ml.paths import as_string
 
 __all__ = [
+    "attribution_baseline",
+    "attribution_target",
     "boolean",
     "class_labels",
     "class_thresholds",
@@ -42,6 +44,7 @@ __all__ = [
     "string",
 ]
 
+BASELINE = "expected a finite number, a list of them (one row), or a dict of these by name of the input"
 EXPECTED = "expected a Keras identifier or a serializable Keras object"
 
 
@@ -121,6 +124,34 @@ def names(value: Any) -> list[str]:
     if not all(items) or len(set(items)) < len(items):
         raise ValueError("expected a list of distinct names")
     return [str(item) for item in items]
+
+
+def attribution_baseline(value: Any) -> float | list[float] | dict[str, float | list[float]]:
+    """A finite number, a new list of them, or a new dict of these by name."""
+    if isinstance(value, dict):
+        if not all(isinstance(name, str) for name in value):
+            raise TypeError(BASELINE)
+        return {str(name): _number_or_row(one) for name, one in value.items()}
+    return _number_or_row(value)
+
+
+def _number_or_row(value: Any) -> float | list[float]:
+    if isinstance(value, (list, tuple, np.ndarray)) and np.ndim(value):
+        return [_number(number, math.isfinite, BASELINE) for number in value]
+    return _number(value, math.isfinite, BASELINE)
+
+
+def attribution_target(value: Any) -> int | str:
+    """The index of a class or of a number of an output, or the label of a class."""
+    expected = "expected an integer >= 0, or a label"
+    if isinstance(value, str):
+        return str(value)
+    try:
+        return integer(0)(value)
+    except ValueError:
+        raise ValueError(expected) from None
+    except TypeError:
+        raise TypeError(expected) from None
 
 
 def class_labels(value: Any) -> list[str]:

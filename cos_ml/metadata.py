@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from cos_ml.data.columns import Column
+from cos_ml.data.names import resolve
 from cos_ml.network.archive import Network, find_layer, load_model
 from cos_ml.network.forward import shapes_of_rows
 from cos_ml.network.outputs import OutputKind, num_classes
 
-__all__ = ["column_metadata"]
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+__all__ = ["column_metadata", "input_metadata"]
 
 MAX_NAMES = 1000  # of the numbers of a Vector: a schema of more is slow to plan with
 Shape = tuple[int | None, ...]
@@ -28,7 +33,8 @@ def column_metadata(
     Args:
         network: the network.
         kinds: the kind of prediction of each of its outputs.
-        keys: the columns: the name of a layer, or the index of an output and "prediction" and so on.
+        keys: the columns: the name of a layer, the index of an output and "prediction" and so on, or the index of an
+            input and "attributions".
         labels: the names of the classes of the first output, if they are known.
     """
     keys = list(keys)
@@ -39,6 +45,9 @@ def column_metadata(
             found[key] = _vector(shapes[key], key.rsplit("/", 1)[-1])
             continue
         index, what = key
+        if what == "attributions":
+            found[key] = _vector(network.inputs[index].shape, network.inputs[index].name)
+            continue
         output, classes = network.outputs[index], num_classes(network.outputs[index], kinds[index])
         names = list(labels) if labels and index == 0 else None
         if what not in ("rawPrediction", "probability", "prediction"):
@@ -52,6 +61,14 @@ def column_metadata(
         else:
             found[key] = _group(names or [str(one) for one in range(min(classes, MAX_NAMES + 1))], classes)
     return found
+
+
+def input_metadata(dataset: DataFrame, column: Column) -> dict[str, Any]:
+    """The metadata of a Vector with a number for each value of an input column: the names of its values, if known."""
+    if column.parts:
+        return _group(list(column.parts), len(column.parts)) if len(column.parts) == column.size else {}
+    known = resolve(dataset, column.name).metadata
+    return {"ml_attr": known["ml_attr"]} if known.get("ml_attr", {}).get("num_attrs") == column.size else {}
 
 
 def _vector(shape: Shape | None, name: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial, reduce
 from operator import and_
 from typing import Any
@@ -16,6 +16,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from cos_ml import broadcasts
+from cos_ml.attribution_params import ATTRIBUTIONS, AttributionParams
 from cos_ml.data.columns import Column
 from cos_ml.data.expressions import expression
 from cos_ml.data.frames import check_not_streaming
@@ -23,7 +24,7 @@ from cos_ml.data.names import fold, is_case_sensitive, resolve, taken
 from cos_ml.data.validity import is_valid, lengths_match
 from cos_ml.errors import InvalidInputError
 from cos_ml.means import means
-from cos_ml.metadata import column_metadata
+from cos_ml.metadata import column_metadata, input_metadata
 from cos_ml.network import checks
 from cos_ml.network.archive import Network, default_names, find_layer
 from cos_ml.network.keras_import import import_keras
@@ -38,7 +39,6 @@ from cos_ml.scoring import evaluate, predict
 from cos_ml.scoring.udf_arguments import arrow_udf, with_udf
 from cos_ml.spec import TrainSpec
 from cos_ml.summary import EvaluationSummary, TrainingSummary
-from cos_ml.training_params import TrainingParams
 
 __all__ = ["DeepNetModel"]
 
@@ -51,7 +51,7 @@ PREDICTIONS = {"rawPrediction": "rawPredictionCol", "probability": "probabilityC
 PREDICTED_LABEL = (0, "predictedLabel")  # the name of the class that (0, "prediction") is the index of
 
 
-class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
+class DeepNetModel(AttributionParams, NetworkStage, RowPredictor):
     """A Keras network as a Transformer that adds columns of predictions and layer activations to each row.
 
     ``DeepNetEstimator.fit`` returns one, which has the Params of its training too: ``getEpochs()`` and so on tell what
@@ -67,6 +67,10 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
             double, and probabilities and logits or log-probabilities are Vectors. One linear unit is a regressor's: a
             double. Any other output is a Vector. The columns of the network's second and further outputs have the
             output's name appended after "_".
+        attributionsCol: output column of integrated gradients, what each value of the input contributes to the
+            prediction, a Vector; of several inputs a column each, with the input's name appended after "_".
+        attributionTarget, attributionBaseline, attributionSteps: the class (default: the predicted one), the input that
+            rows are compared with (0), and the number of points between the two (50).
 
     Raises:
         InvalidInputError: a Param is invalid, or the network has no layer of a name in featureLayers.
@@ -95,6 +99,10 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
         paddingValue: float = 0.0,
         predictBatchSize: int = 1024,
         handleMismatch: str = "warn",
+        attributionsCol: str | None = None,
+        attributionTarget: int | str | None = None,
+        attributionBaseline: float | list[float] | dict[str, float | list[float]] = 0.0,
+        attributionSteps: int = 50,
     ) -> None:
         super().__init__()
         self.training_summary: TrainingSummary | None = None
@@ -168,7 +176,9 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
             handle_invalid=self.getHandleInvalid(),
             seed=self.getSeed(),
         )
-        return EvaluationSummary(evaluate.evaluate(dataset, network, spec), self._with_vectors(), dataset)
+        scored = self._with_vectors()
+        scored.clear(scored.attributionsCol)  # which no metric needs
+        return EvaluationSummary(evaluate.evaluate(dataset, network, spec), scored, dataset)
 
     def mean(self, dataset: DataFrame) -> DataFrame:
         """Compute the mean of each output column over all rows, on the cluster.
@@ -185,7 +195,7 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
         """
         check_not_streaming(dataset, "mean")
         network = self._network()
-        columns = [*check_outputs(self, dataset, network, kinds_of(self, network)).values()]
+        columns = [*self._output_columns(dataset, network, kinds_of(self, network)).values()]
         if not columns:
             raise InvalidInputError("mean() needs an output column, but all are omitted: set predictionCol.")
         skip = self.getHandleInvalid() == "skip"
@@ -217,7 +227,7 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
         network = self._network()
         checks.check_call(network, "transform")
         kinds = kinds_of(self, network)
-        columns = check_outputs(self, spark.range(1).select(), network, kinds)
+        columns = self._output_columns(spark.range(1).select(), network, kinds)
         if not columns:
             raise InvalidInputError("registerFunction needs an output column, but all are omitted: set predictionCol.")
         labels = class_labels(self, network.outputs[0], kinds[0])
@@ -250,7 +260,7 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
         network = self._network()
         checks.check_call(network, "transform")
         kinds = kinds_of(self, network)
-        columns = check_outputs(self, dataset, network, kinds)
+        columns = self._output_columns(dataset, network, kinds)
         labels = class_labels(self, network.outputs[0], kinds[0])
         if not columns:
             return dataset
@@ -264,6 +274,7 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
         is_good = partial(_is_good, inputs) if self.getHandleInvalid() == "skip" else None
         out = with_udf(dataset, values, scored, _udf(dataset.sparkSession, scorer), is_good)
         metadata = column_metadata(network, kinds, columns, labels)
+        metadata |= {key: input_metadata(dataset, inputs[key[0]]) or metadata[key] for key in columns if _explains(key)}
         fields = self._fields(scorer)
         added = {}
         for key, name in columns.items():
@@ -279,11 +290,13 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
         self, spark: SparkSession, network: Network, kinds: tuple[OutputKind, ...], keys: list[Any], handling: str
     ) -> predict.Scorer:
         """What scoring tasks need to compute the output columns of these keys, with this handling of invalid rows."""
+        inputs = input_columns(network, self.input_columns(), self.getPaddingValue())
+        labels = class_labels(self, network.outputs[0], kinds[0])
         return predict.Scorer(
             archive=broadcasts.shared(spark, network),
             digest=network.digest,
             modules=network.modules,
-            inputs=input_columns(network, self.input_columns(), self.getPaddingValue()),
+            inputs=inputs,
             layers=tuple(find_layer(network.layers, name) for name in self.getFeatureLayers()),
             kinds=kinds,
             wanted=tuple(dict.fromkeys(_computed(key) for key in keys if isinstance(key, tuple))),
@@ -292,7 +305,13 @@ class DeepNetModel(TrainingParams, NetworkStage, RowPredictor):
             thresholds=tuple(self.getThresholds() if self.isSet(self.thresholds) else ()),
             seed=self.getSeed(),
             single=self.getVectorType() == "array",
+            attribution=self.attribution(network, inputs, kinds[0], labels),
         )
+
+    def _output_columns(self, dataset: DataFrame, network: Network, kinds: tuple[OutputKind, ...]) -> dict[Any, str]:
+        """The names of the output columns by key: those of ``check_outputs``, then attributions."""
+        columns = input_columns(network, self.input_columns(), self.getPaddingValue())
+        return check_outputs(self, dataset, network, kinds, self.attribution_columns(network, columns))
 
     def _fields(self, scorer: predict.Scorer) -> dict[Any, tuple[str, T.DataType]]:
         """By key of an output that the network computes: its field in the scored struct, and the field's type."""
@@ -305,6 +324,11 @@ def _computed(key: Any) -> Any:
     return (0, "prediction") if key == PREDICTED_LABEL else key
 
 
+def _explains(key: Any) -> bool:
+    """Whether this is the key of a column of attributions."""
+    return isinstance(key, tuple) and key[1] == ATTRIBUTIONS
+
+
 def check_layers(network: Network, layers: list[str]) -> None:
     """Raises InvalidInputError if the network lacks one of these layers."""
     for name in layers:
@@ -312,9 +336,12 @@ def check_layers(network: Network, layers: list[str]) -> None:
 
 
 def check_outputs(
-    params: ModelParams, dataset: DataFrame, network: Network, kinds: tuple[str, ...]
-) -> dict[str | tuple[int, str], str]:
+    params: ModelParams, dataset: DataFrame, network: Network, kinds: tuple[str, ...],
+    more: Mapping[Any, str] | None = None,
+) -> dict[str | tuple[int, str], str]:  # fmt: skip
     """The names of the output columns, in order, by a layer's name or by an output's index and key in PREDICTIONS.
+
+    ``more`` are further ones, by key.
 
     Raises:
         InvalidInputError: outputCols does not match featureLayers, or two columns would have the same name.
@@ -333,6 +360,7 @@ def check_outputs(
                 columns[index, key] = f"{name}_{output.name}" if index else name
     if name := params.value_or_none(params.predictedLabelCol):
         columns[PREDICTED_LABEL] = name
+    columns |= more or {}
     _check_names(dataset, list(columns.values()))
     return columns
 

@@ -10,6 +10,7 @@ from typing import Any
 from cos_ml import accessors
 from cos_ml.estimator import DeepNetEstimator
 from cos_ml.images import ImageAssembler
+from cos_ml.model import DeepNetModel
 from cos_ml.params import DeclaredParam, ModelParams
 from cos_ml.text import SequenceDecoder, Vocabulary, VocabularyModel
 from cos_ml.training_params import TrainingParams
@@ -21,6 +22,7 @@ BEGIN, END = "<!-- begin Params: make params -->", "<!-- end Params -->"
 CLASSES = {
     accessors.ModelAccessors: ModelParams,
     accessors.TrainingAccessors: TrainingParams,
+    accessors.AttributionAccessors: DeepNetModel,
     accessors.EstimatorAccessors: DeepNetEstimator,
     accessors.ImageAccessors: ImageAssembler,
     accessors.VocabularyAccessors: Vocabulary,

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ from cos_ml.data.spool import raise_on_invalid
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.archive import load_model
 from cos_ml.network.forward import ForwardPass
+from cos_ml.network.integrated_gradients import Attribution, IntegratedGradients
 from cos_ml.network.keras_import import import_tensorflow
 from cos_ml.network.outputs import OutputKind, predictions
 from cos_ml.network.swap import depends_on_variables_alone, load_weights, shared_config
@@ -55,6 +57,8 @@ class Scorer:
         thresholds: those of the classes of the first output, or none.
         seed: of the draws of layers that are random at inference.
         single: whether outputs with several numbers are returned as float32, not float64.
+        attribution: what is attributed to inputs; None for nothing. ``wanted`` then has the place of each such input,
+            and "attributions".
     """
 
     archive: Archive
@@ -69,6 +73,7 @@ class Scorer:
     thresholds: tuple[float, ...] = ()
     seed: int = 0
     single: bool = False
+    attribution: Attribution | None = None
 
     @property
     def fields(self) -> list[str]:
@@ -232,15 +237,19 @@ def _forward(scorer: Scorer, forward: ForwardPass, arrays: Sequence[np.ndarray |
     inputs = {str(index): array for index, array in enumerate(arrays)}
     for start in range(0, max(len(arrays[0]), 1), scorer.batch_size):
         rows = slice(start, start + scorer.batch_size)
-        tensors = [tensor.numpy() for tensor in forward(*cut(inputs, rows).values())]
+        batch = list(cut(inputs, rows).values())
+        tensors = [tensor.numpy() for tensor in forward(*batch)]
         lengths = [array[rows].lengths for array in arrays if isinstance(array, Ragged)]
         kinds = [*scorer.kinds, *[OutputKind.VECTOR] * len(scorer.layers)]
-        wanted = {index for index, _ in scorer.wanted} | set(range(len(scorer.kinds), len(kinds)))
-        predicted = {}
+        wanted = {index for index, what in scorer.wanted if what != "attributions"}
+        wanted |= set(range(len(scorer.kinds), len(kinds)))
+        predicted: dict[int, dict[str, np.ndarray | Ragged]] = {}
         for index in wanted:
             thresholds = () if index else scorer.thresholds
             predicted[index] = _predictions(kinds[index], tensors[index], forward.shapes[index], lengths, thresholds)
         vectors = [predicted[index]["prediction"] for index in range(len(scorer.kinds), len(kinds))]
+        for place, values in _attributions(scorer, forward, batch, [array[rows] for array in arrays], tensors[0]):
+            predicted[place] = predicted.get(place, {}) | {"attributions": values}
         parts.append(vectors + [predicted[index][what] for index, what in scorer.wanted])
     return [_concatenated(column) for column in zip(*parts, strict=True)]
 
@@ -272,6 +281,38 @@ def _predictions(
             values = result[np.broadcast_to(real, result.shape)].astype(np.float64)
             return {"prediction": Ragged(values, offsets_of(sizes), (None,))}
     return dict(predictions(kind, result, thresholds))
+
+
+def _attributions(
+    scorer: Scorer,
+    forward: ForwardPass,
+    batch: Sequence[np.ndarray],
+    rows: Sequence[np.ndarray | Ragged],
+    output: np.ndarray,
+) -> Iterator[tuple[int, np.ndarray | Ragged]]:
+    """What each value of the inputs contributes to the first output, by the place of the input.
+
+    Args:
+        scorer: what to compute.
+        forward: the network's forward pass.
+        batch: the inputs as the network takes them.
+        rows: the same, before those of different lengths were padded.
+        output: the network's first output, [rows, ...].
+    """
+    attribution = scorer.attribution
+    if attribution is None:
+        return
+    if attribution not in (known := _explainers.setdefault(forward, {})):
+        known[attribution] = IntegratedGradients(forward.network, attribution)
+    targets = np.full(len(output), attribution.target or 0, np.int32)
+    if attribution.target is None:
+        predicted = predictions(scorer.kinds[0], output, scorer.thresholds)["prediction"]
+        targets = np.nan_to_num(predicted).astype(np.int32)
+    for place, found in zip(attribution.places, known[attribution](targets, *batch), strict=True):
+        own = rows[place]
+        lengths = [own.lengths] if isinstance(own, Ragged) else []
+        shape = scorer.inputs[place].shape
+        yield place, _predictions(OutputKind.VECTOR, found, shape, lengths, ())["prediction"]
 
 
 def _concatenated(parts: Sequence[np.ndarray | Ragged]) -> np.ndarray | Ragged:
@@ -329,6 +370,9 @@ class _Kept:
     config: str = ""
     users: int = 0
 
+
+# The functions that explain predictions, for as long as their networks are kept.
+_explainers: WeakKeyDictionary[ForwardPass, dict[Attribution, IntegratedGradients]] = WeakKeyDictionary()
 
 networks: OrderedDict[tuple[str, tuple[str, ...]], _Kept] = OrderedDict()  # of this Python worker
 _replaced: set[tuple[str, tuple[str, ...]]] = set()  # the networks whose place another one has taken

@@ -80,6 +80,14 @@ SHARED = [
     "predictionCol", "probabilityCol", "rawPredictionCol", "vectorType", "predictedLabelCol", "labels", "thresholds",
     "handleInvalid", "paddingValue", "predictBatchSize", "handleMismatch",
 ]  # fmt: skip
+MODELS_OWN = {  # of DeepNetModel alone, with their defaults
+    "attributionsCol": None, "attributionTarget": None, "attributionBaseline": 0.0, "attributionSteps": 50,
+}  # fmt: skip
+MODELS_VALUES = {
+    "attributionsCol": "why", "attributionTarget": "cat", "attributionBaseline": {"a": 0.5, "b": [0.0, 1.0]},
+    "attributionSteps": 20,
+}  # fmt: skip
+OF_MODEL = [*SHARED, *MODELS_OWN]
 VALUES = {
     "featuresCol": "pixels",
     "inputCols": ["a", "b"],
@@ -146,7 +154,8 @@ def accessor(kind, name):
 
 
 def stages():
-    return [(DeepNetEstimator, name) for name in VALUES] + [(DeepNetModel, name) for name in SHARED if name in VALUES]
+    of_model = [name for name in OF_MODEL if name != "model"]
+    return [(DeepNetEstimator, name) for name in VALUES] + [(DeepNetModel, name) for name in of_model]
 
 
 # ── what follows from a declaration ───────────────────────────────────────────────────────────────────────────────────
@@ -158,7 +167,7 @@ DECLARED = [(stage, param) for stage in STAGES for param in stage().params]
 @pytest.mark.parametrize(("stage", "param"), DECLARED, ids=lambda value: getattr(value, "name", None))
 def test_a_constructor_has_the_keyword_of_each_param_with_its_type_and_default(stage, param):
     assert isinstance(param, DeclaredParam)
-    if stage is DeepNetModel and param.name not in SHARED:
+    if stage is DeepNetModel and param.name not in OF_MODEL:
         return  # a Param of its training, which only the fit sets
     keyword = inspect.signature(stage.__init__).parameters[param.name]
     # None is "not set" in a signature, and stands for defaults that could change in place.
@@ -169,7 +178,7 @@ def test_a_constructor_has_the_keyword_of_each_param_with_its_type_and_default(s
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_constructor_has_no_other_keywords(stage):
-    params = SHARED if stage is DeepNetModel else [param.name for param in stage().params]
+    params = OF_MODEL if stage is DeepNetModel else [param.name for param in stage().params]
     assert set(inspect.signature(stage.__init__).parameters) == {"self", *params}
 
 
@@ -184,7 +193,8 @@ def test_the_model_shares_params_of_the_estimator():
     assert issubclass(EstimatorParams, ModelParams)
     assert [param.name for param in ModelParams().params] == sorted(SHARED)
     own = {"initialWeights"}  # a network, and the trained one is the model's
-    assert {param.name for param in DeepNetModel().params} == {param.name for param in DeepNetEstimator().params} - own
+    shared = {param.name for param in DeepNetEstimator().params} - own
+    assert {param.name for param in DeepNetModel().params} == shared | {*MODELS_OWN}
 
 
 def test_spec_fields_have_the_defaults_of_their_params():
@@ -224,7 +234,7 @@ def test_every_accessor_is_in_the_stub_or_in_the_class(stage):
     for param in stage().params:
         for method in (accessor("get", param.name), accessor("set", param.name)):
             if not hasattr(stage, method):
-                assert (stage, method[:3], param.name in SHARED) == (DeepNetModel, "set", False)
+                assert (stage, method[:3], param.name in OF_MODEL) == (DeepNetModel, "set", False)
                 continue
             by_hand = inspect.getsourcefile(getattr(stage, method)).endswith(("estimator_params.py", "params.py"))
             assert f"    def {method}(self" in stub or (by_hand and method not in param.generated), method
@@ -241,11 +251,11 @@ def test_defaults(name):
     assert (estimator.getOrDefault(param) if estimator.hasDefault(param) else None) == DEFAULTS[name]
 
 
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", OF_MODEL)
 def test_defaults_of_the_model(name):
     model = DeepNetModel()
     param = getattr(model, name)
-    assert (model.getOrDefault(param) if model.hasDefault(param) else None) == DEFAULTS[name]
+    assert (model.getOrDefault(param) if model.hasDefault(param) else None) == (DEFAULTS | MODELS_OWN)[name]
 
 
 def test_the_seed_is_fixed():
@@ -255,9 +265,10 @@ def test_the_seed_is_fixed():
 @pytest.mark.parametrize("stage", [DeepNetEstimator, DeepNetModel])
 def test_every_param_can_be_set_by_keyword_setter_and_set_params(stage):
     params = [name for name in dir(stage) if isinstance(getattr(stage, name), Param)]
-    assert set(params) == set(VALUES) | ({"model"} if stage is DeepNetModel else {"model", "initialWeights"})
+    own = {"model", *MODELS_OWN} if stage is DeepNetModel else {"model", "initialWeights"}
+    assert set(params) == set(VALUES) | own
     if stage is DeepNetModel:
-        params = SHARED
+        params = OF_MODEL
     keywords = stage.__init__.__wrapped__.__kwdefaults__
     assert set(keywords) == set(params)
     for name in params:
@@ -269,14 +280,14 @@ def test_every_param_can_be_set_by_keyword_setter_and_set_params(stage):
 
 @pytest.mark.parametrize(("stage", "name"), stages())
 def test_set_and_get(stage, name):
-    made = stage()
-    assert getattr(made, accessor("set", name))(VALUES[name]) is made
-    assert getattr(made, accessor("get", name))() == VALUES[name]
+    made, value = stage(), (VALUES | MODELS_VALUES)[name]
+    assert getattr(made, accessor("set", name))(value) is made
+    assert getattr(made, accessor("get", name))() == value
     if name != "featureLayers":  # DeepNetModel looks for them in the network
-        assert getattr(stage(**{name: VALUES[name]}), accessor("get", name))() == VALUES[name]
+        assert getattr(stage(**{name: value}), accessor("get", name))() == value
     made = stage()
-    assert made.setParams(**{name: VALUES[name]}) is made
-    assert getattr(made, accessor("get", name))() == VALUES[name]
+    assert made.setParams(**{name: value}) is made
+    assert getattr(made, accessor("get", name))() == value
 
 
 @pytest.mark.parametrize("name", DeepNetEstimator.__init__.__wrapped__.__kwdefaults__)
