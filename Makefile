@@ -8,7 +8,7 @@ SKIP = processes
 # Processes with the tests of a file at a time; three of those with a session, for a fit waits as long as it computes.
 PYTEST = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test unit local test-conformance test-conformance-all test-latest test-cluster test-yarn yarn-kills test-s3 test-tables test-kubernetes test-networks test-connect-hosts test-processes test-newest fuzz-lmdb params notebooks lint format benchmark clean
+.PHONY: help setup demo test unit local test-conformance test-conformance-all test-latest test-cluster test-yarn yarn-kills test-s3 test-tables test-kubernetes test-networks test-connect-hosts test-processes test-newest fuzz-lmdb params notebooks docs dist lint format benchmark clean
 
 help:
 	@echo "make demo            train, save, reload and score a Pipeline on real data (sets everything up)"
@@ -30,10 +30,12 @@ help:
 	@echo "make lint            ruff and mypy"
 	@echo "make format          ruff format, and ruff's automatic fixes"
 	@echo "make setup           the set-up alone: $(VENV), pinned dependencies, the Horovod build"
-	@echo "make params          write what follows from the Params: README's table and the stubs of getters and setters"
+	@echo "make params          write what follows from the Params: docs/params.md and the stubs of getters and setters"
+	@echo "make docs            the documentation site, in build/site"
+	@echo "make dist            the sdist and the wheel, in dist, checked by twine"
 	@echo "make notebooks       execute the notebooks of examples/notebooks and keep their outputs"
 	@echo "make benchmark       the figures of tests/benchmarks, beside the peers'"
-	@echo "make clean           remove $(VENV), .venv-latest and .venv-newest"
+	@echo "make clean           remove the environments: $(VENV), .venv-latest and others"
 
 setup: $(READY)
 
@@ -125,6 +127,21 @@ format: setup
 params: setup
 	PYTHONPATH=. $(BIN)/python tools/generate_params.py
 
+.venv-docs/.ready: constraints/docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --disable-pip-version-check -q -r constraints/docs.txt
+	@touch $@
+
+# --strict: a link that leads nowhere is an error. Nothing of the package is imported.
+docs: .venv-docs/.ready
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+	@echo "build/site/index.html"
+
+dist: .venv-docs/.ready
+	rm -rf dist
+	.venv-docs/bin/python -m build
+	.venv-docs/bin/twine check --strict dist/*
+
 # A damaged file is read or refused: 100,000 of them, each batch in a process of its own.
 fuzz-lmdb: setup
 	$(BIN)/python -m tests.support.lmdb_fuzz 100000 $(SEED)
@@ -133,4 +150,4 @@ benchmark: setup
 	$(BIN)/python -m tests.benchmarks
 
 clean:
-	rm -rf $(VENV) .venv-latest .venv-newest
+	rm -rf $(VENV) .venv-latest .venv-newest .venv-docs .venv-integrations build dist

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Make a virtual environment with everything cos_ml needs: set-up.sh VENV STACK. Called by the Makefile.
-# STACK names a file of constraints, or is "newest": the newest releases that exist, beyond the bounds of setup.cfg.
+# STACK names a file of constraints; "integrations" is "latest" with the packages that integrations are tested with, and
+# "newest" the newest releases that exist, beyond the bounds of setup.cfg.
 set -eu
 venv=$1
 stack=$2
@@ -26,9 +27,11 @@ if [ -n "$missing" ]; then
 fi
 
 extras=cpu,test
+constraints=constraints/$stack.txt
 case $stack in
 petastorm) extras=$extras,petastorm ;;
 latest | newest) extras=$extras,connect ;;
+integrations) extras=$extras,connect,integrations constraints=constraints/latest.txt ;;
 esac
 echo "Setting up $venv with the \"$stack\" stack (about 5 minutes, once) ..."
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
@@ -41,6 +44,6 @@ if [ "$stack" = newest ]; then
     "$venv/bin/python" -m pip --disable-pip-version-check list
     exit
 fi
-$pip install -c "constraints/$stack.txt" setuptools wheel
-$pip install -c "constraints/$stack.txt" --no-build-isolation -e ".[$extras]"
+$pip install -c "$constraints" setuptools wheel
+$pip install -c "$constraints" --no-build-isolation -e ".[$extras]"
 "$venv/bin/cos-ml" install-horovod
