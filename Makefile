@@ -8,7 +8,7 @@ SKIP = processes
 # Processes with the tests of a file at a time; three of those with a session, for a fit waits as long as it computes.
 PYTEST = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test unit local test-conformance test-conformance-all test-latest test-cluster test-yarn yarn-kills test-s3 test-tables test-kubernetes test-networks test-connect-hosts test-processes test-newest fuzz-lmdb params notebooks docs dist lint format benchmark clean
+.PHONY: help setup demo test unit local test-conformance test-conformance-all test-latest test-cluster test-yarn yarn-kills test-s3 test-tables test-kubernetes test-networks test-connect-hosts test-processes test-integrations test-newest fuzz-lmdb params notebooks docs dist lint format benchmark clean
 
 help:
 	@echo "make demo            train, save, reload and score a Pipeline on real data (sets everything up)"
@@ -24,6 +24,7 @@ help:
 	@echo "make test-tables     the tests on tables of Delta and Iceberg, whose jars Maven fetches once (53 MB)"
 	@echo "make test-kubernetes  the tests on Spark's scheduler for Kubernetes, with a mock API server (Maven, 33 MB, once); needs root"
 	@echo "make test-networks   the tests on hosts with awkward networks; needs root, and Debian's nftables, iproute2"
+	@echo "make test-integrations  the tests of MLflow, exports, keras-hub and so on, with these packages (1 GB) in .venv-integrations"
 	@echo "make test-newest     the tests on the newest releases that exist, to see whether bounds in setup.cfg can be raised"
 	@echo "make fuzz-lmdb       reads 100,000 damaged LMDB files; SEED=... for others"
 	@echo "make unit, local     a part of make test, without lint"
@@ -39,7 +40,7 @@ help:
 
 setup: $(READY)
 
-$(READY): setup.cfg constraints/$(STACK).txt tools/set-up.sh cos_ml/horovod_build/build.py
+$(READY): setup.cfg $(wildcard constraints/*.txt) tools/set-up.sh cos_ml/horovod_build/build.py
 	PYTHON=$(PYTHON) tools/set-up.sh $(VENV) $(STACK)
 	@touch $@
 
@@ -107,6 +108,11 @@ test-connect-hosts:
 	$(MAKE) setup STACK=latest VENV=.venv-latest
 	.venv-latest/bin/python -m tests.connect_hosts.environment
 	.venv-latest/bin/python -m pytest tests/connect_hosts
+
+# MLflow, ONNX, keras-hub and other packages that cos_ml works with, in an environment of their own.
+test-integrations:
+	$(MAKE) setup STACK=integrations VENV=.venv-integrations
+	.venv-integrations/bin/python -m pytest tests/integrations
 
 # No constraints and no bounds: installed anew each time.
 test-newest:

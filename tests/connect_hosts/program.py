@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 
+import keras
 import numpy as np
 import reference
 from pyspark.ml import Pipeline, PipelineModel
@@ -96,6 +97,30 @@ def large(shared):
     model.save(f"{shared}/large")
     return {"scores": scores, "accuracy": accuracy, "weights": flat(model), "trained": trained, "sent": len(sent),
             "loaded": probabilities(DeepNetModel.load(f"{shared}/large").transform(df))}  # fmt: skip
+
+
+def archive(shared):
+    """A network of 136 MB, larger than any message of the server's: trained, scored, saved and loaded."""
+    layers = keras.Sequential(
+        [
+            keras.Input((12,)),
+            keras.layers.Dense(5000, "relu"),
+            keras.layers.Dense(6800, "relu"),
+            keras.layers.Dense(3, "softmax"),
+        ]
+    )
+    expected = keras.models.clone_model(layers)
+    expected.set_weights(layers.get_weights())
+    reference.train(expected, [reference.data(ROWS)], ROWS, 1, keras.optimizers.SGD(0.1, momentum=0.9))
+    df = rows()
+    model = reference.estimator(layers, batchSize=ROWS, epochs=1).fit(df)
+    pairs = zip(model.toKeras().get_weights(), expected.get_weights(), strict=True)
+    difference = max(float(np.abs(mine - theirs).max()) for mine, theirs in pairs)
+    scores = probabilities(model.transform(df))
+    model.save(f"{shared}/archive")
+    return {"bytes": sum(weight.nbytes for weight in expected.get_weights()), "difference": difference,
+            "scores": scores, "expected": expected(reference.data(ROWS)[0]).numpy().tolist(),
+            "loaded": probabilities(DeepNetModel.load(f"{shared}/archive").transform(df))}  # fmt: skip
 
 
 def progress():

@@ -86,6 +86,14 @@ def test_a_network_that_no_query_carries_is_sent_once(site, expected):
     assert found["scores"][0] == found["scores"][1] == found["loaded"]
 
 
+def test_an_archive_that_is_larger_than_any_message(site):
+    found, _ = site.run("archive", str(site.folder))
+    assert found["bytes"] > 128 << 20
+    assert found["difference"] < 1e-5
+    np.testing.assert_allclose(found["scores"], found["expected"], atol=1e-5)
+    assert found["loaded"] == found["scores"]
+
+
 def test_progress_passes_a_firewall_around_the_client(site):
     site.firewall(close=True)
     try:
