@@ -46,4 +46,7 @@ if [ "$stack" = newest ]; then
 fi
 $pip install -c "$constraints" setuptools wheel
 $pip install -c "$constraints" --no-build-isolation -e ".[$extras]"
+if [ "$stack" = integrations ]; then # they require the package tensorflow, which would overwrite tensorflow-cpu
+    $pip install -c "$constraints" --no-deps keras-hub tensorflow-text
+fi
 "$venv/bin/cos-ml" install-horovod

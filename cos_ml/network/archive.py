@@ -43,6 +43,7 @@ from cos_ml.network.structure import (
     paired_inputs,
     required_arguments,
 )
+from cos_ml.network.tokenizers import with_vocabularies
 from cos_ml.network.traits import Traits, find_traits
 from cos_ml.network.untrusted import serialized_objects
 from cos_ml.paths import as_string, local_path, qualified_file
@@ -243,6 +244,7 @@ def load_model(archive: bytes, modules: Iterable[str] = ()) -> Any:
                 warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
                 # A class without call() can't be built by it; its models have been.
                 warnings.filterwarnings("ignore", message="Model '.*' had a build config")
+                warnings.filterwarnings("ignore", message=r"`compile\(\)` was not called")  # of a class's own
                 loaded = keras.saving.load_model(path, compile=False, safe_mode=True)
         except Exception as error:  # damage makes Keras, h5py, zipfile and layers raise various types
             # Keras quotes whole configurations before the cause.
@@ -311,7 +313,7 @@ def dump_model(model: Any, like: bytes = b"") -> bytes:
 
 
 def _dumped(model: Any) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="cos_ml-") as folder, uncompiled(model):
+    with tempfile.TemporaryDirectory(prefix="cos_ml-") as folder, uncompiled(model), with_vocabularies(model):
         path = Path(folder, "network.keras")
         model.save(path)
         return path.read_bytes()

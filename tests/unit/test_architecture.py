@@ -90,7 +90,7 @@ MAX_BODY = 40  # lines, without the docstring
 MAX_MODULE = 500  # lines
 # Lines, without what reads Caffe's files and data sets, the commands, and what builds Horovod: what is there now, so
 # that growth is a decision.
-MAX_PACKAGE = 22_800  # lines
+MAX_PACKAGE = 22_875  # lines
 LEAVES = ("caffe", "commands", "sources", "horovod_build")
 
 MODULES = {
