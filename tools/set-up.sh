@@ -31,10 +31,12 @@ constraints=constraints/$stack.txt
 case $stack in
 petastorm) extras=$extras,petastorm ;;
 latest | newest) extras=$extras,connect ;;
-integrations) extras=$extras,connect,integrations constraints=constraints/latest.txt ;;
+integrations) extras=$extras,connect,integrations constraints=$venv/constraints.txt ;;
 esac
 echo "Setting up $venv with the \"$stack\" stack (about 5 minutes, once) ..."
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+# MLflow 3.17 wants pyarrow below 26.
+[ "$stack" != integrations ] || sed 's/^pyarrow==.*/pyarrow==25.0.1/' constraints/latest.txt >"$constraints"
 pip="$venv/bin/python -m pip --disable-pip-version-check -q"
 if [ "$stack" = newest ]; then
     # shellcheck disable=SC2046 # a word for each requirement
