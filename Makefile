@@ -14,7 +14,7 @@ help:
 	@echo "make demo            train, save, reload and score a Pipeline on real data (sets everything up)"
 	@echo "make test            lint, types, and the tests that need no process or cluster of their own (sets everything up)"
 	@echo "make test-latest     what depends on versions of Spark, Arrow, pandas and NumPy, and Spark Connect, on the newest pinned"
-	@echo "make test-conformance  70 networks, losses, optimizers and so on, each trained by plain Keras, one rank and two"
+	@echo "make test-conformance  40 networks, losses, optimizers and so on, each trained by plain Keras, one rank and two"
 	@echo "make test-processes  the tests of kills, hangs, fresh processes and the examples, with ranks started as a user's are"
 	@echo "make test-cluster    the tests on executor processes and on a standalone cluster; VENV=... names the environment"
 	@echo "make test-connect-hosts  a client of Spark Connect, its server and executors as hosts of their own; needs root"
