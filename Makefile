@@ -8,12 +8,13 @@ SKIP = processes
 # Processes with the tests of a file at a time; three of those with a session, for a fit waits as long as it computes.
 PYTEST = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test unit local test-conformance test-conformance-all test-latest test-cluster test-yarn yarn-kills test-s3 test-tables test-kubernetes test-networks test-connect-hosts test-processes test-integrations test-newest fuzz-lmdb params notebooks docs dist lint format benchmark clean
+.PHONY: help setup demo test unit local test-conformance test-conformance-all test-latest test-connect test-cluster test-yarn yarn-kills test-s3 test-tables test-kubernetes test-networks test-connect-hosts test-processes test-integrations test-newest fuzz-lmdb params notebooks docs dist lint format benchmark clean
 
 help:
 	@echo "make demo            train, save, reload and score a Pipeline on real data (sets everything up)"
 	@echo "make test            lint, types, and the tests that need no process or cluster of their own (sets everything up)"
-	@echo "make test-latest     what depends on versions of Spark, Arrow, pandas and NumPy, and Spark Connect, on the newest pinned"
+	@echo "make test-latest     what depends on versions of Spark, Arrow, pandas and NumPy, on the newest pinned"
+	@echo "make test-connect    the tests of Spark Connect, with the newest pinned"
 	@echo "make test-conformance  40 networks, losses, optimizers and so on, each trained by plain Keras, one rank and two"
 	@echo "make test-processes  the tests of kills, hangs, fresh processes and the examples, with ranks started as a user's are"
 	@echo "make test-cluster    the tests on executor processes and on a standalone cluster; VENV=... names the environment"
@@ -98,9 +99,12 @@ test-conformance: setup
 test-conformance-all: setup
 	$(BIN)/python -m pytest -n 2 --dist load tests/conformance
 
-# A process has sessions of Spark Connect or others, never both: so it is a run of its own.
 test-latest:
 	$(MAKE) unit local STACK=latest VENV=.venv-latest SKIP="processes or once"
+
+# A process has sessions of Spark Connect or others, never both: so it is a run of its own.
+test-connect:
+	$(MAKE) setup STACK=latest VENV=.venv-latest
 	.venv-latest/bin/python -m pytest tests/connect
 
 # The client's environment is made as a user makes it, from a wheel; what that requires is installed once.
