@@ -786,9 +786,9 @@ class ImageAccessors:
     ) -> Self:
         """Sets any of the Params by keyword, as the constructor does; None unsets one."""
     def getInputCol(self) -> str:
-        """Gets inputCol: binary column of whole image files."""
+        """Gets inputCol: column of images: whole files (binary), or the structs of Spark's source "image"."""
     def setInputCol(self, value: str) -> Self:
-        """Sets inputCol: binary column of whole image files."""
+        """Sets inputCol: column of images: whole files (binary), or the structs of Spark's source "image"."""
     def getOutputCol(self) -> str:
         """Gets outputCol: output column: height x width x channels values from 0 to 255, in row-major order with the
         channels last."""
@@ -820,11 +820,13 @@ class ImageAccessors:
         """Sets outputType: 'uint8' (a binary column, one byte per value) or 'float' (an array of floats, 4 times the
         size)."""
     def getHandleInvalid(self) -> str:
-        """Gets handleInvalid: what to do with rows that are null, can't be decoded, or exceed
-        PIL.Image.MAX_IMAGE_PIXELS (against decompression bombs): 'error', 'skip' (drop them) or 'keep' (as null)."""
+        """Gets handleInvalid: what to do with rows that are null, can't be decoded (by Spark, where it has read them),
+        or exceed PIL.Image.MAX_IMAGE_PIXELS (against decompression bombs): 'error', 'skip' (drop them) or 'keep' (as
+        null)."""
     def setHandleInvalid(self, value: str) -> Self:
-        """Sets handleInvalid: what to do with rows that are null, can't be decoded, or exceed
-        PIL.Image.MAX_IMAGE_PIXELS (against decompression bombs): 'error', 'skip' (drop them) or 'keep' (as null)."""
+        """Sets handleInvalid: what to do with rows that are null, can't be decoded (by Spark, where it has read them),
+        or exceed PIL.Image.MAX_IMAGE_PIXELS (against decompression bombs): 'error', 'skip' (drop them) or 'keep' (as
+        null)."""
 
 class VocabularyAccessors:
     """Getters and setters of Vocabulary's Params."""

@@ -13,7 +13,7 @@ from cos_ml.commands import caffe, completion, flags
 from cos_ml.commands.session import CONF_DIR, key_values, session
 from cos_ml.commands.settings import UsageError
 from cos_ml.errors import CosMLError, from_spark
-from cos_ml.horovod_build import build
+from cos_ml.horovod_build import build, wheelhouse
 from cos_ml.sources import convert
 
 __all__ = ["main", "parser"]
@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add(commands)
     caffe.add(commands)
     _add_install(commands)
+    _add_wheels(commands)
     _add_check(commands)
     _add_convert(commands)
     script = commands.add_parser(
@@ -86,9 +87,31 @@ def _add_install(commands: Any) -> None:
     )
     install.add_argument("--force", action="store_true", help="build even if a wheel is cached or Horovod is installed")
     install.add_argument(
+        "--find-links",
+        metavar="PLACE",
+        help="a folder or URL with the wheel, as horovod-wheels makes it: build none",
+    )
+    install.add_argument(
         "--gpu", action="store_true", help="build with NCCL for GPUs; needs the CUDA toolkit (nvcc) and 'cos-ml[gpu]'"
     )
     install.set_defaults(command=build.install)
+
+
+def _add_wheels(commands: Any) -> None:
+    first, last = (".".join(map(str, minor)) for minor in build.TENSORFLOWS)
+    wheels = commands.add_parser(
+        "horovod-wheels",
+        help="build wheels of Horovod for several versions of TensorFlow and Python, to install elsewhere",
+        description="Build a wheel of Horovod for each TensorFlow on each Python, each in an environment of its own, "
+        "and test an allreduce with each. Elsewhere, cos-ml install-horovod --find-links FOLDER installs the right one",
+    )
+    option = wheels.add_argument
+    option("--tensorflow", nargs="+", default=[], metavar="VERSION",
+           help=f"{first} to {last}; 2.20 is its newest release (default: this environment's)")  # fmt: skip
+    option("--python", nargs="+", default=[], metavar="PYTHON", help="names or paths (default: this one)")
+    option("--output", default="wheelhouse", metavar="FOLDER", help="where the wheels go (default: %(default)s)")
+    option("--gpu", action="store_true", help="build with NCCL for GPUs; needs the CUDA toolkit (nvcc)")
+    wheels.set_defaults(command=wheelhouse.build_wheels)
 
 
 def _add_check(commands: Any) -> None:

@@ -70,8 +70,8 @@ def show(
     """Show the first rows of a DataFrame: thumbnails of images, and predictions beside labels, wrong ones marked.
 
     Columns of images are recognized: files (JPEG, PNG, ...), the columns of ImageAssembler, of the format "lmdb" and
-    of Spark's format "image", nested arrays [height][width] or [height][width][channels], and Vectors, arrays and bytes
-    without names whose number of values is that of a square image of 8 x 8 or more.
+    of Spark's format "image", nested arrays of height and width, or of height, width and channels, and Vectors, arrays
+    and bytes without names whose number of values is that of a square image of 8 x 8 or more.
 
     Args:
         df: the rows; only ``n`` of them are computed.

@@ -55,7 +55,9 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
     Every row trains once per epoch, and the gradient of a step is the mean over its rows on all ranks, weighted by
     ``weightCol``. So the number of ranks matters only through the global batch, ``batchSize * numTrainWorkers``.
 
-    Args: every Param by keyword; ``explainParams()`` and README's table describe them all.
+    Every Param is a keyword; ``explainParams()`` and ``docs/params.md`` describe them all.
+
+    Args:
         model: a built ``keras.Model``, compiled or not, the path of a ``.keras`` file, or a DeepNetModel.
         initialWeights: another network, or a file of weights, for layers of the same names to start from.
         featuresCol, inputCols: a column, or one per input of the network: Vector (dense or sparse), array of numbers,

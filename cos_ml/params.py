@@ -28,13 +28,13 @@ class DeclaredParam(Param[T]):
     """A Spark Param with everything that follows from it, declared once as an attribute of a StageParams class.
 
     The attribute names the Param and gives its class a getter and a setter, unless the class defines them; a class
-    with ``setters=False`` leaves the setters to a subclass with ``setters=True``. README's table and ``accessors.pyi``
-    are generated from the declarations; a test compares the constructors' signatures.
+    with ``setters=False`` leaves the setters to a subclass with ``setters=True``. ``docs/params.md`` and
+    ``accessors.pyi`` are generated from the declarations; a test compares the constructors' signatures.
 
     Args:
         convert: converts what a user sets, or raises TypeError or ValueError with what it expected; its return
             annotation is the type of the value.
-        doc: what the Param means, for ``explainParams``, README and docstrings.
+        doc: what the Param means, for ``explainParams``, the reference and docstrings.
         default: the default value; None for a Param that is unset by default.
         accepts: the type that users may set, as source text, where it is wider than that of the value.
         spec: the field of TrainSpec that takes the value unchanged.

@@ -1,4 +1,4 @@
-"""Write what follows from the declarations of Params: ``cos_ml/accessors.pyi`` and the table in README.md."""
+"""Write what follows from the declarations of Params: ``cos_ml/accessors.pyi`` and ``docs/params.md``."""
 
 from __future__ import annotations
 
@@ -17,8 +17,30 @@ from cos_ml.training_params import TrainingParams
 
 ROOT = Path(__file__).resolve().parent.parent
 STUB = ROOT / "cos_ml/accessors.pyi"
-README = ROOT / "README.md"
-BEGIN, END = "<!-- begin Params: make params -->", "<!-- end Params -->"
+REFERENCE = ROOT / "docs/params.md"
+HEAD = """\
+<!-- Generated from the declarations of Params by `make params`: do not edit. -->
+
+# Params
+
+Every Param is a keyword of the constructor and has a getter and a setter: `batchSize`, `getBatchSize()`,
+`setBatchSize(64)`. In Python, None unsets one. `print(estimator.explainParams())` shows them with their values, and
+`cos-ml params` on the command line.
+"""
+# The first Param of each part of DeepNetEstimator's.
+PARTS = {
+    "model": "The network, and the columns that it reads",
+    "validationIndicatorCol": "Validation",
+    "loss": "Loss and optimizer",
+    "batchSize": "How long, and in which order",
+    "callbacks": "Callbacks and frozen layers",
+    "feed": "How rows reach the ranks",
+    "checkpointDir": "Checkpoints and failures",
+    "numTrainWorkers": "Ranks",
+    "gradientCompression": "Speed",
+    "featureLayers": "Output columns and scoring",
+}
+OTHERS = (ImageAssembler, Vocabulary, SequenceDecoder)
 CLASSES = {
     accessors.ModelAccessors: ModelParams,
     accessors.TrainingAccessors: TrainingParams,
@@ -78,31 +100,42 @@ def _nullable(annotation: str) -> str:
     return annotation if annotation == "Any" else f"{annotation} | None"
 
 
-def table() -> str:
-    """README's table of the Params of DeepNetEstimator; M marks those of DeepNetModel."""
-    lines = ["| Param | default | meaning |", "|---|---|---|"]
+def reference() -> str:
+    """The text of ``docs/params.md``: a heading for each Param, which links and searches lead to."""
+    lines = [HEAD, "## DeepNetEstimator", "", "DeepNetModel has those marked *also of DeepNetModel*, too."]
     for param in declarations(DeepNetEstimator):
-        default = "unset" if param.default is None else f"`{_literal(param.default)}`"
-        model = " M" if hasattr(ModelParams, param.name) else ""
-        lines.append(f"| `{param.name}`{model} | {default} | {param.doc.replace('|', chr(92) + '|')} |")
-    return "\n".join(lines)
+        if param.name in PARTS:
+            lines += ["", f"### {PARTS[param.name]}"]
+        lines += _entry(param, ", also of DeepNetModel" if hasattr(ModelParams, param.name) else "")
+    own = [param for param in declarations(DeepNetModel) if not hasattr(DeepNetEstimator, param.name)]
+    for stage, params in {DeepNetModel: own, **{stage: declarations(stage) for stage in OTHERS}}.items():
+        lines += ["", f"## {stage.__name__}"] if params else []
+        for param in params:
+            lines += _entry(param, "", f"{stage.__name__}.")
+    return "\n".join(lines) + "\n"
+
+
+def _entry(param: DeclaredParam[Any], also: str, prefix: str = "") -> list[str]:
+    default = "unset by default" if param.default is None else f"default `{_literal(param.default)}`"
+    facts = f"`{param.accepts}`, {default}{also}"
+    return [
+        "",
+        f"#### {prefix}{param.name}",
+        "",
+        f"*{facts}*  ".rstrip(),
+        "",
+        f"{param.doc[0].upper()}{param.doc[1:]}.",
+    ]
 
 
 def _literal(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
-def with_table(readme: str) -> str:
-    """README's text with the table as it should be, between its marks."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
-
-
 def main() -> None:
     """Write both files."""
     STUB.write_text(stub())
-    README.write_text(with_table(README.read_text()))
+    REFERENCE.write_text(reference())
 
 
 if __name__ == "__main__":

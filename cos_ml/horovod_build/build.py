@@ -24,9 +24,20 @@ from pathlib import Path
 from typing import Any
 
 from cos_ml.errors import SetupError
+from cos_ml.horovod_build import cuda
 from cos_ml.versions import TENSORFLOW, version_of
 
-__all__ = ["HOROVOD", "TENSORFLOWS", "cache_folder", "find_cuda", "install", "missing_tools", "tensorflow_version"]
+__all__ = [
+    "HOROVOD",
+    "TENSORFLOWS",
+    "cache_folder",
+    "check_version",
+    "install",
+    "local_version",
+    "missing_tools",
+    "pip",
+    "tensorflow_version",
+]
 
 HOROVOD = "0.28.1"
 TENSORFLOWS = ((2, 16), (2, 21))  # first and last minor version that has Keras 3 and is tested to build
@@ -161,14 +172,6 @@ int listenInRange(const struct attr& attr, const char* range) {
     Change("CMakeLists.txt", "project(horovod CXX)\n", "set(CMAKE_SKIP_RPATH ON)\n"),
 )
 
-# With --gpu. TensorFlow loads NCCL from the same wheel; the path is relative, as both are in site-packages.
-NCCL_SETTINGS = {
-    "HOROVOD_GPU": "CUDA",
-    "HOROVOD_GPU_OPERATIONS": "NCCL",
-    "HOROVOD_NCCL_LINK": "SHARED",
-    "LDFLAGS": "-Wl,-rpath,'$ORIGIN/../../nvidia/nccl/lib'",
-}
-
 
 def tensorflow_version() -> str:
     """Version of the TensorFlow installed here, found without importing it.
@@ -184,10 +187,20 @@ def tensorflow_version() -> str:
     version = version_of(*TENSORFLOW)
     if version is None:
         raise SetupError("TensorFlow can be imported, but no package records its version. Install it with pip.")
+    check_version(version)
+    return version
+
+
+def check_version(version: str) -> None:
+    """Check that Horovod builds on this version of TensorFlow.
+
+    Raises:
+        SetupError: it doesn't, or nobody has tried.
+    """
     minor = tuple(int(part) for part in version.split(".")[:2])
     first, last = (".".join(map(str, one)) for one in TENSORFLOWS)
     if TENSORFLOWS[0] <= minor <= TENSORFLOWS[1]:
-        return version
+        return
     if minor < TENSORFLOWS[0]:
         problem = f"TensorFlow {version} has Keras 2, but cos_ml needs Keras 3"
     else:
@@ -238,12 +251,25 @@ def cache_folder() -> Path:
     return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cos_ml"
 
 
-def install(force: bool = False, gpu: bool = False) -> None:
-    """Install Horovod into this environment, from the cache or by a build, and check it with an allreduce.
+def local_version(tensorflow: str, gpu: bool = False) -> str:
+    """What tells builds of Horovod apart, as the local part of their version: tf2.21.0.c371f7795, or tf2.21.0.nccl....
+
+    The last part stands for the changes to Horovod's source.
+    """
+    changes = hashlib.sha256(json.dumps([vars(change) for change in CHANGES]).encode()).hexdigest()[:8]
+    return f"tf{re.sub('[^a-z0-9]+', '.', tensorflow.lower())}.{'nccl.' if gpu else ''}c{changes}"
+
+
+def install(
+    force: bool = False, gpu: bool = False, find_links: str | None = None, folder: str | Path | None = None
+) -> None:
+    """Install Horovod into this environment, from a wheel or by a build, and check it with an allreduce.
 
     Args:
-        force: build even if Horovod is installed or a wheel is cached.
-        gpu: build it with NCCL, for allreduce between GPUs; CPUs use Gloo in either case.
+        force: install even if Horovod is installed, and build even if a wheel is cached.
+        gpu: with NCCL, for allreduce between GPUs; CPUs use Gloo in either case.
+        find_links: where pip finds the wheel: a folder, or the URL of a page with links. Nothing is built then.
+        folder: where built wheels are and go. None: in the cache.
 
     Raises:
         SetupError: something is missing, the build failed, or the allreduce gave a wrong result.
@@ -253,16 +279,41 @@ def install(force: bool = False, gpu: bool = False) -> None:
         print(f"Horovod {HOROVOD} for TensorFlow {version}{' and NCCL' if gpu else ''} is already installed.")
         check(gpu)
         return
-    folder = cache_folder() / "wheels" / f"horovod-{_variant(gpu)}-tensorflow-{version}-{_platform()}"
-    wheels = [] if force else sorted(folder.glob("horovod-*.whl"))
-    if wheels:
-        print(f"Using the cached wheel {wheels[0]}")
+    if find_links is None:
+        wheel = str(_wheel(version, gpu, Path(folder or cache_folder() / "wheels"), force))
+        pip(["install", "--force-reinstall", "--no-deps", wheel])
+        pip(["install", wheel])  # its missing dependencies
     else:
-        wheels = [_build(version, folder, gpu)]
-    _pip(["install", "--force-reinstall", "--no-deps", str(wheels[0])])
-    _pip(["install", str(wheels[0])])  # its missing dependencies
+        _install_found(version, gpu, find_links)
     check(gpu)
-    _stamp(version, gpu)
+
+
+def _install_found(version: str, gpu: bool, find_links: str) -> None:
+    """Install a wheel that pip finds, by its exact version: no index has another one of that version.
+
+    Raises:
+        SetupError: there is none for this TensorFlow, Python and platform.
+    """
+    wanted = f"horovod=={HOROVOD}+{local_version(version, gpu)}"
+    source = ["--only-binary", "horovod", "--find-links", find_links, wanted]
+    try:
+        pip(["install", "--force-reinstall", "--no-deps", "--no-index", *source])
+    except SetupError as error:
+        raise SetupError(
+            f"pip installed no wheel of {wanted} for {_platform()} from {find_links}. Build one on a machine with a "
+            f"compiler: cos-ml horovod-wheels --tensorflow {version}{' --gpu' if gpu else ''}\n{error}"
+        ) from error
+    pip(["install", *source])  # its missing dependencies, from the usual index
+
+
+def _wheel(version: str, gpu: bool, folder: Path, force: bool) -> Path:
+    """The wheel in ``folder`` for this TensorFlow, Python and platform; built if there is none, or by ``force``."""
+    pattern = f"horovod-{HOROVOD}+{local_version(version, gpu)}-{_platform()}.whl"
+    found = [] if force else sorted(folder.glob(pattern))
+    if not found:
+        return _build(version, folder, gpu)
+    print(f"Using the wheel {found[0]}")
+    return found[0]
 
 
 def check(gpu: bool = False) -> None:
@@ -282,68 +333,6 @@ def check(gpu: bool = False) -> None:
     if gpu and "NCCL True" not in done.stdout:
         raise SetupError(f"Horovod was built without NCCL: {done.stdout.strip()}")
     print(done.stdout, end="")
-
-
-@dataclass(frozen=True)
-class Cuda:
-    """The libraries for a build with NCCL.
-
-    Attributes:
-        home: the folder of the CUDA toolkit, with bin/nvcc.
-        nccl: the folder of NCCL, with include/nccl.h; None if it is in the toolkit's or the system's folders.
-    """
-
-    home: Path
-    nccl: Path | None
-
-
-def find_cuda() -> Cuda:
-    """Find the CUDA toolkit of this machine, and the NCCL that TensorFlow's GPU wheels installed, or the system's.
-
-    Raises:
-        SetupError: one of them is missing.
-    """
-    homes = [os.environ.get(name) for name in ("HOROVOD_CUDA_HOME", "CUDA_HOME", "CUDA_PATH")]
-    nvcc = shutil.which("nvcc")
-    folders = [*filter(None, homes), "/usr/local/cuda", *([str(Path(nvcc).resolve().parents[1])] if nvcc else [])]
-    home = next((Path(folder) for folder in folders if Path(folder, "bin/nvcc").exists()), None)
-    if home is None:
-        raise SetupError(
-            "Horovod with NCCL is compiled with NVIDIA's nvcc, which was not found in $HOROVOD_CUDA_HOME, $CUDA_HOME, "
-            "/usr/local/cuda and $PATH. Install the CUDA toolkit of your TensorFlow's CUDA release "
-            "(Debian, Ubuntu, with NVIDIA's repository: apt-get install cuda-toolkit-12-9), or set CUDA_HOME."
-        )
-    own = os.environ.get("HOROVOD_NCCL_HOME")
-    spec = importlib.util.find_spec("nvidia") if own is None else None
-    wheels = [Path(folder, "nccl") for folder in (spec.submodule_search_locations or ())] if spec else []
-    for nccl in [Path(own)] if own else wheels:
-        if (nccl / "include/nccl.h").exists():
-            return Cuda(home, nccl)
-    if own is None and any(Path(folder, "nccl.h").exists() for folder in (home / "include", "/usr/include")):
-        return Cuda(home, None)
-    raise SetupError(
-        f"NCCL was not found: no nccl.h in {'$HOROVOD_NCCL_HOME/include' if own else 'the nvidia-nccl wheel'}, in "
-        f"{home}/include or in /usr/include. TensorFlow's GPU wheels install it: pip install 'cos-ml[gpu]'."
-    )
-
-
-def _nccl_settings(scratch: Path) -> dict[str, str]:
-    """Variables for a build with NCCL; a wheel's library is linked under the name that the linker expects."""
-    cuda = find_cuda()
-    settings = NCCL_SETTINGS | {"HOROVOD_CUDA_HOME": str(cuda.home)}
-    print(f"CUDA: {_cuda_release(cuda.home)} in {cuda.home}. NCCL: {cuda.nccl or 'the system'}.", flush=True)
-    if cuda.nccl is not None:
-        links = scratch / "nccl"
-        links.mkdir()
-        (links / "libnccl.so").symlink_to(sorted((cuda.nccl / "lib").glob("libnccl.so*"))[0])
-        settings |= {"HOROVOD_NCCL_INCLUDE": str(cuda.nccl / "include"), "HOROVOD_NCCL_LIB": str(links)}
-    return settings
-
-
-def _cuda_release(home: Path) -> str:
-    done = subprocess.run([home / "bin/nvcc", "--version"], capture_output=True, text=True, check=False)
-    found = re.search(r"release ([\d.]+)", done.stdout)
-    return found[1] if found else "of unknown release"
 
 
 def _source(scratch: Path, environment: dict[str, str], output: Any) -> Path:
@@ -380,9 +369,9 @@ def _build(version: str, folder: Path, gpu: bool = False) -> Path:
     print(f"Building Horovod {HOROVOD} for TensorFlow {version}: about 2 minutes on 2 cores ...", flush=True)
     with tempfile.TemporaryDirectory(prefix="cos_ml-horovod-") as scratch:
         tools, headers, out = (Path(scratch, name) for name in ("tools", "headers", "out"))
-        _pip(["install", "--target", str(tools), *BUILD_TOOLS])
+        pip(["install", "--target", str(tools), *BUILD_TOOLS])
         log = Path(scratch, "build.log")
-        settings = BUILD_SETTINGS | (_nccl_settings(Path(scratch)) if gpu else {})
+        settings = BUILD_SETTINGS | (cuda.nccl_settings(Path(scratch)) if gpu else {})
         environment = os.environ | settings | {
             "PYTHONPATH": os.pathsep.join(filter(None, [str(tools), os.environ.get("PYTHONPATH")])),
             "PATH": f"{tools / 'bin'}{os.pathsep}{os.environ['PATH']}",
@@ -391,6 +380,7 @@ def _build(version: str, folder: Path, gpu: bool = False) -> Path:
         }  # fmt: skip
         with log.open("w") as output:
             source = _source(Path(scratch), environment, output)
+            environment |= {"HOROVOD_LOCAL_VERSION": local_version(version, gpu)}  # not before: pip would reject it
             done = subprocess.run(
                 [sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "--no-build-isolation", "-w", out, source],
                 env=environment, stdout=output, stderr=subprocess.STDOUT, check=False,
@@ -436,10 +426,14 @@ def _tail(log: Path, count: int = 5) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-count:])
 
 
-def _pip(arguments: list[str]) -> None:
-    """Run pip in this environment, and show its output only if it fails."""
+def pip(arguments: list[str], python: str | Path = sys.executable) -> None:
+    """Run the pip of an environment, this one's by default, and show its output only if it fails.
+
+    Raises:
+        SetupError: it fails.
+    """
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments, "-q"],
+        [python, "-m", "pip", "--disable-pip-version-check", *arguments, "-q"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
@@ -447,30 +441,11 @@ def _pip(arguments: list[str]) -> None:
 
 
 def _platform() -> str:
-    return f"{sys.implementation.cache_tag}-{platform.system()}-{platform.machine()}".lower()
-
-
-def _variant(gpu: bool) -> str:
-    """What identifies a build: the version, the changes to it, and whether it has NCCL."""
-    changes = hashlib.sha256(json.dumps([vars(change) for change in CHANGES]).encode()).hexdigest()[:8]
-    return f"{HOROVOD}-{changes}{'-nccl' if gpu else ''}"
-
-
-def _stamp_file() -> Path:
-    return Path(sysconfig.get_paths()["purelib"]) / "cos_ml_horovod_build.txt"
-
-
-def _stamp(version: str, gpu: bool) -> None:
-    """Record the TensorFlow that this environment's Horovod was built for: its C++ interface differs by version."""
-    _stamp_file().write_text(_stamp_of(version, gpu))
-
-
-def _stamp_of(version: str, gpu: bool) -> str:
-    return f"horovod {_variant(gpu)} tensorflow {version}\n"
+    """The tags of a wheel for this Python and platform, with * for what differs between systems."""
+    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    return f"{python}-{python}{sys.abiflags}-{platform.system().lower()}*{platform.machine()}"
 
 
 def _installed_for(version: str, gpu: bool) -> bool:
     """Whether Horovod is installed for this TensorFlow; a build with NCCL also serves CPUs."""
-    if importlib.util.find_spec("horovod") is None or not _stamp_file().exists():
-        return False
-    return _stamp_file().read_text() in {_stamp_of(version, True), _stamp_of(version, gpu)}
+    return version_of("horovod") in {f"{HOROVOD}+{local_version(version, nccl)}" for nccl in {gpu, True}}

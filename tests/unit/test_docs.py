@@ -1,16 +1,21 @@
 """The docs name what exists."""
 
+import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from cos_ml import errors, spark_internals
 from cos_ml.network import keras_internals
+from tests.support.pages import blocks
 
 pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OTHERS = ("AnalysisException", "java.")  # what the messages of other software begin with
 ROW = re.compile(r"\| (?P<what>.+) \| (?P<error>.+) \| `(?P<file>[\w/]+\.py)::(?P<test>\w+)` \|")
 
 
@@ -26,9 +31,51 @@ def test_every_line_of_bad_input_has_an_error_and_a_test():
 
 
 def test_links_lead_somewhere():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+    """In the repository; make docs finds those of the site that don't."""
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\(([^)#:\s]*)(?:#([^)\s]+))?\)", page.read_text()):
+            file = page.parent / target if target else page
+            assert file.exists(), f"{page.name}: {target}"
+            assert not anchor or anchor in anchors(file), f"{page.name}: {target}#{anchor}"
+
+
+@cache
+def anchors(page):
+    """The anchors of a page's headings, as hosts of repositories and the site make them."""
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in re.findall(r"^#+ (.+)$", text, re.M)}
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+    navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} <= set(re.findall(r"[\w-]+\.md", navigation))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_blocks_of_python_are_python(page):
+    """tests/integrations runs them."""
+    for block in blocks(page):
+        assert block.code
+        assert block.reason != "", f"{page.name}:{block.line} is a fragment for no reason"
+
+
+def test_messages_of_troubleshooting_exist():
+    """Each part of a message, between names and numbers, stands in a text of the package."""
+    texts = [
+        node.value
+        for file in (ROOT / "cos_ml").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    page = (ROOT / "docs/troubleshooting.md").read_text().partition("## Lines of other software")[0]
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert len(rows) >= 50
+    for row in rows:
+        message = row.split("`")[1]
+        if message.startswith(OTHERS):
+            continue
+        for part in message.split("…"):
+            assert any(part.strip(" .") in text for text in texts), f"{message}: {part}"
 
 
 def test_architecture_has_a_line_for_every_module():
@@ -60,5 +107,5 @@ def test_architecture_lists_every_private_use():
 
 def test_targets_of_make_exist():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for page in [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [ROOT / "CHANGELOG.md", *PAGES]:
         assert set(re.findall(r"`make ([\w-]+)`", page.read_text())) <= targets, page.name

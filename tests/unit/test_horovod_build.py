@@ -3,15 +3,17 @@ import importlib.metadata
 import importlib.util
 import shutil
 import subprocess
+import sys
 import sysconfig
 import types
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from cos_ml import cli
 from cos_ml.errors import SetupError
-from cos_ml.horovod_build import build, check
+from cos_ml.horovod_build import build, check, cuda, wheelhouse
 from cos_ml.job.placement import assign_ranks
 
 pytestmark = pytest.mark.once
@@ -160,35 +162,35 @@ def no_cuda(monkeypatch):
 
 def test_no_cuda_toolkit(no_cuda):
     with pytest.raises(SetupError, match=r"compiled with NVIDIA's nvcc, which was not found.*cuda-toolkit.*CUDA_HOME"):
-        build.find_cuda()
+        cuda.find_cuda()
 
 
 def test_a_cuda_toolkit_without_nccl(no_cuda, tmp_path, monkeypatch):
     no_cuda(tmp_path / "bin/nvcc")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     with pytest.raises(SetupError, match=r"NCCL was not found.*nvidia-nccl wheel.*pip install 'cos-ml\[gpu\]'"):
-        build.find_cuda()
+        cuda.find_cuda()
     monkeypatch.setenv("HOROVOD_NCCL_HOME", str(tmp_path / "nccl"))
     with pytest.raises(SetupError, match=r"no nccl\.h in \$HOROVOD_NCCL_HOME/include"):
-        build.find_cuda()
+        cuda.find_cuda()
     no_cuda(tmp_path / "nccl/include/nccl.h")
-    assert build.find_cuda() == build.Cuda(tmp_path, tmp_path / "nccl")
+    assert cuda.find_cuda() == cuda.Cuda(tmp_path, tmp_path / "nccl")
 
 
 def test_nccl_of_the_wheel_comes_before_the_system_s(no_cuda, tmp_path, monkeypatch, capsys):
     no_cuda(tmp_path / "bin/nvcc")
     no_cuda(tmp_path / "include/nccl.h")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    assert build.find_cuda() == build.Cuda(tmp_path, None)
+    assert cuda.find_cuda() == cuda.Cuda(tmp_path, None)
     no_cuda(tmp_path / "site-packages/nvidia/nccl/include/nccl.h")
     no_cuda(tmp_path / "site-packages/nvidia/nccl/lib/libnccl.so.2")
     spec = importlib.machinery.ModuleSpec("nvidia", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path / "site-packages/nvidia")]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    assert build.find_cuda() == build.Cuda(tmp_path, tmp_path / "site-packages/nvidia/nccl")
+    assert cuda.find_cuda() == cuda.Cuda(tmp_path, tmp_path / "site-packages/nvidia/nccl")
     (tmp_path / "bin/nvcc").chmod(0o700)
     (tmp_path / "bin/nvcc").write_text("#!/bin/sh\necho Cuda compilation tools, release 12.9, V12.9.86\n")
-    settings = build._nccl_settings(tmp_path)
+    settings = cuda.nccl_settings(tmp_path)
     assert "CUDA: 12.9 in " in capsys.readouterr().out
     assert settings["HOROVOD_GPU_OPERATIONS"] == "NCCL"
     assert Path(settings["HOROVOD_NCCL_LIB"], "libnccl.so").resolve().name == "libnccl.so.2"
@@ -232,14 +234,104 @@ def test_the_changes_are_made_once_and_to_the_right_source_only(tmp_path, monkey
             build._source(tmp_path, {}, log)
 
 
-def test_a_wheel_with_nccl_does_for_cpus_too_and_not_the_other_way(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "_stamp_file", lambda: tmp_path / "stamp")
-    assert not build._installed_for("2.21.0", False)
-    build._stamp("2.21.0", False)
-    assert [build._installed_for("2.21.0", gpu) for gpu in (False, True)] == [True, False]
-    build._stamp("2.21.0", True)
-    assert [build._installed_for("2.21.0", gpu) for gpu in (False, True)] == [True, True]
-    assert not build._installed_for("2.20.0", False)
+def test_a_wheel_with_nccl_does_for_cpus_too_and_not_the_other_way(monkeypatch):
+    def installed(version):
+        monkeypatch.setattr(build, "version_of", lambda name: version)
+        return [build._installed_for("2.21.0", gpu) for gpu in (False, True)]
+
+    assert installed(None) == installed("0.28.1") == [False, False]
+    assert installed(f"0.28.1+{build.local_version('2.21.0')}") == [True, False]
+    assert installed(f"0.28.1+{build.local_version('2.21.0', gpu=True)}") == [True, True]
+    assert installed(f"0.28.1+{build.local_version('2.20.0')}") == [False, False]
+
+
+@pytest.fixture
+def wheels(tmp_path):
+    """A function that makes wheels of Horovod with nothing in them, for some TensorFlows and this Python."""
+
+    def make(*tensorflows, gpu=False):
+        for tensorflow in tensorflows:
+            version = f"0.28.1+{build.local_version(tensorflow, gpu)}"
+            python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+            with zipfile.ZipFile(tmp_path / f"horovod-{version}-{python}-{python}-linux_x86_64.whl", "w") as wheel:
+                wheel.writestr(
+                    f"horovod-{version}.dist-info/METADATA",
+                    f"Metadata-Version: 2.1\nName: horovod\nVersion: {version}\n",
+                )
+                wheel.writestr(f"horovod-{version}.dist-info/WHEEL", "Wheel-Version: 1.0\n")
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_pip_chooses_the_wheel_of_this_tensorflow_from_a_folder(tensorflow, wheels, monkeypatch, tmp_path, gpu):
+    """The real pip, which downloads what it would install."""
+    tensorflow("2.20.0", "tensorflow-cpu")
+    folder = wheels("2.19.1", "2.20.0", "2.21.0")
+    wheels("2.20.0", gpu=True)
+    chosen, pip = tmp_path / "chosen", build.pip
+    command = ["download", "--no-deps", "-d", str(chosen)]
+
+    def download(arguments):
+        if "--force-reinstall" in arguments:
+            pip(command + arguments[arguments.index("--no-index") :])
+
+    monkeypatch.setattr(build, "pip", download)
+    monkeypatch.setattr(build, "check", lambda gpu: None)
+    build.install(gpu=gpu, find_links=str(folder))
+    (wheel,) = chosen.iterdir()
+    assert f"+{build.local_version('2.20.0', gpu)}-" in wheel.name
+
+
+def test_a_folder_without_the_wheel_is_an_error_and_no_build(tensorflow, wheels, monkeypatch):
+    tensorflow("2.20.0", "tensorflow-cpu")
+    monkeypatch.setattr(build, "_build", lambda *arguments: pytest.fail("built"))
+    with pytest.raises(SetupError) as error:
+        build.install(find_links=str(wheels("2.21.0")))
+    assert f"no wheel of horovod==0.28.1+{build.local_version('2.20.0')} for cp3" in str(error.value)
+    assert "cos-ml horovod-wheels --tensorflow 2.20.0" in str(error.value)
+    assert "No matching distribution found" in str(error.value)
+
+
+def test_a_wheel_that_is_there_is_not_built_again(wheels, monkeypatch):
+    folder = wheels("2.20.0")
+    monkeypatch.setattr(build, "_build", lambda version, folder, gpu: Path(f"built for {version}"))
+    assert build._wheel("2.20.0", False, folder, False) == next(folder.iterdir())
+    assert build._wheel("2.20.0", False, folder, True) == Path("built for 2.20.0")
+    assert build._wheel("2.20.0", True, folder, False) == Path("built for 2.20.0")
+
+
+def test_a_wheelhouse_has_each_tensorflow_on_each_python(monkeypatch, tmp_path, capsys):
+    """One that fails is named at the end, and hinders none of the others."""
+    commands = []
+
+    def run(command, **options):
+        commands.append((" ".join(map(str, command)), options.get("env", {}).get("PYTHONPATH")))
+        failed = "tensorflow-cpu==2.16.*" in commands[-1][0] and "three" in commands[-2][0]
+        return subprocess.CompletedProcess(command, int(failed), "", "no such release")
+
+    monkeypatch.setattr(shutil, "which", lambda name: {"python3.12": "/two", "python3.13": "/three"}.get(name))
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(SetupError, match=r"no wheel for: TensorFlow 2\.16 on /three\. The"):
+        wheelhouse.build_wheels(["2.20.1", "2.16"], ["python3.12", "python3.13"], str(tmp_path))
+    made = [line.split()[0] for line, _ in commands if " -m venv " in line]
+    assert made == ["/two", "/two", "/three", "/three"]
+    installed = [line.split("install ")[1].split()[0] for line, _ in commands if "pip" in line]
+    assert installed == ["tensorflow-cpu==2.20.1", "tensorflow-cpu==2.16.*"] * 2
+    built = [(line, path) for line, path in commands if line.endswith(f"wheelhouse {tmp_path}")]
+    assert len(built) == 3
+    assert all(path.endswith("/source") for _, path in built)  # and not the packages beside cos_ml
+    assert "no such release" in capsys.readouterr().err
+
+
+def test_what_a_wheelhouse_can_not_have_is_said_before_anything_is_built(monkeypatch, tmp_path):
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: pytest.fail("something is built"))
+    with pytest.raises(SetupError, match=r"2\.15\.0 has Keras 2.*expected TensorFlow 2\.16 to"):
+        wheelhouse.build_wheels(["2.21.0", "2.15.0"], output=str(tmp_path))
+    with pytest.raises(SetupError, match=r"no Python 'python2\.6'"):
+        wheelhouse.build_wheels(["2.21.0"], ["python2.6"], output=str(tmp_path))
+    assert cli.main(["horovod-wheels", "--tensorflow", "2.15"]) == 1
 
 
 def test_nccl_wants_a_tensorflow_for_cuda(monkeypatch):

@@ -221,11 +221,11 @@ def test_what_identifies_a_fit():
     }  # fmt: skip
 
 
-def test_stubs_and_readme_are_up_to_date():
+def test_stubs_and_reference_are_up_to_date():
     tool = runpy.run_path(str(ROOT / "tools/generate_params.py"))
     assert tool["STUB"].read_text() == tool["stub"](), "run: make params"
-    assert tool["README"].read_text() == tool["with_table"](tool["README"].read_text()), "run: make params"
-    assert f"| `{'batchSize'}` | `32` |" in tool["table"]()
+    assert tool["REFERENCE"].read_text() == tool["reference"](), "run: make params"
+    assert "\n#### batchSize\n\n*`int`, default `32`*\n" in tool["reference"]()
 
 
 @pytest.mark.parametrize("stage", STAGES)
