@@ -42,6 +42,7 @@ MAX_CONFIG_BYTES = 64 << 20
 MAX_METADATA_BYTES = 1 << 16
 CODE = ("Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper")
 SYMLINK = 0o12  # file type in the upper bits of a zip member's attributes
+FILE_AS_BASE64 = re.compile(r"[A-Za-z0-9+/]{2048,}={0,2}")  # keras-hub takes shorter ones for a path
 OWN_MODULES = re.compile(r"builtins|keras(?!\.(src\.)?(utils|applications|datasets)|\.src\.saving|\.config)(\.\w+)*")
 
 
@@ -161,10 +162,10 @@ def check_config(config: Any) -> None:
                 f"Refusing to load: the network contains a {one['class_name']}, code that would run here. Build the "
                 "network with a registered layer instead, and save it again."
             )
-        if isinstance(inner, dict) and isinstance(inner.get("vocabulary"), str):
+        if isinstance(inner, dict) and (path := _vocabulary_path(inner)):
             raise SavedModelError(
-                f"Refusing to load: a {one['class_name']} reads its vocabulary from {inner['vocabulary']!r:.80}. Build "
-                "it with a list of words, and save it again."
+                f"Refusing to load: a {one['class_name']} reads its vocabulary from {path!r:.80}. Build it with a list "
+                "of words, and save it again."
             )
         if not isinstance(module, str) or OWN_MODULES.fullmatch(module):
             continue
@@ -175,6 +176,13 @@ def check_config(config: Any) -> None:
             f"Refusing to load: the network names {module}.{one['class_name']}, which is neither one of Keras's "
             "layers nor registered with @keras.saving.register_keras_serializable()."
         )
+
+
+def _vocabulary_path(config: dict[str, Any]) -> str | None:
+    """The file from which a layer would read words, or a tokenizer of keras-hub its rules; None where there is none."""
+    found = [config.get(name) for name in ("vocabulary", "merges", "proto")]
+    # A tokenizer takes the bytes of such a file as base64, too.
+    return next((one for one in found if isinstance(one, str) and not FILE_AS_BASE64.fullmatch(one)), None)
 
 
 def _is_registered(name: str) -> bool:

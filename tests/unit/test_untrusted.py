@@ -74,6 +74,8 @@ CODE = {
     "lambda": layer(config={"units": 1, "activation": LAMBDA}),
     "lambda without code": layer(config={"units": 1, "activation": {"class_name": "__lambda__", "config": {}}}),
     "vocabulary": layer(class_name="StringLookup", config={"vocabulary": "/etc/passwd"}),
+    "vocabulary by merges": layer(class_name="BytePairTokenizer", config={"merges": "/etc/passwd"}),
+    "vocabulary in a proto": layer(class_name="SentencePieceTokenizer", config={"proto": "/" * 2047}),
     "vocabulary of words": layer(class_name="TextVectorization", config=WORDS),
     "TFSMLayer": layer(class_name="TFSMLayer", config={"filepath": "/etc"}),
     "Torch": layer(class_name="TorchModuleWrapper", config={"module": "gASVAA=="}),
