@@ -130,7 +130,7 @@ def _resized(image: Any, size: tuple[int, int], resize: str) -> Any:
     if resize == "stretch":
         return image.resize(size, bilinear)
     scale = min(width / to_width, height / to_height)
-    left, top = (width - to_width * scale) / 2, (height - to_height * scale) / 2
+    left, top = (max(0.0, spare / 2) for spare in (width - to_width * scale, height - to_height * scale))  # rounding
     return image.resize(size, bilinear, box=(left, top, width - left, height - top))
 
 
