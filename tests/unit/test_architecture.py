@@ -48,8 +48,10 @@ ALLOWED = {
     "scoring": {"scoring", "network", "data"},
     "job": {"job", "rank", "network", "data"},
     "sources": {"sources", "network", "data"},
+    "exports": {"exports", "network", "data", "sources"},
     "horovod_build": {"horovod_build", "job"},
     "caffe": {"caffe", "network", "optimizers"},
+    "mlflow": {"mlflow", "estimator"},
     # It is to the stages what a program of the user's is; only cli.py imports it.
     "commands": {"commands", "caffe", "data", "network", "sources", "estimator", "model", "images", "params"},
 }
