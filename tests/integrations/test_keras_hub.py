@@ -16,11 +16,11 @@ from cos_ml.estimator import DeepNetEstimator
 from cos_ml.model import DeepNetModel
 from cos_ml.network.archive import Network, load_model
 from cos_ml.network.keras_import import import_keras
+from tests.integrations.presets import WORDS, save_classifier
 from tests.support.sessions import FORKED, ROOT
 
 keras = import_keras()
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "quick", "brown", "fox", "##s", "good", "bad"]
 TEXTS = ["the good fox", "The bad foxs", "quick good", "bad unknown brown"] * 8
 LABELS = np.array([1, 0, 1, 0] * 8)
 EPOCHS = 3
@@ -29,19 +29,7 @@ LOSS = "sparse_categorical_crossentropy"
 
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory):
-    """The folder of a tiny BERT."""
-    keras.utils.set_random_seed(0)
-    backbone = keras_hub.models.BertBackbone(
-        vocabulary_size=len(WORDS), num_layers=1, num_heads=2, hidden_dim=8, intermediate_dim=16, dropout=0.0,
-        max_sequence_length=8,
-    )  # fmt: skip
-    tokenizer = keras_hub.tokenizers.BertTokenizer(vocabulary=WORDS, lowercase=True)
-    preprocessor = keras_hub.models.BertTextClassifierPreprocessor(tokenizer, sequence_length=8)
-    folder = tmp_path_factory.mktemp("preset")
-    keras_hub.models.BertTextClassifier(backbone, 2, preprocessor, dropout=0.0, activation="softmax").save_to_preset(
-        str(folder)
-    )
-    return str(folder)
+    return save_classifier(tmp_path_factory.mktemp("preset"))
 
 
 def from_folder(preset):

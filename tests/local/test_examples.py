@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 import gzip
-import os
 import re
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from tests.support.sessions import FORKED, ROOT
+from tests.support.examples import run
 
 pytestmark = pytest.mark.processes
-
-
-def run(script: str, *arguments: str) -> str:
-    """What an example prints on standard output."""
-    command = [sys.executable, str(ROOT / "examples" / script), *arguments]
-    environment = {name: value for name, value in os.environ.items() if name != "PYSPARK_PYTHON"}
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env=environment | FORKED | {"PYTHONPATH": str(ROOT)},
-        check=False,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Traceback" not in done.stderr
-    return done.stdout
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
