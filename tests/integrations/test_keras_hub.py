@@ -81,9 +81,9 @@ def test_a_stage_of_the_tokenizer_is_the_same(preset, rows, expected):
     classifier, _ = from_folder(preset)
     text = keras.Input((), dtype="string", name="text")
     tokens = keras.Model(text, classifier.preprocessor(text))
-    names = [tensor.name for tensor in classifier.inputs]
-    tokenizer = DeepNetModel(model=tokens, featuresCol="text", vectorType="array", outputCols=sorted(names))
-    fitted = Pipeline(stages=[tokenizer, estimator(classifier, inputCols=names)]).fit(rows)
+    tokenizer = DeepNetModel(model=tokens, featuresCol="text", predictionCol="ids", vectorType="array")
+    columns = ["ids", "ids_segment_ids", "ids_token_ids"]
+    fitted = Pipeline(stages=[tokenizer, estimator(classifier, inputCols=columns)]).fit(rows)
     assert_close(fitted.stages[-1].toKeras().get_weights(), expected)
 
 
