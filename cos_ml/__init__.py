@@ -10,6 +10,7 @@ __all__ = [
     "ImageAssembler",
     "__version__",
     "callback",
+    "export",
     "image_classes",
     "preprocessing_layers",
     "read_images",
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from cos_ml.callbacks import callback
     from cos_ml.estimator import DeepNetEstimator
+    from cos_ml.exporting import export
     from cos_ml.images import ImageAssembler, preprocessing_layers
     from cos_ml.model import DeepNetModel
     from cos_ml.sources.images import image_classes, read_images, read_sequence_file, write_sequence_file
@@ -31,6 +33,7 @@ _HOMES = {
     "DeepNetModel": "cos_ml.model",
     "ImageAssembler": "cos_ml.images",
     "callback": "cos_ml.callbacks",
+    "export": "cos_ml.exporting",
     "image_classes": "cos_ml.sources.images",
     "preprocessing_layers": "cos_ml.images",
     "read_images": "cos_ml.sources.images",

@@ -4,6 +4,7 @@ CosMLError
 ├── InvalidInputError (ValueError)    a Param, a column, a row or a network is invalid
 │   └── ParamTypeError (TypeError)    the value of a Param has the wrong type
 ├── SavedModelError   (ValueError)    a saved stage can't be loaded, or a path can't be saved to
+├── ExportError       (ValueError)    a model can't be exported to a format, or computes something else there
 ├── ClusterError      (RuntimeError)  the cluster can't run the requested ranks
 ├── RankError         (RuntimeError)  a rank failed during training; contains its traceback and last output
 └── SetupError        (RuntimeError)  a required package is not installed
@@ -18,6 +19,7 @@ __all__ = [
     "REPORTED",
     "ClusterError",
     "CosMLError",
+    "ExportError",
     "InvalidInputError",
     "ParamTypeError",
     "RankError",
@@ -41,6 +43,10 @@ class ParamTypeError(InvalidInputError, TypeError):
 
 class SavedModelError(CosMLError, ValueError):
     """A saved stage can't be loaded, or the requested path can't be saved to."""
+
+
+class ExportError(CosMLError, ValueError):
+    """A model can't be exported: the format can't hold a layer, or its runtime computes something else."""
 
 
 class ClusterError(CosMLError, RuntimeError):

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial, reduce
 from operator import and_
-from typing import Any
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
 from pyspark import keyword_only
 from pyspark.ml.functions import array_to_vector
@@ -40,6 +41,10 @@ from cos_ml.scoring.udf_arguments import arrow_udf, with_udf
 from cos_ml.spec import TrainSpec
 from cos_ml.summary import EvaluationSummary, TrainingSummary
 
+if TYPE_CHECKING:
+    from cos_ml.exporting import ExportedModel
+    from cos_ml.images import ImageAssembler
+
 __all__ = ["DeepNetModel"]
 
 import_keras()  # quietly, before the program imports it
@@ -57,7 +62,9 @@ class DeepNetModel(AttributionParams, NetworkStage, RowPredictor):
     ``DeepNetEstimator.fit`` returns one, which has the Params of its training too: ``getEpochs()`` and so on tell what
     a grid chose. Made from a pretrained network, it needs no training.
 
-    Args: every Param by keyword; ``explainParams()`` and README's table describe them all.
+    Every Param is a keyword; ``explainParams()`` and ``docs/params.md`` describe them all.
+
+    Args:
         model: a built ``keras.Model``, or the path of a ``.keras`` file.
         featuresCol, inputCols: the input column, or one per input of the network.
         labelCol, labelCols, weightCol: columns of labels and row weights for ``evaluate``.
@@ -241,6 +248,36 @@ class DeepNetModel(AttributionParams, NetworkStage, RowPredictor):
             predict.score_arguments, scorer, tuple(self.input_columns()), names, named, tuple(labels or ())
         )
         return spark.udf.register(name, arrow_udf(spark, T.StructType(fields), scored))
+
+    def export(
+        self,
+        path: str | PathLike[str],
+        format: str = "saved_model",
+        *,
+        images: Sequence[ImageAssembler] | ImageAssembler = (),
+        rows: DataFrame | None = None,
+        overwrite: bool = False,
+    ) -> ExportedModel:
+        """Write the model in a format that is served without Spark; see ``cos_ml.export``, which takes pipelines too.
+
+        Args:
+            path: a folder (SavedModel) or a file to create, anywhere that Spark can write.
+            format: "saved_model", "onnx" or "litert".
+            images: what decodes the files of input columns: one ImageAssembler, or several.
+            rows: rows to check the exported file with; without them, rows are generated.
+            overwrite: whether to replace what a former export has written there.
+
+        Raises:
+            ExportError: the format can't hold a layer or a column, or computes something else than ``transform``.
+            SavedModelError: something already exists at ``path``.
+            SetupError: the format's packages are not installed.
+        """
+        from pyspark.ml import PipelineModel
+
+        from cos_ml.exporting import export
+
+        stages = list(images) if isinstance(images, Sequence) else [images]
+        return export(PipelineModel([*stages, self]), path, format, rows=rows, overwrite=overwrite)
 
     def _network(self) -> Network:
         if not self.isSet(self.model):

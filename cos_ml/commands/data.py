@@ -16,7 +16,7 @@ from cos_ml.paths import for_spark, literal, local_path, qualified
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["FORMATS", "Data", "format_of", "layout", "read", "with_classes", "write"]
+__all__ = ["FORMATS", "Data", "assembler", "format_of", "layout", "read", "with_classes", "write"]
 
 FORMATS = ("parquet", "lmdb", "sequencefile", "images", "delta", "table", "csv", "json", "orc")
 ENDINGS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".orc": "orc", ".seq": "sequencefile", ".mdb": "lmdb"}
@@ -54,7 +54,7 @@ def read(spark: SparkSession, data: Data) -> DataFrame:
     df = _load(spark, kind, data.path, dict(data.options))
     if data.where:
         df = df.where(data.where)
-    return df if data.image_size is None else _decoded(df, data.image_size)
+    return df if data.image_size is None else assembler(data.image_size).transform(df)
 
 
 def _load(spark: SparkSession, kind: str, path: str, options: dict[str, Any]) -> DataFrame:
@@ -119,14 +119,15 @@ def format_of(path: str) -> str:
     return ENDINGS.get(Path(path.rstrip("/")).suffix.lower(), "parquet")
 
 
-def _decoded(df: DataFrame, size: str) -> DataFrame:
+def assembler(size: str) -> Any:
+    """The ImageAssembler of ``--image-size``: from the column data to the column image."""
     from cos_ml.images import ImageAssembler
 
     found = SIZE.fullmatch(size)
     if found is None:
         raise InvalidInputError(f"--image-size {size}: expected HEIGHTxWIDTH or HEIGHTxWIDTHxCHANNELS, as 28x28x1.")
     height, width, channels = (int(side or 3) for side in found.groups())
-    return ImageAssembler(height=height, width=width, channels=channels).transform(df)
+    return ImageAssembler(height=height, width=width, channels=channels)
 
 
 def with_classes(spark: SparkSession, data: Data) -> Data:

@@ -58,6 +58,11 @@ FEATURES: list[Flag] = [
     ("keep", "COLUMNS", "further columns of the rows to write"),
     ("overwrite", None, "replace an existing --output"),
 ]
+EXPORT: list[Flag] = [
+    ("output", "PATH", "file (a SavedModel: folder) to write"),
+    ("output_format", "NAME", "saved_model (default), onnx or litert"),
+    ("overwrite", None, "replace an existing --output"),
+]
 COMMANDS: dict[str, tuple[str, dict[str, list[Flag]]]] = {
     "train": (
         "train a network on a data set",
@@ -71,6 +76,15 @@ COMMANDS: dict[str, tuple[str, dict[str, list[Flag]]]] = {
         "write predictions or activations of layers",
         {"data": DATA, "network": NETWORK, "output": FEATURES, "spark": SPARK},
     ),
+    "export": (
+        "export a network to a format that is served without Spark",
+        {
+            "network": NETWORK,
+            "output": EXPORT,
+            "data": [("data", "PATH", "rows to check with"), *DATA[1:]],
+            "spark": SPARK,
+        },
+    ),
 }
 REPEATABLE = ("option", "conf")
 
@@ -83,15 +97,15 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def add(commands: Any) -> None:
-    """Add ``train``, ``test`` and ``features`` to the parser."""
+    """Add ``train``, ``test``, ``features`` and ``export`` to the parser."""
     for name, (what, groups) in COMMANDS.items():
         parser = commands.add_parser(
             name,
             help=what,
-            description=f"{what[0].upper()}{what[1:]}, on Spark.",
+            description=f"{what[0].upper()}{what[1:]}{'' if name == 'export' else ', on Spark'}.",
             epilog=PARAMS.format(TRAINING_PARAMS if name == "train" else SCORING_PARAMS),
             formatter_class=_Formatter,
-            usage=f"cos-ml {name} --data PATH --network NAME [flags] [Params]",
+            usage=f"cos-ml {name} {'--output' if name == 'export' else '--data'} PATH --network NAME [flags] [Params]",
             add_help=False,
             allow_abbrev=False,
             argument_default=argparse.SUPPRESS,

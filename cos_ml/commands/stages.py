@@ -169,6 +169,19 @@ def features(given: dict[str, Any], rest: dict[str, Any], flags: list[str]) -> N
         data.write(chosen, path, kind, bool(given.get("overwrite")))
 
 
+def export(given: dict[str, Any], rest: dict[str, Any], flags: list[str]) -> None:
+    """Write a network in a format that is served without Spark; ``--image-size`` lets it take image files."""
+    if "output" not in given:
+        raise InvalidInputError("--output: expected the file or the folder to write.")
+    load = _loader({"data": "", "format": "parquet"} | given, rest, flags)
+    size = given.pop("image_size", None)  # of files that the exported file decodes
+    with _session("export", given) as spark:
+        rows = data.read(spark, _data(given)) if "data" in given else None
+        images = [data.assembler(size)] if size else []
+        form, overwrite = str(given.get("output_format", "saved_model")), bool(given.get("overwrite"))
+        print(load().export(str(given["output"]), form, images=images, rows=rows, overwrite=overwrite))
+
+
 def _loader(given: dict[str, Any], rest: dict[str, Any], flags: list[str]) -> Callable[[], Any]:
     """Check the flags, and return what loads the DeepNetModel, to be called in the session that they configure."""
     from cos_ml import DeepNetModel

@@ -39,7 +39,7 @@ class ForwardPass:
         found = layers_by_name(network)
         for name in layers:
             found[name].call = _recording(found[name].call, self.recorded, name)
-        self.graph = traced(self._forward, [tensor.shape[1:] for tensor in input_tensors(network)])
+        self.graph = traced(self.compute, [tensor.shape[1:] for tensor in input_tensors(network)])
         self.seed: tuple[int, ...] = ()
         self.seeded: set[int] = set()
 
@@ -57,7 +57,8 @@ class ForwardPass:
             self.seeded |= {id(trace), *map(id, new)}
         return trace(*tensors)  # type: ignore[no-any-return]
 
-    def _forward(self, *inputs: Any) -> list[Any]:
+    def compute(self, *inputs: Any) -> list[Any]:
+        """The network's outputs, and those of the layers, as the graph computes them."""
         outputs = self.network(pack_inputs(self.network, inputs), training=False)
         results = [*import_tensorflow().nest.flatten(outputs), *(self.recorded[name] for name in self.layers)]
         self.shapes = [tuple(result.shape[1:]) for result in results]  # known while the graph is traced, not later
@@ -69,7 +70,7 @@ def shapes_of_rows(network: Any, layers: Sequence[str]) -> list[tuple[int | None
     tf, forward = import_tensorflow(), ForwardPass(network, layers)
     specs = [tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype) for tensor in input_tensors(network)]
     try:
-        tf.function(forward._forward, autograph=False).get_concrete_function(*specs)
+        tf.function(forward.compute, autograph=False).get_concrete_function(*specs)
     except Exception:  # of layers that want a number of rows or a length
         return []
     return forward.shapes

@@ -16,7 +16,7 @@ from cos_ml.errors import InvalidInputError
 pytestmark = pytest.mark.once
 
 
-@pytest.mark.parametrize("command", ["train", "test", "features", "caffe", "params", "script", "completion"])
+@pytest.mark.parametrize("command", ["train", "test", "features", "export", "caffe", "params", "script", "completion"])
 def test_help_fits_a_screen(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit, match="0"):
@@ -117,7 +117,7 @@ def test_usage_errors_are_2_and_errors_1(capsys, tmp_path):
     assert "--data: expected" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "test", "features"])
+@pytest.mark.parametrize("command", ["train", "test", "features", "export"])
 def test_networks_are_loaded_in_the_session(command, monkeypatch, capsys):
     """A saved model, which Spark reads, would start a session without the settings of the command."""
     events = []
@@ -134,7 +134,7 @@ def test_networks_are_loaded_in_the_session(command, monkeypatch, capsys):
     monkeypatch.setattr(stages, "session", session)
     monkeypatch.setattr(network, "load", load)
     arguments = ["--data", "x", "--model", "y", "--master", "local[1]", "--conf", "a=b"]
-    arguments += ["--output", "z"] if command == "features" else []
+    arguments += ["--output", "z"] if command in ("features", "export") else []
     assert cli.main([command, *arguments]) == 1
     assert events == [("local[1]", {"a": "b"}), "load"]
     printed = capsys.readouterr().err

@@ -369,8 +369,8 @@ STEPS = [[1, 2, 3, 4, 5, 6], [7, 8], [], [1, 2, 3, 4], [9, 9]]
 def counted_traces(monkeypatch):
     """A list that grows with every trace of a forward pass."""
     traces = []
-    forward = ForwardPass._forward
-    monkeypatch.setattr(ForwardPass, "_forward", lambda self, *inputs: traces.append(1) or forward(self, *inputs))
+    forward = ForwardPass.compute
+    monkeypatch.setattr(ForwardPass, "compute", lambda self, *inputs: traces.append(1) or forward(self, *inputs))
     return traces
 
 

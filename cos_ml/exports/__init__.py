@@ -1,0 +1,1 @@
+"""Networks in formats that are served without Spark (driver side)."""
