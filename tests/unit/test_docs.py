@@ -1,12 +1,15 @@
 """The docs name what exists."""
 
 import ast
+import configparser
 import re
+import runpy
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+import cos_ml
 from cos_ml import errors, spark_internals
 from cos_ml.network import keras_internals
 from tests.support.pages import blocks
@@ -55,7 +58,7 @@ def test_every_page_is_in_the_navigation_of_the_site():
 def test_blocks_of_python_are_python(page):
     """tests/integrations runs them."""
     for block in blocks(page):
-        assert block.code
+        assert block.reason or block.code
         assert block.reason != "", f"{page.name}:{block.line} is a fragment for no reason"
 
 
@@ -109,3 +112,26 @@ def test_targets_of_make_exist():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for page in [ROOT / "CHANGELOG.md", *PAGES]:
         assert set(re.findall(r"`make ([\w-]+)`", page.read_text())) <= targets, page.name
+
+
+def test_an_index_shows_no_link_that_leads_nowhere(monkeypatch):
+    setup = runpy.run_path(str(ROOT / "setup.py"))
+    text = setup["description"]()
+    assert "](" not in text
+    assert "See docs/install.md" in text
+    monkeypatch.setitem(setup["description"].__globals__, "FILES", "https://files.example/v1/")
+    linked = setup["description"]()
+    assert "[docs/install.md](https://files.example/v1/docs/install.md)" in linked
+    assert "(https://files.example/v1/docs/assets/overview.svg)" in linked
+
+
+def test_the_package_s_facts_are_the_same_everywhere():
+    """In setup.cfg, the recipe of conda's package and CITATION.cff."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    required = [line for line in setup["options"]["install_requires"].splitlines() if line and line[0] != "#"]
+    recipe = (ROOT / "recipe/recipe.yaml").read_text()
+    run = recipe.partition("  run:\n")[2].partition("  #")[0]
+    assert re.findall(r"- (.+)", run)[1:] == [re.sub(r"(?<=\w)(?=[<>])", " ", line, count=1) for line in required]
+    for text in (recipe, (ROOT / "CITATION.cff").read_text()):
+        assert f"\n  version: {cos_ml.__version__}\n" in text.replace("\nversion", "\n  version")

@@ -1,0 +1,152 @@
+"""The blocks of Python of README and of docs/*.md run: in their order, with one set of names for each page.
+
+What a block expects to be there, for it stands in the text or is the reader's own, is made by a generator with the name
+of the page: it continues before each block.
+"""
+
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import sklearn.datasets
+from PIL import Image
+from pyspark.ml import Pipeline
+from pyspark.ml.tuning import ParamGridBuilder
+from pyspark.sql import SparkSession
+
+import cos_ml
+from cos_ml import DeepNetEstimator, DeepNetModel, ImageAssembler
+from tests.support.pages import blocks
+from tests.support.sessions import ROOT
+
+ROWS = 300  # of scikit-learn's digits
+PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if blocks(page)]
+KNOWN = {
+    "keras": keras,
+    "layers": keras.layers,
+    "Pipeline": Pipeline,
+    "ParamGridBuilder": ParamGridBuilder,
+    "DeepNetEstimator": DeepNetEstimator,
+    "DeepNetModel": DeepNetModel,
+    "ImageAssembler": ImageAssembler,
+    "cos_ml": cos_ml,
+}
+STOP = """
+import keras
+
+
+class StopWhenGood(keras.callbacks.Callback):
+    def __init__(self, above):
+        super().__init__()
+        self.above = above
+"""
+
+
+@pytest.fixture
+def folder(spark, tmp_path, monkeypatch):
+    """The working folder of a program, for Python and for Spark."""
+    files = spark._jvm.org.apache.hadoop.fs.FileSystem.get(spark._jsc.hadoopConfiguration())
+    before = files.getWorkingDirectory()
+    files.setWorkingDirectory(spark._jvm.org.apache.hadoop.fs.Path(str(tmp_path)))
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    files.setWorkingDirectory(before)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_blocks_run(page, spark, folder, monkeypatch):
+    digits = sklearn.datasets.load_digits()
+    few = SimpleNamespace(data=digits.data[:ROWS], target=digits.target[:ROWS])
+    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: few)
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    monkeypatch.setattr(logging.getLogger("cos_ml"), "level", logging.WARNING)
+    names = {"spark": spark, "df": digits_of(spark, few), **KNOWN}
+    prepared = PREPARATIONS.get(page.stem, nothing)(names, spark)
+    for block in blocks(page):
+        if not block.reason:
+            next(prepared)
+            exec(block.code, names)
+
+
+def digits_of(spark: SparkSession, digits: Any) -> Any:
+    rows = list(zip((digits.data / 16).tolist(), digits.target.tolist(), strict=True))
+    return spark.createDataFrame(rows, "features array<float>, label int").repartition(2).cache()
+
+
+def classifier(width: int = 8) -> keras.Model:
+    hidden = keras.layers.Dense(width, activation="relu", name="hidden")
+    return keras.Sequential([keras.Input((64,)), hidden, keras.layers.Dense(10, activation="softmax", name="head")])
+
+
+def nothing(names: dict[str, Any], spark: SparkSession) -> Iterator[None]:
+    while True:
+        yield
+
+
+def migration(names: dict[str, Any], spark: SparkSession) -> Iterator[None]:
+    names |= {"model": classifier(), "train": names["df"], "test": names["df"]}
+    yield
+
+
+def images(names: dict[str, Any], spark: SparkSession) -> Iterator[None]:
+    for index in range(8):
+        folder = Path("photos/train", ("cat", "dog")[index % 2])
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(index).integers(0, 255, (300, 280, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    yield
+    Image.fromarray(pixels).save("photos/one.png")
+    yield
+
+
+def text(names: dict[str, Any], spark: SparkSession) -> Iterator[None]:
+    rows = [("Four words are here.", 0), ("And here", 3)] * 20
+    names["texts"] = spark.createDataFrame(rows, "text string, label int")
+    yield
+
+
+def training(names: dict[str, Any], spark: SparkSession) -> Iterator[None]:
+    Path("my_package").mkdir()
+    Path("my_package/__init__.py").touch()
+    Path("my_package/callbacks.py").write_text(STOP)
+    names["net"] = classifier()
+    yield
+    for units in (3, 1):
+        first, head = keras.layers.Dense(8, name="conv1"), keras.layers.Dense(units, name="head")
+        names["net"] = keras.Sequential([keras.Input((64,)), first, head])
+        if units == 3:
+            names["net"].save_weights("backbone.weights.h5")
+    yield
+    assert names["model"].summary.initialWeights["notTaken"]["head"]
+    yield  # logging
+    names |= {"small": classifier(4), "large": classifier()}
+    yield
+    network = classifier()
+    network.compile(loss="sparse_categorical_crossentropy")
+    names |= {"model": DeepNetModel(model=network), "network": network, "test": names["df"]}
+    yield
+    pixels = [([float(index % 255)] * 32 * 48 * 3,) for index in range(2)]
+    names["df"] = spark.createDataFrame(pixels, "pixels array<float>")
+    yield
+
+
+def export(names: dict[str, Any], spark: SparkSession) -> Iterator[None]:
+    labels = [str(digit) for digit in range(10)]
+    names |= {"model": DeepNetModel(model=classifier(), labels=labels), "test": names["df"]}
+    while True:
+        yield
+
+
+PREPARATIONS = {
+    "images": images,
+    "text": text,
+    "training": training,
+    "export": export,
+    "migration-horovod-spark": migration,
+}
