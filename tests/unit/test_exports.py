@@ -1,103 +1,142 @@
-"""What an exported file computes beside the network: Spark ML's columns, pixels of files; and what errors name."""
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
 
-import io
-
-import numpy as np
 import pytest
-from PIL import Image
 
-from cos_ml.data.columns import Column
-from cos_ml.errors import ExportError, SetupError
-from cos_ml.exports import formats, graph, pixels, run
-from cos_ml.exports.signature import Source, named
-from cos_ml.network import outputs
-from cos_ml.network.keras_import import import_tensorflow
-from cos_ml.network.outputs import OutputKind
-from cos_ml.sources.pixels import ImageSpec, decode_image
+import cos_ml
+from cos_ml import errors
 
-pytestmark = pytest.mark.once
-
-RANDOM = np.random.default_rng(0)
-LOGITS = np.concatenate([RANDOM.normal(0, 3, (20, 3)), [[np.nan, 1, 2], [90, -90, 0]]]).astype(np.float32)
-PROBABILITIES = np.exp(LOGITS - LOGITS.max(1, keepdims=True))
-PROBABILITIES /= PROBABILITIES.sum(1, keepdims=True)
+MODULES = sorted(module.name for module in pkgutil.walk_packages(cos_ml.__path__, "cos_ml."))
 
 
-@pytest.mark.parametrize("kind", OutputKind)
-@pytest.mark.parametrize("thresholds", [(), (0.1, 5.0, 0.3), (0.0, 1.0, 2.0)])
-def test_columns_are_those_of_transform(kind, thresholds):
-    single = kind in (OutputKind.PROBABILITY, OutputKind.LOGIT, OutputKind.NUMBER)
-    values = PROBABILITIES if kind in (OutputKind.CLASS_PROBABILITIES, OutputKind.PROBABILITY) else LOGITS
-    values = values[:, :1] if single else values
-    limits = thresholds[: 2 if single else 3]
-    expected = outputs.predictions(kind, values, limits)
-    found = graph.predictions(kind, import_tensorflow().constant(values), limits)
-    assert found.keys() == expected.keys()
-    for name, one in expected.items():
-        np.testing.assert_allclose(found[name].numpy(), one, rtol=1e-5, atol=1e-6, err_msg=name)
+def test_the_public_names():
+    assert {"DeepNetEstimator", "DeepNetModel", "ImageAssembler", "callback"} < set(cos_ml.__all__)
+    assert cos_ml.__all__ == sorted(cos_ml.__all__)
+    assert set(cos_ml.__all__) == set(cos_ml._HOMES) | {"__version__"}
+    for name in cos_ml.__all__:
+        assert getattr(cos_ml, name)
+    with pytest.raises(AttributeError, match="has no attribute 'DeepNet'"):
+        cos_ml.DeepNet  # noqa: B018
 
 
-def picture(width, height, mode="RGB"):
-    """A smooth picture with edges, as photographs are."""
-    small = RANDOM.integers(0, 256, (5, 6, 3)).astype(np.uint8)
-    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+HIDING = """
+import sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name in sys.argv[1:]:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Hidden())
+import cos_ml
+try:
+    import keras
+    net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    print(cos_ml.DeepNetEstimator(model=net, loss="mse", featureLayers=["dense"]).getLoss())
+except cos_ml.errors.SetupError as error:
+    print(error)
+"""
 
 
-def file_of(image, kind, **options):
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
+@pytest.mark.parametrize(
+    ("hidden", "printed"),
+    [
+        (["pyspark.core", "py4j"], "mse"),  # what pyspark-client lacks
+        (["pyspark"], 'PySpark is not installed: pip install "cos-ml[cpu]" or'),
+    ],
+)
+def test_pyspark_may_be_that_of_connects_client(hidden, printed):
+    done = subprocess.run([sys.executable, "-c", HIDING, *hidden], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith(printed), done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("resize", ["stretch", "crop", "none"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_pixels_are_pillows(resize, channels):
-    spec = ImageSpec(20, 31, channels, resize, "uint8")
-    files = [
-        file_of(picture(97, 61), "PNG"),
-        file_of(picture(40, 50, "L"), "PNG"),
-        file_of(picture(33, 200, "RGBA"), "PNG"),
-        file_of(picture(64, 48, "P"), "GIF"),
-        file_of(picture(45, 77), "BMP"),
-        file_of(picture(90, 71), "WEBP", lossless=True),
-        file_of(picture(70, 47), "JPEG"),
-        file_of(picture(611, 397), "JPEG", quality=95),  # decoded at a quarter of its size
-        file_of(picture(300, 45, "L"), "JPEG"),
+@pytest.mark.parametrize(
+    "path",
+    [
+        "cos_ml.callback",
+        "cos_ml.cluster_check.report",
+        "cos_ml.errors.CosMLError",
+        "cos_ml.estimator.DeepNetEstimator",
+        "cos_ml.images.ImageAssembler",
+        "cos_ml.model.DeepNetModel",
+        "cos_ml.sources.register",
+        "cos_ml.summary.TrainingSummary",
+        "cos_ml.text.SequenceDecoder",
+        "cos_ml.text.Vocabulary",
+        "cos_ml.text.VocabularyModel",
+    ],
+)
+def test_public_paths_do_not_move(path):
+    """Programs import these, and saved stages name the classes by them."""
+    module, name = path.rsplit(".", 1)
+    public = getattr(importlib.import_module(module), name)
+    if inspect.isclass(public):
+        assert f"{public.__module__}.{public.__name__}" == path
+
+
+@pytest.mark.parametrize(
+    ("name", "builtin"),
+    [
+        ("InvalidInputError", ValueError),
+        ("SavedModelError", ValueError),
+        ("ClusterError", RuntimeError),
+        ("RankError", RuntimeError),
+        ("SetupError", RuntimeError),
+    ],
+)
+def test_the_exception_tree(name, builtin):
+    error = getattr(errors, name)
+    assert issubclass(error, errors.CosMLError)
+    assert issubclass(error, builtin)
+    assert f"{name} " in errors.__doc__
+
+
+def test_the_exception_tree_is_whole():
+    exceptions = {
+        name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)
+    }
+    assert exceptions == set(errors.__all__) - {"REPORTED", "from_spark"}
+    assert issubclass(errors.CosMLError, Exception)
+    assert not issubclass(errors.CosMLError, (ValueError, RuntimeError))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", MODULES)
+def test_what_is_public_has_a_docstring(name):
+    module = importlib.import_module(name)
+    assert module.__doc__
+    own = [
+        value
+        for key, value in vars(module).items()
+        if not key.startswith("_") and callable(value) and getattr(value, "__module__", None) == name
     ]
-    files += [] if resize == "none" else [file_of(picture(9, 7), "PNG")]
-    expected = [decode_image(data, spec).astype(int) for data in files]
-    found = pixels.decode_files(import_tensorflow().constant(files), spec).numpy()
-    for place, (one, other) in enumerate(zip(expected, found, strict=True)):
-        np.testing.assert_array_equal(other, one, err_msg=f"file {place}")
+    without = [value.__name__ for value in own if not (getattr(value, "__doc__", None) or "").strip()]
+    assert without == []
 
 
-def test_names_that_tensorflow_does_not_take():
-    columns = ["petal length (cm)", "1st", "x"]
-    feeds = [[Source(name, Column(name, "x0"))] for name in columns]
-    assert [one.name for (one,) in named(feeds, any_name=False)] == ["petal_length__cm_", "arg_1st", "x"]
-    assert [one.name for (one,) in named(feeds, any_name=True)] == columns
-    with pytest.raises(ExportError, match=r"\['a b', 'a.b'\] would be inputs of the same name 'a_b'"):
-        named([[Source(name, Column(name, "x0"))] for name in ("a b", "a.b")], any_name=False)
+@pytest.mark.parametrize("name", MODULES)
+def test_all_names_what_is_there(name):
+    module = importlib.import_module(name)
+    assert hasattr(module, "__all__") or hasattr(module, "__path__")  # the __init__ of most packages is a docstring
+    assert [export for export in getattr(module, "__all__", ()) if not hasattr(module, export)] == []
 
 
-def test_places_in_a_graph_are_those_of_layers():
-    layers = ["text", "head", "head/dense_1", "dense"]
-    assert formats.layer_at("serve/sequential_8_1/text_1/StringLower", layers) == "text"
-    assert formats.layer_at("model/head_2/dense_1_1/Erfc", layers) == "head/dense_1"
-    assert formats.layer_at("model/other/Gather", layers) == ""
+@pytest.mark.once
+@pytest.mark.parametrize("name", ["cos_ml.rank.__main__", "cos_ml.data.columns", "cos_ml.data.spool"])
+def test_what_a_rank_starts_with_is_light(name):
+    """Ranks start sooner without Spark; and the task imports no TensorFlow."""
+    code = f"import sys, {name}; print([heavy for heavy in ('pyspark', 'tensorflow', 'keras') if heavy in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
-def test_a_missing_package_is_an_error_with_its_command(monkeypatch):
-    monkeypatch.setattr(formats, "find_spec", lambda name: None)
-    with pytest.raises(SetupError, match=r'ai-edge-litert, which is not installed: pip install "cos-ml\[litert\]"'):
-        formats.check_installed(formats.FORMATS["litert"])
-    formats.check_installed(formats.FORMATS["saved_model"])
-
-
-def test_strings_pass_between_processes_with_zeros_at_their_end(tmp_path):
-    given = {"a/b": np.array([b"x\0\0", b""], object), "c": np.array([["ä", "b"]]), "d": np.eye(2)}
-    run.write(str(tmp_path / "x.npz"), given)
-    found = run.read(str(tmp_path / "x.npz"))
-    assert found["a/b"].tolist() == [b"x\0\0", b""]
-    assert found["c"].tolist() == [["ä".encode(), b"b"]]
-    np.testing.assert_array_equal(found["d"], np.eye(2))
+@pytest.mark.once
+@pytest.mark.parametrize("first", ["from cos_ml import DeepNetModel", "from cos_ml.model import DeepNetModel",
+                                   "from cos_ml import callback", "from cos_ml import read_images"])  # fmt: skip
+def test_an_import_before_that_of_keras_is_quiet(first):
+    """TensorFlow's own lines come only where a program imports it before cos_ml."""
+    done = subprocess.run([sys.executable, "-c", f"{first}; import keras"], capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
