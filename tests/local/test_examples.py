@@ -37,6 +37,7 @@ def test_from_lmdb_to_logistic_regression(tmp_path):
     assert (tmp_path / "mnist_pipeline" / "stages").is_dir()
 
 
+@pytest.mark.long
 def test_from_a_folder_of_images():
     printed = run("image_folder/train.py")
     (accuracy,) = re.findall(r"^held-out accuracy for 10 classes: (0\.\d{4})$", printed, re.MULTILINE)

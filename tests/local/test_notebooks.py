@@ -7,7 +7,7 @@ import pytest
 from tests.support.sessions import FORKED
 from tools.run_notebooks import FOLDER, execute
 
-pytestmark = [pytest.mark.processes, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.processes, pytest.mark.long, pytest.mark.filterwarnings("default")]
 
 
 # What each notebook is about: the figures that it prints, by name, and the least that each may be.
