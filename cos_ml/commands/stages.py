@@ -176,10 +176,11 @@ def export(given: dict[str, Any], rest: dict[str, Any], flags: list[str]) -> Non
     load = _loader({"data": "", "format": "parquet"} | given, rest, flags)
     size = given.pop("image_size", None)  # of files that the exported file decodes
     with _session("export", given) as spark:
+        model = load()
         rows = data.read(spark, _data(given)) if "data" in given else None
         images = [data.assembler(size)] if size else []
         form, overwrite = str(given.get("output_format", "saved_model")), bool(given.get("overwrite"))
-        print(load().export(str(given["output"]), form, images=images, rows=rows, overwrite=overwrite))
+        print(model.export(str(given["output"]), form, images=images, rows=rows, overwrite=overwrite))
 
 
 def _loader(given: dict[str, Any], rest: dict[str, Any], flags: list[str]) -> Callable[[], Any]:
