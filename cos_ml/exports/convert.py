@@ -15,6 +15,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+__all__ = ["main"]
+
 OPSET = 18  # of ONNX: the newest that tf2onnx 1.17 converts to
 
 Unsupported = list[tuple[str, str]]

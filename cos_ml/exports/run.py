@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+__all__ = ["main", "read", "write"]
+
 Arrays = dict[str, np.ndarray]
 
 

@@ -23,7 +23,7 @@ from cos_ml.estimator import DeepNetEstimator
 from cos_ml.listeners import Fit, FitListener, Progress
 from cos_ml.mlflow import models
 from cos_ml.mlflow.runs import Place, Recording, Search
-from cos_ml.mlflow.stages import names_of, networks_in, params_of
+from cos_ml.mlflow.stages import names_of, networks_in, walk
 from cos_ml.versions import recorded_versions, version_of
 
 __all__ = ["autolog"]
@@ -51,6 +51,7 @@ class Options:
 _options: Options | None = None  # None: nothing is logged
 _place: ContextVar[Place | None] = ContextVar("place", default=None)  # of the fit that this thread is in
 _searches: dict[str, Search] = {}  # by uid of the estimator that is tuned, whose fits may be in other threads
+_excluded: set[str] = set()  # uids of stages that are fitted in a run of the program's own, if that excludes them
 
 
 def autolog(
@@ -107,7 +108,7 @@ def _patch(stage: Any) -> None:
 
 def _logged(stage: Any, dataset: Any, params: Any, fit: Callable[[], Any]) -> Any:
     """Return what ``fit`` returns, and log it."""
-    if _options is None or isinstance(params, (list, tuple)) or not networks_in(stage):
+    if _options is None or stage.uid in _excluded or isinstance(params, (list, tuple)) or not networks_in(stage):
         return fit()
     search, place = _searches.get(stage.uid), _place.get()
     if search is not None and (position := search.position(params)) is not None:
@@ -116,15 +117,24 @@ def _logged(stage: Any, dataset: Any, params: Any, fit: Callable[[], Any]) -> An
         with _at(place):
             return _searched(stage, place, fit)
     if _options.exclusive and mlflow.active_run():
-        return fit()
+        return _without_logging({one.uid for one in walk(stage)}, fit)
     return _outermost(stage.copy(params) if params else stage, dataset, fit, _options)
+
+
+def _without_logging(uids: set[str], fit: Callable[[], Any]) -> Any:
+    """Return what ``fit`` returns, and log no fit of stages with these uids, not even in other threads."""
+    _excluded.update(uids)
+    try:
+        return fit()
+    finally:
+        _excluded.difference_update(uids)
 
 
 def _outermost(stage: Any, dataset: Any, fit: Callable[[], Any], options: Options) -> Any:
     recording = Recording(type(stage).__name__, options.extra_tags, options.silent)
-    names = names_of(stage)
+    names = recording.attempt(names_of, stage) or {}
     place = Place(recording, recording.run_id, "", names, several=len(networks_in(stage)) > 1)
-    recording.log_params(recording.run_id, params_of(stage, names))
+    recording.describe(recording.run_id, stage, names)
     recording.log_tags(recording.run_id, _about(stage))
     try:
         with _at(place), disable_autologging():
@@ -150,11 +160,11 @@ def _searched(stage: Any, place: Place, fit: Callable[[], Any]) -> Any:
     try:
         model = fit()
     except BaseException:
-        search.end("FAILED")
+        place.recording.attempt(search.end, "FAILED")
         raise
     finally:
-        del _searches[uid]
-    search.end("FINISHED", model)
+        _searches.pop(uid, None)
+    place.recording.attempt(search.end, "FINISHED", model)
     return model
 
 
@@ -195,15 +205,15 @@ class MlflowListener(FitListener):
 
     def on_fit_begin(self, fit: Fit) -> None:
         """Find or start the runs."""
-        place, options = _place.get(), _options
-        search = _searches.get(fit.estimators[0].uid)
+        place, options, uid = _place.get(), _options, fit.estimators[0].uid
+        search = _searches.get(uid)
         if search is not None and fit.positions is not None:
             self.places[fit] = [search.place_of(position) for position in fit.positions]
-        elif place is not None:
-            name = place.names.get(fit.estimators[0].uid, "")
+        elif place is not None and fit.positions is None:
+            name = place.names.get(uid, "")
             prefix = f"{place.prefix}{name}/" if place.several else place.prefix
             self.places[fit] = [Place(place.recording, place.run_id, prefix)]
-        elif options is not None and not (options.exclusive and mlflow.active_run()):
+        elif options is not None and uid not in _excluded and not (options.exclusive and mlflow.active_run()):
             self._begin(fit, options)
 
     def on_validation_end(self, fit: Fit, progress: Progress) -> None:
@@ -239,7 +249,7 @@ class MlflowListener(FitListener):
         if fit.positions is not None:
             run_ids = [recording.new_run(f"candidate {one + 1}", recording.run_id) for one in fit.positions]
         for run_id, estimator in zip(run_ids, fit.estimators, strict=True):
-            recording.log_params(run_id, params_of(estimator, names_of(estimator)))
+            recording.describe(run_id, estimator, {})
         self.places[fit] = [Place(recording, run_id) for run_id in run_ids]
 
     def _log(self, fit: Fit, progress: Progress, more: dict[str, float]) -> None:

@@ -79,6 +79,10 @@ class Recording:
             self.warned = True
             logger.warning("%s The fit is not affected; what is logged of it lacks something.", text.rstrip(".") + ".")
 
+    def describe(self, run_id: str, stage: Any, names: Mapping[str, str]) -> None:
+        """Log the Params of a stage."""
+        self.attempt(lambda: self.log_params(run_id, params_of(stage, names)))
+
     def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
         """Log Params; those that the run has already stay as they are."""
         known = self.attempt(lambda: self.client.get_run(run_id).data.params) or {}
@@ -157,13 +161,13 @@ class Search:
         self.trained = [0] * len(self.maps)
         self.lock = threading.Lock()
         recording, tuned = place.recording, stage.getEstimator()
-        self.names = names_of(tuned)
+        self.names: Mapping[str, str] = recording.attempt(names_of, tuned) or {}
         self.run_ids = [
             recording.new_run(f"candidate {number} of {len(self.maps)}", place.run_id)
             for number in range(1, len(self.maps) + 1)
         ]
         for run_id, params in zip(self.run_ids, self.maps, strict=True):
-            recording.log_params(run_id, params_of(tuned.copy(params), self.names))
+            recording.describe(run_id, tuned.copy(params), self.names)
 
     def position(self, params: Any) -> int | None:
         """The candidate whose param map this object is."""

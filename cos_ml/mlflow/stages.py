@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pyspark.ml import Estimator, Transformer
@@ -12,7 +12,7 @@ from pyspark.ml.evaluation import Evaluator
 
 from cos_ml.estimator import DeepNetEstimator
 
-__all__ = ["names_of", "networks_in", "params_of"]
+__all__ = ["names_of", "networks_in", "params_of", "walk"]
 
 STAGES = (Estimator, Transformer, Evaluator)
 
@@ -42,7 +42,7 @@ def names_of(stage: Any) -> dict[str, str]:
     return names
 
 
-def params_of(stage: Any, names: dict[str, str]) -> dict[str, str]:
+def params_of(stage: Any, names: Mapping[str, str]) -> dict[str, str]:
     """The Params of a stage by name, and those of the stages inside as "Stage.name"."""
     found = {}
     for one in walk(stage):
@@ -57,7 +57,7 @@ def _values(stage: Any) -> dict[str, Any]:
     return {param.name: stage.getOrDefault(param) for param in stage.params if stage.isDefined(param)}
 
 
-def _text(value: Any, names: dict[str, str]) -> str:
+def _text(value: Any, names: Mapping[str, str]) -> str:
     if isinstance(value, STAGES):
         return names.get(value.uid, str(value))
     if isinstance(value, list) and any(isinstance(one, STAGES) for one in value):

@@ -56,13 +56,19 @@ def _stop_logging():
         mlflow.end_run()
 
 
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """The file of a tracking store; it takes 10 s to make one."""
+    return tmp_path_factory.mktemp("store") / "mlflow.db"
+
+
 @pytest.fixture
-def store(tmp_path):
-    """The file of a tracking store of its own."""
-    path = tmp_path / "mlflow.db"
-    mlflow.set_tracking_uri(f"sqlite:///{path}")
-    mlflow.set_experiment(experiment_id=mlflow.create_experiment("tests", str(tmp_path / "artifacts")))
-    return path
+def experiment(database, tmp_path):
+    """The ID of an experiment of its own."""
+    mlflow.set_tracking_uri(f"sqlite:///{database}")
+    found = mlflow.create_experiment(tmp_path.name, str(tmp_path / "artifacts"))
+    mlflow.set_experiment(experiment_id=found)
+    return found
 
 
 def evaluator():
@@ -76,9 +82,9 @@ def deep(**arguments):
 
 
 def runs():
-    """All runs by name, oldest first; those of the same name in a list."""
+    """The runs of the experiment by name, oldest first; those of the same name in a list."""
     found = {}
-    for run in reversed(mlflow.search_runs(output_format="list", search_all_experiments=True)):
+    for run in reversed(mlflow.search_runs(output_format="list")):
         found.setdefault(run.info.run_name, []).append(run)
     return found
 
@@ -101,19 +107,22 @@ def parent(run):
     return run.data.tags.get("mlflow.parentRunId")
 
 
-def watch(store, folder, epochs, over):
+def watch(database, experiment, folder, epochs, over):
     """Make the file of each epoch once its validation loss is in the store, as SQLite and not MLflow reads it."""
-    query = "select count(*) from metrics where key = 'val_loss' and step = ?"
+    query = """
+        select count(*) from metrics join runs on metrics.run_uuid = runs.run_uuid
+        where experiment_id = ? and key = 'val_loss' and step = ?
+    """
     for epoch in range(1, epochs + 1):
         while not over.is_set():
-            with contextlib.closing(sqlite3.connect(store, timeout=LONGEST)) as connection:
-                if connection.execute(query, (epoch,)).fetchone()[0]:
+            with contextlib.closing(sqlite3.connect(database, timeout=LONGEST)) as connection:
+                if connection.execute(query, (experiment, epoch)).fetchone()[0]:
                     break
             over.wait(0.02)
         (folder / f"epoch-{epoch}").touch()
 
 
-def test_metrics_of_an_epoch_are_in_the_store_before_the_next_one_begins(data, store, tmp_path):
+def test_metrics_of_an_epoch_are_in_the_store_before_the_next_one_begins(data, database, experiment, tmp_path):
     """Each epoch waits for a file that is made when the store has the metrics of the epoch before; so fits log them."""
     metrics = ["accuracy", keras.metrics.F1Score()]
     net = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, activation="softmax", name="out")])
@@ -124,7 +133,7 @@ def test_metrics_of_an_epoch_are_in_the_store_before_the_next_one_begins(data, s
     )  # fmt: skip
     cos_ml.mlflow.autolog(log_input_examples=True, extra_tags={"team": "a"})
     over = threading.Event()
-    watcher = threading.Thread(target=watch, args=(store, tmp_path, 3, over))
+    watcher = threading.Thread(target=watch, args=(database, experiment, tmp_path, 3, over))
     watcher.start()
     try:
         model = est.fit(hot)
@@ -164,7 +173,7 @@ def test_metrics_of_an_epoch_are_in_the_store_before_the_next_one_begins(data, s
     assert scorer.predict(scorer.input_example) == expected[:5]
 
 
-def test_candidates_of_a_search_have_runs_below_its_own(data, store):
+def test_candidates_of_a_search_have_runs_below_its_own(data, experiment):
     est = deep(featuresCol="scaled", metrics=["accuracy"])
     pipeline = Pipeline(stages=[StandardScaler(inputCol="features", outputCol="scaled"), est])
     grid = ParamGridBuilder().addGrid(est.learningRate, [0.1, 1e-9]).build()
@@ -188,7 +197,7 @@ def test_candidates_of_a_search_have_runs_below_its_own(data, store):
     assert history(whole, "loss") == dict(enumerate(best.summary.history["loss"], 1))
 
 
-def test_a_search_over_a_network_trains_a_grid_and_logs_each_candidate_alone(data, store):
+def test_a_search_over_a_network_trains_a_grid_and_logs_each_candidate_alone(data, experiment):
     est = deep()
     grid = [{est.epochs: 2}, {est.epochs: 3}]
     search = TrainValidationSplit(estimator=est, estimatorParamMaps=grid, evaluator=evaluator(), collectSubModels=True)
@@ -207,7 +216,7 @@ def test_a_search_over_a_network_trains_a_grid_and_logs_each_candidate_alone(dat
     assert parent(another) == mine.info.run_id
 
 
-def test_networks_of_a_pipeline_are_told_apart_and_a_list_of_maps_is_a_run_for_each(data, store):
+def test_networks_of_a_pipeline_are_told_apart_and_a_list_of_maps_is_a_run_for_each(data, experiment):
     first = deep(predictionCol="p", probabilityCol="q", rawPredictionCol="r", epochs=1)
     second = deep(epochs=1)
     cos_ml.mlflow.autolog(log_models=False)
@@ -224,7 +233,7 @@ def test_networks_of_a_pipeline_are_told_apart_and_a_list_of_maps_is_a_run_for_e
 
 
 @pytest.mark.parametrize("first", ["mlflow", "cos_ml"])
-def test_with_mlflows_own_autologging_a_fit_has_one_run(data, store, first, caplog):
+def test_with_mlflows_own_autologging_a_fit_has_one_run(data, experiment, first, caplog):
     enable = [lambda: mlflow.pyspark.ml.autolog(log_models=False), lambda: cos_ml.mlflow.autolog(log_models=False)]
     for one in enable if first == "mlflow" else enable[::-1]:
         one()
@@ -246,7 +255,7 @@ def test_with_mlflows_own_autologging_a_fit_has_one_run(data, store, first, capl
     assert [one for one in caplog.messages if "rror" in one] == []
 
 
-def test_mlflows_own_autologging_alone_logs_params(data, store, caplog):
+def test_mlflows_own_autologging_alone_logs_params(data, experiment, caplog):
     mlflow.pyspark.ml.autolog()
     est = deep(epochs=1)
     est.fit(data)
@@ -256,7 +265,7 @@ def test_mlflows_own_autologging_alone_logs_params(data, store, caplog):
     assert [one for one in caplog.messages if "rror" in one] == []
 
 
-def test_a_fit_that_fails_ends_its_run_as_failed(data, store):
+def test_a_fit_that_fails_ends_its_run_as_failed(data, experiment):
     cos_ml.mlflow.autolog()
     with pytest.raises(InvalidInputError, match="label") as raised:
         deep().fit(data.selectExpr("features", "label + 5 as label"))
@@ -266,12 +275,13 @@ def test_a_fit_that_fails_ends_its_run_as_failed(data, store):
     assert mlflow.active_run() is None
 
 
-def test_fits_are_not_logged_once_that_is_off(data, store):
+def test_fits_are_not_logged_once_that_is_off(data, experiment):
     cos_ml.mlflow.autolog(exclusive=True)
-    with mlflow.start_run(run_name="mine"):
-        deep(epochs=1).fit(data)
+    pipeline = Pipeline(stages=[deep(epochs=1)])
+    with mlflow.start_run(run_name="mine"):  # also of fits in other threads
+        TrainValidationSplit(estimator=pipeline, estimatorParamMaps=[{}], evaluator=evaluator()).fit(data)
     cos_ml.mlflow.autolog(disable=True)
-    Pipeline(stages=[deep(epochs=1)]).fit(data)
+    pipeline.fit(data)
     [run] = all_runs()
     assert (run.info.run_name, run.data.metrics, run.data.params) == ("mine", {}, {})
     assert [one for one in (Pipeline, CrossValidator, DeepNetEstimator) if "fit" in vars(one)] == []
@@ -285,11 +295,11 @@ def free_port():
 @contextlib.contextmanager
 def process(command, url, log):
     """A program of MLflow's that answers at ``url``; killed with all that it has started."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(LONGEST), "PATH": path}
+    command = [sys.executable, "-m", "mlflow", *command]
     with log.open("wb") as file:
-        started = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *command], stdout=file, stderr=file, start_new_session=True,
-            env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-        )  # fmt: skip
+        started = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, env=environment)
     try:
         end = time.monotonic() + LONGEST
         while True:
@@ -347,7 +357,7 @@ def test_a_server_that_goes_down_in_a_fit_costs_a_warning(data, tmp_path, monkey
     assert [one.levelname for one in caplog.records if one.name.startswith("cos_ml")] == ["WARNING"]
 
 
-def test_a_served_model_answers(data, store, tmp_path):
+def test_a_served_model_answers(data, experiment, tmp_path):
     """In a process that has not imported cos_ml before it loads the model."""
     scaler = StandardScaler(inputCol="features", outputCol="scaled")
     model = Pipeline(stages=[scaler, deep(featuresCol="scaled", epochs=1)]).fit(data)

@@ -92,8 +92,8 @@ MAX_BODY = 40  # lines, without the docstring
 MAX_MODULE = 500  # lines
 # Lines, without what reads Caffe's files and data sets, commands, exports, and what builds Horovod: what is there now,
 # so that growth is a decision.
-MAX_PACKAGE = 23_275  # lines
-LEAVES = ("caffe", "commands", "exports", "horovod_build", "sources")
+MAX_PACKAGE = 23_900  # lines
+LEAVES = ("caffe", "commands", "exports", "horovod_build", "mlflow", "sources")
 
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
