@@ -30,7 +30,7 @@ from cos_ml.network import checks
 from cos_ml.network.archive import Network, default_names, find_layer
 from cos_ml.network.keras_import import import_keras
 from cos_ml.network.losses import with_output_keys
-from cos_ml.network.outputs import OutputKind, is_classifier
+from cos_ml.network.outputs import OutputKind, is_classifier, names_of
 from cos_ml.network.registered import custom_modules
 from cos_ml.network.signature import input_columns
 from cos_ml.params import ModelParams
@@ -390,11 +390,11 @@ def check_outputs(
             f"Param outputCols: expected one name for each of the featureLayers {layers}, received {names}."
         )
     columns: dict[str | tuple[int, str], str] = dict(zip(layers, names, strict=True))
-    for index, (output, kind) in enumerate(zip(network.outputs, kinds, strict=True)):
+    for index, (output, kind) in enumerate(zip(names_of(network.outputs), kinds, strict=True)):
         for key, param in PREDICTIONS.items():
             name = params.getOrDefault(param)
             if name and (key == "prediction" or is_classifier(kind)):
-                columns[index, key] = f"{name}_{output.name}" if index else name
+                columns[index, key] = f"{name}_{output}" if index else name
     if name := params.value_or_none(params.predictedLabelCol):
         columns[PREDICTED_LABEL] = name
     columns |= more or {}

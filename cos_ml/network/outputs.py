@@ -18,6 +18,7 @@ __all__ = [
     "check_loss",
     "is_classifier",
     "label_classes",
+    "names_of",
     "num_classes",
     "output_kind",
     "output_kinds",
@@ -65,6 +66,15 @@ def output_kinds(outputs: Sequence[Tensor], loss: Any) -> tuple[OutputKind, ...]
     """The kind of prediction of each output; ``loss`` is the argument of ``keras.Model.compile``."""
     losses = losses_by_output(loss, outputs)
     return tuple(output_kind(output, one) for output, one in zip(outputs, losses, strict=True))
+
+
+def names_of(outputs: Sequence[Tensor]) -> list[str]:
+    """Names that tell outputs apart: the layer's, and where a layer computes several, their keys or places."""
+    layers = [output.name for output in outputs]
+    return [
+        output.name if layers.count(output.name) == 1 else output.key or f"{output.name}_{place}"
+        for place, output in enumerate(outputs)
+    ]
 
 
 def is_classifier(kind: str) -> bool:

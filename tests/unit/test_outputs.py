@@ -13,6 +13,7 @@ from cos_ml.network.outputs import (
     check_loss,
     is_classifier,
     label_classes,
+    names_of,
     num_classes,
     output_kind,
     output_kinds,
@@ -260,3 +261,14 @@ def test_thresholds_of_one_unit():
     assert np.isnan(found[3])
     assert predictions("probability", values, (0.25, 0.75))["prediction"][:3].tolist() == [0, 0, 0]
     assert predictions("logit", np.array([[-1.0], [1.0]]), (0.0, 1.0))["prediction"].tolist() == [0, 0]
+
+
+# ── several outputs ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_outputs_of_one_layer_are_told_apart():
+    of_a_dict = [Tensor("lstm", (4,), "float32", key=key) for key in ("state", "carry")]
+    of_a_list = [Tensor("lstm", (4,), "float32") for _ in range(2)]
+    assert names_of([output(1, name="a"), output(1, name="b")]) == ["a", "b"]
+    assert names_of([*of_a_dict, output(1)]) == ["state", "carry", "out"]
+    assert names_of([output(1), *of_a_list]) == ["out", "lstm_1", "lstm_2"]
