@@ -41,8 +41,8 @@ def _channels(value: Any) -> int:
 
 
 class ImageAssembler(
-    Transformer, ImageAccessors, StageParams, HasInputCol, HasOutputCol, HasHandleInvalid, DefaultParamsReadable[Any],
-    DefaultParamsWritable,
+    Transformer, ImageAccessors, StageParams, HasInputCol, HasOutputCol, HasHandleInvalid,
+    DefaultParamsReadable["ImageAssembler"], DefaultParamsWritable,
 ):  # fmt: skip
     """A Transformer that turns a column of images into pixels of one size, as DeepNetEstimator takes them.
 

@@ -56,6 +56,11 @@ class NetworkStage(Params, DefaultParamsReadable[Any], DefaultParamsWritable):
         """Returns a reader of saved stages of this class."""
         return StageReader(cls)
 
+    @classmethod
+    def load(cls: type[Stage], path: str | PathLike[str]) -> Stage:
+        """Load the stage of this class that was saved at ``path``; see StageReader."""
+        return cls.read().load(path)
+
     def _network(self) -> Network:
         """The network of this stage, whose Param model is set."""
         raise NotImplementedError

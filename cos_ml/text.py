@@ -69,7 +69,8 @@ class _VocabularyParams(StageParams, HasInputCol, HasOutputCol):
 
 
 class Vocabulary(
-    Estimator[Any], VocabularyAccessors, _VocabularyParams, DefaultParamsReadable[Any], DefaultParamsWritable
+    Estimator["VocabularyModel"], VocabularyAccessors, _VocabularyParams, DefaultParamsReadable["Vocabulary"],
+    DefaultParamsWritable,
 ):  # fmt: skip
     """An Estimator that numbers the words of a column by how often they occur; words that occur equally
     often are in alphabetical order.
@@ -116,7 +117,7 @@ class Vocabulary(
 
 
 class VocabularyModel(
-    Model, VocabularyModelAccessors, _VocabularyParams, DefaultParamsReadable[Any], DefaultParamsWritable
+    Model, VocabularyModelAccessors, _VocabularyParams, DefaultParamsReadable["VocabularyModel"], DefaultParamsWritable
 ):  # fmt: skip
     """A Transformer that turns the words of a column into the ids of a vocabulary.
 
