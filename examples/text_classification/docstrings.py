@@ -34,8 +34,13 @@ def load_texts(spark: SparkSession, per_library: int) -> tuple[DataFrame, DataFr
     """Return training and held-out rows: text (string), and label, the library's place in LIBRARIES."""
     rows = []
     for label, library in enumerate(LIBRARIES):
-        found = dict.fromkeys(sentences(library))  # each once
-        rows += [(text, label) for text in list(found)[:per_library]]
+        found = set()  # many sentences occur several times
+        for text in sentences(library):
+            if text not in found:
+                found.add(text)
+                rows.append((text, label))
+            if len(found) == per_library:
+                break
     texts = spark.createDataFrame(rows, "text string, label int").repartition(RANKS, "text").cache()
     held_out = F.pmod(F.hash("text"), F.lit(5)) == 0
     return texts.filter(~held_out), texts.filter(held_out)
