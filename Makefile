@@ -8,7 +8,7 @@ SKIP = processes
 # Processes with the tests of a file at a time; three of those with a session, for a fit waits as long as it computes.
 PYTEST = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test unit local test-conformance test-conformance-all test-latest test-connect test-cluster test-yarn yarn-kills test-s3 test-tables test-kubernetes test-networks test-connect-hosts test-processes test-examples test-integrations test-newest fuzz-lmdb params notebooks docs dist lint format benchmark clean
+.PHONY: help setup demo test unit local test-conformance test-conformance-all test-latest test-connect test-cluster test-yarn yarn-kills test-s3 test-tables test-kubernetes test-networks test-connect-hosts test-processes test-long test-integrations test-newest fuzz-lmdb params notebooks docs dist lint format benchmark clean
 
 help:
 	@echo "make demo            train, save, reload and score a Pipeline on real data (sets everything up)"
@@ -17,7 +17,7 @@ help:
 	@echo "make test-connect    the tests of Spark Connect, with the newest pinned"
 	@echo "make test-conformance  40 networks, losses, optimizers and so on, each trained by plain Keras, one rank and two"
 	@echo "make test-processes  the tests of kills, hangs, fresh processes and the examples, with ranks started as a user's are"
-	@echo "make test-examples   the programs and the notebooks of examples"
+	@echo "make test-long       what takes minutes and seldom breaks: notebooks, whole programs on clusters"
 	@echo "make test-cluster    the tests on executor processes and on a standalone cluster; VENV=... names the environment"
 	@echo "make test-connect-hosts  a client of Spark Connect, its server and executors as hosts of their own; needs root"
 	@echo "make test-yarn       the tests on YARN and HDFS, whose jars Maven fetches once (100 MB); needs a JDK and Maven"
@@ -62,14 +62,15 @@ local: setup
 test-processes: setup
 	$(PYTEST) -n 3 tests/local -m "processes and not long"
 
-test-examples: setup
-	$(PYTEST) -n 2 tests/local/test_examples.py tests/local/test_notebooks.py
+test-long: setup
+	$(PYTEST) -n 2 tests/local -m long
+	$(PYTEST) -n 2 tests/standalone tests/cluster -m long
 
 notebooks: setup
 	$(BIN)/python tools/run_notebooks.py
 
 test-cluster: setup
-	$(PYTEST) -n 2 tests/standalone tests/cluster
+	$(PYTEST) -n 2 tests/standalone tests/cluster -m "not long"
 
 test-yarn: setup
 	@$(BIN)/python -m tests.yarn.jars

@@ -8,6 +8,7 @@ import sys
 
 import keras
 import numpy as np
+import pytest
 
 from tests.support import reference
 from tests.support.layers import Misbehaving
@@ -86,6 +87,7 @@ spark.stop()
 """
 
 
+@pytest.mark.long
 def test_with_dynamic_allocation_spark_requests_the_executors_of_a_gang(tmp_path):
     """There are none at first, then slots for one and a half of the gangs; before that, another job holds two of three.
 

@@ -156,7 +156,7 @@ def test_a_grid_that_failed_is_not_trained_again_by_whoever_goes_on_asking(df, j
     assert jobs == [2]
 
 
-@pytest.mark.parametrize("parallelism", [1, 4])
+@pytest.mark.parametrize("parallelism", [pytest.param(1, marks=pytest.mark.once), 4])
 def test_cross_validator(df, accuracy, jobs, tmp_path, parallelism):
     est = make(numTrainWorkers=2, batchSize=8, epochs=5)
     grid = grid_of(est)[1:4:2]
@@ -187,6 +187,7 @@ def test_cross_validator(df, accuracy, jobs, tmp_path, parallelism):
         assert_same_weights(first.toKeras(), model.subModels[0][index].toKeras(), tolerance=0)
 
 
+@pytest.mark.once
 def test_cross_validator_over_a_pipeline_with_folds_of_the_users(spark, df, accuracy, jobs, caplog):
     """Side by side fits wait for each other's slots, and say so."""
     numbers = spark.createDataFrame(

@@ -127,6 +127,7 @@ def test_spark_submit_of_the_demo(cluster, tmp_path):
     assert (tmp_path / "model" / "metadata").exists()
 
 
+@pytest.mark.long
 def test_spark_submit_of_the_command_line(cluster, tmp_path):
     """Errors are the program's exit status; see tests/local/test_commands.py for what commands do."""
     table = pa.table({"label": [0.0, 1.0] * 4, "features": [[float(row), 1.0] for row in range(8)]})
@@ -158,6 +159,7 @@ layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip1" bottom: "label" top: 
 """
 
 
+@pytest.mark.long
 def test_spark_submit_of_caffe_on_sparks_command_line(cluster, tmp_path):
     rows = {"id": [f"{row:02d}" for row in range(16)], "data": [bytes(range(row, row + 6)) for row in range(16)]}
     sides = {
