@@ -13,6 +13,9 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".prototxt": "protobuf"}
 LINK = re.compile(r"(?<=\]\()(?P<target>[^)#:\s]+)(?=[)#])")
+NAMED = re.compile(
+    r"\[(?:docs/)?[\w-]+\.md\](?=\((?P<target>[^)#:\s]+\.md)[)#])"
+)  # named by its file
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changes.md"}
 
 
@@ -36,6 +39,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if source.startswith("examples/"):
         folder = EXAMPLES / Path(source).stem
     up = "../" * source.count("/")
+    markdown = NAMED.sub(lambda link: f"[{_title_of(folder / link['target'])}]", markdown)
     return LINK.sub(lambda link: _rewritten(link["target"], folder, up), markdown)
 
 
@@ -56,6 +60,10 @@ def _rewritten(target: str, folder: Path, up: str) -> str:
 
 def _page_of_example(folder: Path) -> str:
     return f"examples/{folder.name}.md"
+
+
+def _title_of(file: Path) -> str:
+    return next(line for line in file.read_text().splitlines() if line.startswith("# ")).removeprefix("# ")
 
 
 def _title(text: str) -> str:
