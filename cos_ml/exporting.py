@@ -147,7 +147,7 @@ class _Plan:
         labels = class_labels(model, network.outputs[0], kinds[0])
         images = {one.getOutputCol(): _images(one) for one in assemblers}
         inputs = input_columns(network, model.input_columns(), model.getPaddingValue())
-        feeds = named([checked.sources_of(one, images, form.reads_files, rows) for one in inputs], form.any_name)
+        feeds = named([checked.sources_of(one, images, form.reads_files, rows) for one in inputs])
         columns = {
             name: key for key, name in check_outputs(model, _session().range(1).select(), network, kinds).items()
         }

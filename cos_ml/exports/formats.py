@@ -31,14 +31,12 @@ class Format:
         name: its name as an argument of ``export``.
         title: its name in messages.
         modules: the modules that write it and run it, beside TensorFlow.
-        any_name: whether inputs may have any name.
         reads_files: whether it holds what decodes image files.
     """
 
     name: str
     title: str
     modules: tuple[str, ...] = ()
-    any_name: bool = False
     reads_files: bool = False
 
 
@@ -46,7 +44,7 @@ FORMATS = {
     one.name: one
     for one in (
         Format("saved_model", "a SavedModel", reads_files=True),
-        Format("onnx", "ONNX", ("tf2onnx", "onnx", "onnxruntime"), any_name=True),
+        Format("onnx", "ONNX", ("tf2onnx", "onnx", "onnxruntime")),
         Format("litert", "LiteRT", ("ai_edge_litert",)),
     )
 }

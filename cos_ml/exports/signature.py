@@ -71,18 +71,15 @@ class Source:
         return ExportedTensor(self.name, self.column.name, self.column.dtype, (batch, *self.column.shape))
 
 
-def named(feeds: Sequence[Sequence[Source]], any_name: bool) -> list[list[Source]]:
+def named(feeds: Sequence[Sequence[Source]]) -> list[list[Source]]:
     """The sources of each input of a network, with the names that they have in a file: those of their columns.
 
-    Args:
-        feeds: the sources of each input.
-        any_name: whether the format takes any name. Where it does not, other characters than letters, digits and "_"
-            become "_", as TensorFlow itself replaces them.
+    Other characters than letters, digits and "_" become "_", as TensorFlow itself replaces them.
 
     Raises:
         ExportError: two columns would have the same name.
     """
-    found = [[replace(one, name=_name(one, any_name)) for one in sources] for sources in feeds]
+    found = [[replace(one, name=_name(one)) for one in sources] for sources in feeds]
     columns = {(one.name, one.tensor(None).column) for sources in found for one in sources}
     for name, count in Counter(name for name, _ in columns).items():
         if count > 1:
@@ -91,9 +88,6 @@ def named(feeds: Sequence[Sequence[Source]], any_name: bool) -> list[list[Source
     return found
 
 
-def _name(source: Source, any_name: bool) -> str:
-    column = source.tensor(None).column
-    if any_name:
-        return column
-    name = re.sub(r"\W", "_", column, flags=re.ASCII)
+def _name(source: Source) -> str:
+    name = re.sub(r"\W", "_", source.tensor(None).column, flags=re.ASCII)
     return name if re.match("[A-Za-z]", name) else f"arg_{name}"

@@ -74,10 +74,9 @@ def test_pixels_are_pillows(resize, channels):
 def test_names_that_tensorflow_does_not_take():
     columns = ["petal length (cm)", "1st", "x"]
     feeds = [[Source(name, Column(name, "x0"))] for name in columns]
-    assert [one.name for (one,) in named(feeds, any_name=False)] == ["petal_length__cm_", "arg_1st", "x"]
-    assert [one.name for (one,) in named(feeds, any_name=True)] == columns
+    assert [one.name for (one,) in named(feeds)] == ["petal_length__cm_", "arg_1st", "x"]
     with pytest.raises(ExportError, match=r"\['a b', 'a.b'\] would be inputs of the same name 'a_b'"):
-        named([[Source(name, Column(name, "x0"))] for name in ("a b", "a.b")], any_name=False)
+        named([[Source(name, Column(name, "x0"))] for name in ("a b", "a.b")])
 
 
 def test_places_in_a_graph_are_those_of_layers():
