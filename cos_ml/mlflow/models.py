@@ -10,6 +10,7 @@ from mlflow.models import ModelSignature, infer_signature
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import DataFrame
+from pyspark.sql import types as T
 
 import cos_ml
 from cos_ml.versions import TENSORFLOW, version_of
@@ -71,13 +72,30 @@ def columns_read(model: Any, dataset: DataFrame) -> list[str]:
 
 
 def signature_of(model: Any, rows: DataFrame) -> ModelSignature | None:
-    """The signature of MLflow's Python function, which returns the column "prediction"; None where there is none."""
+    """The signature of MLflow's Python function, which returns the column "prediction"; None where there is none.
+
+    Its numbers are long or double: those of a request in JSON are, and MLflow narrows none.
+    """
+    fields = [field for field in rows.schema.fields if not isinstance(field.dataType, VectorUDT)]
+    rows = rows.withColumns({one.name: rows[f"`{one.name}`"].cast(_widened(one.dataType)) for one in fields})
     scored = model.transform(rows)
     return infer_signature(rows, scored.select(PREDICTION)) if PREDICTION in scored.columns else None
 
 
 def example_of(rows: DataFrame) -> Any:
     """The first rows, with Vectors as arrays."""
-    vectors = [field.name for field in rows.schema.fields if isinstance(field.dataType, VectorUDT)]
-    arrays = {name: vector_to_array(rows[f"`{name}`"]) for name in vectors}
+    arrays = {name: vector_to_array(rows[f"`{name}`"]) for name in _vectors(rows)}
     return rows.withColumns(arrays).limit(EXAMPLE).toPandas()
+
+
+def _vectors(rows: DataFrame) -> list[str]:
+    return [field.name for field in rows.schema.fields if isinstance(field.dataType, VectorUDT)]
+
+
+def _widened(kind: T.DataType) -> T.DataType:
+    """The type of the same numbers, as wide as they are in JSON."""
+    if isinstance(kind, T.ArrayType):
+        return T.ArrayType(_widened(kind.elementType), kind.containsNull)
+    if isinstance(kind, (T.ByteType, T.ShortType, T.IntegerType)):
+        return T.LongType()
+    return T.DoubleType() if isinstance(kind, T.FloatType) else kind
