@@ -13,9 +13,7 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".prototxt": "protobuf"}
 LINK = re.compile(r"(?<=\]\()(?P<target>[^)#:\s]+)(?=[)#])")
-NAMED = re.compile(
-    r"\[(?:docs/)?[\w-]+\.md\](?=\((?P<target>[^)#:\s]+\.md)[)#])"
-)  # named by its file
+NAMED = re.compile(r"\[(?:docs/)?[\w-]+\.md\](?=\((?P<target>[^)#:\s]+\.md)[)#])")  # named by its file
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changes.md"}
 
 
