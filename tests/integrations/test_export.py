@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import zipfile
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from cos_ml.exports import formats
 from cos_ml.layers import EmbeddingBag, sparse_inputs
 from tests.support.layers import MonteCarloDropout
 
-ROOT = Path(__file__).parents[2]
 FORMATS = ("saved_model", "onnx", "litert")
 LABELS = ["plum", "rye", "ötzi"]
 layers = keras.layers
@@ -273,20 +271,3 @@ def test_other_numbers_are_an_error_and_leave_what_was_there(spark, tmp_path, mo
         model.export(path, overwrite=True)
     assert filesystem.cat(path, recursive=True) == before
     filesystem.rm(path, recursive=True)
-
-
-def test_the_examples_of_the_docs(spark, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    net = keras.Sequential([keras.Input((64,)), layers.Dense(10, activation="softmax")])
-    photos = keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(2)])
-    assembler, network = ImageAssembler(height=8, width=8), DeepNetModel(model=photos, featuresCol="image")
-    names = {
-        "model": DeepNetModel(model=net, labels=list("0123456789")),
-        "test": spark.createDataFrame([([1.0] * 64,)] * 2, "features array<float>"),
-        "assembler": assembler,
-        "network": network,
-        "pipeline_model": PipelineModel([assembler, network]),
-    }
-    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs/export.md").read_text(), re.DOTALL):
-        exec(block, names)
-    assert (tmp_path / "models/flowers/2/saved_model.pb").exists()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import sklearn.datasets
 from PIL import Image
-from pyspark.ml import Pipeline
+from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.tuning import ParamGridBuilder
 from pyspark.sql import SparkSession
 
@@ -138,7 +138,10 @@ def training(names: dict[str, Any], spark: SparkSession) -> Iterator[None]:
 
 def export(names: dict[str, Any], spark: SparkSession) -> Iterator[None]:
     labels = [str(digit) for digit in range(10)]
+    photos = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
+    network, assembler = DeepNetModel(model=photos, featuresCol="image"), ImageAssembler(height=8, width=8)
     names |= {"model": DeepNetModel(model=classifier(), labels=labels), "test": names["df"]}
+    names |= {"network": network, "assembler": assembler, "pipeline_model": PipelineModel([assembler, network])}
     while True:
         yield
 
