@@ -165,8 +165,8 @@ class TrainingParams(
     stallTimeout = DeclaredParam(
         positive_number,
         "seconds (> 0) after which a rank that makes no progress fails the attempt, and Spark starts the ranks again. "
-        "The first 16 steps, 16 steps of validation and a callback must each take less; a checkpoint that takes half of "
-        "it is given up, with a note",
+        "The first 16 steps, 16 steps of validation and a callback must each take less; a checkpoint that takes half "
+        "of it is given up, with a note",
         1800.0,
         spec="stall_timeout",
     )
