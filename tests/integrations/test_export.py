@@ -261,13 +261,13 @@ def test_other_numbers_are_an_error_and_leave_what_was_there(spark, tmp_path, mo
     net = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
     model, path = DeepNetModel(model=net), "memory://exports/digits/1"  # no file system of the operating system
     first = model.export(path)
-    filesystem, _ = exporting.stores.open_filesystem(path)
-    before = filesystem.cat(path, recursive=True)
+    filesystem, folder = exporting.stores.open_filesystem(path)
+    before = {name: filesystem.cat_file(name) for name in filesystem.find(folder)}
     assert any(name.endswith("variables.index") for name in before)
     assert first.path == path
     run = formats.run_exported
     monkeypatch.setattr(formats, "run_exported", lambda *given: {"prediction": run(*given)["prediction"] * 1.01})
     with pytest.raises(ExportError, match=r"column 'prediction' differs by 0\.01 of its"):
         model.export(path, overwrite=True)
-    assert filesystem.cat(path, recursive=True) == before
-    filesystem.rm(path, recursive=True)
+    assert {name: filesystem.cat_file(name) for name in filesystem.find(folder)} == before
+    filesystem.rm(folder, recursive=True)
