@@ -134,8 +134,8 @@ class IntegratedGradients:
         if all(one is None for one in tf.nest.flatten(gradients)):
             raise InvalidInputError(
                 "Param attributionsCol: the network's first output has no gradient with respect to its inputs, because "
-                "a layer rounds or compares numbers, or leaves TensorFlow. Unset attributionsCol, and see "
-                "docs/explanations.md for SHAP, which explains such networks without gradients."
+                "a layer rounds or compares numbers, or leaves TensorFlow. Unset attributionsCol; the "
+                "package SHAP (KernelExplainer) explains such networks without gradients."
             )
         return [lines[at].contribution(gradients[at], inputs[at]) for at in self.attribution.places]
 

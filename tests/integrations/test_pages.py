@@ -136,6 +136,11 @@ def training(names: dict[str, Any], spark: SparkSession) -> Iterator[None]:
     yield
 
 
+def explanations(names: dict[str, Any], spark: SparkSession) -> Iterator[None]:
+    names |= {"model": DeepNetModel(model=classifier()), "test": names["df"]}
+    yield
+
+
 def export(names: dict[str, Any], spark: SparkSession) -> Iterator[None]:
     labels = [str(digit) for digit in range(10)]
     photos = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
@@ -150,6 +155,7 @@ PREPARATIONS = {
     "images": images,
     "text": text,
     "training": training,
+    "explanations": explanations,
     "export": export,
     "migration-horovod-spark": migration,
 }
