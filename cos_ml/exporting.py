@@ -319,9 +319,14 @@ def _check_free(url: str, overwrite: bool) -> None:
 def _place(source: Path, url: str) -> None:
     """Copy a file or a folder to where it belongs, in place of what is there.
 
-    A SavedModel's main file comes last: servers take a folder that has it for complete.
+    A file replaces the one before at once. A SavedModel's main file comes last: servers take a folder that has it for
+    complete.
     """
     filesystem, target = stores.open_filesystem(url)
+    if source.is_file() and not filesystem.isdir(target):
+        stores.make_folder(filesystem, target.rpartition("/")[0])
+        stores.retried(partial(stores.write_whole, filesystem, target, [source.read_bytes()]))
+        return
     files = [source] if source.is_file() else sorted(filter(Path.is_file, source.rglob("*")))
     if stores.exists(filesystem, target):
         filesystem.rm(target, recursive=True)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cos_ml import exporting
 from cos_ml.data.columns import Column
 from cos_ml.errors import ExportError, SetupError
 from cos_ml.exports import formats, graph, pixels, run
@@ -100,3 +101,20 @@ def test_strings_pass_between_processes_with_zeros_at_their_end(tmp_path):
     assert found["a/b"].tolist() == [b"x\0\0", b""]
     assert found["c"].tolist() == [["ä".encode(), b"b"]]
     np.testing.assert_array_equal(found["d"], np.eye(2))
+
+
+def test_a_file_that_can_not_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    (tmp_path / "new").write_bytes(b"new")
+    old = tmp_path / "model.onnx"
+    old.write_bytes(b"old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(exporting.stores, "write_whole", full)
+    with pytest.raises(OSError, match="No space"):
+        exporting._place(tmp_path / "new", str(old))
+    monkeypatch.undo()
+    assert old.read_bytes() == b"old"
+    exporting._place(tmp_path / "new", str(old))
+    assert old.read_bytes() == b"new"
