@@ -88,8 +88,9 @@ def environment(
         listed = [entry.strip() for entry in inherited[VISIBLE].split(",") if entry.strip()]  # "" hides all GPUs
         if local_rank >= len(listed):
             raise InvalidInputError(
-                f"useGpu=True, but {VISIBLE}={inherited[VISIBLE]} shows {len(listed)} GPUs and this host runs more "
-                f"ranks: ranks never share a GPU. Set {f'numTrainWorkers={len(listed)}' if listed else 'useGpu=False'}."
+                f"useGpu=True, but {VISIBLE}={inherited[VISIBLE]} shows {len(listed) or 'no'} "
+                f"GPU{'' if len(listed) == 1 else 's'}, and this host runs more ranks: ranks never share a GPU. "
+                f"Set {f'numTrainWorkers={len(listed)}' if listed else 'useGpu=False'}."
             )
         return {VISIBLE: listed[local_rank]}  # without ORDER: the list is in the order that its author meant
     if addresses is None:

@@ -19,7 +19,7 @@ from cos_ml.data import blobs
 from cos_ml.data.frames import planned_at_once, repartition_to_ranks, small_batches
 from cos_ml.errors import ClusterError, InvalidInputError, RankError, SetupError, from_spark
 from cos_ml.job import gang, retries, slots
-from cos_ml.job.messages import PARTIAL_RETRY, PEERS_LOST, UNKNOWN, Job, Outcome, peers_lost, raise_reported
+from cos_ml.job.messages import PEERS_LOST, UNKNOWN, Job, Outcome, peers_lost, raise_reported
 from cos_ml.job.task import run_task
 
 if TYPE_CHECKING:
@@ -108,18 +108,18 @@ def _failed(
     ``again`` says that nothing has repeated the ranks; otherwise Spark has, as often as it may.
     """
     limit = retries.max_attempts(spark)
-    partial_retry = any(PARTIAL_RETRY in text for text in (*causes, str(error)))
+    incomplete = any(map(retries.incomplete, (*causes, str(error))))
     # Where Spark reports no causes, all attempts but the last one may have had all tasks.
-    unknown = [UNKNOWN] * max(1, limit - 1) if partial_retry else [retries.cause([str(error)])]
+    unknown = [UNKNOWN] * max(1, limit - 1) if incomplete else [retries.cause([str(error)])]
     failures = (failures + (_of_whole_attempts(causes) or unknown))[:limit]
-    if len(failures) < limit and (again or partial_retry or spark_internals.not_repeated(error)):
+    if len(failures) < limit and (again or incomplete or spark_internals.not_repeated(error)):
         return Outcome([], failures)
     raise _with_causes(error, failures) from None
 
 
 def _of_whole_attempts(causes: list[str]) -> list[str]:
     """The causes of attempts that had all tasks."""
-    return [cause for cause in causes if PARTIAL_RETRY not in cause]
+    return [cause for cause in causes if not retries.incomplete(cause)]
 
 
 def _with_causes(error: Exception, failures: list[str]) -> Exception:

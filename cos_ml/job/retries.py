@@ -17,12 +17,15 @@ from pyspark.sql import SparkSession
 
 from cos_ml import spark_internals
 from cos_ml.errors import RankError, from_spark
+from cos_ml.job.messages import PARTIAL_RETRY
 
-__all__ = ["LIMIT", "cause", "failures", "first_error", "job_tag", "max_attempts"]
+__all__ = ["LIMIT", "cause", "failures", "first_error", "incomplete", "job_tag", "max_attempts"]
 
 LIMIT = "spark.stage.maxConsecutiveAttempts"
 DEFAULT_LIMIT = 4  # Spark's
 MAX_CHARACTERS = 2000  # of the cause of one attempt
+# Of a task that Spark gave a Python worker which it was about to end, with a task of the attempt before.
+ENDED_WORKER = "java.nio.channels.ClosedChannelException"
 CLASSIC_TAGS = ("addJobTag", "removeJobTag", "cancelJobsWithTag")  # methods of SparkContext
 CONNECT_TAGS = ("addTag", "removeTag", "interruptTag")  # methods of a session of Spark Connect
 
@@ -109,3 +112,8 @@ def cause(errors: list[str]) -> str:
     """The cause of a failed attempt: a rank's own error, or what Spark reports of its first failed task."""
     known = [str(error) for error in map(from_spark, map(Exception, errors)) if error is not None]
     return (known or [re.split(r"\n\s*at ", errors[0])[0].strip()])[0][:MAX_CHARACTERS]
+
+
+def incomplete(cause: str) -> bool:
+    """Whether the attempt that failed for this ``cause`` never had all its tasks, through no fault of a rank."""
+    return PARTIAL_RETRY in cause or ENDED_WORKER in cause

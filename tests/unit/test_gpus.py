@@ -85,7 +85,7 @@ def test_scoring_uses_the_gpu_of_its_task_and_no_other(addresses, monkeypatch):
 def test_ranks_never_share_a_gpu():
     with pytest.raises(InvalidInputError, match=r"shows 2 GPUs.*Set numTrainWorkers=2"):
         gpus.environment(True, None, 2, {gpus.VISIBLE: "0,1"})
-    with pytest.raises(InvalidInputError, match=r"CUDA_VISIBLE_DEVICES= shows 0 GPUs.*Set useGpu=False"):
+    with pytest.raises(InvalidInputError, match=r"CUDA_VISIBLE_DEVICES= shows no GPUs.*Set useGpu=False"):
         gpus.environment(True, None, 0, {gpus.VISIBLE: ""})  # hidden by whoever started this
 
 

@@ -224,6 +224,7 @@ def test_a_job_that_spark_gave_up_raises_the_cause_of_each_attempt(monkeypatch, 
 
 PARTIAL = f"cos_ml.errors.RankError: {messages.PARTIAL_RETRY}"
 ALONE = "Could not recover from a failed barrier ResultStage. Reason: cos_ml.errors.RankError: z"
+CLOSED = "java.nio.channels.ClosedChannelException"
 UNKNOWN, PEERS_LOST = messages.UNKNOWN, messages.PEERS_LOST
 
 
@@ -238,6 +239,7 @@ UNKNOWN, PEERS_LOST = messages.UNKNOWN, messages.PEERS_LOST
         pytest.param(3, [(PARTIAL, []), (ALONE, [])], [UNKNOWN, UNKNOWN, "z"], id="partial, on Connect"),
         pytest.param(4, [(PARTIAL, ["a", PARTIAL]), ("cancelled", ["b"])], "ab", id="cancelled"),
         pytest.param(2, [(PARTIAL, ["a", PARTIAL]), ("no block", ["b", "c"])], "ab", id="not the ranks' stage"),
+        pytest.param(2, [(f"{CLOSED}\n\tat java", ["a", CLOSED]), (ALONE, ["b"])], "ab", id="ended worker"),
     ],
 )
 def test_all_jobs_together_make_no_more_attempts_than_the_limit(monkeypatch, limit, jobs, causes):
