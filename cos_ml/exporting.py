@@ -70,6 +70,7 @@ def export(
     path: str | PathLike[str],
     format: str = "saved_model",
     *,
+    pixels: bool = False,
     rows: DataFrame | None = None,
     overwrite: bool = False,
 ) -> ExportedModel:
@@ -83,6 +84,8 @@ def export(
             that make none of its inputs, such as a StringIndexerModel of the labels, are left out.
         path: a folder (SavedModel) or a file to create, anywhere that Spark can write.
         format: "saved_model", "onnx" or "litert".
+        pixels: whether the file takes the pixels that an ImageAssembler makes, instead of image files. Only a
+            SavedModel decodes those.
         rows: rows to check with, of which the first 32 are used. Without them, rows are generated.
         overwrite: whether to replace what a former export has written there.
 
@@ -98,10 +101,11 @@ def export(
     form = _format(format)
     formats.check_installed(form)
     model, assemblers = _stages(stage)
+    _check_images(assemblers, form, pixels)
     spark = _session() if rows is None else rows.sparkSession
     url = qualified(spark, path)
     _check_free(url, overwrite)
-    plan = _Plan.of(model, assemblers, form, rows)
+    plan = _Plan.of(model, assemblers, form, pixels, rows)
     arrays, expected = _expected(plan, spark, rows)
     with tempfile.TemporaryDirectory(prefix="cos_ml-") as folder:
         file, inputs, outputs = _written(plan, folder)
@@ -119,6 +123,7 @@ class _Plan:
         form: the format.
         model: the model.
         assemblers: what decodes its images.
+        pixels: whether the file takes their pixels.
         network: the model's network.
         keras_model: the same, loaded.
         feeds: for each input of the network, the exported inputs that fill it.
@@ -129,6 +134,7 @@ class _Plan:
     form: Format
     model: DeepNetModel
     assemblers: list[ImageAssembler]
+    pixels: bool
     network: Network
     keras_model: Any
     feeds: list[list[Source]]
@@ -137,7 +143,9 @@ class _Plan:
     serve: Callable[[dict[str, Any]], dict[str, Any]] = field(init=False)
 
     @classmethod
-    def of(cls, model: DeepNetModel, assemblers: list[ImageAssembler], form: Format, rows: DataFrame | None) -> _Plan:
+    def of(
+        cls, model: DeepNetModel, assemblers: list[ImageAssembler], form: Format, pixels: bool, rows: DataFrame | None
+    ) -> _Plan:
         """Check and plan an export, before anything is computed."""
         network: Network = model.getOrDefault(model.model)
         checks.check_call(network, "export")
@@ -147,14 +155,14 @@ class _Plan:
         labels = class_labels(model, network.outputs[0], kinds[0])
         images = {one.getOutputCol(): _images(one) for one in assemblers}
         inputs = input_columns(network, model.input_columns(), model.getPaddingValue())
-        feeds = named([checked.sources_of(one, images, form.reads_files, rows) for one in inputs])
+        feeds = named([checked.sources_of(one, images, not pixels, rows) for one in inputs])
         columns = {
             name: key for key, name in check_outputs(model, _session().range(1).select(), network, kinds).items()
         }
         if not columns:
             raise InvalidInputError("export needs an output column, but all are omitted: set predictionCol.")
         keras_model = load_model(network.archive, network.modules)
-        plan = cls(form, model, assemblers, network, keras_model, feeds, columns, labels)
+        plan = cls(form, model, assemblers, pixels, network, keras_model, feeds, columns, labels)
         layers = [find_layer(network.layers, name) for name in model.getFeatureLayers()]
         plan.serve = graph.serving_function(
             ForwardPass(keras_model, layers),
@@ -244,6 +252,19 @@ def _stages(stage: Any) -> tuple[DeepNetModel, list[ImageAssembler]]:
     return model, kept
 
 
+def _check_images(assemblers: Sequence[ImageAssembler], form: Format, pixels: bool) -> None:
+    """Raises an error if the format can't decode the image files that it would have to, or nothing makes pixels."""
+    if pixels and not assemblers:
+        raise InvalidInputError("export: pixels=True, but no ImageAssembler makes an input of the DeepNetModel.")
+    if assemblers and not pixels and not form.reads_files:
+        stage = assemblers[0]
+        raise ExportError(
+            f"{form.title} can't hold the stage {stage.uid}: it has no operators that decode image files. Pass "
+            f"pixels=True (--pixels): the file then takes the pixels, column {stage.getOutputCol()!r}. Or export a "
+            "SavedModel, which decodes files."
+        )
+
+
 def _flat(stage: Any) -> list[Any]:
     """The stages of a pipeline, with those of pipelines in it."""
     return [one for inner in stage.stages for one in _flat(inner)] if isinstance(stage, PipelineModel) else [stage]
@@ -272,7 +293,7 @@ def _expected(plan: _Plan, spark: SparkSession, rows: DataFrame | None) -> tuple
     # One forward pass, so that rows are padded alike; Vectors, whose numbers are those of Spark ML.
     model = plan.model.copy({plan.model.predictBatchSize: checked.ROWS})
     stages: list[Transformer] = [model]
-    if rows is not None or plan.form.reads_files:
+    if rows is not None or not plan.pixels:
         stages = [*plan.assemblers, model]
     try:
         given = checked.generated(spark, plan.sources(), plan.words()) if rows is None else rows.limit(checked.ROWS)

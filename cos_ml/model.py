@@ -255,6 +255,7 @@ class DeepNetModel(AttributionParams, NetworkStage, RowPredictor):
         format: str = "saved_model",
         *,
         images: Sequence[ImageAssembler] | ImageAssembler = (),
+        pixels: bool = False,
         rows: DataFrame | None = None,
         overwrite: bool = False,
     ) -> ExportedModel:
@@ -264,6 +265,7 @@ class DeepNetModel(AttributionParams, NetworkStage, RowPredictor):
             path: a folder (SavedModel) or a file to create, anywhere that Spark can write.
             format: "saved_model", "onnx" or "litert".
             images: what decodes the files of input columns: one ImageAssembler, or several.
+            pixels: whether the file takes their pixels instead; only a SavedModel decodes image files.
             rows: rows to check the exported file with; without them, rows are generated.
             overwrite: whether to replace what a former export has written there.
 
@@ -277,7 +279,7 @@ class DeepNetModel(AttributionParams, NetworkStage, RowPredictor):
         from cos_ml.exporting import export
 
         stages = list(images) if isinstance(images, Sequence) else [images]
-        return export(PipelineModel([*stages, self]), path, format, rows=rows, overwrite=overwrite)
+        return export(PipelineModel([*stages, self]), path, format, pixels=pixels, rows=rows, overwrite=overwrite)
 
     def _network(self) -> Network:
         if not self.isSet(self.model):

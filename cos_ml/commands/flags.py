@@ -61,6 +61,7 @@ FEATURES: list[Flag] = [
 EXPORT: list[Flag] = [
     ("output", "PATH", "file (a SavedModel: folder) to write"),
     ("output_format", "NAME", "saved_model (default), onnx or litert"),
+    ("pixels", None, "with --image-size: take pixels, not image files"),
     ("overwrite", None, "replace an existing --output"),
 ]
 COMMANDS: dict[str, tuple[str, dict[str, list[Flag]]]] = {

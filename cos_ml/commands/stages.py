@@ -179,8 +179,9 @@ def export(given: dict[str, Any], rest: dict[str, Any], flags: list[str]) -> Non
         model = load()
         rows = data.read(spark, _data(given)) if "data" in given else None
         images = [data.assembler(size)] if size else []
-        form, overwrite = str(given.get("output_format", "saved_model")), bool(given.get("overwrite"))
-        print(model.export(str(given["output"]), form, images=images, rows=rows, overwrite=overwrite))
+        form = str(given.get("output_format", "saved_model"))
+        wishes = {name: bool(given.get(name)) for name in ("pixels", "overwrite")}
+        print(model.export(str(given["output"]), form, images=images, rows=rows, **wishes))
 
 
 def _loader(given: dict[str, Any], rest: dict[str, Any], flags: list[str]) -> Callable[[], Any]:

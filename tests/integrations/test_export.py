@@ -180,7 +180,12 @@ def test_a_pipeline_with_images(spark, tmp_path, form):
     assembler = ImageAssembler(height=12, width=10, resize="crop")
     model = DeepNetModel(model=net, featuresCol="image")
     path = tmp_path / "exported"
-    exported = cos_ml.export(PipelineModel([indexer, assembler, model]), path, form, rows=rows)
+    pipeline = PipelineModel([indexer, assembler, model])
+    decodes = form == "saved_model"
+    if not decodes:
+        with pytest.raises(ExportError, match=rf"can't hold the stage {assembler.uid}: .*Pass pixels=True.* 'image'"):
+            cos_ml.export(pipeline, path, form)
+    exported = cos_ml.export(pipeline, path, form, rows=rows, pixels=not decodes)
     shown = {"saved_model": "data string[?]"}.get(form, "image uint8[?, 12, 10, 3]")
     assert str(exported.inputs[0]) == shown
     pixels = np.array([np.frombuffer(row.image, np.uint8) for row in assembler.transform(rows).collect()])

@@ -100,6 +100,16 @@ def test_crop_keeps_the_middle_and_the_aspect():
     assert (decode_image(file_of(wide), spec(10, 10, resize="crop"))[:, 1:-1] == 200).all()
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_crop_takes_a_whole_side_where_division_rounds_up(transposed):
+    assert 7 / 25 * 25 > 7
+    pixels = RANDOM.integers(0, 256, (21, 7, 3), np.uint8)
+    expected = Image.fromarray(pixels[7:14]).resize((25, 25), Image.Resampling.BILINEAR)
+    expected, pixels = (np.swapaxes(one, 0, 1) if transposed else np.asarray(one) for one in (expected, pixels))
+    found = decode_image(file_of(np.ascontiguousarray(pixels)), spec(25, 25, resize="crop"))
+    assert np.abs(found[:, 5:-5] - expected[:, 5:-5].astype(int))[5:-5].max() <= 1  # the middle, away from borders
+
+
 def test_without_resizing_the_middle_is_cut_out():
     assert (decode_image(file_of(PIXELS), spec(4, 4, resize="none")) == PIXELS[1:5, 2:6]).all()
 
