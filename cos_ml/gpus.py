@@ -116,9 +116,9 @@ def use(use_gpu: bool, tf: Any) -> None:
         built = "is" if tf.test.is_built_with_cuda() else "is not"
         raise RankError(
             f"useGpu=True, but TensorFlow {tf.__version__} sees {len(seen) or 'no'} GPU{'s' if len(seen) > 1 else ''} "
-            f"({VISIBLE}={os.environ.get(VISIBLE)}; this TensorFlow {built} built for CUDA). On every executor, "
-            'nvidia-smi must list the GPU, and TensorFlow must be built for CUDA: pip install "tensorflow[and-cuda]". '
-            "To train on CPUs, set useGpu=False."
+            f"({VISIBLE}={os.environ.get(VISIBLE)}; this TensorFlow {built} built for CUDA). On every host, nvidia-smi "
+            "must list a GPU for each rank (otherwise set numTrainWorkers to their number), and TensorFlow must be built "
+            'for CUDA: pip install "tensorflow[and-cuda]". To train on CPUs, set useGpu=False.'
         )
     tf.config.experimental.set_memory_growth(seen[0], True)
 
