@@ -117,8 +117,8 @@ def use(use_gpu: bool, tf: Any) -> None:
         raise RankError(
             f"useGpu=True, but TensorFlow {tf.__version__} sees {len(seen) or 'no'} GPU{'s' if len(seen) > 1 else ''} "
             f"({VISIBLE}={os.environ.get(VISIBLE)}; this TensorFlow {built} built for CUDA). On every host, nvidia-smi "
-            "must list a GPU for each rank (otherwise set numTrainWorkers to their number), and TensorFlow must be built "
-            'for CUDA: pip install "tensorflow[and-cuda]". To train on CPUs, set useGpu=False.'
+            "must list a GPU for each rank (else lower numTrainWorkers), and TensorFlow be built for "
+            'CUDA: pip install "tensorflow[and-cuda]". To train on CPUs, set useGpu=False.'
         )
     tf.config.experimental.set_memory_growth(seen[0], True)
 
