@@ -21,6 +21,9 @@ __all__ = ["main", "parser"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 for an error, 2 for a usage error, 130 for Ctrl-C."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before Python started; to print would write to the other one
+            setattr(sys, name, open(os.devnull, "w"))
     reader = parser()
     found, rest = reader.parse_known_args(arguments)
     chosen = vars(found)

@@ -17,6 +17,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from cos_ml import listeners
 from cos_ml.callbacks import with_qualified_path
+from cos_ml.cancellation import cancellable
 from cos_ml.data import frames
 from cos_ml.data.columns import Column
 from cos_ml.data.names import resolve
@@ -419,7 +420,8 @@ def _train(
     options = estimators[0]._options()
 
     def train(take: Callable[[dict[str, Any]], None] | None) -> list[DeepNetModel]:
-        trained = fit(dataset, candidates, options, urls, take)
+        work = functools.partial(fit, dataset, candidates, options, urls, take)
+        trained = cancellable(dataset.sparkSession, work)
         jobs = zip(estimators, candidates, trained, strict=True)
         return [estimator._trained_model(dataset, candidate, result) for estimator, candidate, result in jobs]
 

@@ -8,6 +8,7 @@ its callers can live with. ``docs/architecture.md`` lists them. The hooks by whi
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,8 @@ except ImportError:  # as with pyspark-client, for Spark Connect alone
 
 __all__ = [
     "broadcast_file", "broadcast_value", "collect_garbage", "count_executors", "evaluated_once",
-    "fits_barrier", "has_exchange", "is_alive", "is_connect", "max_concurrent_tasks", "not_repeated",
-    "passes_unchanged", "remove_saved", "stage_failures",
+    "fits_barrier", "has_exchange", "is_alive", "is_cancelled", "is_connect", "max_concurrent_tasks", "not_repeated",
+    "passes_unchanged", "remove_saved", "running_tasks", "stage_failures",
 ]  # fmt: skip
 
 CHANGED = (AttributeError, TypeError, Py4JError)  # raised by calls that Spark no longer has
@@ -231,6 +232,28 @@ def stage_failures(spark: SparkSession, tag: str) -> list[list[str]]:
         return [found[key] for key in sorted(found)]
     except Exception:  # whatever has changed or failed
         return []
+
+
+def running_tasks(spark: SparkSession, tag: str) -> int:
+    """How many tasks of jobs with this tag still run, such as those that are being killed. Unknown: 0."""
+    if is_connect(spark):
+        return 0
+    try:
+        context = spark.sparkContext._jsc.sc()
+        stages = {
+            stage
+            for job in context.statusTracker().getJobIdsForTag(tag)
+            for stage in _elements(context.statusStore().job(job).stageIds())
+        }
+        found = [spark.sparkContext.statusTracker().getStageInfo(stage) for stage in stages]
+        return sum(one.numActiveTasks for one in found if one is not None)
+    except Exception:  # whatever has changed, or the session has ended
+        return 0
+
+
+def is_cancelled(error: Exception, but: str) -> bool:
+    """Whether a job has failed because somebody cancelled it, by another tag than ``but``. Unknown: False."""
+    return re.search(r"Job \d+ cancelled", str(error)) is not None and but not in str(error)
 
 
 def _failed_attempts(spark: SparkSession, store: Any, stage: int) -> dict[tuple[int, int], list[str]]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pyspark.sql import DataFrame, SparkSession
 
 from cos_ml import broadcasts, gpus, spark_internals
+from cos_ml.cancellation import check_not_cancelled, job_tag
 from cos_ml.data import blobs
 from cos_ml.data.frames import planned_at_once, repartition_to_ranks, small_batches
 from cos_ml.errors import ClusterError, InvalidInputError, RankError, SetupError, from_spark
@@ -75,7 +76,7 @@ def _try(
     exclusive = gpus.is_exclusive(spark.conf, job.specs[0].use_gpu)
     sent = replace(job, networks=(), secret=secrets.token_hex(16))  # tasks of an earlier job may live on
     returned = sum(len(job.networks[spec.network]) for spec in job.specs)
-    with retries.job_tag(spark) as tag, gang.gathered(spark, ranks, tag.cancel, not use_barrier) as server:
+    with job_tag(spark) as tag, gang.gathered(spark, ranks, tag.cancel, not use_barrier) as server:
         sent = replace(sent, gang=server.address if server else None)
         tasks = repartition_to_ranks(df, ranks).mapInArrow(
             partial(run_task, sent, networks, ranks), f"rank int, {blobs.SCHEMA}", use_barrier, profile
@@ -90,7 +91,8 @@ def _try(
                     received = parts.toLocalIterator()
                 rows = list(received)
         except Exception as error:
-            if tag.interrupted or (server and server.expired):
+            check_not_cancelled()
+            if (server and server.expired) or spark_internals.is_cancelled(error, but=tag.name):
                 raise
             if server and server.has_lost():
                 first = retries.first_error(spark, tag.name) or RankError(PEERS_LOST)

@@ -6,11 +6,13 @@ The ranks' side is ``cos_ml/rank/measure.py``.
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 from pyspark.sql import SparkSession
 
 from cos_ml import gpus, spark_internals
+from cos_ml.cancellation import cancellable
 from cos_ml.data import frames
 from cos_ml.data.columns import Column
 from cos_ml.errors import InvalidInputError
@@ -82,7 +84,7 @@ def results(
     function, ports = "cos_ml.rank.measure:measure", port_range(spark.conf)
     job = Job(function, (spec,), (b"",), versions=versions, idle_timeout=idle, ports=ports)
     rows = frames.select_columns(spark.range(workers), spec)
-    found = barrier.run(rows, job, workers, use_barrier).results
+    found = cancellable(spark, partial(barrier.run, rows, job, workers, use_barrier)).results
     return [json.loads(one["measured"]) | {"servers": json.loads(one["server"])} for one in found]
 
 

@@ -22,9 +22,10 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
 from cos_ml import gpus
+from cos_ml.cancellation import cancellable, job_tag
 from cos_ml.data import frames, spool
 from cos_ml.errors import ClusterError, CosMLError, from_spark
-from cos_ml.job import containers, gang, rank_server, retries, slots
+from cos_ml.job import containers, gang, rank_server, slots
 from cos_ml.job.containers import format_bytes
 from cos_ml.job.progress import Address
 from cos_ml.job.settings import PORT_RANGE
@@ -177,7 +178,7 @@ def explain(dataset: DataFrame, spec: TrainSpec, network: Network, ranks: int, u
 
     def check(name: str, find: Callable[..., tuple[str, Any]], *arguments: Any) -> bool:
         try:
-            text, found[name] = find(*arguments)
+            text, found[name] = cancellable(spark, partial(find, *arguments))
         except CosMLError as error:
             lines.append(f"{'PROBLEM':<9}{name:<10}{error}")
             return False
@@ -247,7 +248,7 @@ def _check_versions(spark: SparkSession, ranks: int, use_barrier: bool) -> tuple
     """Run tasks where ranks would run, and return the facts of their executors."""
     try:
         with (
-            retries.job_tag(spark) as tag,
+            job_tag(spark) as tag,
             gang.gathered(spark, ranks, tag.cancel, not use_barrier) as server,
             slots.acquire(spark, ranks, use_barrier=use_barrier),
         ):

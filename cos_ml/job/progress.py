@@ -113,7 +113,7 @@ class Display(FitListener):
     """
 
     def __init__(self) -> None:
-        self._interactive = sys.stderr.isatty() or _in_notebook()
+        self._interactive = _is_terminal() or _in_notebook()
         self._bar: Any = None
         self._begun: set[int] = set()  # candidates
 
@@ -154,10 +154,12 @@ class Display(FitListener):
 
     def _print(self, line: str) -> None:
         with contextlib.suppress(Exception):
-            if self._bar is None:
-                print(line, file=sys.stderr, flush=True)
-            else:
+            if self._bar is not None:
                 self._bar.write(line, file=sys.stderr)
+            elif sys.stderr is not None:  # else print would write to standard output
+                encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+                line = line.encode(encoding, "backslashreplace").decode(encoding)
+                print(line, file=sys.stderr, flush=True)
 
     def _move_bar(self, progress: Progress) -> None:
         if self._interactive:
@@ -176,6 +178,13 @@ class Display(FitListener):
         self._bar.set_postfix({"step": _step_name(progress), "loss": loss}, refresh=False)
         self._bar.update(max(0, int(done) - self._bar.n))
         self._bar.refresh()
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):  # there is none, as for a program without a console, or it is closed
+        return False
 
 
 def _in_notebook() -> bool:

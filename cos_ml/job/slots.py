@@ -19,6 +19,7 @@ from typing import Any
 from pyspark.sql import SparkSession
 
 from cos_ml import spark_internals
+from cos_ml.cancellation import check_not_cancelled
 from cos_ml.errors import ClusterError
 from cos_ml.job.settings import duration
 
@@ -245,6 +246,7 @@ class SlotPool:
         """Wait until the ticket is first in the queue and enough slots are free; returns how many to hold."""
         logged, lacking = False, 0.0
         while True:
+            check_not_cancelled()
             total = count()  # each time anew: executors are lost, and others register
             if total is None:
                 wanted = total = 1

@@ -53,17 +53,24 @@ def import_tensorflow() -> Any:
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """Hold back what is written to file descriptor 2, by C++ code too, and show it only if the block fails."""
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as kept, contextlib.ExitStack() as restore:
-        terminal = os.dup(2)
-        restore.callback(os.close, terminal)
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # there is none, nobody reads it, or it is closed
+        sys.stderr.flush()
+    with contextlib.ExitStack() as restore:
+        try:
+            terminal = os.dup(2)
+            restore.callback(os.close, terminal)
+            kept = restore.enter_context(tempfile.TemporaryFile())
+        except OSError:  # descriptor 2 is closed, the process may have no more of them, or the disk is full
+            yield
+            return
         restore.callback(os.dup2, terminal, 2)
         os.dup2(kept.fileno(), 2)
         try:
             yield
         except BaseException:
             kept.seek(0)
-            os.write(terminal, kept.read())
+            with contextlib.suppress(OSError):  # nobody reads it
+                os.write(terminal, kept.read())
             raise
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 
 from cos_ml import broadcasts, python_worker
+from cos_ml.cancellation import cancellable
 from cos_ml.data import frames, spool
 from cos_ml.data.columns import Column, inconsistent_shapes
 from cos_ml.data.ragged import cut
@@ -120,9 +121,10 @@ def _parts(selected: DataFrame, network: Network, spec: TrainSpec, totals: Total
     source = _Source(broadcasts.shared(selected.sparkSession, network), network.digest)
     summed = partial(_sum_up, source, spec.dumps(), totals)
     try:
-        return [json.loads(row["sums"]) for row in selected.mapInArrow(summed, "sums string").collect()]
+        sums = cancellable(selected.sparkSession, selected.mapInArrow(summed, "sums string").collect)
     except Exception as error:
         raise from_spark(error) or error from None
+    return [json.loads(row["sums"]) for row in sums]
 
 
 @dataclass(frozen=True)

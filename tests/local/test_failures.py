@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
 import threading
 from functools import partial
 from typing import Any
@@ -124,6 +126,40 @@ def test_cancelling_the_job_ends_every_rank(spark, data, tmp_path):
     thread.join(timeout=30)
     assert not alive
     assert failure
+    assert_nothing_left(spark)
+
+
+class TooLong(Exception):
+    """What a program raises when its time is up."""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("barrier", [True, False])
+def test_an_exception_of_a_signal_handler_ends_every_rank_and_is_what_the_user_sees(spark, data, tmp_path, barrier):
+    """A time limit, for example: Py4J makes another exception of it, for which nobody cancelled the job."""
+
+    def ring(number: int, frame: Any) -> None:
+        raise TooLong("it took too long")
+
+    def strike() -> None:
+        while not (tmp_path / "hangs").exists() and not over.wait(0.05):
+            pass
+        ranks.extend(rank_processes())
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    ranks: list[psutil.Process] = []
+    before, over = signal.signal(signal.SIGUSR1, ring), threading.Event()
+    thread = threading.Thread(target=strike, daemon=True)
+    thread.start()
+    try:
+        with pytest.raises(TooLong):
+            estimator(network("wait", marker=str(tmp_path / "hangs")), useBarrier=barrier).fit(data)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        over.set()
+    assert len(ranks) == 2
+    assert not spark.sparkContext.statusTracker().getActiveJobsIds()
+    assert not any(running(rank.pid) for rank in ranks)  # it has waited for their end
     assert_nothing_left(spark)
 
 

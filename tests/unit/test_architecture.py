@@ -23,6 +23,7 @@ PACKAGE = ROOT / "cos_ml"
 HELPERS = {
     "broadcasts",
     "callbacks",
+    "cancellation",
     "display",
     "errors",
     "gpus",

@@ -310,13 +310,32 @@ def test_a_grid_restarts_the_bar(monkeypatch):
     close(display)
 
 
-def test_a_closed_terminal_is_no_reason_to_fail(monkeypatch):
+@pytest.mark.parametrize("before", [True, False])
+def test_a_closed_terminal_is_no_reason_to_fail(monkeypatch, before):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
+    if before:
+        terminal.close()
     display = Display()
     terminal.close()
     show(display, EVENT)
     close(display)
+
+
+def test_without_standard_error_nothing_is_shown(monkeypatch, capsys):
+    """As with pythonw, a service, or ``2>&-``; print would write to standard output."""
+    monkeypatch.setattr(sys, "stderr", None)
+    display = Display()
+    show(display, EVENT | {"event": "step"})
+    show(display, EVENT)
+    close(display)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_line_is_shown_in_the_encoding_that_there_is(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(file := io.BytesIO(), "cp1252", errors="strict"))
+    show(Display(), {"event": "note", "text": "Schlüssel 鍵"})
+    assert file.getvalue().decode("cp1252") == "Schlüssel \\u9375\n"
 
 
 @pytest.mark.parametrize("line", [b"[1, 2]", b"no JSON", b"3"])

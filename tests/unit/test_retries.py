@@ -1,31 +1,13 @@
-import os
-import signal
-
 import pytest
 
 from cos_ml import spark_internals
-from cos_ml.job.retries import failures, job_tag, max_attempts
+from cos_ml.job.retries import failures, max_attempts
 
 pytestmark = pytest.mark.once
 
 
-class Calls:
-    """A SparkContext, or a session of Spark Connect, of which every method is known; records their names."""
-
-    def __init__(self):
-        self.calls = []
-
-    def __getattr__(self, name):
-        return lambda tag: self.calls.append(name)
-
-
 class Session:
-    def __init__(self):
-        self.sparkContext = Calls()
-
-
-class ConnectSession(Calls):
-    __module__ = "pyspark.sql.connect.session"
+    pass
 
 
 @pytest.mark.parametrize(
@@ -56,47 +38,3 @@ def test_the_limit_of_attempts_is_spark_s():
     assert max_attempts(session) == 2
     session.conf["spark.stage.maxConsecutiveAttempts"] = "0"
     assert max_attempts(session) == 1
-
-
-def test_jobs_are_tagged_while_they_run():
-    session = Session()
-    with job_tag(session):
-        pass
-    assert session.sparkContext.calls == ["addJobTag", "removeJobTag"]
-
-
-def test_jobs_of_spark_connect_are_tagged_too():
-    session = ConnectSession()
-    with pytest.raises(SystemExit), job_tag(session):
-        raise SystemExit
-    assert session.calls == ["addTag", "interruptTag", "removeTag"]
-
-
-@pytest.fixture
-def default_handler():
-    """Python's handler of Ctrl-C, which a process that is started in the background does not have."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield signal.default_int_handler
-    signal.signal(signal.SIGINT, before)
-
-
-def test_ctrl_c_cancels_the_jobs_whatever_py4j_raises_for_it(default_handler):
-    session = Session()
-
-    def interrupted():
-        try:
-            os.kill(os.getpid(), signal.SIGINT)
-        except KeyboardInterrupt:
-            raise RuntimeError("error while sending or receiving") from None
-
-    with pytest.raises(KeyboardInterrupt), job_tag(session):
-        interrupted()
-    assert session.sparkContext.calls == ["addJobTag", "cancelJobsWithTag", "removeJobTag"]
-    assert signal.getsignal(signal.SIGINT) is default_handler
-
-
-def test_an_error_is_no_interrupt():
-    session = Session()
-    with pytest.raises(ValueError, match="of the fit's own"), job_tag(session):
-        raise ValueError("of the fit's own")
-    assert session.sparkContext.calls == ["addJobTag", "removeJobTag"]

@@ -11,7 +11,7 @@ from pyspark.errors import IllegalArgumentException
 from pyspark.sql import Row
 from pyspark.sql import types as T
 
-from cos_ml import spark_internals
+from cos_ml import cancellation, spark_internals
 from cos_ml.data.columns import Column
 from cos_ml.errors import ClusterError
 from cos_ml.job import barrier, retries, slots
@@ -60,7 +60,7 @@ class Session:
 
     def __init__(self, jvm=None, **conf):
         self.conf = Settings({name.replace("_", "."): value for name, value in conf.items()})
-        self.sparkContext = types.SimpleNamespace(**dict.fromkeys(retries.CLASSIC_TAGS, lambda tag: None))
+        self.sparkContext = types.SimpleNamespace(**dict.fromkeys(cancellation.CLASSIC_TAGS, lambda tag: None))
         if jvm is not None:
             self.sparkContext._jsc = self.sparkContext._jvm = self.sparkContext._gateway = jvm
 
