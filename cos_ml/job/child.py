@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -53,7 +54,7 @@ class ChildProcess:
         events, child_events = os.pipe()
         start = {
             "function": job.function, "specs": [spec.dumps() for spec in job.specs], "rank_info": asdict(rank_info),
-            "partition": current_task().partitionId(),
+            "partition": current_task().partitionId(), "task": os.getpid(), "stall_timeout": self.stall_timeout,
             "spool": spool.descriptors(), "shards": job.shards and asdict(job.shards),
             "networks": self.networks.fileno(), "results": self.results.fileno(), "events": child_events,
         }  # fmt: skip
@@ -68,7 +69,10 @@ class ChildProcess:
         os.close(child_events)
         self.pipe = os.fdopen(events, "rb")
         self.events = self._read_events()
-        self._send(start)
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._send(json.dumps(start))
+        self._beating = threading.Thread(target=self._beat, name="cos_ml sign of life", daemon=True)
+        self._beating.start()
 
     def ready(self) -> bool:
         """Wait until the rank can join the others; returns False if it has failed with a result.
@@ -89,7 +93,7 @@ class ChildProcess:
             RankError: it died without a result, or makes no progress; Spark then retries the whole stage.
         """
         self.secret, self.joining = peers.secret, peers.places()
-        self._send({"tasks": peers.tasks, "environment": peers.environment})
+        self._send(json.dumps({"tasks": peers.tasks, "environment": peers.environment}))
         self.watchdog = Watchdog(self.stall_timeout, self._is_stopped)  # its wait for the others does not count
         for event in self.events:
             if event["event"] == "note":
@@ -125,6 +129,8 @@ class ChildProcess:
         self.temp_dir.close()
         self.process.wait()
         self._keep_log()
+        self._over.set()
+        self._beating.join()
         with contextlib.suppress(BrokenPipeError):  # it ended before it had read everything
             self.process.close()
         for file in (self.pipe, self.results, self.networks, self.log):
@@ -160,12 +166,23 @@ class ChildProcess:
                 *lines, unfinished = (unfinished + data).split(b"\n")
                 for event in map(json.loads, lines):
                     self.watchdog.record(event)
-                    if event["event"] != "alive":
+                    if event["event"] == "stopped":
+                        raise self._was_stopped(event["seconds"])
+                    if event["event"] == "end":
+                        self._send()  # what the rank waits for
+                    elif event["event"] != "alive":
                         yield event
             elif ended and not poll.poll(0):  # a process that it forked has the pipe open
                 return
             if self.watchdog.stalled:
                 raise self._stalled()
+
+    def _was_stopped(self, seconds: float) -> RankError:
+        """The error where this process was silent, and its rank has let it continue."""
+        return RankError(
+            f"The task of rank {self.rank_info.rank} on {self.rank_info.host} gave no sign of life for {seconds:g} s "
+            "(Param stallTimeout): its Python worker was stopped, as by SIGSTOP, or its host did not let it run."
+        )
 
     def _is_stopped(self) -> bool:
         with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
@@ -187,10 +204,15 @@ class ChildProcess:
             f"stallTimeout). Its phase: {self.watchdog.phase}. {state}".strip()
         )
 
-    def _send(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it has died; its exit status says how
-            self.process.stdin.write(json.dumps(message).encode() + b"\n")
+    def _send(self, line: str = "") -> None:
+        with contextlib.suppress(BrokenPipeError), self._lock:  # it has died; its exit status says how
+            self.process.stdin.write(line.encode() + b"\n")
             self.process.stdin.flush()
+
+    def _beat(self) -> None:
+        """Let the rank know each second that this process runs: an empty line."""
+        while not self._over.wait(INTERVAL):
+            self._send()
 
     def _log_size(self) -> int:
         return os.fstat(self.log.fileno()).st_size

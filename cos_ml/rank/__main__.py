@@ -1,19 +1,19 @@
 """A rank: ``python -m cos_ml.rank``, the child process of a barrier task, or a fork of the rank server (rank side).
 
 The task (``cos_ml/job/child.py``) talks to it over inherited file descriptors and two lines of JSON on its standard
-input: the first when it starts, the second when all ranks are ready. It dies with the task, whatever happens.
+input, the first when it starts, the second when all ranks are ready, and a sign of life each second. It dies with the
+task, whatever happens.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import gc
 import importlib
-import json
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +24,7 @@ from cos_ml.errors import REPORTED, CosMLError
 from cos_ml.network.keras_import import import_keras
 from cos_ml.rank.heartbeat import Heartbeat
 from cos_ml.rank.process import die_with_parent
+from cos_ml.rank.task_watch import TaskWatch
 
 __all__ = ["main"]
 
@@ -35,24 +36,29 @@ def main() -> None:
     die_with_parent(os.getppid())
     faulthandler.enable(all_threads=False)  # where a crash in a library happened is then in the log
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the task asks for it when there is no progress
-    start = json.loads(sys.stdin.buffer.readline())
+    task = TaskWatch()
+    start = task.receive()
     with os.fdopen(start["results"], "wb") as results:
         try:
-            blobs.write(results, _result(start))
+            blobs.write(results, _result(start, task))
         except OSError:  # no room for it on the disk; an error is shorter
             results.seek(0)
             results.truncate()
             blobs.write(results, {"traceback": _traceback()})
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # no room for the log: the result is what counts
+            stream.flush()
+    task.finish()
     os._exit(0)  # threads of TensorFlow and Horovod have nothing left to do
 
 
-def _result(start: dict[str, Any]) -> dict[str, bytes]:
+def _result(start: dict[str, Any], task: TaskWatch) -> dict[str, bytes]:
     """The result of the function, or the error that ended it."""
     try:
         heartbeat = Heartbeat(os.fdopen(start["events"], "w"))  # before the imports, which can take long
-        return _function(start["function"])(start, partial(_wait_for_peers, heartbeat), heartbeat)
+        if "task" in start:  # else somebody else has started this rank
+            task.begin(start["task"], start["stall_timeout"], heartbeat)
+        return _function(start["function"])(start, partial(_wait_for_peers, task, heartbeat), heartbeat)
     except CosMLError as error:  # its message says everything
         kind = next((kind for kind, known in REPORTED.items() if isinstance(error, known)), None)
         return {kind: str(error).encode(errors="replace")} if kind else {"traceback": _traceback()}
@@ -71,22 +77,12 @@ def _function(name: str) -> Callable[..., dict[str, bytes]]:
     return getattr(importlib.import_module(module), function)
 
 
-def _wait_for_peers(heartbeat: Heartbeat) -> dict[str, Any]:
+def _wait_for_peers(task: TaskWatch, heartbeat: Heartbeat) -> dict[str, Any]:
     """Wait until all ranks are ready; returns what their tasks sent, and sets this rank's environment."""
     heartbeat.send(event="ready")
-    line = sys.stdin.buffer.readline()
-    if not line:
-        os._exit(1)  # the task is gone
-    threading.Thread(target=_exit_with_task, daemon=True).start()
-    peers = json.loads(line)
+    peers = task.receive()
     os.environ.update(peers["environment"])
     return peers
-
-
-def _exit_with_task() -> None:
-    """End this process when the task closes its standard input; PR_SET_PDEATHSIG covers only a parent, on Linux."""
-    sys.stdin.buffer.read()
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import signal
 import threading
 from functools import partial
@@ -99,6 +100,19 @@ def test_ranks_that_lose_each_other_try_again(spark, data, tmp_path):
         assert one == pytest.approx(other, abs=1e-6)
     with pytest.raises(RankError, match="Horovod has been shut down"):
         estimator(network("hang up"), **options).fit(data)  # every time
+    assert_nothing_left(spark)
+
+
+@pytest.mark.processes
+def test_a_task_that_is_stopped_is_found_by_its_rank_and_named(spark, data, tmp_path):
+    """Spark waits for its Python worker for ever, and the rank itself trains to the end."""
+    options = {"shuffle": False, "stallTimeout": 4.0}
+    model = estimator(network("stop worker", marker=str(tmp_path / "stopped")), **options).fit(data)
+    assert len(model.summary.failures) == 1
+    assert re.match(r"The task of rank 1 on \S+ gave no sign of life for 4 s \(Param stall", model.summary.failures[0])
+    undisturbed = estimator(network("die", rank="none"), **options).fit(data)
+    for one, other in zip(model.toKeras().get_weights(), undisturbed.toKeras().get_weights(), strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
     assert_nothing_left(spark)
 
 

@@ -64,6 +64,9 @@ class Misbehaving(keras.layers.Layer):
         if self.what == "kill worker":  # the barrier task's Python process
             barrier_task().kill()
             threading.Event().wait()  # as above
+        if self.what == "stop worker":
+            barrier_task().suspend()
+            return
         if self.what == "kill driver":  # the first Python process above the JVM
             parents = barrier_task().parents()
             java = next(index for index, parent in enumerate(parents) if parent.name() == "java")
