@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cos_ml import spark_internals
+from cos_ml.disks import is_full, no_room
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
@@ -80,7 +81,7 @@ def shared(spark: SparkSession, network: Network) -> Archive:
         if found is None:
             if sum(path.stat().st_size for path, _ in _left if path.exists()) > MUCH:
                 spark_internals.collect_garbage(context)
-            found = networks[network.digest] = _Shared(context.broadcast(network.archive))
+            found = networks[network.digest] = _Shared(_broadcast(context, network.archive))
         if id(network) not in found.users:
             found.users.add(id(network))
             weakref.finalize(network, _release, weakref.ref(context), network.digest, id(network)).atexit = False
@@ -134,17 +135,34 @@ def temporary(spark: SparkSession, archives: Sequence[bytes]) -> Iterator[tuple[
     if spark_internals.is_connect(spark):
         yield _sent_archives(spark, archives)
         return
-    broadcast = getattr(spark.sparkContext, "broadcast", None)
-    if broadcast is None:
+    if not hasattr(spark.sparkContext, "broadcast"):
         yield tuple(archives)
         return
-    made = [broadcast(archive) for archive in archives]
+    made: list[Any] = []
     try:
+        for archive in archives:
+            made.append(_broadcast(spark.sparkContext, archive))
         yield tuple(made)
     finally:
         for one in made:
             with contextlib.suppress(Exception):  # the session has ended
                 one.destroy()
+
+
+def _broadcast(context: SparkContext, archive: bytes) -> Broadcast[bytes]:
+    """An archive as a broadcast, which the driver keeps on its disk, twice.
+
+    Raises:
+        InvalidInputError: the disk is full.
+    """
+    try:
+        return context.broadcast(archive)
+    except Exception as error:  # PySpark's PicklingError, or an IOException of the JVM
+        if not is_full(error):
+            raise
+        text = next(line for line in str(error).splitlines() if is_full(line))
+        folder = context.getConf().get("spark.local.dir", None) or tempfile.gettempdir()
+        raise no_room(f"a network of {len(archive):,} bytes", folder, text.strip()) from None
 
 
 def _sent_archives(spark: SparkSession, archives: Sequence[bytes]) -> tuple[Archive, ...]:

@@ -21,6 +21,7 @@ from cos_ml.data.file_tasks import call_at_files
 from cos_ml.data.frames import small_batches
 from cos_ml.data.ragged import Ragged, offsets_of
 from cos_ml.data.spool import row_keys, usable_rows, validates
+from cos_ml.disks import is_full
 from cos_ml.errors import InvalidInputError, from_spark
 from cos_ml.paths import for_spark, literal
 from cos_ml.spec import TrainSpec
@@ -70,7 +71,7 @@ def parquet_cache(
             with small_batches(rows.sparkSession, spec):
                 writer.parquet(for_spark(rows.sparkSession, url))
         except Exception as error:
-            if DISK_FULL in str(error):
+            if is_full(str(error)):
                 raise InvalidInputError(
                     f"Param cacheDir: {folder} has no room for the rows ({DISK_FULL}). They are stored as "
                     "dense arrays: choose a larger file system."

@@ -18,6 +18,7 @@ from cos_ml import broadcasts, gpus, spark_internals
 from cos_ml.cancellation import check_not_cancelled, job_tag
 from cos_ml.data import blobs
 from cos_ml.data.frames import planned_at_once, repartition_to_ranks, small_batches
+from cos_ml.disks import REMEDY, is_full
 from cos_ml.errors import ClusterError, InvalidInputError, RankError, SetupError, from_spark
 from cos_ml.job import gang, retries, slots
 from cos_ml.job.messages import PEERS_LOST, UNKNOWN, Job, Outcome, peers_lost, raise_reported
@@ -127,6 +128,9 @@ def _of_whole_attempts(causes: list[str]) -> list[str]:
 def _with_causes(error: Exception, failures: list[str]) -> Exception:
     """The exception to raise for one from Spark: with the cause of each attempt, where there were several."""
     known = from_spark(error) or error
+    full = next((text for text in (*failures, str(known)) if is_full(text)), None)
+    if full and not isinstance(known, InvalidInputError):  # where Spark writes itself, whose error names the host
+        return InvalidInputError(f"A disk is full: {retries.cause([full])}. {REMEDY}")
     if len(failures) < 2 or isinstance(known, (ClusterError, InvalidInputError, SetupError)):
         return known
     causes = "\n".join(f"Attempt {number}: {cause}" for number, cause in enumerate(failures, 1))

@@ -14,14 +14,15 @@ from pyspark import BarrierTaskContext
 from cos_ml import broadcasts
 from cos_ml.data import blobs
 from cos_ml.data.parquet import ShardSpool
-from cos_ml.data.spool import Spool
+from cos_ml.data.spool import Spool, local_folder
+from cos_ml.disks import is_full, no_room
 from cos_ml.errors import InvalidInputError, RankError
 from cos_ml.job import preflight, progress
 from cos_ml.job.child import ChildProcess
 from cos_ml.job.gang import GangContext, task_context
 from cos_ml.job.messages import CANCELLED, PARTIAL_RETRY, Job
 from cos_ml.job.peers import Handshake, PeerInfo
-from cos_ml.job.placement import assign_ranks
+from cos_ml.job.placement import RankInfo, assign_ranks
 from cos_ml.processor import instruction_set
 from cos_ml.python_worker import current_task, spare_archives
 from cos_ml.spec import TrainSpec
@@ -70,11 +71,12 @@ def _run(
     own = rank_infos[context.partitionId()]
     job = replace(job, networks=tuple(map(broadcasts.read, networks)))
     spool = ShardSpool(job.shards, context.partitionId()) if job.shards else Spool(job.specs[0])
-    with (
-        contextlib.closing(ChildProcess(job, own, spool)) as process,  # imports TensorFlow while rows arrive
-        contextlib.closing(Handshake(context, job, hosts, rank_infos)) as handshake,
-    ):
-        input_error = _fill(spool, batches)
+    with contextlib.ExitStack() as opened:
+        process, input_error = _started(job, own, spool)  # imports TensorFlow while rows arrive
+        opened.enter_context(contextlib.closing(process or spool))
+        handshake = opened.enter_context(contextlib.closing(Handshake(context, job, hosts, rank_infos)))
+        input_error = input_error or _fill(spool, batches)
+        _use_up(batches)
         with contextlib.closing(handshake.wait(spool, bool(input_error))) as peers:
             mismatch = preflight.version_mismatch(job.versions, peers.tasks)
             if mismatch := mismatch or preflight.cant_train_together(job.ports, peers.tasks):
@@ -83,7 +85,7 @@ def _run(
                 result = {"input_error": input_error.encode()} if input_error else {}
             elif unusable := _no_rows(peers.tasks) or _inconsistent_shapes(peers.tasks, job.specs[0]):
                 result = {"input_error": unusable.encode()} if own.rank == 0 else {}
-            else:
+            elif process:
                 result = _train(job, process, peers)
         about = {"host": own.host.encode(), "processor": instruction_set().encode()}
         for batch in blobs.record_batches(result | about):
@@ -97,22 +99,27 @@ def _use_up(rows: Iterator[pa.RecordBatch]) -> None:
             pass
 
 
+def _started(job: Job, own: RankInfo, spool: Spool) -> tuple[ChildProcess | None, str]:
+    """The rank; or the error of a disk that has no room for its networks, which the other tasks must learn of."""
+    try:
+        return ChildProcess(job, own, spool), ""
+    except OSError as error:
+        if not is_full(error):
+            raise
+        return None, str(no_room("the networks of the fit", local_folder(), error))
+
+
 def _fill(spool: Spool, batches: Iterator[pa.RecordBatch]) -> str:
     """Spool the partition; returns the error that no retry would fix, or ""."""
-    error = _spooled(spool, batches)
-    _use_up(batches)
-    return error
-
-
-def _spooled(spool: Spool, batches: Iterator[pa.RecordBatch]) -> str:
     try:
         spool.fill(batches)
     except InvalidInputError as error:
         partition = current_task().partitionId()
         return f"{error} (Rows are counted from 0 within partition {partition} of the training data.)"
     except OSError as error:
-        host = socket.gethostname()
-        return f"The executor {host} can't spool its partition to local disk: {error}. Give spark.local.dir more room."
+        if is_full(error):
+            return str(no_room("the rows of its partition", local_folder(), error))
+        return f"The executor {socket.gethostname()} can't spool its partition to local disk: {error}."
     return ""
 
 

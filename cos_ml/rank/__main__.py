@@ -14,12 +14,14 @@ import importlib
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from cos_ml.data import blobs
+from cos_ml.disks import is_full, no_room
 from cos_ml.errors import REPORTED, CosMLError
 from cos_ml.network.keras_import import import_keras
 from cos_ml.rank.heartbeat import Heartbeat
@@ -41,10 +43,10 @@ def main() -> None:
     with os.fdopen(start["results"], "wb") as results:
         try:
             blobs.write(results, _result(start, task))
-        except OSError:  # no room for it on the disk; an error is shorter
+        except OSError as error:  # no room for it on the disk; an error is shorter
             results.seek(0)
             results.truncate()
-            blobs.write(results, {"traceback": _traceback()})
+            blobs.write(results, _error(error, "its result"))
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # no room for the log: the result is what counts
             stream.flush()
@@ -59,11 +61,17 @@ def _result(start: dict[str, Any], task: TaskWatch) -> dict[str, bytes]:
         if "task" in start:  # else somebody else has started this rank
             task.begin(start["task"], start["stall_timeout"], heartbeat)
         return _function(start["function"])(start, partial(_wait_for_peers, task, heartbeat), heartbeat)
-    except CosMLError as error:  # its message says everything
-        kind = next((kind for kind, known in REPORTED.items() if isinstance(error, known)), None)
-        return {kind: str(error).encode(errors="replace")} if kind else {"traceback": _traceback()}
-    except BaseException:  # SystemExit too: whatever ends a rank, the driver must see it
-        return {"traceback": _traceback()}
+    except BaseException as error:  # SystemExit too: whatever ends a rank, the driver must see it
+        return _error(error, "what it wrote")
+
+
+def _error(error: BaseException, what: str) -> dict[str, bytes]:
+    """The result of a rank that has failed; ``what`` may be what a full disk had no room for."""
+    if is_full(error) and not isinstance(error, CosMLError):
+        error = no_room(what, tempfile.gettempdir(), error)
+    # The message of an error of cos_ml says everything.
+    kind = next((kind for kind, known in REPORTED.items() if isinstance(error, known)), None)
+    return {kind: str(error).encode(errors="replace")} if kind else {"traceback": _traceback()}
 
 
 def _traceback() -> bytes:

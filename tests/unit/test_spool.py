@@ -1,5 +1,6 @@
 import itertools
 import os
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -383,7 +384,7 @@ def test_a_full_disk_is_reported(spool):
     spooled.files["train"]["x0"].close()
     spooled.files["train"]["x0"] = open("/dev/full", "wb", buffering=0)
     message = task._fill(spooled, [record_batch(columns(5))])
-    assert "can't spool its partition to local disk" in message
+    assert f"The host {socket.gethostname()} has no room for the rows of its partition in" in message
     assert "No space left on device" in message
     assert "spark.local.dir" in message
 
