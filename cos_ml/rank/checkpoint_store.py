@@ -18,7 +18,9 @@ import contextlib
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,11 +28,11 @@ from typing import Any
 import numpy as np
 
 from cos_ml.data import blobs
-from cos_ml.errors import CosMLError, InvalidInputError
+from cos_ml.errors import CosMLError, InvalidInputError, RankError
 from cos_ml.spec import ANY_RUN, CheckpointConfig
 from cos_ml.stores import exists, is_local, make_folder, open_filesystem, retried, write_whole
 
-__all__ = ["Checkpoint", "CheckpointStore", "acquire"]
+__all__ = ["Checkpoint", "CheckpointStore", "acquire", "find"]
 
 KEPT = 2
 HASH = hashlib.blake2b().digest_size
@@ -131,6 +133,40 @@ def _short(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
+def find(config: CheckpointConfig, rows: Sequence[Any], limit: float) -> tuple[CheckpointStore, Checkpoint | None]:
+    """Reserve the folder for one training; returns its checkpoints on these rows, and the newest of them.
+
+    Args:
+        config, rows: as for ``CheckpointStore``.
+        limit: seconds that the storage may take.
+
+    Raises:
+        InvalidInputError: the folder contains checkpoints of another training, or can't be used.
+        RankError: the storage does not answer in time: no retry helps as long as it does not.
+    """
+    result: Future[tuple[CheckpointStore, Checkpoint | None]] = Future()
+
+    def look() -> None:
+        try:
+            acquire(config)
+            store = CheckpointStore(config, rows)
+            result.set_result((store, store.newest()))
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=look, daemon=True).start()  # no thread can be ended
+    try:
+        return result.result(limit)
+    except TimeoutError:
+        if result.done():  # of the storage's own
+            raise
+        raise RankError(
+            f"Param checkpointDir: {config.url} did not answer within {limit:g} s (three quarters of Param "
+            "stallTimeout), so it is unknown where this training should resume. Fit again when the storage does, raise "
+            "stallTimeout if it is that slow, or use another folder to start over."
+        ) from None
+
+
 class CheckpointStore:
     """The checkpoints of one training on its rows.
 
@@ -162,7 +198,7 @@ class CheckpointStore:
                 names.remove(name)
         for name in reversed(names):
             try:
-                return Checkpoint.load(retried(partial(self.filesystem.cat_file, f"{self.path}/{name}")))
+                return self._read(name)
             except ValueError as error:
                 self.notes.append(f"The checkpoint {name} is damaged ({error}). The one before it is used, if any.")
                 self._damaged.add(name)
@@ -173,6 +209,14 @@ class CheckpointStore:
                 "Where rows differ each time Spark computes them, cache or store them first."
             )
         return None
+
+    def _read(self, name: str) -> Checkpoint:
+        """A checkpoint. One that looks damaged is read once more: the storage may have sent it in part."""
+        read = partial(self.filesystem.cat_file, f"{self.path}/{name}")
+        try:
+            return Checkpoint.load(retried(read))
+        except ValueError:
+            return Checkpoint.load(retried(read))
 
     def write(self, checkpoint: Checkpoint) -> None:
         """Store one more checkpoint, and delete all but the last two that are undamaged."""

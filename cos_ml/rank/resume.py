@@ -16,7 +16,7 @@ import numpy as np
 
 from cos_ml.network.forward import seed_generators
 from cos_ml.rank.callback_state import get_state, set_state
-from cos_ml.rank.checkpoint_store import Checkpoint, CheckpointStore, acquire
+from cos_ml.rank.checkpoint_store import Checkpoint, CheckpointStore, find
 from cos_ml.rank.checkpoint_writer import CheckpointWriter
 from cos_ml.rank.context import RankContext
 from cos_ml.rank.trainer import Plan
@@ -95,6 +95,7 @@ class CheckpointCallback(keras.callbacks.Callback):
 
     Raises:
         InvalidInputError: the folder contains checkpoints of another training, or can't be used.
+        RankError: it does not answer.
     """
 
     def __init__(
@@ -105,16 +106,16 @@ class CheckpointCallback(keras.callbacks.Callback):
         self.state, self.config, self.context, self.average, self.finite = state, config, context, average, finite
         self.store: CheckpointStore | None = None
         self.writer: CheckpointWriter | None = None
+        checkpoint = None
         if context.rank == 0:
-            acquire(config)
-            self.store = CheckpointStore(config, context.digest)
-            self.writer = CheckpointWriter(self.store, state.plan.spec.stall_timeout / 2, self._note)
-        self.checkpoint = self._resume()
+            limit = state.plan.spec.stall_timeout
+            self.store, checkpoint = find(config, context.digest, 0.75 * limit)
+            self.writer = CheckpointWriter(self.store, 0.5 * limit, self._note)
+        self.checkpoint = self._resume(checkpoint)
         self.lost: list[str] | None = None
 
-    def _resume(self) -> Checkpoint | None:
-        """Restore the weights of the newest checkpoint on every rank; rank 0 alone has its metrics' sums."""
-        checkpoint = self.store.newest() if self.store else None
+    def _resume(self, checkpoint: Checkpoint | None) -> Checkpoint | None:
+        """Restore the weights of a checkpoint that rank 0 has on every rank; rank 0 alone has its metrics' sums."""
         for note in self.store.notes if self.store else ():
             self._note(note)
         shared = b""

@@ -1,6 +1,7 @@
 """Checkpoints on storage, without Spark: the last two, written whole, and only those of one training."""
 
 import hashlib
+import threading
 from typing import ClassVar
 
 import fsspec
@@ -9,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cos_ml.errors import InvalidInputError, SetupError
-from cos_ml.rank.checkpoint_store import Checkpoint, CheckpointStore, acquire
+from cos_ml.errors import InvalidInputError, RankError, SetupError
+from cos_ml.rank.checkpoint_store import Checkpoint, CheckpointStore, acquire, find
 from cos_ml.spec import CheckpointConfig
 
 pytestmark = pytest.mark.once
@@ -218,3 +219,30 @@ def test_a_folder_that_can_not_be_written(tmp_path):
         acquire(CheckpointConfig(f"{tmp_path}/file/checkpoints"))
     with pytest.raises(SetupError, match="nosuchprotocol://somewhere can't be opened"):
         acquire(CheckpointConfig("nosuchprotocol://somewhere"))
+
+
+def test_storage_that_does_not_answer_is_an_error_in_time(tmp_path, monkeypatch):
+    """It is not known where the training is, so neither a start from its first epoch nor a retry would be right."""
+    over = threading.Event()
+    config = CheckpointConfig(str(tmp_path / "checkpoints"))
+    monkeypatch.setattr(CheckpointStore, "newest", lambda store: over.wait(60))
+    with pytest.raises(RankError, match=r"checkpoints did not answer within 0\.1 s .*stallTimeout"):
+        find(config, ROWS, 0.1)
+    over.set()
+
+
+def test_what_the_storage_raises_while_it_is_looked_for_is_raised(tmp_path):
+    url = str(tmp_path)
+    assert find(CheckpointConfig(url, fit={"epochs": 3}), ROWS, 60)[1] is None
+    with pytest.raises(InvalidInputError, match="another fit"):
+        find(CheckpointConfig(url, fit={"epochs": 4}), ROWS, 60)
+
+
+def test_a_checkpoint_that_arrives_in_part_is_read_again(url, monkeypatch):
+    store = CheckpointStore(CheckpointConfig(url), ROWS)
+    store.newest()
+    store.write(checkpoint_of(1))
+    read, answers = store.filesystem.cat_file, iter([slice(100), slice(None)])
+    monkeypatch.setattr(store.filesystem, "cat_file", lambda path: read(path)[next(answers)])
+    assert_same(store.newest(), checkpoint_of(1))
+    assert not store.notes
