@@ -172,6 +172,13 @@ class TrainingAccessors(ModelAccessors):
     def getRestoreBestWeights(self) -> bool:
         """Gets restoreBestWeights: end with the weights that had the best val_loss (loss, if there are no validation
         rows) at the end of an epoch or, with validationSteps, at any validation, not with the last weights."""
+    def getHalvingFactor(self) -> int:
+        """Gets halvingFactor: successive halving in a grid (fitMultiple): after each rung only the best 1 /
+        halvingFactor (>= 2) of the candidates by val_loss (loss, if there are no validation rows) train on. Unset: all
+        train to their end."""
+    def getHalvingMinEpochs(self) -> int:
+        """Gets halvingMinEpochs: epochs (>= 1) of the first rung of halvingFactor; each further rung is halvingFactor
+        times as many."""
     def getCallbacks(self) -> list[dict[str, Any]]:
         """Gets callbacks: Keras callbacks that run in the ranks, each made with cos_ml.callback(class, arguments)."""
     def getFrozenLayers(self) -> list[str]:
@@ -416,6 +423,8 @@ class EstimatorAccessors(TrainingAccessors):
         seed: int | None = ...,
         patience: int | None = ...,
         restoreBestWeights: bool | None = ...,
+        halvingFactor: int | None = ...,
+        halvingMinEpochs: int | None = ...,
         callbacks: list[Any] | None = ...,
         frozenLayers: list[str] | None = ...,
         feed: str | None = ...,
@@ -573,6 +582,20 @@ class EstimatorAccessors(TrainingAccessors):
     def setRestoreBestWeights(self, value: bool) -> Self:
         """Sets restoreBestWeights: end with the weights that had the best val_loss (loss, if there are no validation
         rows) at the end of an epoch or, with validationSteps, at any validation, not with the last weights."""
+    def getHalvingFactor(self) -> int:
+        """Gets halvingFactor: successive halving in a grid (fitMultiple): after each rung only the best 1 /
+        halvingFactor (>= 2) of the candidates by val_loss (loss, if there are no validation rows) train on. Unset: all
+        train to their end."""
+    def setHalvingFactor(self, value: int) -> Self:
+        """Sets halvingFactor: successive halving in a grid (fitMultiple): after each rung only the best 1 /
+        halvingFactor (>= 2) of the candidates by val_loss (loss, if there are no validation rows) train on. Unset: all
+        train to their end."""
+    def getHalvingMinEpochs(self) -> int:
+        """Gets halvingMinEpochs: epochs (>= 1) of the first rung of halvingFactor; each further rung is halvingFactor
+        times as many."""
+    def setHalvingMinEpochs(self, value: int) -> Self:
+        """Sets halvingMinEpochs: epochs (>= 1) of the first rung of halvingFactor; each further rung is halvingFactor
+        times as many."""
     def getCallbacks(self) -> list[dict[str, Any]]:
         """Gets callbacks: Keras callbacks that run in the ranks, each made with cos_ml.callback(class, arguments)."""
     def setCallbacks(self, value: list[Any]) -> Self:

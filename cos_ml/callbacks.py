@@ -17,7 +17,7 @@ from cos_ml.network.keras_import import import_keras
 from cos_ml.network.registered import custom_modules
 from cos_ml.paths import local_path
 
-__all__ = ["PATHS", "callback", "make", "plain_callback", "with_qualified_path"]
+__all__ = ["PATHS", "callback", "make", "path_of", "plain_callback", "with_qualified_path"]
 
 WRITERS = ("CSVLogger", "ModelCheckpoint", "ProgbarLogger", "RemoteMonitor", "TensorBoard")
 PATHS = {"CSVLogger": "filename", "ModelCheckpoint": "filepath", "TensorBoard": "log_dir"}  # arguments with a path
@@ -121,11 +121,21 @@ def plain_callback(value: Any) -> dict[str, Any]:
     )
 
 
+def path_of(plain: dict[str, Any]) -> str | None:
+    """The path of the files of a callback of Keras's; None if it has none."""
+    name = _path_argument(plain)
+    path = plain["arguments"].get(name, "logs" if name == "log_dir" else None)  # TensorBoard's own default
+    return path if isinstance(path, str) else None
+
+
+def _path_argument(plain: dict[str, Any]) -> str:
+    return PATHS.get(plain["class"].removeprefix("keras.callbacks:"), "")
+
+
 def with_qualified_path(plain: dict[str, Any], qualify: Callable[[str], str]) -> dict[str, Any]:
     """A callback of Keras's with the URL of its files: what ``qualify`` returns for the path, if that is not local."""
-    name = PATHS.get(plain["class"].removeprefix("keras.callbacks:"), "")
-    path = plain["arguments"].get(name, "logs" if name == "log_dir" else None)  # TensorBoard's own default
-    if not isinstance(path, str):
+    name, path = _path_argument(plain), path_of(plain)
+    if path is None:
         return plain
     url = qualify(path)
     local = local_path(url)

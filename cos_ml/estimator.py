@@ -27,6 +27,7 @@ from cos_ml.estimator_params import EstimatorParams
 from cos_ml.initial_weights import digest, with_initial_weights
 from cos_ml.job import horovod_env, preflight
 from cos_ml.job.fit import Candidate, FitOptions, Trained, cache_folder, check_horovod, fit
+from cos_ml.job.halving import check_comparable
 from cos_ml.job.progress import Display
 from cos_ml.model import COMPILED, DeepNetModel, check_layers, check_outputs
 from cos_ml.network import checks
@@ -71,6 +72,8 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         loss, metrics, lossWeights, optimizer: Keras identifiers, or Keras objects that are serializable.
         batchSize, epochs, maxSteps, shuffle, seed, learningRate, patience, restoreBestWeights: how a network trains.
         layerLearningRates: factors of the learning rate by layer or weight.
+        halvingFactor, halvingMinEpochs: successive halving of a grid: only the best 1 / halvingFactor of its candidates
+            train on after halvingMinEpochs epochs, after halvingFactor times as many, and so on.
         callbacks: Keras callbacks, each made with ``cos_ml.callback``.
         checkpointDir, checkpointInterval, checkpointSteps, resume: where and how often checkpoints are written.
         numTrainWorkers, useGpu: the number of ranks, and whether each trains on the GPU that Spark assigned.
@@ -113,6 +116,8 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
         seed: int = 0,
         patience: int | None = None,
         restoreBestWeights: bool = False,
+        halvingFactor: int | None = None,
+        halvingMinEpochs: int = 1,
         callbacks: list[Any] | None = None,
         frozenLayers: list[str] | None = None,
         feed: str = "arrow",
@@ -157,10 +162,14 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
     ) -> Iterator[tuple[int, DeepNetModel]]:
         """Fit a grid of Params in one barrier job: ranks start once and read the data once.
 
-        Candidates that read other columns or need another number of ranks run in a job of their own.
+        Candidates that read other columns or need another number of ranks run in a job of their own. With
+        ``halvingFactor`` they train in turns, and the worse ones are dropped; ``summary.droppedAt`` tells which.
 
         Returns:
             Iterator[tuple[int, DeepNetModel]]: the index of each map and its model; safe to share between threads.
+
+        Raises:
+            InvalidInputError: a candidate is invalid, or ``halvingFactor`` is set and they can't be compared.
         """
         estimators = [self.copy(extra) for extra in paramMaps]
         candidates = []
@@ -171,7 +180,9 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
                 candidates.append(estimator._candidate(dataset, name))
             except InvalidInputError as error:
                 raise InvalidInputError(f"In {name}: {error}") from error
-        return _Models(dataset, estimators, candidates)
+        models = _Models(dataset, estimators, candidates)
+        check_comparable(candidates, models.jobs)
+        return models
 
     def explain(self, dataset: DataFrame) -> str:
         """Check whether a fit to ``dataset`` would work here, and estimate what it would take; train nothing.

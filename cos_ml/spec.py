@@ -94,6 +94,8 @@ class TrainSpec:
     callbacks: tuple[dict[str, Any], ...] = ()
     patience: int | None = None
     restore_best: bool = False
+    halving_factor: int | None = None
+    halving_min_epochs: int = 1
     checkpoint: CheckpointConfig | None = None
     stop_at_non_finite: bool = True
     stall_timeout: float = 1800.0
@@ -121,7 +123,16 @@ class TrainSpec:
         """The same for candidates that can train on the same spooled rows in the same processes."""
         flat = [replace(one, shape=(one.size,)) if one.shape and one.size is not None else one for one in self.columns]
         split = (self.validation_fraction, self.seed) if self.validation_fraction else ()
-        return (*flat, self.validation, *split, self.handle_invalid, self.use_gpu, *sorted(self.variables.items()))
+        race = (self.halving_factor, self.halving_min_epochs)
+        return (
+            *flat,
+            self.validation,
+            *split,
+            *race,
+            self.handle_invalid,
+            self.use_gpu,
+            *sorted(self.variables.items()),
+        )
 
     def dumps(self) -> str:
         """This spec as one line of JSON."""

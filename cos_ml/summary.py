@@ -55,6 +55,8 @@ class TrainingSummary:
         rankServers: bytes of memory that the rank servers of each host hold, of which its ranks were forks; empty where
             ranks were new processes.
         totalSteps: number of steps of the whole training, whose last epoch maxSteps may have ended early.
+        droppedAt: the rung of successive halving (1, 2, ...) after which this candidate of a grid was dropped, or None.
+            ``totalIterations`` is the number of epochs that it trained.
     """
 
     history: dict[str, list[Any]]
@@ -72,16 +74,18 @@ class TrainingSummary:
     initialWeights: dict[str, dict[str, str]] | None = None
     totalSteps: int | None = None
     rankServers: dict[str, int] = field(default_factory=dict)
+    droppedAt: int | None = None
 
     def __str__(self) -> str:
         last = ", ".join(f"{name} {values[-1]:.4f}" for name, values in self._curves().items())
         whole = len(self.epochSeconds) * self.steps
         total = f" ({self.totalSteps:,} in all)" if self.totalSteps and self.totalSteps < whole else ""
         seconds = ", ".join(f"{phase} {value:.1f}" for phase, value in self.seconds[0].items())
+        dropped = f", dropped after rung {self.droppedAt}" if self.droppedAt else ""
         validation = f" and {self.validationRows:,} validation rows" if self.validationRows else ""
         return (
             f"{len(self.epochSeconds)} epochs of {self.rows:,} rows{validation}, {self.steps:,} steps each{total}, on "
-            f"{len(self.ranks)} ranks\nlast epoch: {last}\nseconds of rank 0: {seconds}"
+            f"{len(self.ranks)} ranks{dropped}\nlast epoch: {last}\nseconds of rank 0: {seconds}"
         )
 
     def _repr_html_(self) -> str:

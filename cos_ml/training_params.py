@@ -112,6 +112,18 @@ class TrainingParams(
         spec="restore_best",
         identifies=True,
     )
+    halvingFactor = DeclaredParam(
+        integer(2),
+        "successive halving in a grid (fitMultiple): after each rung only the best 1 / halvingFactor (>= 2) of the "
+        "candidates by val_loss (loss, if there are no validation rows) train on. Unset: all train to their end",
+        spec="halving_factor",
+    )
+    halvingMinEpochs = DeclaredParam(
+        integer(1),
+        "epochs (>= 1) of the first rung of halvingFactor; each further rung is halvingFactor times as many",
+        1,
+        spec="halving_min_epochs",
+    )
     callbacks = DeclaredParam(
         keras_callbacks,
         "Keras callbacks that run in the ranks, each made with cos_ml.callback(class, arguments)",

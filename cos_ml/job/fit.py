@@ -24,6 +24,7 @@ from cos_ml.data.parquet_plan import check_petastorm, plan
 from cos_ml.data.table_formats import check_no_table
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.job import barrier, containers, preflight, rank_server
+from cos_ml.job.halving import with_rivals
 from cos_ml.job.messages import Job, Outcome
 from cos_ml.job.progress import Address, ProgressServer
 from cos_ml.job.relay import relayed
@@ -107,6 +108,7 @@ def fit(
     rows = candidates[0].rows
     types = rows.schema.simpleString()
     specs = tuple(_completed(one, types, index) for one, index in zip(candidates, indices, strict=True))
+    specs = with_rivals(specs)
     idle, ports, shards, folder = rank_server.idle_timeout(spark.conf), port_range(spark.conf), None, ""
     if urls is not None:
         _check_reader(spark, options, urls)
@@ -128,7 +130,7 @@ def fit(
             logger.info("Feed: %s; ranks read %s row groups, no rows move", shards.reader, shards.groups)
             rows = spark.range(options.ranks, numPartitions=options.ranks)  # ranks read files instead
         address = stack.enter_context(_progress_server(spark, take, ports))
-        for text in _container_problems(spark, spec, archives, options.ranks, bool(idle)):
+        for text in _container_problems(spark, specs, archives, options.ranks, bool(idle)):
             logger.warning(text)
         logger.info("Ranks: %s, %s", options.ranks, "from rank servers" if idle else "each a new process (cold start)")
         job = Job(FUNCTION, specs, archives, shards, address, versions, idle, ports)
@@ -155,10 +157,12 @@ def check_horovod(spark: SparkSession) -> None:
 
 
 def _container_problems(
-    spark: SparkSession, spec: TrainSpec, archives: Sequence[bytes], ranks: int, server: bool
+    spark: SparkSession, specs: Sequence[TrainSpec], archives: Sequence[bytes], ranks: int, server: bool
 ) -> list[str]:
     """Why the cluster manager may kill executors during the fit: warnings, because needs are estimates."""
-    need = preflight.estimate(spec, max(map(len, archives)))["memory"]
+    need = preflight.estimate(specs[0], max(map(len, archives)))["memory"]
+    if specs[0].halving_factor is not None:
+        need += preflight.PAUSED * sum(len(archives[spec.network]) for spec in specs[1:])
     return containers.problems(spark.conf, need, containers.ranks_together(spark.conf, ranks), server)
 
 
@@ -301,8 +305,10 @@ def _trained(outcome: Outcome, index: int, candidate: Candidate, cache: str | No
         epochSeconds=first["epoch_seconds"], resumedAt=tuple(first["resumed"]), totalSteps=first["total_steps"],
         logs=[result["log"].decode(errors="replace") for result in outcome.results],
         failures=outcome.failures, notes=notes, cacheUrl=cache,
-        initialWeights=candidate.initial_weights, rankServers=_server_memory(outcome),
+        initialWeights=candidate.initial_weights, rankServers=_server_memory(outcome), droppedAt=first["dropped"],
     )  # fmt: skip
+    if summary.droppedAt:
+        logger.info("Dropped after rung %s, %s epochs: %s", summary.droppedAt, summary.totalIterations, spec.name)
     hosts = {rank["host"] for rank in summary.ranks}
     logger.info("Trained on %s ranks; hosts: %s", len(summary.ranks), ", ".join(sorted(hosts)))
     if first["checkpoint"]:

@@ -38,6 +38,7 @@ __all__ = ["count_hosts", "estimate", "executor_facts", "explain", "format_versi
 
 PROCESS = 450e6  # bytes of a rank that has imported TensorFlow and Horovod and loaded nothing
 COPIES = 4  # of the weights: themselves, gradients, and two of an optimizer such as Adam
+PAUSED = 3  # copies of the weights of a candidate that waits for its turn: themselves, and two of an optimizer
 BATCHES = 8  # of rows that wait or are being made
 SAMPLE = 1000  # rows that are checked
 REMEDIES = {

@@ -219,17 +219,33 @@ class ProgressCallback(keras.callbacks.Callback):
 class SkippingCallbackList(keras.callbacks.CallbackList):
     """The callbacks of a training: not called for steps that a resumed epoch skips, nor after the last step.
 
+    Where Keras's loop runs several times, they are called once when the training begins and once when it ends.
+
     Args:
         trainer: the training, which calls them where it cuts a call of TensorFlow.
         callbacks: the callbacks.
     """
 
     skipping = False
+    begun = False
+    last_logs: Any = None
 
     def __init__(self, trainer: Any, callbacks: list[Any], **options: Any) -> None:
         self.trainer, self.plan = trainer, trainer.plan
         self.plan.callbacks = self
         super().__init__(callbacks, model=self.plan.network, **options)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if not self.begun:
+            self.begun = True
+            super().on_train_begin(logs)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self.last_logs = logs or self.last_logs
+
+    def end(self) -> None:
+        """The training has ended."""
+        super().on_train_end(self.last_logs)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.epoch = epoch

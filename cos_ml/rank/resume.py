@@ -152,7 +152,7 @@ class CheckpointCallback(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         done = epoch + 1
-        if done % self.config.epochs == 0 or done == self.params["epochs"] or self.model.stop_training:
+        if done % self.config.epochs == 0 or done == self.state.plan.until or self.model.stop_training:
             self._write(done, 0, [])
 
     def _write(self, epoch: int, step: int, sums: list[np.ndarray]) -> None:

@@ -152,9 +152,11 @@ class Plan:
         begin: the step, from 0, at which the current call of TensorFlow begins.
         parts: the steps of the epoch in parts, if a call has to end early in it.
         callbacks: the callbacks of the training.
+        until: the number of epochs after which Keras's loop ends, for a while or for good.
         stopped: whether the loop ends, as all ranks agreed: a rank that ended alone would leave the others waiting.
         known: all variables of the training, if later candidates may use this trainer; else None.
         foreign: whether a step depends on state besides them, so that later candidates need trainers of their own.
+        held: variables of steps, which would end with the Keras session that another candidate clears.
     """
 
     network: Any
@@ -169,9 +171,11 @@ class Plan:
     begin: int = 0
     parts: Parts | None = None
     callbacks: Any = None
+    until: int = 0
     stopped: bool = False
     known: list[Any] | None = None
     foreign: bool = False
+    held: list[Any] = field(default_factory=list)
 
     @property
     def schedule(self) -> Schedule:
@@ -205,10 +209,13 @@ class Plan:
         self.network.stop_training = False  # Keras does not assign what is assigned already: see stop_training
 
     def look_for_foreign(self) -> None:
-        """Find out whether the step that is being traced depends on more than the known variables."""
-        if self.known is None or tf.executing_eagerly():
+        """Find out whether the step that is being traced depends on more than the known variables; holds them all."""
+        if tf.executing_eagerly():
             return
         graph: Any = tf.compat.v1.get_default_graph()
+        self.held += graph.variables
+        if self.known is None:
+            return
         known = {id(getattr(one, "value", one).handle) for one in self.known} | self.finite.handles
         resources = [one for one in graph.external_captures if one.dtype == tf.resource]
         definition = graph.as_graph_def()
@@ -255,8 +262,8 @@ class DistributedTrainer(keras.Model):
         super().__init__()
         self.plan, self.model = plan, plan.network
         spec = plan.spec
-        self.compile(
-            optimizer=plan.network.optimizer, run_eagerly=plan.network.run_eagerly,
+        self.compile(  # without an optimizer, which Keras would finalize whenever its loop ends
+            optimizer=None, run_eagerly=plan.network.run_eagerly,
             steps_per_execution=spec.steps_per_execution, auto_scale_loss=False,
             jit_compile=spec.jit_compile and plan.communicator.size == 1,
         )  # fmt: skip
@@ -270,6 +277,11 @@ class DistributedTrainer(keras.Model):
     def history(self) -> Any:
         """The history of the user's model."""
         return self.model.history
+
+    def finalize(self) -> None:
+        """Give the weights their final values, as Keras does after its loop: the averages of an optimizer with EMA."""
+        if isinstance(self.model.optimizer, keras.optimizers.Optimizer):
+            self.model.optimizer.finalize_variable_values(self.model.trainable_weights)
 
     @property
     def stop_training(self) -> bool:

@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,6 +30,7 @@ from cos_ml.data.spool import PARTS, Spool
 from cos_ml.network.archive import dump_model, load_model
 from cos_ml.rank import train
 from cos_ml.rank.callbacks import ReseedCallback
+from cos_ml.rank.candidate import Candidate
 from cos_ml.rank.context import PhaseTimer, RankContext
 from cos_ml.rank.feed import spooled_rows
 from cos_ml.rank.grid import KeptTrainers
@@ -204,7 +206,9 @@ def product(case: Case, communicator: Any, rank: int, folder: Path) -> tuple[lis
         archives = {str(spec.network): network.archive}
         rows = {part: spooled_rows(part, tasks, rank, inherited(spools[rank], part)) for part in PARTS}
         load = functools.partial(train._load, spec, archives)
-        model, summary = train.train_one(load, spec, context, rows, KeptTrainers([spec]))
+        one = stack.enter_context(contextlib.closing(Candidate(load, spec, context, rows, KeptTrainers([spec]))))
+        one.advance(sys.maxsize)
+        model, summary = one.end()
     returned = load_model(dump_model(model, like=network.archive), spec.modules)  # as the driver does
     return weights_of(returned), json.loads(json.dumps(summary))["history"]
 

@@ -72,6 +72,7 @@ def test_blocks_run(page, spark, folder, monkeypatch):
         if not block.reason:
             next(prepared)
             exec(block.code, names)
+    next(prepared, None)
 
 
 def digits_of(spark: SparkSession, digits: Any) -> Any:
@@ -125,8 +126,6 @@ def training(names: dict[str, Any], spark: SparkSession) -> Iterator[None]:
     yield
     assert names["model"].summary.initialWeights["notTaken"]["head"]
     yield  # logging
-    names |= {"small": classifier(4), "large": classifier()}
-    yield
     network = classifier()
     network.compile(loss="sparse_categorical_crossentropy")
     names |= {"model": DeepNetModel(model=network), "network": network, "test": names["df"]}
@@ -136,8 +135,34 @@ def training(names: dict[str, Any], spark: SparkSession) -> Iterator[None]:
     yield
 
 
+def tuning(names: dict[str, Any], spark: SparkSession) -> Iterator[None]:
+    train = names["df"].limit(200).cache()
+    names |= {"net": classifier(), "train": train, "small": classifier(4), "large": classifier()}
+    names["est"] = DeepNetEstimator(model=names["net"], loss="sparse_categorical_crossentropy")
+    yield
+    assert len(names["grid"]) == 8
+    yield  # halving
+    assert sorted(model.summary.totalIterations for model in names["models"]) == [2, 2, 4, 16]
+    yield  # Optuna
+    study = names["study"]
+    states = [trial.state.name for trial in study.trials]
+    assert (states.count("COMPLETE"), states.count("PRUNED")) == (3, 9)
+    assert study.best_value == min(trial.value for trial in study.trials if trial.state.name == "COMPLETE")
+    yield
+
+
 def explanations(names: dict[str, Any], spark: SparkSession) -> Iterator[None]:
-    names |= {"model": DeepNetModel(model=classifier()), "test": names["df"]}
+    names |= {"model": DeepNetModel(model=classifier()), "train": names["df"], "test": names["df"]}
+    yield
+    assert names["scored"].schema["attributions"].metadata["ml_attr"]["num_attrs"] == 64
+    yield  # SHAP
+    network, rows = names["network"], names["rows"]
+    expected = network(rows).numpy() - network(names["background"]).numpy().mean(axis=0)
+    assert names["values"].shape == (5, 64, 10)
+    assert np.abs(names["values"].sum(axis=1) - expected).max() < 0.1  # of a sample of the background
+    yield  # KernelExplainer
+    expected = network(rows[:1]).numpy() - names["explainer"].expected_value
+    assert np.allclose(names["values"].sum(axis=1), expected, atol=1e-4)
     yield
 
 
@@ -155,6 +180,7 @@ PREPARATIONS = {
     "images": images,
     "text": text,
     "training": training,
+    "tuning": tuning,
     "explanations": explanations,
     "export": export,
     "migration-horovod-spark": migration,

@@ -125,6 +125,58 @@ def test_what_can_not_share_rows_has_a_job_of_its_own(df, jobs):
 
 
 @pytest.mark.once
+def test_halving_drops_the_worse_and_returns_all(df, jobs, accuracy, caplog):
+    """Under CrossValidator every param map has a model; the best is fitted in full."""
+    est = make(model=reference.network(), numTrainWorkers=2, batchSize=16, epochs=4, halvingFactor=2, seed=3)
+    est.setValidationFraction(0.25)
+    grid = [{est.learningRate: rate} for rate in (1e-6, 0.03, 1e-4)]
+    with caplog.at_level(logging.INFO, logger="cos_ml"):
+        validator = CrossValidator(
+            estimator=est, estimatorParamMaps=grid, evaluator=accuracy, numFolds=2, collectSubModels=True, seed=1
+        ).fit(df)
+    assert jobs == [3, 3, 1]
+    for fold in validator.subModels:
+        summaries = [model.summary for model in fold]
+        assert [one.totalIterations for one in summaries] == [1, 4, 2]
+        assert [one.droppedAt for one in summaries] == [1, None, 2]
+        assert "4 epochs" not in str(summaries[0])
+        assert "dropped after rung 1" in str(summaries[0])
+    assert "Dropped after rung 1, 1 epochs: candidate 1 of 3 (learningRate=1e-06)" in caplog.text
+    assert validator.bestModel.summary.totalIterations == 4
+    assert validator.bestModel.summary.droppedAt is None
+
+
+@pytest.mark.once
+def test_halving_refuses_candidates_that_need_jobs_of_their_own(df, jobs):
+    est = make(model=reference.network(), halvingFactor=2)
+    with pytest.raises(InvalidInputError, match=r"halvingFactor: candidate 1 of 2 .* train in jobs of their own"):
+        est.fitMultiple(df, [{est.numTrainWorkers: 1}, {est.numTrainWorkers: 2}])
+    assert jobs == []
+
+
+@pytest.mark.once
+def test_early_stopping_within_folds(spark, df, accuracy):
+    """A fold's held-out rows do not validate: of the marked rows it has those that it does not hold out."""
+    rows = [(row.features, row.label, at % 3, at % 4 == 0) for at, row in enumerate(df.collect())]
+    folds = spark.createDataFrame(rows, ["features", "label", "fold", "held"]).cache()
+    est = make(model=reference.network(), epochs=30, patience=1, restoreBestWeights=True, seed=1)
+    est.setValidationIndicatorCol("held")
+    grid = [{est.learningRate: rate} for rate in (1.0, 1e-3)]
+    validator = CrossValidator(
+        estimator=est, estimatorParamMaps=grid, evaluator=accuracy, numFolds=3, foldCol="fold", collectSubModels=True
+    ).fit(folds)
+    for fold, models in enumerate(validator.subModels):
+        used = folds.where(F.col("fold") != fold)
+        marked = used.where("held").count()
+        for model in models:
+            assert (model.summary.rows, model.summary.validationRows) == (used.count() - marked, marked)
+        assert models[0].summary.totalIterations < 30
+        assert models[1].summary.totalIterations > models[0].summary.totalIterations  # each stops by itself
+    alone = est.copy(grid[0]).fit(folds.where("fold != 0"))
+    assert_same_weights(alone.toKeras(), validator.subModels[0][0].toKeras(), tolerance=1e-4)
+
+
+@pytest.mark.once
 def test_an_unfit_candidate_names_itself(df):
     est = make(model=reference.network())
     with pytest.raises(InvalidInputError, match=r"candidate 2 of 2 \(featuresCol='nothing'\): There is no column"):

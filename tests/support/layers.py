@@ -127,6 +127,19 @@ class StopAfter(keras.callbacks.Callback):
         self.seen = epoch
 
 
+class FailOnce(keras.callbacks.Callback):
+    """Fails at the beginning of an epoch, counted from 0, unless the file ``marker`` says that it has before."""
+
+    def __init__(self, epoch: int, marker: str) -> None:
+        super().__init__()
+        self.epoch, self.marker = epoch, marker
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if epoch == self.epoch and not os.path.exists(self.marker):
+            open(self.marker, "w").close()
+            raise RuntimeError("this callback failed on purpose")
+
+
 class CountCalls(keras.callbacks.Callback):
     """Adds a line to ``file`` after each call of TensorFlow."""
 

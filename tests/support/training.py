@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import sys
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from cos_ml.rank.collectives import Communicator
 from cos_ml.rank.context import PhaseTimer, RankContext
 from cos_ml.rank.feed import Feed, spooled_rows
 from cos_ml.rank.heartbeat import Heartbeat
-from cos_ml.rank.train import fit
 from cos_ml.rank.trainer import make_trainer
+from cos_ml.rank.training import Training
 from cos_ml.spec import TrainSpec
 from tests.support.spools import inherited
 
@@ -46,8 +47,11 @@ def train_alone(model: Any, spec: TrainSpec, spool: Any, events: io.StringIO) ->
             part: Feed(part, spec, context, spooled_rows(part, [task], 0, inherited(spool, part)))
             for part in ("train", "validation")
         }
-        summary = fit(make_trainer(model, spec, context.communicator, feeds), context)
-    return model, summary
+        training = Training(make_trainer(model, spec, context.communicator, feeds), context)
+        with contextlib.closing(training):
+            training.advance(sys.maxsize)
+            training.end()
+    return model, training.summary()
 
 
 def events_of(written: io.StringIO) -> list[dict[str, Any]]:

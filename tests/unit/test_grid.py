@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import json
+import sys
 import zipfile
 
 import keras
@@ -16,6 +17,7 @@ from cos_ml.data.spool import PARTS
 from cos_ml.job.fit import _archives
 from cos_ml.network.archive import Network
 from cos_ml.rank import train
+from cos_ml.rank.candidate import Candidate
 from cos_ml.rank.collectives import Communicator
 from cos_ml.rank.context import PhaseTimer, RankContext
 from cos_ml.rank.feed import spooled_rows
@@ -102,7 +104,9 @@ def grid(spool, monkeypatch):
             context = RankContext(Communicator(1), 0, [task], PhaseTimer(), heartbeat, {"candidate": 1})
             for index in kept.order:
                 load = functools.partial(train._load, specs[index], archives)
-                model, summary = train.train_one(load, specs[index], context, rows, kept)
+                with contextlib.closing(Candidate(load, specs[index], context, rows, kept)) as candidate:
+                    candidate.advance(sys.maxsize)
+                    model, summary = candidate.end()
                 assert len(kept._kept) <= 1  # a large network's trainer takes several times its weights
                 results[index] = model.get_weights(), json.dumps(summary["history"])
         assert not kept._kept
