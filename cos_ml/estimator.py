@@ -27,7 +27,7 @@ from cos_ml.estimator_params import EstimatorParams
 from cos_ml.initial_weights import digest, with_initial_weights
 from cos_ml.job import horovod_env, preflight
 from cos_ml.job.fit import Candidate, FitOptions, Trained, cache_folder, check_horovod, fit
-from cos_ml.job.halving import check_comparable
+from cos_ml.job.halving import check_candidates
 from cos_ml.job.progress import Display
 from cos_ml.model import COMPILED, DeepNetModel, check_layers, check_outputs
 from cos_ml.network import checks
@@ -169,7 +169,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
             Iterator[tuple[int, DeepNetModel]]: the index of each map and its model; safe to share between threads.
 
         Raises:
-            InvalidInputError: a candidate is invalid, or ``halvingFactor`` is set and they can't be compared.
+            InvalidInputError: a candidate is invalid, or ``halvingFactor`` is set and can't compare or drop them.
         """
         estimators = [self.copy(extra) for extra in paramMaps]
         candidates = []
@@ -181,7 +181,7 @@ class DeepNetEstimator(EstimatorParams, NetworkStage, Predictor[DeepNetModel]):
             except InvalidInputError as error:
                 raise InvalidInputError(f"In {name}: {error}") from error
         models = _Models(dataset, estimators, candidates)
-        check_comparable(candidates, models.jobs)
+        check_candidates([candidate.spec for candidate in candidates], models.jobs)
         return models
 
     def explain(self, dataset: DataFrame) -> str:

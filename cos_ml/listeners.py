@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """One job that trains a network or, for a grid of Params, one after the other.
+    """One job that trains a network or, for a grid of Params, one after the other, or in turns with ``halvingFactor``.
 
     Attributes:
         estimators: the estimator of each candidate, with its Params; one, except in a grid.

@@ -123,16 +123,8 @@ class TrainSpec:
         """The same for candidates that can train on the same spooled rows in the same processes."""
         flat = [replace(one, shape=(one.size,)) if one.shape and one.size is not None else one for one in self.columns]
         split = (self.validation_fraction, self.seed) if self.validation_fraction else ()
-        race = (self.halving_factor, self.halving_min_epochs)
-        return (
-            *flat,
-            self.validation,
-            *split,
-            *race,
-            self.handle_invalid,
-            self.use_gpu,
-            *sorted(self.variables.items()),
-        )
+        rest = (self.handle_invalid, self.use_gpu, self.halving_factor, self.halving_min_epochs)
+        return (*flat, self.validation, *split, *rest, *sorted(self.variables.items()))
 
     def dumps(self) -> str:
         """This spec as one line of JSON."""

@@ -24,7 +24,7 @@ from cos_ml.data.parquet_plan import check_petastorm, plan
 from cos_ml.data.table_formats import check_no_table
 from cos_ml.errors import InvalidInputError, SetupError
 from cos_ml.job import barrier, containers, preflight, rank_server
-from cos_ml.job.halving import with_rivals
+from cos_ml.job.halving import with_own_checkpoints
 from cos_ml.job.messages import Job, Outcome
 from cos_ml.job.progress import Address, ProgressServer
 from cos_ml.job.relay import relayed
@@ -92,7 +92,7 @@ def fit(
 
     Args:
         dataset: the rows; with ``urls``, only its schema is used.
-        candidates: what to train, one after the other.
+        candidates: what to train, one after the other, or in turns with ``halvingFactor``.
         options: how the rows reach the ranks.
         urls: the Parquet dataset to train on; None for the rows of ``dataset``.
         take: takes the events of the ranks, in other threads; None for nobody.
@@ -107,8 +107,7 @@ def fit(
     indices, archives = _archives([candidate.network for candidate in candidates])
     rows = candidates[0].rows
     types = rows.schema.simpleString()
-    specs = tuple(_completed(one, types, index) for one, index in zip(candidates, indices, strict=True))
-    specs = with_rivals(specs)
+    specs = with_own_checkpoints([_completed(*one, types) for one in zip(candidates, indices, strict=True)])
     idle, ports, shards, folder = rank_server.idle_timeout(spark.conf), port_range(spark.conf), None, ""
     if urls is not None:
         _check_reader(spark, options, urls)
@@ -220,7 +219,7 @@ def _check_reader(spark: SparkSession, options: FitOptions, urls: Sequence[str])
         call_at_files(spark, partial(check_petastorm, urls))
 
 
-def _completed(candidate: Candidate, types: str, index: int) -> TrainSpec:
+def _completed(candidate: Candidate, index: int, types: str) -> TrainSpec:
     """A candidate's spec with the index of its network in the job, and the folder of its checkpoints.
 
     Candidates of a grid have folders of their own. The index distinguishes networks of a grid that differ only in their

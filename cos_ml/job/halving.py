@@ -1,69 +1,84 @@
-"""Successive halving: which candidates can be compared, and whose checkpoints belong together (driver side)."""
+"""Successive halving: which candidates can be compared, and where their checkpoints are (driver side)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cos_ml.callbacks import path_of
 from cos_ml.errors import InvalidInputError
 from cos_ml.spec import TrainSpec
 
-if TYPE_CHECKING:
-    from cos_ml.job.fit import Candidate
+__all__ = ["check_candidates", "with_own_checkpoints"]
 
-__all__ = ["check_comparable", "with_rivals"]
-
-COMPARED = ("loss", "loss_weights")  # arguments of keras.Model.compile on which a validation loss depends
+SAME_JOB = (
+    "train in jobs of their own, because they differ in columns, validation rows (with validationFraction, also by "
+    "seed), number of ranks, halvingFactor or halvingMinEpochs, or in how rows reach the ranks"
+)
 
 logger = logging.getLogger(__name__)
 
 
-def check_comparable(candidates: Sequence[Candidate], jobs: Sequence[Any]) -> None:
-    """Check that successive halving, where it is wanted, can compare candidates by their losses.
+def check_candidates(specs: Sequence[TrainSpec], jobs: Sequence[Hashable]) -> None:
+    """Check that successive halving, if any candidate wants it, can compare the candidates by their losses.
 
     Args:
-        candidates: all of them.
-        jobs: what tells the job of each from those of others.
+        specs: all candidates of a grid.
+        jobs: by candidate, what tells its job from others.
 
     Raises:
-        InvalidInputError: they need several jobs, or have different losses, or would write to the same files in turns.
+        InvalidInputError: they need several jobs, have different losses, write to the same files, or are too short.
     """
-    factors = [candidate.spec.halving_factor for candidate in candidates]
-    if not any(factors):
+    first = specs[0]
+    if all(spec.halving_factor is None for spec in specs):
         return
-    if len(candidates) == 1:
+    if len(specs) == 1:
         logger.info("halvingFactor: there is one candidate, so none is dropped")
-    first = candidates[0].spec
-    for candidate, job in zip(candidates, jobs, strict=True):
-        spec, reason = candidate.spec, ""
-        if job != jobs[0]:
-            reason = "train in jobs of their own, because they read other columns, or differ in the number of ranks, "
-            reason += "in halvingFactor, or in how rows reach the ranks"
-        elif any(_plain(spec.compile.get(name)) != _plain(first.compile.get(name)) for name in COMPARED):
-            reason = "have different losses or lossWeights"
+        return
+    for spec, job in zip(specs, jobs, strict=True):
+        reason = SAME_JOB if job != jobs[0] else _difference(first, spec)
         if reason:
             raise InvalidInputError(
                 f"Param halvingFactor: {first.name} and {spec.name} {reason}. Expected candidates whose losses can be "
                 "compared: unset halvingFactor, or make a grid of those that differ."
             )
-    written: dict[str, str] = {}
-    for spec in (candidate.spec for candidate in candidates):
-        for path in filter(None, map(path_of, spec.callbacks)):
-            if path in written:
+    longest = max(spec.epochs for spec in specs)
+    if longest <= first.halving_min_epochs:
+        raise InvalidInputError(
+            f"Param halvingMinEpochs: expected fewer than epochs, received {first.halving_min_epochs} and {longest}. "
+            "All candidates would train to their end: lower halvingMinEpochs, raise epochs, or unset halvingFactor."
+        )
+    _check_files(specs)
+
+
+def _difference(one: TrainSpec, other: TrainSpec) -> str:
+    """Why the losses of two candidates can't be compared, or "". Validation losses have no weights of classes."""
+    if any(_json(one.compile.get(name)) != _json(other.compile.get(name)) for name in ("loss", "loss_weights")):
+        return "have different losses or lossWeights"
+    if one.class_weights != other.class_weights and one.validation is None and not one.validation_fraction:
+        return "have different classWeights and no validation rows"
+    return ""
+
+
+def _check_files(specs: Sequence[TrainSpec]) -> None:
+    """Raises InvalidInputError if callbacks of two candidates, which take turns, write to the same files."""
+    writers: dict[str, str] = {}
+    for spec in specs:
+        for path in set(filter(None, map(path_of, spec.callbacks))):
+            if path in writers:
                 raise InvalidInputError(
-                    f"Param halvingFactor: callbacks of {written[path]} and {spec.name} both write to {path!r}, but "
+                    f"Param halvingFactor: callbacks of {writers[path]} and {spec.name} both write to {path!r}, but "
                     "these train in turns. Give each its own path, with the Param callbacks in the grid."
                 )
-            written[path] = spec.name
+            writers[path] = spec.name
 
 
-def with_rivals(specs: Sequence[TrainSpec]) -> tuple[TrainSpec, ...]:
-    """The specs of a job, with checkpoints that belong to these candidates together, where halving compares them.
+def with_own_checkpoints(specs: Sequence[TrainSpec]) -> tuple[TrainSpec, ...]:
+    """The specs of a job, with checkpoints that belong to exactly these candidates, where halving compares them.
 
     A candidate that another grid has trained further could not go back to where this one drops it.
     """
@@ -71,14 +86,14 @@ def with_rivals(specs: Sequence[TrainSpec]) -> tuple[TrainSpec, ...]:
         return tuple(specs)
     halving = [specs[0].halving_factor, specs[0].halving_min_epochs]
     urls = [spec.checkpoint.url for spec in specs if spec.checkpoint]  # each ends with a digest of its identity
-    rivals = hashlib.sha256(json.dumps([halving, sorted(urls)]).encode()).hexdigest()[:16]
-    return tuple(_with_rivals(spec, rivals) for spec in specs)
+    digest = hashlib.sha256(json.dumps([halving, sorted(urls)]).encode()).hexdigest()[:16]
+    return tuple(_with_suffix(spec, digest) for spec in specs)
 
 
-def _with_rivals(spec: TrainSpec, rivals: str) -> TrainSpec:
+def _with_suffix(spec: TrainSpec, suffix: str) -> TrainSpec:
     config = spec.checkpoint
-    return spec if config is None else replace(spec, checkpoint=replace(config, url=f"{config.url}-{rivals}"))
+    return spec if config is None else replace(spec, checkpoint=replace(config, url=f"{config.url}-{suffix}"))
 
 
-def _plain(value: Any) -> str:
+def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True)

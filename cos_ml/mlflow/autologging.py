@@ -284,6 +284,8 @@ def _log_summary(place: Place, summary: Any) -> None:
         "validation_rows": summary.validationRows, "steps_per_epoch": summary.steps,
         "train_seconds": sum(summary.epochSeconds),
     }  # fmt: skip
+    if summary.droppedAt:
+        facts["dropped_at"] = summary.droppedAt
     recording.log_metrics(run_id, {folder + name: value for name, value in facts.items()})
     if run_id != recording.run_id:
         return

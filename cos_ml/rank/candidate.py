@@ -25,7 +25,7 @@ __all__ = ["Candidate"]
 
 
 class Candidate:
-    """A training that may pause between epochs while others train; close it in the end.
+    """A training that can pause between epochs while others train; close it in the end.
 
     Candidates of one shape share a trainer (see ``grid.py``), so one that pauses keeps the values of its variables.
 
@@ -50,26 +50,28 @@ class Candidate:
         self._seconds = Counter[str]()
 
     @property
-    def over(self) -> bool:
+    def finished(self) -> bool:
         """Whether nothing is left to train."""
-        return self._training is not None and self._training.over
+        return self._training is not None and self._training.finished
 
     def advance(self, epochs: int) -> None:
-        """Train on until so many epochs are done, or the training is over."""
-        with self._turn() as training:
-            training.advance(epochs)
+        """Train on until so many epochs are done, or the training has finished."""
+        if not self.finished:
+            with self._turn() as training:
+                training.advance(epochs)
 
     def pause(self) -> None:
         """Keep what another candidate may replace: the variables of a shared trainer, and random numbers."""
-        trainer: Any = self._trainer
-        known = trainer.plan.known or []
-        self._paused = [variable.numpy() for variable in known], random.getstate(), np.random.get_state()
+        if self._paused is None:
+            trainer: Any = self._trainer
+            values = [variable.numpy() for variable in trainer.plan.known or []]
+            self._paused = values, random.getstate(), np.random.get_state()
 
-    def score(self, epochs: int) -> float:
-        """The loss after so many epochs, by which candidates are compared; see ``Training.score``."""
+    def loss_after(self, epochs: int) -> float:
+        """The loss by which candidates are compared; see ``Training.loss_after``."""
         training: Any = self._training
         with self._named():
-            return training.score(epochs)
+            return training.loss_after(epochs)
 
     def end(self) -> tuple[Any, dict[str, Any]]:
         """End the training; returns its network and the summary of ``Training`` with the seconds of its phases."""

@@ -1,6 +1,6 @@
 """Successive halving: candidates train in turns of epochs, and after each rung the worse ones are dropped (rank side).
 
-All ranks go the same way: the losses that decide are those of rank 0.
+All ranks drop the same candidates: the losses that decide are those of rank 0.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy as np
 from cos_ml.rank.candidate import Candidate
 from cos_ml.rank.collectives import Communicator
 
-__all__ = ["best", "race"]
+__all__ = ["best", "train_in_turns"]
 
 
-def race(
+def train_in_turns(
     candidates: Sequence[Candidate], factor: int, min_epochs: int, communicator: Communicator
 ) -> Iterator[tuple[Candidate, int | None]]:
-    """Train candidates in turns, the last one that is left to its end.
+    """Train candidates in turns, those that are left in the end to their own end.
 
-    One that is over before, because of its patience for example, is compared with the others by its last loss.
+    One that has finished before, because of its patience for example, is compared with the others by its last loss.
 
     Args:
         candidates: what to train, each for the first time.
@@ -31,31 +31,27 @@ def race(
         communicator: connects this rank to the others.
 
     Yields:
-        Each candidate once, when its training is to end, and the rung after which it was dropped (1, 2, ...), or None.
+        Each candidate once, when its training is to end, and the rung after which it was dropped (1, 2, ...), or None
+        if it had finished.
     """
-    left, over = list(candidates), dict[Candidate, float]()
-    rung, epochs = 1, min_epochs
-    while running := [one for one in left if one not in over]:
-        alone = len(left) == 1
-        for one in running:
-            one.advance(sys.maxsize if alone else epochs)
-            if not alone:
-                one.pause()
-        own = [0.0 if alone else over[one] if one in over else one.score(epochs) for one in left]
-        scores = communicator.broadcast({"scores": np.array(own)}, 0)["scores"].tolist()
-        stay = [left[index] for index in best(scores, factor)]
-        for one, score in zip(left, scores, strict=True):
-            if one in over:
-                continue
-            if one.over:
-                over[one] = score
-                yield one, None
-            elif one not in stay:
-                yield one, rung
+    left, rung, epochs = list(candidates), 1, min_epochs
+    while len(left) > 1 and not all(one.finished for one in left):
+        for one in left:
+            one.advance(epochs)
+            one.pause()
+        losses = np.array([one.loss_after(epochs) for one in left])
+        losses = communicator.broadcast({"losses": losses}, 0)["losses"]
+        stay = [left[index] for index in best(losses.tolist(), factor)]
+        for one in left:
+            if one not in stay:
+                yield one, None if one.finished else rung
         left, rung, epochs = stay, rung + 1, epochs * factor
+    for one in left:
+        one.advance(sys.maxsize)
+        yield one, None
 
 
-def best(scores: Sequence[float], factor: int) -> list[int]:
-    """The indices of the smallest 1 / factor of the scores, at least one, in order; of equal ones the first count."""
-    kept = math.ceil(len(scores) / factor)
-    return sorted(sorted(range(len(scores)), key=scores.__getitem__)[:kept])
+def best(losses: Sequence[float], factor: int) -> list[int]:
+    """The indices of the smallest 1 / factor of the losses, at least one, in order; of equal ones the first count."""
+    kept = math.ceil(len(losses) / factor)
+    return sorted(sorted(range(len(losses)), key=losses.__getitem__)[:kept])

@@ -27,7 +27,7 @@ from cos_ml.rank.collectives import Communicator
 from cos_ml.rank.context import PhaseTimer, RankContext
 from cos_ml.rank.feed import open_rows
 from cos_ml.rank.grid import KeptTrainers
-from cos_ml.rank.halving import race
+from cos_ml.rank.halving import train_in_turns
 from cos_ml.rank.heartbeat import JOINING, Heartbeat
 from cos_ml.spec import TrainSpec
 
@@ -108,7 +108,7 @@ def _trained(
 ) -> Iterator[tuple[Candidate, int | None]]:
     """Train the candidates; yields each when its training is to end, and the rung after which it was dropped, if so."""
     if spec.halving_factor is not None:
-        yield from race(candidates, spec.halving_factor, spec.halving_min_epochs, communicator)
+        yield from train_in_turns(candidates, spec.halving_factor, spec.halving_min_epochs, communicator)
         return
     for one in candidates:
         one.advance(sys.maxsize)

@@ -44,7 +44,7 @@ class Training:
         context: what this rank knows.
 
     Attributes:
-        over: whether nothing is left to train: all epochs are done, or a callback has stopped it.
+        finished: whether nothing is left to train: all epochs are done, or a callback has stopped it.
     """
 
     def __init__(self, trainer: DistributedTrainer, context: RankContext) -> None:
@@ -71,21 +71,21 @@ class Training:
         if self.writer is not None:
             ordered += [HeartbeatCallback(context.heartbeat, "checkpoint"), self.writer]
             ordered.append(HeartbeatCallback(context.heartbeat, TRAINING))
-        self.over = checkpoint is not None and checkpoint.plain["stopped"] and not self.resumed[1]
+        self.finished = checkpoint is not None and checkpoint.plain["stopped"] and not self.resumed[1]
         epochs, steps = self.schedule.epochs, plan.feeds["train"].steps
         self.callbacks = SkippingCallbackList(trainer, ordered, add_history=True, epochs=epochs, steps=steps)
 
     def advance(self, epochs: int) -> None:
-        """Train on until so many epochs are done, or the training is over."""
+        """Train on until so many epochs are done, or the training has finished."""
         plan, validation = self.trainer.plan, self.feeds["validation"]
-        plan.until = self.epoch if self.over else max(min(epochs, self.schedule.epochs), self.epoch)
+        plan.until = self.epoch if self.finished else max(min(epochs, self.schedule.epochs), self.epoch)
         self.trainer.fit(
             self.feeds["train"].dataset(), epochs=plan.until, initial_epoch=self.epoch, callbacks=self.callbacks,
             validation_data=validation.dataset() if validation.steps else None,
             shuffle=False, verbose=0,  # the feed shuffles
         )  # fmt: skip
         self.epoch = max(self.epoch, len(self.log.seconds))
-        self.over = self.over or plan.stopped or self.epoch >= self.schedule.epochs
+        self.finished = self.finished or plan.stopped or self.epoch >= self.schedule.epochs
 
     def end(self) -> None:
         """End the training: the weights get their final values, and callbacks are told."""
@@ -97,10 +97,10 @@ class Training:
         if self.writer is not None:
             self.writer.close()
 
-    def score(self, epochs: int) -> float:
-        """The loss by which candidates are compared after so many epochs, the smaller the better: of validation rows.
+    def loss_after(self, epochs: int) -> float:
+        """The loss of the network that the training would return after so many epochs; infinite if it is not a number.
 
-        It is the one of the network that the training would return then: with ``restore_best`` the best so far.
+        It is that of the validation rows, if there are any: the last one, or the best so far with ``restore_best``.
 
         Raises:
             InvalidInputError: the steps of the network do not report it.

@@ -14,7 +14,7 @@ from cos_ml import callback
 from cos_ml.data.columns import Column
 from cos_ml.data.spool import PARTS
 from cos_ml.errors import InvalidInputError
-from cos_ml.job.halving import check_comparable, with_rivals
+from cos_ml.job.halving import check_candidates, with_own_checkpoints
 from cos_ml.network.archive import Network
 from cos_ml.rank import train
 from cos_ml.rank.candidate import Candidate
@@ -22,9 +22,10 @@ from cos_ml.rank.collectives import Communicator
 from cos_ml.rank.context import PhaseTimer, RankContext
 from cos_ml.rank.feed import spooled_rows
 from cos_ml.rank.grid import KeptTrainers
-from cos_ml.rank.halving import best
+from cos_ml.rank.halving import best, train_in_turns
 from cos_ml.rank.heartbeat import Heartbeat
-from cos_ml.spec import CheckpointConfig
+from cos_ml.rank.training import Training
+from cos_ml.spec import CheckpointConfig, ClassWeights
 from tests.support.layers import Noise
 from tests.support.spools import inherited
 from tests.support.training import data_of, spec_of
@@ -64,15 +65,16 @@ def trained(spool):
         with contextlib.ExitStack() as stack:
             heartbeat = stack.enter_context(contextlib.closing(Heartbeat(io.StringIO())))
             context = RankContext(Communicator(1), 0, [task], PhaseTimer(), heartbeat, {"candidate": 1})
-            made = {}
+            candidates = []
             for at in kept.order:
                 load = functools.partial(train._load, specs[at], archives)
-                made[Candidate(load, specs[at], context, rows, kept)] = at
-                stack.enter_context(contextlib.closing([*made][-1]))
-            for one, rung in train._trained([*made], specs[0], context.communicator):
+                one = contextlib.closing(Candidate(load, specs[at], context, rows, kept))
+                candidates.append(stack.enter_context(one))
+            for one, rung in train._trained(candidates, specs[0], context.communicator):
                 model, summary = one.end()
                 epochs, resumed = len(summary["epoch_seconds"]), summary["resumed"][0]
-                found[made[one]] = Ended(model.get_weights(), summary["history"], epochs, rung, resumed)
+                ended = Ended(model.get_weights(), summary["history"], epochs, rung, resumed)
+                found[kept.order[candidates.index(one)]] = ended
         return [found[at] for at in range(len(specs))]
 
     return run
@@ -92,7 +94,7 @@ def halved(specs, factor=2):
 
 
 @pytest.mark.parametrize(
-    ("scores", "factor", "expected"),
+    ("losses", "factor", "expected"),
     [
         ([0.5, 0.2, 0.9, 0.1], 2, [1, 3]),
         ([0.5, 0.2, 0.9], 2, [0, 1]),
@@ -101,27 +103,81 @@ def halved(specs, factor=2):
         ([1.0], 4, [0]),
     ],
 )
-def test_the_best_part_stays(scores, factor, expected):
-    assert best(scores, factor) == expected
+def test_the_best_part_stays(losses, factor, expected):
+    assert best(losses, factor) == expected
 
 
-def expected_drops(alone, factor=2, min_epochs=1):
-    """By candidate the rung after which it is dropped, or None, from the losses of whole trainings."""
-    losses = [one.history["val_loss"] for one in alone]
-    left, found, rung, epochs = list(range(len(alone))), [None] * len(alone), 1, min_epochs
-    while len(left) > 1 and any(len(losses[one]) > epochs for one in left):
-        ranked = sorted(left, key=lambda one: (losses[one][:epochs][-1], one))
-        stay = ranked[: -(-len(left) // factor)]
-        for one in left:
-            if one not in stay and len(losses[one]) > epochs:  # others are over
-                found[one] = rung
-        left, rung, epochs = sorted(stay), rung + 1, epochs * factor
-    return found
+@dataclass(eq=False)
+class Scripted:
+    """A candidate with these losses after its epochs, which notes its turns."""
+
+    name: str
+    losses: list[float]
+    turns: list[str]
+    epochs = 0
+
+    @property
+    def finished(self):
+        return self.epochs == len(self.losses)
+
+    def advance(self, epochs):
+        before, self.epochs = self.epochs, min(epochs, len(self.losses))
+        if self.epochs > before:
+            self.turns.append(f"{self.name}{self.epochs}")
+
+    def pause(self):
+        pass
+
+    def loss_after(self, epochs):
+        return self.losses[:epochs][-1]
+
+
+def script(losses, factor, min_epochs):
+    """The turns, and each candidate with its rung in the order in which they end."""
+    turns = []
+    candidates = [Scripted(name, values, turns) for name, values in losses.items()]
+    ends = [(one.name, rung) for one, rung in train_in_turns(candidates, factor, min_epochs, Communicator(1))]
+    return " ".join(turns), ends
+
+
+def test_rungs():
+    """Of nine candidates three train on after two epochs, and one after six; of equal ones the first."""
+    losses = {name: [loss] * 8 for name, loss in zip("abcdefghi", [7, 1, 2, 3, 4, 5, 6, 7, 1], strict=True)}
+    turns, ends = script(losses, factor=3, min_epochs=2)
+    assert turns == "a2 b2 c2 d2 e2 f2 g2 h2 i2 b6 c6 i6 b8"
+    assert ends == [*((name, 1) for name in "adefgh"), ("c", 2), ("i", 2), ("b", None)]
+
+
+def test_one_that_has_finished_is_compared_but_not_dropped():
+    losses = {"a": [1, 0.5], "b": [2] * 9, "c": [0.9] * 4 + [0.1] * 5, "d": [0.8] * 4 + [0.6] * 5, "e": [3]}
+    turns, ends = script(losses, factor=2, min_epochs=4)
+    assert turns == "a2 b4 c4 d4 e1 c8 d8 c9"
+    assert ends == [("b", 1), ("e", None), ("d", 2), ("a", None), ("c", None)]
+
+
+HISTORY = {"step": [5, 10, 15, 20], "loss": [9, 8, 7, 6], "val_loss": [2, 3, 1, float("nan")]}
+
+
+@pytest.mark.parametrize(
+    ("restore_best", "epochs", "expected"),
+    [(False, 1, 3), (True, 1, 2), (True, 2, 1), (False, 2, float("inf")), (False, 9, float("inf"))],
+)
+def test_the_loss_that_decides_is_that_of_the_network_which_would_be_returned(restore_best, epochs, expected):
+    """Also where a resumed training is already beyond that epoch, or ended before it."""
+    training = SimpleNamespace(
+        feeds={"validation": SimpleNamespace(steps=1)}, log=SimpleNamespace(history=HISTORY),
+        schedule=SimpleNamespace(whole=10), spec=SimpleNamespace(restore_best=restore_best),
+    )  # fmt: skip
+    assert Training.loss_after(training, epochs) == expected
+    training.log.history = {"mine": [1.0]}
+    with pytest.raises(
+        InvalidInputError, match=r"compared by 'val_loss', but the network's own steps report \['mine'\]"
+    ):
+        Training.loss_after(training, epochs)
 
 
 AVERAGED = optimizer(keras.optimizers.AdamW, use_ema=True)
 PLATEAU = callback("ReduceLROnPlateau", patience=0, factor=0.5, min_delta=9.0)
-NOISY = {"network": 1, "modules": ("tests.support.layers",), "learning_rate": 0.4}  # random numbers of the process
 CANDIDATES = [  # those that set learning_rate alone share a trace
     {"learning_rate": 1e-6},
     {"learning_rate": 0.3},
@@ -130,8 +186,7 @@ CANDIDATES = [  # those that set learning_rate alone share a trace
     {"learning_rate": 0.4, "patience": 0, "restore_best": True},
     {"learning_rate": 0.4, "max_steps": 5},
     {"learning_rate": 0.03, "compile": AVERAGED},
-    {"learning_rate": 0.2, "dtype_policy": "mixed_bfloat16"},
-    NOISY,
+    {"learning_rate": 0.4, "network": 1, "modules": ("tests.support.layers",)},  # random numbers of the process
 ]
 
 
@@ -139,52 +194,29 @@ def test_candidates_are_what_they_are_alone_at_their_last_epoch(trained):
     """Those that are dropped as trainings of fewer epochs, the others as whole ones; a plain grid trains those."""
     models = [network(), network(layer=Noise())]
     plain = [spec_of(**{"epochs": 5} | HELD | one) for one in CANDIDATES]
-    alone, together = trained(plain, models), trained(halved(plain), models)
-    assert dropped(together) == expected_drops(alone)
+    together = trained(halved(plain), models)
     assert {1, 2, None} <= {*dropped(together)}
-    ends = [at for at, one in enumerate(together) if one.dropped]
-    short = trained([replace(plain[at], epochs=together[at].epochs) for at in ends], models)
-    for at, one in enumerate(together):
-        assert same(one, short[ends.index(at)] if one.dropped else alone[at]), CANDIDATES[at]
+    pairs = zip(plain, together, strict=True)
+    ends = [replace(spec, epochs=one.epochs) if one.dropped else spec for spec, one in pairs]
+    for one, alone, changes in zip(together, trained(ends, models), CANDIDATES, strict=True):
+        assert same(one, alone), changes
 
 
-def test_ranks_decide_alike(ranks):
-    """On two ranks, of which one has no rows in some steps."""
+def test_ranks_drop_alike(ranks):
+    """On two ranks, of which one has no rows in some steps; by the losses that candidates have alone."""
     rows = data(53)
     parts = [{field: values[a:b] for field, values in rows.items()} for a, b in ((0, 36), (36, 53))]
     plain = [spec_of(epochs=3, learning_rate=rate, **HELD) for rate in (1e-6, 0.3, 1e-3)]
     alone, together = (ranks.fit(specs, [network()], parts) for specs in (plain, halved(plain)))
-    assert [one.summaries[0]["dropped"] for one in together] == expected_drops(alone)
-    assert [one.summaries[1]["dropped"] for one in together] == expected_drops(alone)
-    winner = [one.summaries[0]["dropped"] for one in together].index(None)
+    losses = np.array([one.history["val_loss"] for one in alone])
+    *stay, worst = losses[:, 0].argsort().tolist()
+    winner, second = sorted(stay, key=lambda at: losses[at, 1])
+    for rank in (0, 1):
+        found = {at: one.summaries[rank]["dropped"] for at, one in enumerate(together)}
+        assert found == {worst: 1, second: 2, winner: None}
     assert together[winner].history == alone[winner].history
     weights = (one[winner].network.get_weights() for one in (together, alone))
     assert all(np.array_equal(a, b) for a, b in zip(*weights, strict=True))
-
-
-def test_the_best_validation_so_far_decides_with_restore_best(trained):
-    changes = [{"learning_rate": rate, "restore_best": True, "validation_steps": 2} for rate in (2.0, 0.1, 0.5)]
-    plain = [spec_of(**{"epochs": 3} | HELD | one) for one in changes]
-    alone, together = trained(plain, [network()]), trained(halved(plain, 3), [network()])
-    first = []
-    for one in alone:
-        steps = one.history["step"]
-        first.append(
-            [loss for loss, step in zip(one.history["val_loss"], steps, strict=True) if step <= steps[-1] // 3]
-        )
-    assert {len(losses) for losses in first} == {2}
-    winner = int(np.argmin([min(losses) for losses in first]))
-    assert [rung is None for rung in dropped(together)] == [at == winner for at in range(3)]
-    assert same(together[winner], alone[winner])
-
-
-def test_rungs(trained):
-    """Nine candidates, of which three train on after two epochs, and one after six."""
-    race = {"epochs": 8, "halving_factor": 3, "halving_min_epochs": 2}
-    found = trained([spec_of(learning_rate=0.1 + 0.05 * at, **race) for at in range(9)], [network()])
-    rungs = [(one.epochs, one.dropped) for one in found]
-    assert sorted(rung for rung in rungs if rung[1]) == [(2, 1)] * 6 + [(6, 2)] * 2
-    assert [rung for rung in rungs if not rung[1]] == [(8, None)]
 
 
 def test_a_loss_that_is_not_finite_is_the_worst(trained):
@@ -192,7 +224,7 @@ def test_a_loss_that_is_not_finite_is_the_worst(trained):
     assert [(one.epochs, one.dropped) for one in trained(halved(specs), [network()])] == [(1, 1), (4, None)]
 
 
-def test_a_race_resumes_where_it_was(trained, tmp_path):
+def test_a_grid_resumes_where_it_was(trained, tmp_path):
     """A rank fails in the third epoch of the second candidate: the first has trained three, and the last none."""
 
     def specs(broken):
@@ -222,34 +254,50 @@ def test_a_race_resumes_where_it_was(trained, tmp_path):
 # ── what the driver refuses ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def candidates(*changes):
-    specs = [spec_of(**{"name": f"candidate {at}", "halving_factor": 2} | one) for at, one in enumerate(changes)]
-    return [SimpleNamespace(spec=spec) for spec in specs]
+def specs(*changes):
+    return [
+        spec_of(**{"name": f"candidate {at}", "epochs": 2, "halving_factor": 2} | one) for at, one in enumerate(changes)
+    ]
 
 
+MSE = {"compile": {"optimizer": "sgd", "loss": "mse"}}
 LOGS = {"callbacks": (callback("CSVLogger", filename="/logs/a.csv"),)}
+WEIGHED = {"class_weights": ClassWeights("y0", 3)}
 REFUSED = {
-    "losses": ([{}, {"compile": {"optimizer": "sgd", "loss": "mse"}}], [1, 1], "have different losses"),
+    "losses": ([{}, MSE], [1, 1], "have different losses"),
+    "classes": ([{}, WEIGHED], [1, 1], "have different classWeights and no validation rows"),
     "jobs": ([{}, {}], [1, 2], "candidate 0 and candidate 1 train in jobs of their own"),
     "files": ([LOGS, LOGS], [1, 1], "candidate 0 and candidate 1 both write to '/logs/a.csv'"),
+    "epochs": (
+        [{"epochs": 1}, {"epochs": 1}],
+        [1, 1],
+        "halvingMinEpochs: expected fewer than epochs, received 1 and 1",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_can_not_be_compared_is_refused_by_name(name):
+def test_what_can_not_be_compared_or_dropped_is_refused_by_name(name):
     changes, jobs, message = REFUSED[name]
     with pytest.raises(InvalidInputError, match=message):
-        check_comparable(candidates(*changes), jobs)
-    check_comparable(candidates(*({"halving_factor": None} | one for one in changes)), jobs)
+        check_candidates(specs(*changes), jobs)
+    check_candidates(specs(*({"halving_factor": None} | one for one in changes)), jobs)
 
 
-def test_checkpoints_belong_to_the_candidates_together():
+def test_what_can_be_compared():
+    check_candidates(specs(HELD, HELD | WEIGHED, HELD | {"learning_rate": 0.3, "epochs": 1}), [1, 1, 1])
+    check_candidates(specs(LOGS | {"epochs": 1}), [1])
+
+
+def test_checkpoints_belong_to_exactly_these_candidates():
     configs = [CheckpointConfig(f"/states/candidate-{at}") for at in range(3)]
-    specs = [spec_of(checkpoint=config, halving_factor=2) for config in configs]
-    urls = [[spec.checkpoint.url for spec in with_rivals(some)] for some in (specs, specs[:2], specs[::-1])]
+    halving = specs(*({"checkpoint": config} for config in configs))
+    urls = [
+        [spec.checkpoint.url for spec in with_own_checkpoints(some)] for some in (halving, halving[:2], halving[::-1])
+    ]
     assert len({*urls[0], *urls[1]}) == 5
     assert urls[2] == urls[0][::-1]
-    other = [replace(spec, halving_min_epochs=2) for spec in specs]
-    assert not {spec.checkpoint.url for spec in with_rivals(other)} & {*urls[0]}
-    plain = [replace(spec, halving_factor=None) for spec in specs]
-    assert [spec.checkpoint for spec in with_rivals(plain)] == configs
+    other = [replace(spec, halving_min_epochs=2) for spec in halving]
+    assert not {spec.checkpoint.url for spec in with_own_checkpoints(other)} & {*urls[0]}
+    plain = [replace(spec, halving_factor=None) for spec in halving]
+    assert [spec.checkpoint for spec in with_own_checkpoints(plain)] == configs
