@@ -18,6 +18,7 @@ from pyspark.sql import types as T
 from cos_ml import DeepNetEstimator, DeepNetModel, broadcasts
 from cos_ml.data.parquet_plan import stored_frame
 from cos_ml.errors import ClusterError, InvalidInputError, RankError, SavedModelError
+from cos_ml.network.keras_import import import_tensorflow
 from tests.support import reference
 from tests.support.layers import Misbehaving
 from tests.support.reference import assert_same_weights, estimator
@@ -98,6 +99,15 @@ def test_a_saved_model_gives_the_same_outputs(df, model, tmp_path):
     loaded = DeepNetModel.load(path)
     assert loaded.uid == model.uid
     np.testing.assert_array_equal(outputs(loaded.transform(df)), outputs(model.transform(df)))
+
+
+def test_an_exported_file_computes_what_keras_computes(df, model, tmp_path):
+    exported = model.export(tmp_path / "served" / "1", rows=df)
+    assert exported.rows == 32
+    served = import_tensorflow().saved_model.load(exported.path)
+    features = reference.data(ROWS)[0].astype(np.float32)
+    found = served.signatures["serving_default"](features=features)["probability"].numpy()
+    np.testing.assert_allclose(found, model.toKeras().predict(features, verbose=0), atol=1e-6)
 
 
 def test_a_saved_estimator_comes_back(spark, tmp_path):

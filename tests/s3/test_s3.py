@@ -14,6 +14,7 @@ from pyspark.ml import Pipeline, PipelineModel
 
 from cos_ml import DeepNetEstimator, DeepNetModel, callback, read_sequence_file, write_sequence_file
 from cos_ml.errors import RankError, SavedModelError
+from cos_ml.network.keras_import import import_tensorflow
 from tests.support import reference
 from tests.support.layers import Misbehaving
 from tests.support.reference import assert_same_weights, estimator, split
@@ -101,6 +102,20 @@ def test_models_are_saved_and_loaded_and_scores_written(spark, rows, model, fold
     scores = spark.read.parquet(for_spark(f"{folder}/scores"))
     assert sorted(row.prediction for row in scores.collect()) == sorted(expected)
     assert len(scores.first().hidden) == 16
+
+
+def test_a_model_is_exported_and_replaced(rows, model, folder, tmp_path):
+    for url, overwrite in ((f"{folder}/served/1", False), (for_spark(f"{folder}/served/1"), True)):
+        model.export(url, rows=rows, overwrite=overwrite)
+    with pytest.raises(SavedModelError, match="already exists"):
+        model.export(f"{folder}/served/1")
+    s3fs.S3FileSystem().get(f"{folder}/served/1", str(tmp_path / "served"), recursive=True)
+    served = import_tensorflow().saved_model.load(str(tmp_path / "served"))
+    features = reference.data(20)[0].astype(np.float32)
+    found = served.signatures["serving_default"](features=features)["hidden"].numpy()
+    network = model.toKeras()
+    expected = keras.Model(network.inputs, network.get_layer("hidden").output).predict(features, verbose=0)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_a_pipeline_is_saved_by_spark(rows, model, folder):
