@@ -22,6 +22,7 @@ SENTENCES = [
 def main(path: str, sentences: list[str]) -> None:
     """Load the Pipeline, and show the library of each sentence with its probability."""
     if find_spec("keras_hub"):  # a Pipeline of train.py --preset has its layers: loading a file imports no module
+        from cos_ml import DeepNetModel  # noqa: F401 - before keras_hub: this hides TensorFlow's start-up messages
         import keras_hub  # noqa: F401
     spark = start_spark()
     texts = spark.createDataFrame([(one,) for one in sentences], "text string")
