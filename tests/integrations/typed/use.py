@@ -8,6 +8,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from cos_ml import DeepNetEstimator, DeepNetModel, ImageAssembler, callback, read_images
 from cos_ml.errors import CosMLError
+from cos_ml.exporting import ExportedModel
 from cos_ml.summary import EvaluationSummary, TrainingSummary
 from cos_ml.text import Vocabulary, VocabularyModel
 
@@ -26,6 +27,7 @@ def use(spark: SparkSession, df: DataFrame, net: keras.Model) -> None:
     assert_type(model.summary, TrainingSummary)
     assert_type(model.summary.history, dict[str, list[Any]])
     assert_type(model.evaluate(df), EvaluationSummary)
+    assert_type(model.export("digits.onnx", "onnx"), ExportedModel)
     assert_type(model.setPredictionCol("p").getPredictionCol(), str)
     assert_type(DeepNetModel.load("path"), DeepNetModel)
     assert_type(ImageAssembler.load("path"), ImageAssembler)
