@@ -121,7 +121,7 @@ test-connect-hosts:
 # MLflow, ONNX, keras-hub and other packages that cos_ml works with, in an environment of their own.
 test-integrations:
 	$(MAKE) setup STACK=integrations VENV=.venv-integrations
-	.venv-integrations/bin/python -m pytest tests/integrations
+	.venv-integrations/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/integrations
 
 # No constraints and no bounds: installed anew each time.
 test-newest:

@@ -65,7 +65,7 @@ def main(path: str, rows: int, preset: str | None) -> None:
         stages = [split, vocabulary, network.setModel(small_network()).setLearningRate(2e-3)]
     baseline = [
         split,
-        HashingTF(inputCol="split", outputCol="counts", numFeatures=1 << 16),
+        HashingTF(inputCol="split", outputCol="counts"),
         IDF(inputCol="counts", outputCol="features"),
         LogisticRegression(regParam=0.01),
     ]

@@ -24,4 +24,3 @@ def test_with_a_preset_of_keras_hub(tmp_path):
     preset = save_classifier(tmp_path / "preset")
     printed = run("text_classification/train.py", "--rows", "40", "--preset", preset, str(tmp_path / "model"))
     assert accuracies(printed).keys() == {"LogisticRegression", "network"}
-    assert "probability" in run("text_classification/score.py", "--path", str(tmp_path / "model"))
