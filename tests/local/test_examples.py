@@ -44,6 +44,7 @@ def test_from_a_folder_of_images():
     assert float(accuracy) > 0.9
 
 
+@pytest.mark.long
 def test_captions():
     printed = run("captions/train.py", "1000", "3")
     (accuracy,) = re.findall(r"^token accuracy on held-out pictures: (0\.\d{4})$", printed, re.MULTILINE)
@@ -52,6 +53,7 @@ def test_captions():
     assert re.search(r"^\|an? [a-z ]+\|(an?|two) [a-z ]+\|0\.\d{3} +\|$", printed, re.MULTILINE)
 
 
+@pytest.mark.long
 def test_page_ranking():
     printed = run("page_ranking/train.py", "800")
     found = dict(re.findall(r"^(as shown|LogisticRegression|network) +(0\.\d{4})$", printed, re.MULTILINE))
