@@ -8,7 +8,7 @@ SKIP = processes
 # Processes with the tests of a file at a time; three of those with a session, for a fit waits as long as it computes.
 PYTEST = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test unit local test-conformance test-conformance-all test-latest test-connect test-cluster test-yarn yarn-kills test-s3 test-tables test-kubernetes test-networks test-connect-hosts test-processes test-long test-integrations test-newest fuzz-lmdb params notebooks docs dist lint format benchmark clean
+.PHONY: help setup demo test unit local test-conformance test-conformance-all test-latest test-connect test-cluster test-yarn yarn-kills test-s3 test-tables test-kubernetes test-networks test-connect-hosts test-processes test-long test-integrations test-newest fuzz params notebooks docs dist lint format benchmark clean
 
 help:
 	@echo "make demo            train, save, reload and score a Pipeline on real data (sets everything up)"
@@ -28,7 +28,7 @@ help:
 	@echo "make test-networks   the tests on hosts with awkward networks; needs root, and Debian's nftables, iproute2"
 	@echo "make test-integrations  the tests of MLflow, exports, keras-hub and so on, with these packages (1 GB) in .venv-integrations"
 	@echo "make test-newest     the tests on the newest releases that exist, to see whether bounds in setup.cfg can be raised"
-	@echo "make fuzz-lmdb       reads 100,000 damaged LMDB files; SEED=... for others"
+	@echo "make fuzz            reads damaged files: FORMAT=all, or lmdb, keras and so on; FILES=10000, SEED=0"
 	@echo "make unit, local     a part of make test, without lint"
 	@echo "make lint            ruff and mypy"
 	@echo "make format          ruff format, and ruff's automatic fixes"
@@ -157,9 +157,12 @@ dist: .venv-docs/.ready
 	.venv-docs/bin/python -m build
 	.venv-docs/bin/twine check --strict dist/*
 
-# A damaged file is read or refused: 100,000 of them, each batch in a process of its own.
-fuzz-lmdb: setup
-	$(BIN)/python -m tests.support.lmdb_fuzz 100000 $(SEED)
+# A damaged file is read or refused, by a process with a bound of memory and time.
+FORMAT ?= all
+FILES ?= 10000
+SEED ?= 0
+fuzz: setup
+	$(BIN)/python -m tests.fuzz $(FORMAT) $(FILES) $(SEED)
 
 benchmark: setup
 	$(BIN)/python -m tests.benchmarks

@@ -13,7 +13,8 @@ import os
 import tempfile
 import weakref
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,20 @@ def _taken(network: Network, source: Network) -> tuple[Network, Report]:
 # ── Keras's files ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@contextmanager
+def _reading_h5() -> Iterator[None]:
+    """What goes wrong with an HDF5 file is an InvalidInputError."""
+    try:
+        yield
+    except InvalidInputError:
+        raise
+    except SavedModelError as error:
+        raise InvalidInputError(f"Param initialWeights: {error}") from error
+    except Exception as error:  # damage makes h5py raise various types
+        raise InvalidInputError(f"Param initialWeights: the HDF5 file is damaged: {error}.") from error
+
+
+@_reading_h5()
 def _from_h5(model: Any, data: bytes, own: Path) -> tuple[dict[str, str], dict[str, str]]:
     """Sets weights from an HDF5 file of Keras's; returns what was taken, and what was not and why."""
     import h5py
@@ -243,15 +258,10 @@ def _layers_of_h5(data: bytes) -> tuple[bool, list[str]]:
     """Whether a file has Keras's format of before version 3, and the names of its layers; checked, as any file."""
     import h5py
 
-    try:
-        with h5py.File(io.BytesIO(data)) as file:
-            untrusted.check_h5(file, len(data))
-            legacy = "layer_names" in file.get("model_weights", file).attrs
-            names = list(_legacy_layers(file, {}) if legacy else _groups(file))
-    except SavedModelError as error:
-        raise InvalidInputError(f"Param initialWeights: {error}") from error
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise InvalidInputError(f"Param initialWeights: the HDF5 file is damaged: {error}.") from error
+    with _reading_h5(), h5py.File(io.BytesIO(data)) as file:
+        untrusted.check_h5(file, len(data))
+        legacy = "layer_names" in file.get("model_weights", file).attrs
+        names = list(_legacy_layers(file, {}) if legacy else _groups(file))
     if not names:
         raise InvalidInputError("Param initialWeights: the HDF5 file has no Keras layers.")
     return legacy, names

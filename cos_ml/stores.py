@@ -30,6 +30,7 @@ LASTING = (
     NotImplementedError, PermissionError, TypeError, ValueError,
 )  # fmt: skip
 LASTING_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP)
+NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # a file system that has none
 # What fsspec's file systems call the version of a file, by priority.
 VERSIONS = ("ETag", "etag", "mtime", "modification_time", "LastModified", "last_modified", "updated", "created")
 
@@ -156,8 +157,15 @@ def _write(filesystem: Any, path: str, pieces: Sequence[Any]) -> None:
             for start in range(0, len(view), PIECE):  # hdfs-native needs ten times as long for what is not bytes
                 file.write(view[start : start + PIECE].tobytes())
         file.flush()
-        with contextlib.suppress(AttributeError, OSError):  # only files on a disk have a fileno
-            os.fsync(file.fileno())
+        try:
+            descriptor = file.fileno()
+        except (AttributeError, OSError):  # only files on a disk have one
+            return
+        try:
+            os.fsync(descriptor)
+        except OSError as error:  # here some disks say that they are full
+            if error.errno not in NO_FSYNC:
+                raise
 
 
 def _rename(filesystem: Any, unfinished: str, path: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from cos_ml.data.table_formats import check_plain_files
 from cos_ml.errors import InvalidInputError
 from cos_ml.stores import exists, open_filesystem, retried
 
-__all__ = ["BUFFER", "DataFile", "find_files", "folder_values", "list_files", "opened", "visible"]
+__all__ = ["BUFFER", "DataFile", "column_chunks", "find_files", "folder_values", "list_files", "opened", "visible"]
 
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # null, in the name of a folder
 LISTED = 16  # URLs that are looked at at the same time
@@ -75,10 +76,54 @@ def opened(file: DataFile) -> Iterator[Any]:
     with file.filesystem.open(file.path) as source:
         try:
             yield pq.ParquetFile(source, pre_buffer=False, buffer_size=BUFFER)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        except (pa.ArrowException, UnicodeDecodeError, OSError) as error:  # names may be no texts
             if isinstance(error, OSError) and (type(error) is not OSError or error.errno):  # not one of pyarrow's
                 raise
             raise InvalidInputError(f"The file {file.path} can't be read as Parquet: {error}") from error
+
+
+class _Touched(Exception):
+    """A file without content is read."""
+
+
+class _NoContent(io.RawIOBase):
+    """A file that has a size and no content."""
+
+    at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: 1 << 60}[whence]
+        return self.at
+
+    def read(self, size: int = -1) -> bytes:
+        raise _Touched
+
+
+def column_chunks(stored: Any, group: int, columns: Sequence[str]) -> list[tuple[str, Any]]:
+    """What the footer of an open file says of columns in a row group, by column: one item for each part of a column.
+
+    Where that is damaged, pyarrow ends the process. Only when it begins to read the columns it raises an error instead:
+    so they are first read from a file without content.
+    """
+    import pyarrow.parquet as pq
+
+    metadata = stored.metadata
+    names = [metadata.schema.column(at).path.split(".")[0] for at in range(metadata.num_columns)]
+    leaves = [(at, name) for at, name in enumerate(names) if name in columns]
+    if leaves:
+        again = pq.ParquetFile(_NoContent(), metadata=metadata, pre_buffer=False, buffer_size=BUFFER)
+        with contextlib.suppress(_Touched):
+            next(again.iter_batches(1, row_groups=[group], columns=list(columns), use_threads=False), None)
+    return [(name, metadata.row_group(group).column(at)) for at, name in leaves]
 
 
 def folder_values(root: str, path: str) -> dict[str, str | None]:

@@ -27,7 +27,7 @@ from cos_ml.data.parquet import (
     validation_mask,
     values_of,
 )  # fmt: skip
-from cos_ml.data.parquet_files import DataFile, find_files, opened
+from cos_ml.data.parquet_files import DataFile, column_chunks, find_files, opened
 from cos_ml.data.ragged import Ragged
 from cos_ml.data.raw_columns import is_readable, is_vector, plain
 from cos_ml.data.spool import SCANNED, raise_on_invalid, row_keys, validates
@@ -181,12 +181,12 @@ def _count(
         for name in column_names([names[one.field]], folders)
     }
     size = 0
-    for chunk in map(metadata.column, range(metadata.num_columns)):
-        dtype = varying.get(chunk.path_in_schema.split(".")[0])
-        if dtype is not None and chunk.physical_type == "BYTE_ARRAY":
+    for name, chunk in column_chunks(file, index, [*varying]):
+        dtype = varying[name]
+        if chunk.physical_type == "BYTE_ARRAY":
             overhead = STRING_OVERHEAD if dtype == "string" else 0
             size += chunk.total_uncompressed_size + chunk.num_values * overhead
-        elif dtype is not None:
+        else:
             size += chunk.num_values * (8 if dtype == "string" else np.dtype(dtype).itemsize)
     return metadata.num_rows, validation, size
 
@@ -221,7 +221,9 @@ def _row_layout(
     file, index = next(places)
     columns = column_names([names[column.field] for column in spec.columns], file.folders)
     with opened(file) as stored:
-        preview = next(stored.iter_batches(PREVIEW_ROWS, row_groups=[index], columns=columns))
+        preview = next(stored.iter_batches(PREVIEW_ROWS, row_groups=[index], columns=columns), None)
+    if preview is None:
+        raise InvalidInputError(f"The file {file.path} is damaged: row group {index} lacks the rows in its footer.")
     shapes, dtypes, held = {}, {}, 0
     for column in spec.columns:
         array, row_errors = decode_stored(values_of(preview, names[column.field], column, file.folders), column)

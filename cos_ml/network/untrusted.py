@@ -13,6 +13,7 @@ import io
 import json
 import re
 import sys
+import time
 import zipfile
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -38,9 +39,15 @@ STATE = "cos_ml_state.bin"  # what Keras's format loses, see state.py
 MEMBER = re.compile(rf"(metadata\.json|config\.json|{re.escape(STATE)}|model(_\d+)?\.weights\.(h5|json)|assets/.+)")
 MAX_RATIO = 100  # of unpacked bytes to packed ones; Keras itself does not compress
 HARMLESS_BYTES = 64 << 20  # accepted whatever the ratio
+MAX_MEMBERS = 10_000  # of an archive; Keras's have some three, and those of tokenizers
 MAX_CONFIG_BYTES = 64 << 20
+MAX_CONFIG_PARTS = 2_000_000  # lists and objects in it
+MAX_H5_OBJECTS = 50_000  # groups and arrays of an HDF5 file: a layer has some five
+MAX_H5_DEPTH = 100  # of groups in groups
+MAX_H5_SECONDS = 10.0  # of the processor, to look at them
 MAX_METADATA_BYTES = 1 << 16
 CODE = ("Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper")
+DIRECTORY_ENTRY = b"PK\1\2"  # how each member's begins at the end of an archive
 SYMLINK = 0o12  # file type in the upper bits of a zip member's attributes
 FILE_AS_BASE64 = re.compile(r"[A-Za-z0-9+/]{2048,}={0,2}")  # keras-hub takes shorter ones for a path
 OWN_MODULES = re.compile(r"builtins|keras(?!\.(src\.)?(utils|applications|datasets)|\.src\.saving|\.config)(\.\w+)*")
@@ -99,11 +106,15 @@ def modules_of(archive: bytes) -> set[str]:
 
 def check_zip(data: bytes, what: str, member: re.Pattern[str] = re.compile(r"\w+\.npy")) -> None:
     """Raises SavedModelError for a zip file with unexpected members, or one that unpacks to far more than its size."""
+    if data.count(DIRECTORY_ENTRY) > MAX_MEMBERS:  # counted before zipfile makes an object of each
+        raise SavedModelError(f"Refusing to load the {what}: its archive has more than {MAX_MEMBERS:,} members.")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as file:
             members = file.infolist()
     except Exception as error:  # damaged bytes make zipfile raise various types
         raise SavedModelError(f"The {what} ({len(data):,} bytes) is damaged: not a zip archive ({error}).") from error
+    if len({info.filename for info in members}) < len(members):
+        raise SavedModelError(f"Refusing to load the {what}: an archive member is in it twice.")
     for info in members:
         parts = info.filename.replace("\\", "/").split("/")
         if not member.fullmatch(info.filename) or ".." in parts or info.external_attr >> 28 == SYMLINK:
@@ -116,27 +127,36 @@ def check_zip(data: bytes, what: str, member: re.Pattern[str] = re.compile(r"\w+
 
 
 def check_h5(file: Any, size: int) -> None:
-    """Raises SavedModelError for an open HDF5 file of ``size`` bytes that links elsewhere, or unpacks to far more."""
+    """Raises SavedModelError for an open HDF5 file of ``size`` bytes that links elsewhere, or unpacks to far more.
+
+    Each object is looked at once, and only so many of them, so deep and for so long.
+    """
     import h5py
 
-    todo, unpacked = [file], 0
+    todo, looked, unpacked, begun = [(file, 0)], 0, 0, time.thread_time()
     seen = {h5py.h5o.get_info(file.id).addr}
     while todo:
-        group = todo.pop()
+        group, depth = todo.pop()
         for name in group:
+            looked += 1
+            if looked > MAX_H5_OBJECTS or depth > MAX_H5_DEPTH or time.thread_time() - begun > MAX_H5_SECONDS:
+                raise SavedModelError(
+                    f"Refusing to load the HDF5 file: it has more than {MAX_H5_OBJECTS:,} objects, is deeper than "
+                    f"{MAX_H5_DEPTH} groups, or takes longer than {MAX_H5_SECONDS:g} s to look at."
+                )
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                 raise SavedModelError(f"Refusing to load the HDF5 file: {name!r:.80} is a link.")
             one = group[name]
+            place = h5py.h5o.get_info(one.id).addr
             if isinstance(one, h5py.Group):
-                place = h5py.h5o.get_info(one.id).addr
                 if place in seen:  # which may contain itself
                     raise SavedModelError(f"Refusing to load the HDF5 file: the group {name!r:.80} is in it twice.")
-                seen.add(place)
-                todo.append(one)
-            elif isinstance(one, h5py.Dataset):
+                todo.append((one, depth + 1))
+            elif isinstance(one, h5py.Dataset) and place not in seen:
                 if one.external or one.is_virtual:
                     raise SavedModelError(f"Refusing to load the HDF5 file: the values of {name!r:.80} are elsewhere.")
                 unpacked += one.nbytes
+            seen.add(place)
     if unpacked > MAX_RATIO * size + HARMLESS_BYTES:
         raise SavedModelError(f"Refusing to load the HDF5 file: {size:,} bytes would unpack to {unpacked:,}.")
 
@@ -145,7 +165,10 @@ def config_of(archive: bytes) -> Any:
     """The serialized model in a ``.keras`` archive. Raises SavedModelError if it is damaged."""
     with zipfile.ZipFile(io.BytesIO(archive)) as file:
         try:
-            return json.loads(file.read(CONFIG))
+            content = file.read(CONFIG)
+            if content.count(b"{") + content.count(b"[") > MAX_CONFIG_PARTS:
+                raise ValueError(f"its {CONFIG} has more than {MAX_CONFIG_PARTS:,} parts")
+            return json.loads(content)
         except Exception as error:  # damaged bytes make zipfile and json raise various types
             raise SavedModelError(f"The network's archive is damaged: {error}.") from error
 

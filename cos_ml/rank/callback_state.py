@@ -28,7 +28,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-__all__ = ["get_state", "set_state"]
+__all__ = ["check_state", "get_state", "set_state"]
 
 DEPTH = 50  # of containers within containers; one that contains itself has no end
 PLAIN = (type(None), bool, int, float, str)
@@ -83,6 +83,15 @@ def set_state(holder: Any, plain: Mapping[str, Any], arrays: Mapping[str, np.nda
         found = _decode(value, arrays, before)
         if found is not before:
             setattr(holder, name, found)
+
+
+def check_state(plain: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError for what ``set_state`` could not set."""
+    try:
+        for value in plain.values():
+            _decode(value, arrays)
+    except Exception as error:  # the constructors of many types
+        raise ValueError(f"what it says of callbacks: {type(error).__name__}: {error}") from error
 
 
 def _encode(value: Any, arrays: Arrays, depth: int = 0) -> Any:

@@ -8,8 +8,9 @@ A folder contains the checkpoints of one fit::
             checkpoint-auto-000002-000000000    after two epochs and no step of the third
 
 Readers see a checkpoint whole or not at all: it is written under another name and renamed or, on an object store,
-written at once. It ends with a hash of its content. The last two are kept: where the newest is damaged, the one before
-it is used. What fails because the storage is away or busy is tried again for a few seconds.
+written at once. It states its format and ends with a hash of its content. The last two are kept: where the newest is
+damaged, or of another format or network, the one before it is used. What fails because the storage is away or busy is
+tried again for a few seconds.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -34,11 +35,13 @@ from cos_ml.stores import exists, is_local, make_folder, open_filesystem, retrie
 
 __all__ = ["Checkpoint", "CheckpointStore", "acquire", "find"]
 
+FORMAT = 1  # of a checkpoint's content; files that state none have this one
 KEPT = 2
 HASH = hashlib.blake2b().digest_size
 HEADER = "header"  # beside the arrays' names
 NAME = re.compile(r"(?:checkpoint|state)-\w+-\d{6,}-\d{9,}")  # "state": an earlier format, reported as damaged
 SHOWN = 60  # characters of a value in a message
+MAX_FIT_BYTES = 16 << 20  # of fit.json
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Checkpoint:
 
     def dump(self) -> list[Any]:
         """A file as bytes-like pieces: the arrays and, as JSON, the rest, then a hash of it all."""
-        header = {"epoch": self.epoch, "step": self.step, "plain": self.plain}
+        header = {"format": FORMAT, "epoch": self.epoch, "step": self.step, "plain": self.plain}
         pieces = blobs.dump({HEADER: json.dumps(header).encode(), **self.arrays})
         digest = hashlib.blake2b()
         for piece in pieces:
@@ -75,15 +78,34 @@ class Checkpoint:
         """The checkpoint in a file that ``dump`` returned.
 
         Raises:
-            ValueError: the data is damaged, or was written by another version.
+            ValueError: the data is damaged, or has another format.
         """
         content = memoryview(data)[:-HASH]
         if len(data) < HASH or hashlib.blake2b(content).digest() != data[-HASH:]:
             raise ValueError(f"its hash does not match its {len(data):,} bytes")
         arrays = blobs.load(content)
-        if HEADER not in arrays:
-            raise ValueError("it has no header")
-        return cls(**json.loads(arrays.pop(HEADER)), arrays=arrays)
+        return cls(*_header(arrays.pop(HEADER, b"null")), arrays=_arrays(arrays))
+
+
+def _header(content: Any) -> tuple[int, int, dict[str, Any]]:
+    """Epoch, step and the plain part of a checkpoint; raises ValueError where they are missing or of another format."""
+    try:
+        header = json.loads(content)
+    except (RecursionError, TypeError) as error:
+        raise ValueError(f"its header is no JSON: {error}") from error
+    header = header if isinstance(header, dict) else {}
+    if (found := header.get("format", FORMAT)) != FORMAT:
+        raise ValueError(f"it has format {_short(found)}, expected {FORMAT}: another version of cos_ml wrote it")
+    epoch, step, plain = (header.get(name) for name in ("epoch", "step", "plain"))
+    if not isinstance(plain, dict) or not all(type(one) is int and one >= 0 for one in (epoch, step)):
+        raise ValueError("its header lacks the epoch, the step or what belongs to them")
+    return epoch, step, plain  # type: ignore[return-value]
+
+
+def _arrays(items: dict[str, Any]) -> dict[str, np.ndarray]:
+    if other := next((name for name, item in items.items() if not isinstance(item, np.ndarray)), None):
+        raise ValueError(f"{other!r:.80} is no array")
+    return items
 
 
 def acquire(config: CheckpointConfig) -> None:
@@ -107,23 +129,48 @@ def _acquire(config: CheckpointConfig) -> None:
     filesystem, root = _open(config.url)
     make_folder(filesystem, root)
     path = f"{root}/fit.json"
-    stored = json.loads(filesystem.cat_file(path)) if exists(filesystem, path) else None
+    stored, wrong = _stored_fit(filesystem, path)
     fit = json.loads(json.dumps(config.fit))
-    if stored == fit:
+    if stored == fit and not wrong:
         return
-    if stored is not None and config.run == ANY_RUN:
+    if (stored is not None or wrong) and config.run == ANY_RUN:
         raise InvalidInputError(
-            f"Param checkpointDir: {config.url} contains checkpoints of another fit: {_difference(stored, fit)}. "
-            'Use another folder for this fit, or set resume="never" to delete those checkpoints and start over.'
+            f"Param checkpointDir: {config.url} {wrong or _another(stored, fit)}. Use another folder for this fit, or "
+            'set resume="never" to delete the checkpoints there and start over.'
         )
     for rows in _rows(filesystem, root):
         filesystem.rm(rows, recursive=True)
     write_whole(filesystem, path, [json.dumps(fit, indent=1).encode()])
 
 
-def _difference(stored: Any, fit: dict[str, Any]) -> str:
+def _stored_fit(filesystem: Any, path: str) -> tuple[dict[str, Any] | None, str]:
+    """What identifies the fit that has the folder, or None; and what is wrong with the file that says it, or ""."""
+    try:
+        kind = filesystem.info(path)["type"]
+    except (FileNotFoundError, NotADirectoryError):
+        return None, ""
+    if kind == "directory":
+        raise InvalidInputError(
+            f"Param checkpointDir: {path} is a folder, expected a file of cos_ml or none. Remove it, or use another "
+            "folder for this fit."
+        )
+    try:
+        stored = json.loads(filesystem.cat_file(path, end=MAX_FIT_BYTES))
+    except (RecursionError, ValueError) as error:
+        return None, f"contains a damaged fit.json, so that nobody knows whose checkpoints are there: {error}"
+    if not isinstance(stored, dict):
+        return None, f"contains a fit.json that no fit of cos_ml has written: {_short(stored)}"
+    return stored, ""
+
+
+def _another(stored: dict[str, Any] | None, fit: dict[str, Any]) -> str:
+    if not stored or not stored.keys() & fit.keys():
+        return f"contains a fit.json that no fit of cos_ml has written: {_short(stored)}"
+    return f"contains checkpoints of another fit: {_difference(stored, fit)}"
+
+
+def _difference(stored: dict[str, Any], fit: dict[str, Any]) -> str:
     """The Params that differ, with both values."""
-    stored = stored if isinstance(stored, dict) else {}
     names = [name for name in (fit | stored) if stored.get(name) != fit.get(name)]
     return "; ".join(f"{name} was {_short(stored.get(name))} and is {_short(fit.get(name))} now" for name in names)
 
@@ -133,12 +180,15 @@ def _short(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def find(config: CheckpointConfig, rows: Sequence[Any], limit: float) -> tuple[CheckpointStore, Checkpoint | None]:
+def find(
+    config: CheckpointConfig, rows: Sequence[Any], limit: float, check: Callable[[Checkpoint], None] | None = None
+) -> tuple[CheckpointStore, Checkpoint | None]:
     """Reserve the folder for one training; returns its checkpoints on these rows, and the newest of them.
 
     Args:
         config, rows: as for ``CheckpointStore``.
         limit: seconds that the storage may take.
+        check: as for ``CheckpointStore.newest``.
 
     Raises:
         InvalidInputError: the folder contains checkpoints of another training, or can't be used.
@@ -150,7 +200,7 @@ def find(config: CheckpointConfig, rows: Sequence[Any], limit: float) -> tuple[C
         try:
             acquire(config)
             store = CheckpointStore(config, rows)
-            result.set_result((store, store.newest()))
+            result.set_result((store, store.newest(check)))
         except BaseException as error:
             result.set_exception(error)
 
@@ -187,9 +237,14 @@ class CheckpointStore:
         self.notes: list[str] = []
         self._prefix = f"checkpoint-{config.run}-"
         self._damaged: set[str] = set()
+        self._folders: set[str] = set()
 
-    def newest(self) -> Checkpoint | None:
-        """The newest undamaged checkpoint; None where there is none."""
+    def newest(self, check: Callable[[Checkpoint], None] | None = None) -> Checkpoint | None:
+        """The newest checkpoint that can be used; None where there is none. Of others there is a note.
+
+        Args:
+            check: raises ValueError for a checkpoint that does not fit this training.
+        """
         retried(partial(make_folder, self.filesystem, self.path))
         names = retried(self._names)
         if self.config.run != ANY_RUN:
@@ -198,9 +253,9 @@ class CheckpointStore:
                 names.remove(name)
         for name in reversed(names):
             try:
-                return self._read(name)
+                return self._read(name, check)
             except ValueError as error:
-                self.notes.append(f"The checkpoint {name} is damaged ({error}). The one before it is used, if any.")
+                self._pass_over(name, f"is damaged or of another version ({error})")
                 self._damaged.add(name)
         others = [path for path in retried(partial(_rows, self.filesystem, self.root)) if not path.endswith(self.path)]
         if not names and others and self.config.run == ANY_RUN:
@@ -210,17 +265,25 @@ class CheckpointStore:
             )
         return None
 
-    def _read(self, name: str) -> Checkpoint:
+    def _read(self, name: str, check: Callable[[Checkpoint], None] | None) -> Checkpoint:
         """A checkpoint. One that looks damaged is read once more: the storage may have sent it in part."""
         read = partial(self.filesystem.cat_file, f"{self.path}/{name}")
         try:
-            return Checkpoint.load(retried(read))
+            found = Checkpoint.load(retried(read))
         except ValueError:
-            return Checkpoint.load(retried(read))
+            found = Checkpoint.load(retried(read))
+        if check is not None:
+            check(found)
+        return found
+
+    def _pass_over(self, name: str, why: str) -> None:
+        self.notes.append(f"The checkpoint {name} {why}. The one before it is used, if any.")
 
     def write(self, checkpoint: Checkpoint) -> None:
         """Store one more checkpoint, and delete all but the last two that are undamaged."""
         name = f"{self._prefix}{checkpoint.epoch:06d}-{checkpoint.step:09d}"
+        if name in self._folders:  # a file would be moved into it
+            raise IsADirectoryError(f"{self.path}/{name} is a folder: remove it")
         retried(partial(write_whole, self.filesystem, f"{self.path}/{name}", checkpoint.dump()))
         self._damaged.discard(name)
         names = retried(self._names)
@@ -236,10 +299,16 @@ class CheckpointStore:
         """The names of all checkpoints, the newest last; files that a killed writer left unfinished are deleted."""
         self.filesystem.invalidate_cache()
         try:
-            paths = self.filesystem.ls(self.path, detail=False)
+            entries = self.filesystem.ls(self.path, detail=True)
         except FileNotFoundError:  # object storage has no empty folders
-            paths = []
-        names = [path.rstrip("/").rsplit("/", 1)[-1] for path in paths]
+            entries = []
+        kinds = {entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry["type"] for entry in entries}
+        for name in {
+            name for name, kind in kinds.items() if kind == "directory" and NAME.fullmatch(name)
+        } - self._folders:
+            self._pass_over(name, "is a folder")
+            self._folders.add(name)
+        names = [name for name, kind in kinds.items() if kind != "directory"]
         for name in names:
             if name.startswith("."):
                 with contextlib.suppress(FileNotFoundError):

@@ -140,7 +140,7 @@ class ParquetReader:
                 pq.ParquetFile(opened, metadata=footer, pre_buffer=True) as stored,
             ):
                 yield from stored.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
-        except (pa.ArrowInvalid, IndexError, FileNotFoundError) as error:
+        except (pa.ArrowException, UnicodeDecodeError, IndexError, FileNotFoundError) as error:
             raise _damaged(group, path, error) from error
         except Exception as error:  # each storage has its own
             if local and type(error) is OSError and error.errno is None:  # pyarrow's, of a damaged page

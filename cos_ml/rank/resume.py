@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from cos_ml.network.forward import seed_generators
-from cos_ml.rank.callback_state import get_state, set_state
+from cos_ml.rank.callback_state import check_state, get_state, set_state
 from cos_ml.rank.checkpoint_store import Checkpoint, CheckpointStore, find
 from cos_ml.rank.checkpoint_writer import CheckpointWriter
 from cos_ml.rank.context import RankContext
@@ -66,6 +66,18 @@ class TrainerState:
         kinds = [(type(holder).__name__, get_state(holder)[2]) for holder in self.stateful.values()]
         return sorted({f"{kind}.{name}" for kind, names in kinds for name in names})
 
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Raises ValueError for a checkpoint that lacks something of this training, or has it in another shape."""
+        expected = {str(at): (tuple(one.shape), _type_of(one)) for at, one in enumerate(self.weights())}
+        found = {name: (one.shape, one.dtype.name) for name, one in checkpoint.arrays_under("weights/").items()}
+        if list(found.items()) != list(expected.items()):
+            raise ValueError("its weights are not those of the network")
+        kinds = {"stateful": dict, "counts": list, "stopped": bool}
+        if missing := [name for name, kind in kinds.items() if not isinstance(checkpoint.plain.get(name), kind)]:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        for name, plain in checkpoint.plain["stateful"].items():
+            check_state(plain, checkpoint.arrays_under(f"stateful/{name}/"))
+
     def restore_weights(self, checkpoint: Checkpoint) -> None:
         """Assign the values that the variables had."""
         for variable, array in zip(self.weights(), checkpoint.arrays_under("weights/").values(), strict=True):
@@ -76,6 +88,11 @@ class TrainerState:
         for name, holder in self.stateful.items():
             if name in checkpoint.plain["stateful"]:
                 set_state(holder, checkpoint.plain["stateful"][name], checkpoint.arrays_under(f"stateful/{name}/"))
+
+
+def _type_of(variable: Any) -> str:
+    """The name of a variable's type, Keras's or TensorFlow's."""
+    return str(getattr(variable.dtype, "name", variable.dtype))
 
 
 class CheckpointCallback(keras.callbacks.Callback):
@@ -109,7 +126,7 @@ class CheckpointCallback(keras.callbacks.Callback):
         checkpoint = None
         if context.rank == 0:
             limit = state.plan.spec.stall_timeout
-            self.store, checkpoint = find(config, context.digest, 0.75 * limit)
+            self.store, checkpoint = find(config, context.digest, 0.75 * limit, state.check)
             self.writer = CheckpointWriter(self.store, 0.5 * limit, self._note)
         self.checkpoint = self._resume(checkpoint)
         self.lost: list[str] | None = None

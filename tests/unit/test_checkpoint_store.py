@@ -1,6 +1,9 @@
 """Checkpoints on storage, without Spark: the last two, written whole, and only those of one training."""
 
+import errno
 import hashlib
+import json
+import os
 import threading
 from typing import ClassVar
 
@@ -10,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cos_ml.data import blobs
 from cos_ml.errors import InvalidInputError, RankError, SetupError
 from cos_ml.rank.checkpoint_store import Checkpoint, CheckpointStore, acquire, find
 from cos_ml.spec import CheckpointConfig
+from tests.support.stores import FaultyStore
 
 pytestmark = pytest.mark.once
 
@@ -159,6 +164,91 @@ def test_a_checkpoint_of_another_version_is_reported_as_damaged(url):
     assert [note.split()[2] for note in store.notes] == ["state-auto-000002-000000000", "state-auto-000001-000000000"]
 
 
+def stored(url, epochs=(1, 2)):
+    """A store with checkpoints after these epochs."""
+    acquire(CheckpointConfig(url))
+    store = CheckpointStore(CheckpointConfig(url), ROWS)
+    store.newest()
+    for epoch in epochs:
+        store.write(checkpoint_of(epoch))
+    return store
+
+
+@pytest.mark.parametrize(
+    ("header", "why"),
+    [
+        ({"format": 2, "epoch": 2, "step": 0, "plain": {}}, "it has format 2, expected 1: another version of cos_ml"),
+        ({"epoch": 2, "plain": {}}, "its header lacks"),
+        ({"epoch": 2, "step": -1, "plain": {}}, "its header lacks"),
+        ({"epoch": 2, "step": 0, "plain": []}, "its header lacks"),
+        ([], "its header lacks"),
+    ],
+)
+def test_a_checkpoint_of_another_layout_is_passed_over(url, header, why):
+    """Its hash is right."""
+    store = stored(url)
+    content = b"".join(map(bytes, blobs.dump({"header": json.dumps(header).encode()})))
+    path = f"{store.path}/checkpoint-auto-000002-000000000"
+    store.filesystem.pipe_file(path, content + hashlib.blake2b(content).digest())
+    assert_same(store.newest(), checkpoint_of(1))
+    assert why in store.notes[0]
+
+
+def test_a_checkpoint_that_states_no_format_is_read(url):
+    """Those of versions before the format was stated have the same one."""
+    store = stored(url, [1])
+    header = {"epoch": 3, "step": 0, "plain": {"history": {"loss": [0.5] * 3}}}
+    content = b"".join(map(bytes, blobs.dump({"header": json.dumps(header).encode(), **checkpoint_of(3).arrays})))
+    path = f"{store.path}/checkpoint-auto-000003-000000000"
+    store.filesystem.pipe_file(path, content + hashlib.blake2b(content).digest())
+    assert_same(store.newest(), checkpoint_of(3))
+
+
+def test_a_checkpoint_that_does_not_fit_the_training_is_passed_over(url):
+    def check(checkpoint):
+        if checkpoint.epoch == 2:
+            raise ValueError("its weights are others")
+
+    store = stored(url)
+    assert_same(store.newest(check), checkpoint_of(1))
+    assert "its weights are others" in store.notes[0]
+
+
+def test_a_folder_in_the_place_of_a_checkpoint(tmp_path):
+    store = stored(str(tmp_path))
+    os.mkdir(f"{store.path}/checkpoint-auto-000003-000000000")
+    os.mkdir(f"{store.path}/.snapshot")  # of a file server
+    assert_same(store.newest(), checkpoint_of(2))
+    assert store.notes == [
+        "The checkpoint checkpoint-auto-000003-000000000 is a folder. The one before it is used, if any."
+    ]
+    with pytest.raises(IsADirectoryError, match="is a folder: remove it"):
+        store.write(checkpoint_of(3))
+    store.write(checkpoint_of(4))
+    assert_same(store.newest(), checkpoint_of(4))
+
+
+@pytest.mark.parametrize("how", ["local", "faulty"])
+def test_a_full_disk_leaves_nothing_unfinished(tmp_path, monkeypatch, how):
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def fail(*_):
+        raise full
+
+    if how == "faulty":
+        FaultyStore.reset()
+        fsspec.register_implementation("faulty", FaultyStore, clobber=True)
+    store = stored("faulty://x/y" if how == "faulty" else str(tmp_path), [1])
+    if how == "faulty":
+        monkeypatch.setattr(FaultyStore, "mv", fail)
+    else:
+        monkeypatch.setattr("cos_ml.stores.os.fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        store.write(checkpoint_of(2))
+    names = [path.rpartition("/")[2] for path in store.filesystem.ls(store.path, detail=False)]
+    assert names == ["checkpoint-auto-000001-000000000"]
+
+
 def test_a_writer_that_is_killed_leaves_the_old_checkpoint(url, monkeypatch):
     config = CheckpointConfig(url)
     acquire(config)
@@ -199,6 +289,42 @@ def test_resume_never_deletes_earlier_checkpoints(url):
     store.write(checkpoint_of(1))
     assert_same(CheckpointStore(afresh, ROWS).newest(), checkpoint_of(1))  # Spark's retry of the same run resumes
     assert_same(CheckpointStore(CheckpointConfig(url, fit={"epochs": 4}), ROWS).newest(), checkpoint_of(1))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"epochs": 3', b"\xff\xfe", b"[" * 100_000, b"[1, 2]", b'{"name": "other"}']
+)
+def test_a_fit_json_that_is_damaged_or_foreign(url, content):
+    """Nobody knows whose checkpoints are there: they are kept, until resume="never" says otherwise."""
+    store = stored(url)
+    store.filesystem.pipe_file(f"{store.root}/fit.json", content)
+    damaged = "" if content.startswith((b"[1", b'{"n')) else "damaged "
+    expected = f'contains a {damaged}fit.json.*Use another folder for this fit, or set resume="never" to delete'
+    one = CheckpointConfig(url, fit={"epochs": 3})
+    with pytest.raises(InvalidInputError, match=expected):
+        acquire(one)
+    assert len(files(url)) == 3
+    acquire(CheckpointConfig(url, fit={"epochs": 3}, run="f00"))
+    assert files(url) == ["fit.json"]
+    acquire(one)
+
+
+def test_a_fit_json_that_is_a_folder(tmp_path):
+    (tmp_path / "fit.json").mkdir()
+    for run in ("auto", "f00"):
+        with pytest.raises(
+            InvalidInputError, match=r"fit\.json is a folder, expected a file of cos_ml or none. Remove"
+        ):
+            acquire(CheckpointConfig(str(tmp_path), run=run))
+
+
+def test_a_folder_that_can_not_be_read_is_another_error():
+    FaultyStore.reset()
+    fsspec.register_implementation("faulty", FaultyStore, clobber=True)
+    acquire(CheckpointConfig("faulty://x/y", fit={"epochs": 3}))
+    FaultyStore.failures[:] = [None, None, PermissionError("denied")]
+    with pytest.raises(InvalidInputError, match=r"can't be used: PermissionError: denied\. Expected a folder"):
+        acquire(CheckpointConfig("faulty://x/y", fit={"epochs": 3}))
 
 
 def test_checkpoints_of_other_rows_are_left_alone(url):

@@ -15,6 +15,7 @@ from tests.support.caffe_nets import write_caffemodel
 
 pytestmark = pytest.mark.once
 
+ARRAY = "layers/dense/vars/0"
 keras = import_keras()
 layers = keras.layers
 
@@ -161,3 +162,35 @@ def test_a_group_that_contains_itself(files, tmp_path):
         file["layers/again"] = file["layers"]
     with pytest.raises(InvalidInputError, match="Param initialWeights: Refusing to load the HDF5 file"):
         DeepNetEstimator(initialWeights=path)
+
+
+@pytest.mark.parametrize("trap", ["objects", "links", "depth", "doubled", "seconds"])
+def test_files_that_would_take_long_to_look_at(files, tmp_path, monkeypatch, trap):
+    """60 kB of groups with two links each to the next one are a million paths; each object is looked at once."""
+    path = tmp_path / "trap.weights.h5"
+    shutil.copy(files / "only.weights.h5", path)
+    monkeypatch.setattr("cos_ml.network.untrusted.MAX_H5_OBJECTS", 1000)
+    monkeypatch.setattr("cos_ml.network.untrusted.MAX_H5_SECONDS", -1 if trap == "seconds" else 10)
+    with h5py.File(path, "r+") as file:
+        group = file.create_group("layers/away")
+        for number in range(0 if trap == "seconds" else 1001 if trap in ("objects", "links") else 120):
+            if trap == "links":
+                group[f"{number}"] = file[ARRAY]
+            elif trap == "objects":
+                group.create_group(f"{number}")
+            else:
+                deeper = group.create_group("a")
+                if trap == "doubled":
+                    group["b"] = deeper
+                group = deeper
+    message = "is in it twice" if trap == "doubled" else "it has more than 1,000 objects, is deeper than 100 groups, or"
+    with pytest.raises(InvalidInputError, match=f"Param initialWeights: Refusing to load the HDF5 file: .*{message}"):
+        DeepNetEstimator(initialWeights=path)
+
+
+def test_an_array_that_is_there_twice_is_one(trained, files, tmp_path):
+    path = tmp_path / "linked.weights.h5"
+    shutil.copy(files / "only.weights.h5", path)
+    with h5py.File(path, "r+") as file:
+        file["layers/again"] = file[ARRAY]
+    assert same(taken(random(network(), 2), path)[0], trained)

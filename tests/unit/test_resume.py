@@ -134,6 +134,32 @@ def test_checkpoints_of_other_rows_are_ignored(trained, tmp_path):
     assert any("belong to other rows" in event.get("text", "") for event in events)
 
 
+def resealed(path, change):
+    """Change a checkpoint, and give it the hash that is right again."""
+    found = Checkpoint.load(path.read_bytes())
+    change(found)
+    path.write_bytes(b"".join(map(bytes, found.dump())))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda one: one.arrays.pop("weights/1"), "its weights are not those of the network"),
+        (lambda one: one.arrays.update({"weights/0": np.zeros((9, 9))}), "its weights are not those of the network"),
+        (lambda one: one.plain.pop("counts"), "it lacks counts"),
+        (lambda one: one.plain["stateful"]["log"].update(history={"type": "array"}), "what it says of callbacks"),
+    ],
+)
+def test_a_checkpoint_with_a_right_hash_that_lacks_something(trained, tmp_path, change, why):
+    expected, _, _ = trained(spec(tmp_path), data_of(40))
+    resealed(checkpoints(tmp_path)[-1], change)
+    weights, _, events = trained(spec(tmp_path), data_of(40))
+    assert begin(events) == (5, 0)
+    assert any(why in event.get("text", "") for event in events)
+    for one, other in zip(weights, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
+
+
 def test_a_failing_storage_costs_the_checkpoint_and_not_the_training(trained, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -121,6 +121,25 @@ def test_members_that_are_more_than_data(archive, members, message):
         untrusted.check_archive(rebuilt(archive, **members))
 
 
+def test_what_would_take_long_to_look_at(archive):
+    """Counted before it is opened: the check must not be the attack."""
+    for members, message in (
+        ({f"assets/{number}": b"" for number in range(10_001)}, "more than 10,000 members"),
+        ({"config.json": b"[" + b"[]," * 2_000_000 + b"[]]"}, "more than 2,000,000 parts"),
+    ):
+        with pytest.raises(SavedModelError, match=message):
+            untrusted.check_archive(rebuilt(archive, **members))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_member_that_is_there_twice(archive):
+    file = io.BytesIO(archive)
+    with zipfile.ZipFile(file, "a") as one:
+        one.writestr("config.json", "{}")
+    with pytest.raises(SavedModelError, match="an archive member is in it twice"):
+        untrusted.check_archive(file.getvalue())
+
+
 # ── weights, which Keras checks ───────────────────────────────────────────────────────────────────────────────────────
 
 KERNEL = "layers/dense_1/vars/0"

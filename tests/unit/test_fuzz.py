@@ -1,0 +1,29 @@
+"""A short run of ``make fuzz`` for the formats that are read in no time."""
+
+import ctypes
+
+import pytest
+
+from tests.fuzz.cases import M_PERTURB, case, outcome_of
+from tests.fuzz.formats import FORMATS
+
+pytestmark = pytest.mark.once
+
+FILES = {"lmdb": 400, "datum": 400, "image": 100, "checkpoint": 200, "fit": 100, "caffemodel": 100, "h5": 50}
+WRONG_BEFORE = {"parquet": [*range(100), 151, 440, 744], "checkpoint": [235]}  # numbers of files
+
+
+@pytest.mark.parametrize("name", [*FILES, "parquet"])
+def test_a_damaged_file_is_read_or_refused(name, tmp_path):
+    (tmp_path / "good").mkdir()
+    FORMATS[name].make(tmp_path / "good")
+    goods = [file.read_bytes() for file in sorted((tmp_path / "good").iterdir())]
+    try:
+        found = [
+            outcome_of(FORMATS[name], case(FORMATS[name], goods, 0, index), tmp_path / f"one{FORMATS[name].ending}")
+            for index in (*range(FILES.get(name, 0)), *WRONG_BEFORE.get(name, []))
+        ]
+    finally:
+        ctypes.CDLL(None).mallopt(M_PERTURB, 0)
+    assert set(found) <= {"read", "refused"}
+    assert found.count("refused") > len(found) / 10
