@@ -351,7 +351,7 @@ def test_storage_that_does_not_answer_is_an_error_in_time(tmp_path, monkeypatch)
     """It is not known where the training is, so neither a start from its first epoch nor a retry would be right."""
     over = threading.Event()
     config = CheckpointConfig(str(tmp_path / "checkpoints"))
-    monkeypatch.setattr(CheckpointStore, "newest", lambda store: over.wait(60))
+    monkeypatch.setattr(CheckpointStore, "newest", lambda *_: over.wait(60))
     with pytest.raises(RankError, match=r"checkpoints did not answer within 0\.1 s .*stallTimeout"):
         find(config, ROWS, 0.1)
     over.set()
