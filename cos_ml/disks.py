@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import traceback
 
 from cos_ml.errors import InvalidInputError
 
@@ -17,7 +18,8 @@ REMEDY = "Give spark.local.dir more room."
 
 def is_full(error: BaseException | str) -> bool:
     """Whether an error, or its text, says that a disk is full or a quota is used up."""
-    return getattr(error, "errno", None) in CODES or any(text in str(error) for text in TEXTS)
+    found = error if isinstance(error, str) else "".join(traceback.format_exception_only(error))  # str() may fail
+    return getattr(error, "errno", None) in CODES or any(text in found for text in TEXTS)
 
 
 def no_room(what: str, folder: str, error: BaseException | str, remedy: str = REMEDY) -> InvalidInputError:

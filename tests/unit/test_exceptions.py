@@ -40,7 +40,7 @@ def error_of(ranks, *arguments, **fields):
 def result_of(monkeypatch, function):
     monkeypatch.setattr(rank_main, "Heartbeat", lambda events: events.close())
     monkeypatch.setattr(rank_main, "_function", lambda name: function)
-    return rank_main._result({"function": "", "events": os.open(os.devnull, os.O_WRONLY)})
+    return rank_main._result({"function": "", "events": os.open(os.devnull, os.O_WRONLY)}, None)
 
 
 @pytest.mark.parametrize("kind", EXCEPTIONS)
