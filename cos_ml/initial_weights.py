@@ -94,6 +94,8 @@ def _of_file(path: str) -> DeepNetModel:
     if data.startswith(ZIP):
         return DeepNetModel(model=path)
     if data.startswith(HDF5):
+        with _reading_h5():
+            untrusted.check_h5_library(data)
         _layers_of_h5(data)
         return _held("h5", data)
     if not path.endswith(".caffemodel"):

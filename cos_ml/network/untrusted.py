@@ -12,10 +12,13 @@ import importlib
 import io
 import json
 import re
+import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from cos_ml.errors import SavedModelError
@@ -25,6 +28,7 @@ __all__ = [
     "check_archive",
     "check_config",
     "check_h5",
+    "check_h5_library",
     "check_zip",
     "config_of",
     "imported_on_demand",
@@ -44,6 +48,7 @@ MAX_CONFIG_BYTES = 64 << 20
 MAX_CONFIG_PARTS = 2_000_000  # lists and objects in it
 MAX_H5_OBJECTS = 50_000  # groups and arrays of an HDF5 file: a layer has some five
 MAX_H5_DEPTH = 100  # of groups in groups
+MAX_LOOK_SECONDS = 30.0  # for a process of its own, which imports h5py first
 MAX_H5_SECONDS = 10.0  # of the processor, to look at them
 MAX_METADATA_BYTES = 1 << 16
 CODE = ("Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper")
@@ -159,6 +164,25 @@ def check_h5(file: Any, size: int) -> None:
             seen.add(place)
     if unpacked > MAX_RATIO * size + HARMLESS_BYTES:
         raise SavedModelError(f"Refusing to load the HDF5 file: {size:,} bytes would unpack to {unpacked:,}.")
+
+
+def check_h5_library(data: bytes) -> None:
+    """Raises SavedModelError for an HDF5 file that the HDF5 library does not survive: a process of its own tries it.
+
+    What it only refuses is left to the caller, who reads it again.
+    """
+    with tempfile.TemporaryDirectory(prefix="cos_ml-") as folder:
+        path = Path(folder, "file.h5")
+        path.write_bytes(data)
+        command = [sys.executable, "-P", str(Path(__file__).with_name("h5_look.py")), str(path)]
+        try:
+            code = subprocess.run(command, capture_output=True, timeout=MAX_LOOK_SECONDS, check=False).returncode
+        except subprocess.TimeoutExpired:
+            code = -1
+    if code < 0:
+        raise SavedModelError(
+            f"Refusing to load the HDF5 file: the HDF5 library crashes on it or takes more than {MAX_LOOK_SECONDS:g} s."
+        )
 
 
 def config_of(archive: bytes) -> Any:

@@ -293,6 +293,7 @@ def read_weights(file: Path) -> list[bytes]:
 
     from cos_ml import initial_weights
     from cos_ml.caffe.weights import assign
+    from cos_ml.network import untrusted
 
     model, data = _layers(), file.read_bytes()
     for layer in model.layers:
@@ -302,6 +303,7 @@ def read_weights(file: Path) -> list[bytes]:
     elif not data.startswith(initial_weights.HDF5):
         raise InvalidInputError("another kind of file")
     else:
+        untrusted.check_h5_library(data)
         with tempfile.TemporaryDirectory() as folder:
             initial_weights._from_h5(model, data, Path(folder, "own.weights.h5"))
     return [array.tobytes() for array in model.get_weights()]
