@@ -129,7 +129,7 @@ def _array(data: bytes | memoryview, dtype: str, shape: Any) -> np.ndarray:
         array = np.empty(shape, object)
         array.reshape(-1)[:] = [bytes(data[begin:end]) for begin, end in itertools.pairwise(edges)]
         return array
-    except (ImportError, TypeError, ValueError) as error:
+    except (ImportError, SyntaxError, TypeError, ValueError) as error:  # NumPy parses names of types
         raise ValueError(f"{len(data):,} bytes are not an array of {dtype} and shape {shape}: {error}") from error
 
 
