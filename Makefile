@@ -4,7 +4,7 @@ STACK ?= petastorm
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(STACK)
-SKIP = processes
+SKIP = processes or more
 # Processes with the tests of a file at a time; three of those with a session, for a fit waits as long as it computes.
 PYTEST = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
@@ -17,7 +17,7 @@ help:
 	@echo "make test-connect    the tests of Spark Connect, with the newest pinned"
 	@echo "make test-conformance  40 networks, losses, optimizers and so on, each trained by plain Keras, one rank and two"
 	@echo "make test-processes  the tests of kills, hangs, fresh processes and the examples, with ranks started as a user's are"
-	@echo "make test-long       what takes minutes and seldom breaks: notebooks, whole programs on clusters"
+	@echo "make test-long       what takes minutes and seldom breaks: notebooks, whole programs on clusters, more cases"
 	@echo "make test-cluster    the tests on executor processes and on a standalone cluster; VENV=... names the environment"
 	@echo "make test-connect-hosts  a client of Spark Connect, its server and executors as hosts of their own; needs root"
 	@echo "make test-yarn       the tests on YARN and HDFS, whose jars Maven fetches once (100 MB); needs a JDK and Maven"
@@ -63,6 +63,7 @@ test-processes: setup
 	$(PYTEST) -n 3 tests/local -m "processes and not long"
 
 test-long: setup
+	$(PYTEST) -n 2 tests/unit -m more
 	$(PYTEST) -n 2 tests/local -m long
 	$(PYTEST) -n 2 tests/standalone tests/cluster -m long
 
@@ -105,7 +106,7 @@ test-conformance-all: setup
 	$(BIN)/python -m pytest -n 2 --dist load tests/conformance
 
 test-latest:
-	$(MAKE) unit local STACK=latest VENV=.venv-latest SKIP="processes or once"
+	$(MAKE) unit local STACK=latest VENV=.venv-latest SKIP="processes or more or once"
 
 # A process has sessions of Spark Connect or others, never both: so it is a run of its own.
 test-connect:

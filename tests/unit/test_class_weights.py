@@ -49,10 +49,10 @@ def balanced(labels):
 @pytest.mark.parametrize(
     ("sizes", "weighted", "given"),
     [
-        ((131,), False, (1.0, 0.3, 4.0)),
+        pytest.param((131,), False, (1.0, 0.3, 4.0), marks=pytest.mark.more),
         ((90, 41), True, (0.0, 0.3, 4.0)),
         ((90, 41), False, None),
-        ((131, 0), True, None),
+        pytest.param((131, 0), True, None, marks=pytest.mark.more),
     ],
 )
 def test_they_are_the_row_weights(ranks, rows, sizes, weighted, given):

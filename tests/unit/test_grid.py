@@ -80,6 +80,8 @@ SHARED = {
     ],
 }  # fmt: skip
 
+MORE = ("optimizers that differ in their rates", "frozen layers and rates")
+
 
 @pytest.fixture
 def grid(spool, monkeypatch):
@@ -119,7 +121,7 @@ def same(one, other):
     return one[1] == other[1] and all(np.array_equal(a, b) for a, b in zip(one[0], other[0], strict=True))
 
 
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.more] * (name in MORE)) for name in SHARED])
 def test_candidates_of_one_shape_share_a_trace_and_compute_the_same(grid, name):
     model = network()
     together, traced = grid(SHARED[name], [model])

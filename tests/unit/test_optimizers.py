@@ -81,7 +81,9 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("sizes", [(320,), (160, 160)], ids=["1 rank", "2 ranks"])
+@pytest.mark.parametrize(
+    "sizes", [pytest.param((320,), id="1 rank", marks=pytest.mark.more), pytest.param((160, 160), id="2 ranks")]
+)
 def test_ranks_compute_caffes_rules(ranks, sizes):
     parts = split(reference.data(320), *sizes)
     size = 16 // len(sizes)

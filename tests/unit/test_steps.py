@@ -182,7 +182,9 @@ def test_validations_within_epochs(alone, call):
     np.testing.assert_allclose([event["logs"]["val_loss"] for event in shown], np.array(history["val_loss"])[[0, 2, 4]])
 
 
-@pytest.mark.parametrize("counts", [(70,), (40, 30), (70, 0)])
+@pytest.mark.parametrize(
+    "counts", [pytest.param((70,), marks=pytest.mark.more), (40, 30), pytest.param((70, 0), marks=pytest.mark.more)]
+)
 def test_they_change_nothing(ranks, counts):
     """The weights, bit for bit, and the metrics of the epochs: on ranks with statistics of their own, too."""
     data, start, parts = rows(50, held=20), 0, []
@@ -310,7 +312,10 @@ def kept():
     return {}
 
 
-@pytest.mark.parametrize("until", [(0, 3), (1, 0), (1, 6), (2, 3)])
+@pytest.mark.parametrize(
+    "until",
+    [pytest.param((0, 3), marks=pytest.mark.more), (1, 0), (1, 6), pytest.param((2, 3), marks=pytest.mark.more)],
+)
 def test_a_training_that_resumes(alone, kept, tmp_path, until):
     """The same weights, and each validation once."""
     data = rows(75, held=12)  # ten steps of 8, in calls of three
