@@ -6,6 +6,7 @@ of the page: it continues before each block.
 
 import logging
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from pyspark.ml.tuning import ParamGridBuilder
 from pyspark.sql import SparkSession
 
 import cos_ml
-from cos_ml import DeepNetEstimator, DeepNetModel, ImageAssembler
+from cos_ml import DeepNetEstimator, DeepNetModel, ImageAssembler, paths
 from tests.support.pages import blocks
 from tests.support.sessions import ROOT
 
@@ -55,6 +56,7 @@ def folder(spark, tmp_path, monkeypatch):
     before = files.getWorkingDirectory()
     files.setWorkingDirectory(spark._jvm.org.apache.hadoop.fs.Path(str(tmp_path)))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(paths, "_answers", weakref.WeakKeyDictionary())  # a session's folder stays what it is
     yield tmp_path
     files.setWorkingDirectory(before)
 
