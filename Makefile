@@ -63,7 +63,7 @@ test-processes: setup
 	$(PYTEST) -n 3 tests/local -m "processes and not long"
 
 test-long: setup
-	$(PYTEST) -n 2 tests/unit -m more
+	$(PYTEST) -n 2 tests/unit tests/local -m more
 	$(PYTEST) -n 2 tests/local -m long
 	$(PYTEST) -n 2 tests/standalone tests/cluster -m long
 

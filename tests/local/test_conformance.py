@@ -48,7 +48,9 @@ def _plain(value: np.ndarray, kind: T.DataType) -> object:
     return numbers if isinstance(kind, T.ArrayType) else numbers[0]
 
 
-@pytest.mark.parametrize("names", GROUPS, ids=lambda names: names[0])
+@pytest.mark.parametrize(
+    "names", [pytest.param(one, id=one[0], marks=[pytest.mark.more] * (one[0] == "mask")) for one in GROUPS]
+)
 def test_cases_through_spark(spark, tmp_path, names):
     folders = [tmp_path / name.replace("/", " ") for name in names]
     for folder in folders:

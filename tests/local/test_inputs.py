@@ -25,7 +25,7 @@ def tagger() -> Any:
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.more), 2])
 def test_rows_of_different_lengths(spark, ranks):
     """Training, evaluation and scoring as in plain Keras on batches that are padded by hand.
 
@@ -123,7 +123,7 @@ def test_several_inputs_and_outputs(pairs, named):
     assert metrics["difference_loss"] == pytest.approx(np.average(errors, weights=weights), rel=1e-5)
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.once), 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=[pytest.mark.once, pytest.mark.more]), 2])
 def test_strings(spark, ranks, tmp_path):
     """A column of words and one of texts, into StringLookup and TextVectorization."""
     words, lines = ["red", "green", "blue"], ["we like it", "they hate it", "it is"]

@@ -101,7 +101,9 @@ def mismatches(df: Any, wanted: list[Column]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(one, marks=[pytest.mark.more] * (one in ("int8", "int32"))) for one in DTYPES]
+)
 def test_the_expression_is_true_where_a_task_finds_no_bad_row(frames, dtype):
     for kind, df in frames.items():
         if "string" not in kind:
@@ -190,7 +192,9 @@ WRONG = {"uint8": [300.0, -1.0, 1.5], "int16": [70000.0, 1.5], "uint32": [-1.0, 
          "float32": [INF, 1e300, NAN], "bool": [INF, NAN]}  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", WRONG)
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(one, marks=[pytest.mark.more] * (one in ("int16", "int32"))) for one in WRONG]
+)
 def test_numbers_that_an_input_does_not_hold(spark, dtype):
     """The same rows are bad in transform and in evaluate, however they reach the task."""
     bad = [([1.0, one], 1.0, 1.0, False) for one in WRONG[dtype]]

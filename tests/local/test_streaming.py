@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from cos_ml import DeepNetEstimator, DeepNetModel
@@ -29,7 +30,9 @@ def test_a_stream_gives_the_rows_of_a_batch(spark, tmp_path, handle_invalid):
     assert query.lastProgress["batchId"] == 2
     batch = model.transform(df).orderBy("id").collect()
     assert len(batch) == 60
-    assert spark.read.parquet(sink).select(*scored.columns).orderBy("id").collect() == batch
+    streamed = spark.read.parquet(sink).select(*scored.columns).orderBy("id").collect()
+    for column in scored.columns:  # the last bit of a product may depend on the rows beside it
+        np.testing.assert_allclose([row[column] for row in streamed], [row[column] for row in batch], atol=1e-6)
 
 
 def test_fit_refuses_a_stream(spark):

@@ -131,7 +131,9 @@ def rows(spark, pictures):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize(("width", "length", "batch"), [(1, None, 128), (3, None, 4), (3, 7, 128)])
+@pytest.mark.parametrize(
+    ("width", "length", "batch"), [(1, None, 128), pytest.param(3, None, 4, marks=pytest.mark.more), (3, 7, 128)]
+)
 def test_texts_are_those_of_beam_search_in_plain_python(rows, pictures, width, length, batch):
     model = captioner(length)
     stage = SequenceDecoder(model=model, vocabulary=WORDS, inputCols=["picture"], maxLength=5, beamWidth=width)
