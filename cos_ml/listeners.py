@@ -153,18 +153,21 @@ def during(
 
     ``train`` gets what takes the events that ranks send; None if nobody listens.
     """
-    inboxes = [Inbox(fit, listener) for listener in (*own, *_listeners)]
-    inboxes = [one for one in inboxes if one.open()]
+    inboxes: list[Inbox] = []
 
     def take(event: dict[str, Any]) -> None:
         for one in inboxes:
             one.put(event)
 
     def end(models: Sequence[DeepNetModel] | None, error: BaseException | None) -> None:
-        for one in inboxes:
-            one.close(models, error)
+        with contextlib.ExitStack() as stack:  # which calls all of them, also where Ctrl-C ends one
+            for one in reversed(inboxes):
+                stack.callback(one.close, models, error)
 
     try:
+        for listener in (*own, *_listeners):
+            if (inbox := Inbox(fit, listener)).open():
+                inboxes.append(inbox)
         models = train(take if inboxes else None)
     except BaseException as error:
         end(None, error)

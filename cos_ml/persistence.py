@@ -6,6 +6,7 @@ Spark supports. Nothing is pickled.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import sys
@@ -33,6 +34,7 @@ __all__ = ["NetworkStage", "check_golden", "golden_rows"]
 
 FORMAT = 1
 GOLDEN_ROWS = 3
+FOREIGN = "damaged, or of another stage: its SHA-256 is not the one in the metadata"
 TOLERANCE = 1e-3  # relative to the largest output: rounding stays far below it, a different computation far above
 
 Stage = TypeVar("Stage", bound="NetworkStage")
@@ -141,6 +143,7 @@ class StageWriter(DefaultParamsWriter):
         if network is None:
             return extra, items
         golden = golden_rows(network)
+        extra["golden"] = hashlib.sha256(golden).hexdigest() if golden else None
         return extra, items | {"network": network.archive} | ({"golden": golden} if golden else {})
 
 
@@ -192,6 +195,9 @@ class StageReader(DefaultParamsReader[Stage]):
         if metadata["network"] is None:
             return stage
         network = _checked_network(metadata["network"], items["network"], path)
+        recorded = metadata.get("golden")  # early files have none
+        if recorded and hashlib.sha256(items.get("golden", b"")).hexdigest() != recorded:
+            raise SavedModelError(f"The file of golden rows at {path} is {FOREIGN}.")
         untrusted.check_config(metadata["compiled"])
         stage._set(model=network)
         stage._set_inner(metadata.get("inner"))
@@ -209,7 +215,7 @@ def _checked_network(saved: dict[str, Any], archive: bytes, path: str) -> Networ
     digest = facts.pop("sha256")
     network = Network.from_facts(json.dumps(facts), archive)
     if network.digest != digest:
-        raise SavedModelError(f"The network at {path} is damaged: its SHA-256 is not the one in the metadata.")
+        raise SavedModelError(f"The network at {path} is {FOREIGN}.")
     untrusted.check_archive(network.archive)
     _check_imported({*network.modules, *untrusted.modules_of(network.archive)})
     return network

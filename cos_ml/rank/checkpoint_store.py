@@ -22,7 +22,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,7 @@ __all__ = ["Checkpoint", "CheckpointStore", "acquire", "find"]
 FORMAT = 1  # of a checkpoint's content; files that state none have this one
 KEPT = 2
 HASH = hashlib.blake2b().digest_size
+TRAINING = "training"  # in the plain part: a digest of the fit and its rows, which early files lack
 HEADER = "header"  # beside the arrays' names
 NAME = re.compile(r"(?:checkpoint|state)-\w+-\d{6,}-\d{9,}")  # "state": an earlier format, reported as damaged
 SHOWN = 60  # characters of a value in a message
@@ -233,7 +234,8 @@ class CheckpointStore:
         self.config = config
         self.filesystem, self.root = _open(config.url)
         self.local = is_local(self.filesystem)
-        self.path = f"{self.root}/rows-{hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]}"
+        self.path = f"{self.root}/rows-{_digest(rows)}"
+        self._training = _digest([config.fit, rows])
         self.notes: list[str] = []
         self._prefix = f"checkpoint-{config.run}-"
         self._damaged: set[str] = set()
@@ -255,7 +257,7 @@ class CheckpointStore:
             try:
                 return self._read(name, check)
             except ValueError as error:
-                self._pass_over(name, f"is damaged or of another version ({error})")
+                self._pass_over(name, f"is damaged or not of this training ({error})")
                 self._damaged.add(name)
         others = [path for path in retried(partial(_rows, self.filesystem, self.root)) if not path.endswith(self.path)]
         if not names and others and self.config.run == ANY_RUN:
@@ -272,6 +274,8 @@ class CheckpointStore:
             found = Checkpoint.load(retried(read))
         except ValueError:
             found = Checkpoint.load(retried(read))
+        if found.plain.pop(TRAINING, self._training) != self._training:  # moved here by hand from another folder
+            raise ValueError("it is of another training")
         if check is not None:
             check(found)
         return found
@@ -284,7 +288,8 @@ class CheckpointStore:
         name = f"{self._prefix}{checkpoint.epoch:06d}-{checkpoint.step:09d}"
         if name in self._folders:  # a file would be moved into it
             raise IsADirectoryError(f"{self.path}/{name} is a folder: remove it")
-        retried(partial(write_whole, self.filesystem, f"{self.path}/{name}", checkpoint.dump()))
+        marked = replace(checkpoint, plain=checkpoint.plain | {TRAINING: self._training})
+        retried(partial(write_whole, self.filesystem, f"{self.path}/{name}", marked.dump()))
         self._damaged.discard(name)
         names = retried(self._names)
         kept = [name for name in names if name not in self._damaged][-KEPT:]
@@ -314,6 +319,10 @@ class CheckpointStore:
                 with contextlib.suppress(FileNotFoundError):
                     self.filesystem.rm_file(f"{self.path}/{name}")
         return sorted(filter(NAME.fullmatch, names), key=lambda name: [int(number) for number in name.split("-")[2:]])
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _open(url: str) -> tuple[Any, str]:

@@ -96,7 +96,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_serves(data, tmp_pat
     again = estimator(reference.network(), **options).fit(data)
     assert again.summary.resumedAt == (1, 0)
     told = [note.split(" (")[0] for note in again.summary.notes]
-    assert told == [f"The checkpoint {newest.name} is damaged or of another version"]
+    assert told == [f"The checkpoint {newest.name} is damaged or not of this training"]
     assert_same_weights(first.toKeras(), again.toKeras(), 1e-6)
 
 

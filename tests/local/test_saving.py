@@ -242,7 +242,7 @@ def rewrite(path: Any, change: Any) -> None:
     file, metadata = metadata_of(path)
     change(metadata)
     file.write_text(json.dumps(metadata))
-    (file.parent / f".{file.name}.crc").unlink()
+    (file.parent / f".{file.name}.crc").unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +352,7 @@ def cut(path: Any) -> None:
 def no_json(path: Any) -> None:
     file, _ = metadata_of(path)
     file.write_text("{")
-    (file.parent / f".{file.name}.crc").unlink()
+    (file.parent / f".{file.name}.crc").unlink(missing_ok=True)
 
 
 @pytest.mark.once
@@ -417,8 +417,21 @@ def test_golden_rows_that_somebody_made(spark, saved, tmp_path):
     np.savez(pickled, x0=np.array([print], dtype=object), allow_pickle=True)
     for golden in (b"no archive", pickled.getvalue()):
         replaced(spark, tmp_path / "model", golden=golden)
-        with pytest.raises(SavedModelError):
+        digest = hashlib.sha256(golden).hexdigest()
+        rewrite(tmp_path / "model", lambda metadata, digest=digest: metadata.update(golden=digest))
+        with pytest.raises(SavedModelError, match=r"golden rows|pickle"):
             DeepNetModel.load(str(tmp_path / "model"))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("there", [True, False])
+def test_golden_rows_of_another_model(spark, saved, tmp_path, there):
+    """They would say that this machine computes something else."""
+    other = Network.of(reference.network(classes=4))
+    shutil.copytree(saved, tmp_path / "model")
+    replaced(spark, tmp_path / "model", golden=persistence.golden_rows(other) if there else b"")
+    with pytest.raises(SavedModelError, match=r"golden rows at .* is damaged, or of another stage"):
+        DeepNetModel.load(str(tmp_path / "model"))
 
 
 @pytest.mark.once

@@ -214,6 +214,20 @@ def test_a_checkpoint_that_does_not_fit_the_training_is_passed_over(url):
     assert "its weights are others" in store.notes[0]
 
 
+def test_a_checkpoint_that_was_moved_here_from_other_rows_or_another_fit_is_passed_over(url):
+    """As those of two folds, swapped by hand: a fold that went on from the other's has seen its own validation rows."""
+    here, other_rows = stored(url, [1]), CheckpointStore(CheckpointConfig(url), [{"train": 3, "validation": 2}])
+    other_fit = CheckpointStore(CheckpointConfig(f"{url}/other", fit={"seed": 1}), ROWS)
+    for epoch, other in enumerate((other_rows, other_fit), 2):
+        other.newest()
+        other.write(checkpoint_of(epoch))
+        name = f"checkpoint-auto-{epoch:06}-000000000"
+        here.filesystem.pipe_file(f"{here.path}/{name}", here.filesystem.cat_file(f"{other.path}/{name}"))
+    assert_same(here.newest(), checkpoint_of(1))
+    assert all("not of this training (it is of another training)" in note for note in here.notes)
+    assert len(here.notes) == 2
+
+
 def test_a_folder_in_the_place_of_a_checkpoint(tmp_path):
     store = stored(str(tmp_path))
     os.mkdir(f"{store.path}/checkpoint-auto-000003-000000000")

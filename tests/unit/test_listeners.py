@@ -113,6 +113,21 @@ def test_a_listener_that_can_not_begin_is_told_no_more(caplog):
     assert len(caplog.messages) == 1
 
 
+@pytest.mark.parametrize("at", ["fit_begin", "fit_end"])
+def test_ctrl_c_within_one_listener_leaves_none_without_the_end(recorder, at):
+    class Interrupted(Recorder):
+        def _record(self, name, *what):
+            super()._record(name, *what)
+            if name == at:
+                raise KeyboardInterrupt
+
+    first = Recorder()
+    with pytest.raises(KeyboardInterrupt):
+        listeners.during(FIT, [first, Interrupted()], lambda take: [])
+    assert [call[0] for call in first.calls] == ["fit_begin", "fit_end"]
+    assert [call[0] for call in recorder.calls] == ([] if at == "fit_begin" else ["fit_begin", "fit_end"])
+
+
 def test_a_listener_that_hangs_holds_up_neither_the_ranks_nor_another(recorder, monkeypatch, caplog):
     monkeypatch.setattr(listeners, "PATIENCE", 0.05)
     go_on, ended = threading.Event(), []
