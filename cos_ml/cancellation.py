@@ -21,6 +21,7 @@ from pyspark import InheritableThread
 from pyspark.sql import SparkSession
 
 from cos_ml import spark_internals
+from cos_ml.errors import ClusterError
 
 __all__ = ["Cancelled", "Tag", "cancellable", "check_not_cancelled", "job_tag"]
 
@@ -72,6 +73,9 @@ def cancellable(spark: SparkSession, work: Callable[[], T]) -> T:
 
     What this thread raises meanwhile, as for Ctrl-C or in any other signal handler, cancels the jobs, waits until they
     and the work have ended, for 30 s at most, and is raised then. A second exception ends that wait.
+
+    Raises:
+        ClusterError: the session has ended before the work.
     """
     result: Future[T] = Future()
     ended, cancelled, tags = threading.Event(), threading.Event(), []
@@ -101,7 +105,15 @@ def cancellable(spark: SparkSession, work: Callable[[], T]) -> T:
         if canceller.is_alive() or not ended.is_set():
             logger.warning("The jobs of a call that was interrupted have not ended after %.0f s.", LONGEST)
         raise
-    return result.result()
+    try:
+        return result.result()
+    except Exception:
+        if spark_internals.has_ended(spark):
+            raise ClusterError(
+                "The Spark session ended while this call ran: SparkContext.stop() was called, or the driver's JVM was "
+                "killed. Make a new session, and call again."
+            ) from None
+        raise
 
 
 def check_not_cancelled() -> None:

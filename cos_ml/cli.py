@@ -15,6 +15,7 @@ from cos_ml.commands.settings import UsageError
 from cos_ml.errors import CosMLError, from_spark
 from cos_ml.horovod_build import build, wheelhouse
 from cos_ml.sources import convert
+from cos_ml.terminal import tell
 
 __all__ = ["main", "parser"]
 
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command(**chosen)
     except KeyboardInterrupt:
-        print("cos-ml: interrupted", file=sys.stderr)
+        tell("cos-ml: interrupted")
         return 130
     except BrokenPipeError:  # of "| head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = _message(error)
         if message is None:  # an error of cos_ml's own
             raise
-        print(f"cos-ml: {message}", file=sys.stderr)
+        tell(f"cos-ml: {message}")
         return 2 if isinstance(error, UsageError) else 1
     return 0
 

@@ -22,14 +22,14 @@ from cos_ml.errors import ClusterError
 if TYPE_CHECKING:
     from pyspark import SparkContext
 try:
-    from py4j.protocol import Py4JError
+    from py4j.protocol import Py4JError, Py4JNetworkError
 except ImportError:  # as with pyspark-client, for Spark Connect alone
-    Py4JError = AttributeError
+    Py4JError = Py4JNetworkError = AttributeError
 
 __all__ = [
     "broadcast_file", "broadcast_value", "collect_garbage", "count_executors", "evaluated_once",
-    "fits_barrier", "has_exchange", "is_alive", "is_cancelled", "is_connect", "max_concurrent_tasks", "not_repeated",
-    "passes_unchanged", "remove_saved", "running_tasks", "stage_failures",
+    "fits_barrier", "has_ended", "has_exchange", "is_alive", "is_cancelled", "is_connect", "max_concurrent_tasks",
+    "not_repeated", "passes_unchanged", "remove_saved", "running_tasks", "stage_failures",
 ]  # fmt: skip
 
 CHANGED = (AttributeError, TypeError, Py4JError)  # raised by calls that Spark no longer has
@@ -41,6 +41,19 @@ KILLED_WITH_STAGE = "Stage cancelled"  # the error of tasks that were killed bec
 def is_connect(spark: SparkSession) -> bool:
     """Whether ``spark`` reaches its driver over Spark Connect. Unknown: False."""
     return any(kind.__module__.startswith("pyspark.sql.connect") for kind in type(spark).__mro__)
+
+
+def has_ended(spark: SparkSession) -> bool:
+    """Whether the session has been stopped, or its JVM has ended. Unknown: False."""
+    try:
+        if is_connect(spark):
+            return spark.is_stopped is True  # type: ignore[attr-defined]
+        context = spark.sparkContext._jsc
+        return context is None or context.sc().isStopped() is True
+    except (OSError, Py4JNetworkError):  # nobody answers
+        return True
+    except CHANGED:
+        return False
 
 
 def remove_saved(spark: SparkSession, path: str) -> None:

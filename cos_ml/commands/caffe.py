@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
 from cos_ml.commands.session import key_values, session
 from cos_ml.errors import InvalidInputError
 from cos_ml.paths import local_path
+from cos_ml.terminal import tell
 
 __all__ = ["FLAGS", "add", "mapping"]
 
@@ -66,7 +66,7 @@ def _run(master: str | None, settings: list[str] | None, **given: Any) -> None:
 
         executors = given["clusterSize"] or int(spark.conf.get("spark.executor.instances", None) or 1)
         ranks = executors * (given["devices"] or 1)
-        print("\n".join(mapping(given, ranks)), file=sys.stderr)
+        tell("\n".join(mapping(given, ranks)))
         caffe_job.run(spark, given, ranks)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from cos_ml.data.names import quoted
 from cos_ml.errors import InvalidInputError
 from cos_ml.network.archive import default_names
 from cos_ml.paths import exists, local_path
+from cos_ml.terminal import tell
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -199,10 +199,9 @@ def _note_colors(given: dict[str, Any]) -> None:
     """Say that the order of colors differs where images are decoded for weights that Caffe trained."""
     size = str(given.get("image_size", "x1"))
     if str(given.get("weights", "")).endswith(".caffemodel") and not size.endswith("x1"):
-        print(
+        tell(
             "cos-ml: note: --image-size gives red, green, blue; Caffe trained its weights on blue, green, red, "
-            "the order in which `cos-ml caffe` decodes images",
-            file=sys.stderr,
+            "the order in which `cos-ml caffe` decodes images"
         )
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from cos_ml.interfaces import resolve
 from cos_ml.job.auth import BoundedServer, hmac_response, on_free_port
 from cos_ml.listeners import Fit, FitListener, Progress, TrainBegin
+from cos_ml.terminal import tell
 
 __all__ = ["Address", "Display", "ProgressServer", "Reporter", "epoch_line", "validation_line"]
 
@@ -153,13 +154,11 @@ class Display(FitListener):
                 self._bar.close()
 
     def _print(self, line: str) -> None:
-        with contextlib.suppress(Exception):
-            if self._bar is not None:
+        if self._bar is None:
+            tell(line)
+        else:
+            with contextlib.suppress(Exception):
                 self._bar.write(line, file=sys.stderr)
-            elif sys.stderr is not None:  # else print would write to standard output
-                encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
-                line = line.encode(encoding, "backslashreplace").decode(encoding)
-                print(line, file=sys.stderr, flush=True)
 
     def _move_bar(self, progress: Progress) -> None:
         if self._interactive:

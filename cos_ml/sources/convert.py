@@ -16,7 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,6 +29,7 @@ from cos_ml.data.names import fold
 from cos_ml.data.table_formats import check_plain_url
 from cos_ml.errors import InvalidInputError
 from cos_ml.paths import as_string, local_path
+from cos_ml.terminal import tell
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -241,19 +242,43 @@ def working_folder(target: str | Path, inputs: Sequence[Any]) -> Iterator[Path]:
 
 def _in_parts(work: Path, parts: int, rows: int, write: WritePart) -> None:
     """Write the unfinished parts, with a progress bar that counts rows."""
-    from tqdm import tqdm
-
     marks = [work / f"{number:05d}.done" for number in range(parts)]
     done = {mark: int(_read_text(mark) or 0) for mark in marks if mark.exists()}
     before = sum(done.values())
     if done:
-        print(f"Resuming: {before} of {rows} rows are already converted", file=sys.stderr)
-    with tqdm(total=rows, initial=before, unit=" rows", unit_scale=True, dynamic_ncols=True) as bar:
+        tell(f"Resuming: {before} of {rows} rows are already converted")
+    with closing(_Counter(rows, before)) as counter:
         for number, mark in enumerate(marks):
             if mark not in done:
-                start = bar.n
-                write(number, bar.update)
-                write_text(mark, str(bar.n - start))
+                start = counter.rows
+                write(number, counter.advance)
+                write_text(mark, str(counter.rows - start))
+
+
+class _Counter:
+    """Counts rows, and shows them in a bar as long as there is a standard error."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.rows = done
+        self._bar: Any = None
+        with suppress(Exception):
+            from tqdm import tqdm
+
+            if sys.stderr is not None:
+                self._bar = tqdm(total=total, initial=done, unit=" rows", unit_scale=True, dynamic_ncols=True)
+
+    def advance(self, rows: int) -> None:
+        """Count rows that are written."""
+        self.rows += rows
+        with suppress(Exception):
+            if self._bar is not None:
+                self._bar.update(rows)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        with suppress(Exception):
+            if self._bar is not None:
+                self._bar.close()
 
 
 def write_text(file: Path, text: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from cos_ml import cancellation, spark_internals
 from cos_ml.cancellation import Cancelled, cancellable, check_not_cancelled, job_tag
+from cos_ml.errors import ClusterError
 
 pytestmark = pytest.mark.once
 
@@ -78,6 +79,16 @@ def test_the_caller_gets_what_the_work_returns_and_raises(session):
     with pytest.raises(ValueError, match="of its own"):
         cancellable(session, lambda: int("of its own"))
     assert "cancelJobsWithTag" not in session.sparkContext.calls
+
+
+def test_an_error_of_work_whose_session_has_ended_says_so(session):
+    """SparkContext.stop() in another thread: Py4J's error is a page of Java."""
+    session.sparkContext._jsc = None
+    with pytest.raises(
+        ClusterError, match=r"The Spark session ended while this call ran: SparkContext\.stop"
+    ) as raised:
+        cancellable(session, lambda: int("an error of Py4J"))
+    assert raised.value.__suppress_context__
 
 
 def test_an_exception_of_a_signal_handler_cancels_the_jobs_and_is_what_the_caller_sees(session, alarm):

@@ -1,5 +1,6 @@
 """``cos-ml convert`` without Spark: what is made, and what becomes of a conversion that is killed."""
 
+import io
 import os
 import subprocess
 import sys
@@ -309,6 +310,37 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
     assert cli.main(["convert", "lmdb-to-parquet", "hdfs://host/set", str(tmp_path / "out")]) == 1
     assert "a database on this machine, received 'hdfs://host/set'" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
+
+
+class Gone(io.StringIO):
+    """The pipe of a reader that has ended."""
+
+    def write(self, text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+@pytest.mark.parametrize("stream", [None, Gone()])
+def test_nobody_reads_the_bar(many, small_parts, tmp_path, monkeypatch, stream):
+    """A conversion ends as one that is watched does, and resumes from marks that count its rows."""
+    monkeypatch.setattr(sys, "stderr", stream)
+    with monkeypatch.context() as patch:
+        patch.setattr(convert, "write_parquet_part", interrupted_after(3))
+        with pytest.raises(KeyboardInterrupt):
+            convert.lmdb_to_parquet(many, tmp_path / "out")
+    assert cli.main(["convert", "lmdb-to-parquet", many, str(tmp_path / "out")]) == 0
+    assert ds.dataset(tmp_path / "out").count_rows() == ROWS
+
+
+def interrupted_after(calls):
+    """``write_parquet_part``, interrupted at a later call."""
+    write, left = convert.write_parquet_part, iter(range(calls))
+
+    def part(*arguments):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    return part
 
 
 def test_ctrl_c(many, tmp_path, monkeypatch, capsys):

@@ -6,7 +6,7 @@ import types
 
 import pandas as pd
 import pytest
-from py4j.protocol import Py4JError
+from py4j.protocol import Py4JError, Py4JNetworkError
 from pyspark.errors import IllegalArgumentException
 from pyspark.sql import Row
 from pyspark.sql import types as T
@@ -130,6 +130,22 @@ def test_a_lineage_may_be_long():
     df = types.SimpleNamespace(sparkSession=Session(), _jdf=types.SimpleNamespace(queryExecution=lambda: query))
     assert spark_internals.fits_barrier(df, 1)
     assert not spark_internals.fits_barrier(df, 2)
+
+
+@changed
+def test_a_session_is_taken_to_live_where_spark_does_not_say(change):
+    assert not spark_internals.has_ended(Session(change))
+    assert not spark_internals.has_ended(Session())
+    assert not spark_internals.has_ended(ConnectSession())
+
+
+@pytest.mark.parametrize("error", [Py4JNetworkError("Answer from Java side is empty"), ConnectionRefusedError()])
+def test_a_session_has_ended_where_nobody_answers(error):
+    class Gone:
+        def sc(self):
+            raise error
+
+    assert spark_internals.has_ended(Session(Gone()))
 
 
 def test_plans_of_connect_are_hidden():
