@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ except ImportError:  # as with pyspark-client, for Spark Connect alone
 __all__ = [
     "broadcast_file", "broadcast_value", "collect_garbage", "count_executors", "evaluated_once",
     "fits_barrier", "has_ended", "has_exchange", "is_alive", "is_cancelled", "is_connect", "max_concurrent_tasks",
-    "not_repeated", "passes_unchanged", "remove_saved", "running_tasks", "stage_failures",
+    "not_repeated", "passes_unchanged", "remove_saved", "running_tasks", "slots_elsewhere", "stage_failures",
 ]  # fmt: skip
 
 CHANGED = (AttributeError, TypeError, Py4JError)  # raised by calls that Spark no longer has
@@ -217,6 +217,21 @@ def count_executors(spark: SparkSession) -> int | None:
         return number if isinstance(number, int) else None
     except (*CHANGED, PySparkException):
         return None
+
+
+def slots_elsewhere(spark: SparkSession, hosts: Collection[str]) -> int:
+    """How many tasks the executors on other hosts than these can run at once. Unknown: 0.
+
+    Args:
+        spark: a session, not of Spark Connect.
+        hosts: Spark's names of hosts.
+    """
+    try:
+        known = list(_elements(spark.sparkContext._jsc.sc().statusStore().executorList(True)))
+        names = {one.id(): one.hostPort().rsplit(":", 1)[0].strip("[]") for one in known}
+        return sum(one.maxTasks() for one in known if one.id() != "driver" and names[one.id()] not in hosts)
+    except Exception:  # whatever has changed
+        return 0
 
 
 def not_repeated(error: Exception) -> bool:

@@ -83,7 +83,11 @@ def _try(
             partial(run_task, sent, networks, ranks), f"rank int, {blobs.SCHEMA}", use_barrier, profile
         )
         try:
-            with slots.acquire(spark, ranks, profile, exclusive, use_barrier), small_batches(spark, job.specs[0]):
+            with (
+                slots.acquire(spark, ranks, profile, exclusive, use_barrier),
+                small_batches(spark, job.specs[0]),
+                retries.watch_hosts(spark, tag, ranks),
+            ):
                 # Spark retries where a shuffle follows: it never repeats a barrier stage whose result it wants at once.
                 tasks = tasks.localCheckpoint() if failures and use_barrier else tasks
                 # In as many parts as the driver takes one after the other.
@@ -97,14 +101,14 @@ def _try(
                 raise
             if server and server.has_lost():
                 first = retries.first_error(spark, tag.name) or RankError(PEERS_LOST)
-                return _failed(spark, first, [str(first)], failures, again=True)
-            return _failed(spark, error, retries.failures(spark, tag.name), failures)
+                return _failed(spark, first, [str(first)], failures, ranks, again=True)
+            return _failed(spark, error, retries.failures(spark, tag.name), failures, ranks)
         failures = failures + _of_whole_attempts(retries.failures(spark, tag.name))
     return Outcome([blobs.join(row[1:] for row in rows if row["rank"] == rank) for rank in range(ranks)], failures)
 
 
 def _failed(
-    spark: SparkSession, error: Exception, causes: list[str], failures: list[str], again: bool = False
+    spark: SparkSession, error: Exception, causes: list[str], failures: list[str], ranks: int, again: bool = False
 ) -> Outcome:
     """The outcome of a job that has failed for these ``causes``, if attempts are left; otherwise raises the error.
 
@@ -115,6 +119,8 @@ def _failed(
     # Where Spark reports no causes, all attempts but the last one may have had all tasks.
     unknown = [UNKNOWN] * max(1, limit - 1) if incomplete else [retries.cause([str(error)])]
     failures = (failures + (_of_whole_attempts(causes) or unknown))[:limit]
+    if lost := retries.hosts_lost(spark, failures, ranks):
+        raise _with_causes(RankError(lost), failures[: failures.index(lost) + 1]) from None
     if len(failures) < limit and (again or incomplete or spark_internals.not_repeated(error)):
         return Outcome([], failures)
     raise _with_causes(error, failures) from None

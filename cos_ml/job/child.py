@@ -23,7 +23,8 @@ from cos_ml import gpus
 from cos_ml.data import blobs
 from cos_ml.data.spool import Spool, local_folder
 from cos_ml.errors import RankError
-from cos_ml.job.messages import Job, with_log_tail
+from cos_ml.job import reach
+from cos_ml.job.messages import CANCELLED, Job, with_log_tail
 from cos_ml.job.peers import PeerInfo
 from cos_ml.job.placement import RankInfo
 from cos_ml.job.progress import Reporter
@@ -48,6 +49,7 @@ class ChildProcess:
     def __init__(self, job: Job, rank_info: RankInfo, spool: Spool) -> None:
         self.rank_info, self.spool, self.stall_timeout = rank_info, spool, job.specs[0].stall_timeout
         self.secret = self.joining = ""
+        self.peers: PeerInfo | None = None
         self.results, self.networks, self.log = (tempfile.TemporaryFile(dir=local_folder()) for _ in range(3))
         self.temp_dir = TempDir(local_folder())
         blobs.write(self.networks, {str(index): archive for index, archive in enumerate(job.networks)})
@@ -92,7 +94,7 @@ class ChildProcess:
         Raises:
             RankError: it died without a result, or makes no progress; Spark then retries the whole stage.
         """
-        self.secret, self.joining = peers.secret, peers.places()
+        self.peers, self.secret, self.joining = peers, peers.secret, peers.joining_hint()
         self._send(json.dumps({"tasks": peers.tasks, "environment": peers.environment}))
         self.watchdog = Watchdog(self.stall_timeout, self._is_stopped)  # its wait for the others does not count
         for event in self.events:
@@ -119,7 +121,10 @@ class ChildProcess:
             # Where Gloo can't connect, Horovod aborts.
             hints = {signal.SIGKILL: " The host may be out of memory.", signal.SIGABRT: self.joining}
             hint = hints.get(-code, "")
+            hint += self._lost_hosts() if hint and code == -signal.SIGABRT else ""
             raise RankError(with_log_tail(f"Rank {self.rank_info.rank} on {self.rank_info.host} {how}.{hint}", log))
+        if CANCELLED in result.get("traceback", b"").decode() and (lost := self._lost_hosts()):
+            raise RankError(f"Rank {self.rank_info.rank} on {self.rank_info.host} lost its connections.{lost}")
         server = server_memory(self.process.server)
         return result | {"log": log, "notes": json.dumps(notes).encode(), "server": json.dumps(server).encode()}
 
@@ -192,7 +197,7 @@ class ChildProcess:
     def _stalled(self) -> RankError:
         """The error of a rank that makes no progress, with the stacks of its threads."""
         before = self._log_size()
-        stopped = self._is_stopped()
+        lost, stopped = self._lost_hosts(), self._is_stopped()
         if not stopped:
             self.process.send_signal(STACK_SIGNAL)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -201,8 +206,17 @@ class ChildProcess:
         state = "The process is stopped (SIGSTOP)." if stopped else f"Its stacks:\n{stacks}"
         return RankError(
             f"Rank {self.rank_info.rank} on {self.rank_info.host} made no progress for {self.stall_timeout:g} s (Param "
-            f"stallTimeout). Its phase: {self.watchdog.phase}. {state}".strip()
+            f"stallTimeout).{lost} Its phase: {self.watchdog.phase}. {state}".strip()
         )
+
+    def _lost_hosts(self) -> str:
+        """What to say if this host can't reach another one of the ranks; "" if it can."""
+        if self.peers is None or not (places := self.peers.places):
+            return ""
+        lost = self.peers.lost_hosts()
+        if not lost and len(places) > 1 and self.watchdog.waits:  # others may have lost each other: theirs says more
+            self._over.wait(2 * reach.PATIENCE)
+        return f" {lost}" if lost else ""
 
     def _send(self, line: str = "") -> None:
         with contextlib.suppress(BrokenPipeError), self._lock:  # it has died; its exit status says how

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-import socket
 import socketserver
 import threading
 import time
@@ -34,11 +33,6 @@ __all__ = ["GangContext", "GangServer", "check", "gathered", "task_context"]
 CONNECT_TIME = 10.0  # seconds to connect, and to prove the secret
 REPORT_TIME = 2.0  # seconds that Spark may take to learn why a task was lost
 RECHECK = 1.0  # seconds
-KEEPALIVE = {  # a host that is gone is noticed in 2 minutes, and no firewall forgets a connection
-    getattr(socket, name): value
-    for name, value in {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}.items()
-    if hasattr(socket, name)  # as on Linux
-}
 PARTITION, MESSAGE, FINISHED = "partition", "message", "finished"  # what tasks send
 
 logger = logging.getLogger(__name__)
@@ -72,8 +66,6 @@ class Handler(socketserver.BaseRequestHandler):
 
     def handle(self) -> None:
         self.request.settimeout(CONNECT_TIME)
-        for option, value in KEEPALIVE.items():
-            self.request.setsockopt(socket.IPPROTO_TCP, option, value)
         with contextlib.suppress(OSError, ValueError, KeyError):
             own = link.accept(self.request, self.server.secret)
             partition = int(own.receive()[PARTITION])

@@ -25,6 +25,13 @@ NONCE = PROOF = 32  # bytes
 MAX_MESSAGE, MAX_UNPACKED = 256 << 20, 1 << 30  # bytes
 PORTS = range(32768, 61000)  # Linux's own for connections, which firewalls between a cluster's hosts let pass
 CANDIDATES = 8  # ports, of which others may be in use
+KEEPALIVE = {  # a host that is gone is noticed in 2 minutes, and no firewall forgets a connection
+    getattr(socket, name): value
+    for name, value in {
+        "TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6, "TCP_USER_TIMEOUT": 120_000,  # milliseconds
+    }.items()
+    if hasattr(socket, name)  # as on Linux
+}  # fmt: skip
 
 
 def ports(secret: str, allowed: Sequence[int] = PORTS) -> list[int]:
@@ -127,6 +134,8 @@ def accept(connection: socket.socket, secret: str) -> Link:
 def _prepared(connection: socket.socket) -> socket.socket:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a task may spool its rows for an hour
+    for option, value in KEEPALIVE.items():
+        connection.setsockopt(socket.IPPROTO_TCP, option, value)
     return connection
 
 

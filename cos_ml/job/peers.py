@@ -12,7 +12,7 @@ from pyspark import BarrierTaskContext
 from cos_ml.data.spool import Spool
 from cos_ml.errors import RankError
 from cos_ml.interfaces import ADDRESS, INTERFACE, REMEDY, by_interface, is_loopback, local_addresses
-from cos_ml.job import channel, horovod_env, preflight
+from cos_ml.job import channel, horovod_env, preflight, reach
 from cos_ml.job.channel import Channel, FallBack
 from cos_ml.job.gang import GangContext
 from cos_ml.job.messages import Job
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Handshake", "PeerInfo"]
 
-READY, NOT_READY = b"1", b"0"
 MAX_HOSTS = 16  # that an error names
 
 
@@ -37,6 +36,9 @@ class PeerInfo:
         rendezvous: Horovod's rendezvous server for this task's rank; None for a single rank.
         secret: the secret of that server, which must not reach any log.
         channel: the connections to the other tasks; None for a single rank.
+        host: Spark's name of this task's host.
+        place: where this task listens for those of other hosts; None if it does not.
+        places: where those of the other hosts listen, by name.
     """
 
     tasks: list[dict[str, Any]]
@@ -44,6 +46,9 @@ class PeerInfo:
     rendezvous: Rendezvous | None
     secret: str = field(repr=False)
     channel: Channel | None = None
+    host: str = ""
+    place: reach.Place | None = None
+    places: dict[str, reach.Place] = field(default_factory=dict)
 
     def all_ready(self, rank: int, ready: bool) -> bool:
         """Report whether this task's rank can join, and wait for all reports; returns whether all can.
@@ -54,14 +59,22 @@ class PeerInfo:
         if self.channel is None:
             return ready
         try:
-            reports = self.channel.exchange("ready", {str(rank): READY if ready else NOT_READY}).result()
+            report = json.dumps({"ready": ready, "host": self.host, "place": self.place}).encode()
+            reports = [json.loads(one) for one in self.channel.exchange("ready", {str(rank): report}).result().values()]
         except RankError:
             if ready:
                 raise
             return False  # this rank has failed by itself, which says more
-        return NOT_READY not in reports.values()
+        others = [report for report in reports if report["place"] and report["host"] != self.host]
+        self.places = {report["host"]: tuple(report["place"]) for report in others}
+        return all(report["ready"] for report in reports)
 
-    def places(self) -> str:
+    def lost_hosts(self) -> str:
+        """What to say if this host can't reach some of the others; "" if it can."""
+        lost = reach.unreachable(self.places)
+        return reach.message(self.host, lost) if lost else ""
+
+    def joining_hint(self) -> str:
         """Where the ranks are, for the error of one that can't connect to the others; "" for a single rank."""
         if self.rendezvous is None:
             return ""
@@ -140,7 +153,17 @@ class Handshake:
         environment = horovod_env.rank_environment(
             own, address, LOOPBACK, rendezvous.port, rendezvous.secret, self.job.ports
         )
-        return PeerInfo(tasks, environment, rendezvous, rendezvous.secret, self.channel)
+        place = self._listen_for_hosts(own, address)
+        return PeerInfo(tasks, environment, rendezvous, rendezvous.secret, self.channel, own.host, place)
+
+    def _listen_for_hosts(self, own: RankInfo, address: str) -> reach.Place | None:
+        """Let the first task of each host listen for those of other hosts; returns where."""
+        needed = own.local_rank == 0 and len(set(self.hosts)) > 1
+        server = reach.listen(address, self.job.ports) if needed else None
+        if server is None:
+            return None
+        self.opened.callback(server.close)
+        return address, server.server_address[1]
 
     def _ignored_ports(self) -> str:
         """Why a rank here would listen on other ports than the job's; "" if it would not, or on the loopback alone."""

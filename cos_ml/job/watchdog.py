@@ -67,11 +67,16 @@ class Watchdog:
         return used - used_before > BUSY * (now - before)
 
     @property
+    def waits(self) -> bool:
+        """Whether the rank may only be waiting for others."""
+        return not self.silent and not self.busy and self.phase.startswith(TRAINING)
+
+    @property
     def stalled(self) -> bool:
         """Whether the rank has made no progress for too long, and is the one that hangs rather than waits."""
         patience = self._timeout
         if self.phase in (STARTING, JOINING):  # may be silent: the import of a large library lets no thread run
             patience = max(START, patience) if not self.silent or not self._is_stopped() else patience
-        elif not self.silent and not self.busy and self.phase.startswith(TRAINING):
+        elif self.waits:
             patience += max(2 * INTERVAL, self._timeout / 4)
         return self._clock() - self._progressed > patience

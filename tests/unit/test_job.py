@@ -291,6 +291,17 @@ def test_a_gang_that_was_not_complete_in_time_is_an_error(monkeypatch):
         jobs.run(4, use_barrier=False)
 
 
+@pytest.mark.parametrize("use_barrier", [True, False])
+def test_no_attempt_follows_one_that_lost_a_host_for_which_there_is_no_other(monkeypatch, use_barrier):
+    """The watch has cancelled the job, or the gang's server has."""
+    monkeypatch.setattr(barrier.retries.spark_internals, "slots_elsewhere", lambda spark, hosts: 0)
+    lost = "Hosts lost each other: a can't reach b."
+    jobs = Jobs(monkeypatch, ("Job 1 cancelled", [lost, "Job 1 cancelled"]), gangs=not use_barrier)
+    with pytest.raises(RankError, match=f"^{lost}$"):
+        jobs.run(4, use_barrier)
+    assert len(jobs.alone) == 1
+
+
 def test_an_error_that_no_attempt_causes_is_raised_as_it_is(monkeypatch):
     with pytest.raises(ClusterError, match=r"^executors were lost$"):
         Jobs(monkeypatch, (PARTIAL, ["a", PARTIAL]), (ClusterError("executors were lost"), [])).run(4)

@@ -227,6 +227,26 @@ class Sequence(list):
         return self[index]
 
 
+@changed
+def test_slots_on_other_hosts_that_can_not_be_counted_are_none(change):
+    assert spark_internals.slots_elsewhere(Session(change), ["a"]) == 0
+
+
+def test_slots_on_other_hosts():
+    executors = [("driver", "a:1", 0), ("0", "a:2", 1), ("1", "[fd77::2]:3", 2), ("2", "10.0.0.3:4", 4)]
+    known = Sequence(
+        types.SimpleNamespace(
+            id=lambda one=one: one[0], hostPort=lambda one=one: one[1], maxTasks=lambda one=one: one[2]
+        )
+        for one in executors
+    )
+    store = types.SimpleNamespace(executorList=lambda active: known)
+    session = Session(context_with(statusStore=lambda: store))
+    assert spark_internals.slots_elsewhere(session, []) == 7
+    assert spark_internals.slots_elsewhere(session, ["fd77::2"]) == 5
+    assert spark_internals.slots_elsewhere(session, ["a", "10.0.0.3"]) == 2
+
+
 def option(value):
     """A Scala option."""
     return types.SimpleNamespace(isDefined=lambda: value is not None, get=lambda: value)
