@@ -1,12 +1,14 @@
 """Kill parts of a fit at random moments, and look whether it ends well: ``python -m tests.benchmarks.chaos [KILLS]``.
 
-With ``--no-barrier`` the fits have no barrier, and dynamic allocation. ``--from N`` begins with a later round.
+With ``--no-barrier`` the fits have no barrier, and dynamic allocation. ``--from N`` begins with a later round, and
+``--only VICTIM`` names the victims, such as "driver KILL".
 
-A fit on two executor processes, with a checkpoint after each epoch, is disturbed once: a rank, its Python worker, its
-executor's JVM or its rank server is killed, or a rank or a rank server is stopped; while ranks start, read, train,
-write a checkpoint, or finish. It has to end with the weights of the undisturbed fit, to repeat no more than the epoch
-in which it was disturbed, and to leave no process, open port or file behind. "lost" is how many attempts that took;
-none where the fit was as good as over, "had" how many epochs were in a checkpoint.
+A fit on two executor processes, with a checkpoint after each epoch, is disturbed once: a rank, its task (Python
+worker), its executor's JVM, its rank server or the program with the driver gets a signal; while ranks start, read,
+train, write a checkpoint, or finish. It has to end with the weights of the undisturbed fit, to repeat no more than the
+epoch in which it was disturbed, and to leave no process, open port or file behind. Where the driver was the victim,
+that is asked of a second run of its program. "lost" is how many attempts that took; none where the fit was as good as
+over, "had" how many epochs were in a checkpoint.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ import contextlib
 import itertools
 import os
 import random
+import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -31,14 +36,19 @@ import psutil
 from cos_ml import DeepNetEstimator
 from tests.support import reference
 from tests.support.processes import rank_processes, server_processes
-from tests.support.sessions import DAEMON, SETTINGS, frame, rows_of, session
+from tests.support.sessions import DAEMON, ROOT, SETTINGS, frame, rows_of, session
 
 EPOCHS, ROWS, UNITS = 4, 20_000, 1500
 STALL = 10.0  # seconds
 TRIES = 10  # until a moment is met
 PHASES = ("start", "read", "train", "checkpoint", "finish")
-VICTIMS = ("rank", "worker", "executor", "stop", "server", "stop server")
-CLUSTER, ATTEMPTS = "local-cluster[2,1,1024]", {"spark.stage.maxConsecutiveAttempts": "4"}
+SIGNALS = ("TERM", "KILL", "STOP")
+OF_FIT = tuple(f"{one} {name}" for one in ("rank", "task", "executor", "server") for name in SIGNALS)
+VICTIMS = (*OF_FIT, "driver TERM", "driver KILL")  # one that is stopped goes on where it was
+CLUSTER = "local-cluster[2,1,1024]"
+ATTEMPTS = {  # and how soon Spark notices an executor that is stopped
+    "spark.stage.maxConsecutiveAttempts": "4", "spark.network.timeout": "30s", "spark.executor.heartbeatInterval": "3s",
+}  # fmt: skip
 DYNAMIC = {
     "spark.dynamicAllocation.enabled": "true", "spark.dynamicAllocation.shuffleTracking.enabled": "true",
     "spark.dynamicAllocation.minExecutors": "0", "spark.dynamicAllocation.maxExecutors": "2",
@@ -47,25 +57,23 @@ DYNAMIC = {
 LATEST = {"start": 2.0, "read": 0.3, "train": 1.0, "checkpoint": 0.0, "finish": 0.05}  # seconds into a phase
 
 
-def main(kills: int = 50, barrier: bool = True, begin: int = 0) -> None:
+def main(kills: int = 50, barrier: bool = True, begin: int = 0, only: tuple[str, ...] = ()) -> None:
     chance = random.Random(begin)
-    moments = list(itertools.product(VICTIMS if barrier else VICTIMS[:3], PHASES))
+    moments = list(itertools.product(only or (VICTIMS if barrier else OF_FIT), PHASES))
     order = random.Random(0).sample(moments, len(moments))
     rounds = list(itertools.islice(itertools.cycle(order), begin, begin + kills))
     with tempfile.TemporaryDirectory(prefix="cos_ml_chaos_") as name:
         folder = Path(name)
         spark = next(session(CLUSTER, folder / "spark", **ATTEMPTS))
-        rows = rows_of(*reference.data(ROWS))
-        partitions = [rows[at::4] for at in range(4)]  # other than there are ranks: a retry reads a shuffle again
-        data = frame(spark, partitions)
+        data = frame(spark, partitions())
         undisturbed = estimator(folder / "undisturbed").fit(data).toKeras().get_weights()
         if not barrier:
             spark.stop()
             spark = next(session(CLUSTER, folder / "dynamic", **ATTEMPTS, **DYNAMIC))
-            data = frame(spark, partitions)
+            data = frame(spark, partitions())
         ports = listening()
         print(
-            f"{'victim':<12}{'phase':<12}{'after':>6}{'fit':>7}{'lost':>6}{'had':>5}  {'resumed from':<16}"
+            f"{'victim':<15}{'phase':<12}{'after':>6}{'fit':>7}{'lost':>6}{'had':>5}  {'resumed from':<16}"
             f"{'weights':>9}  left behind",
             flush=True,
         )
@@ -76,7 +84,8 @@ def main(kills: int = 50, barrier: bool = True, begin: int = 0) -> None:
                 checkpoints = folder / f"checkpoints-{number}-{uuid.uuid4().hex[:8]}"
                 chaos = Chaos(victim, phase, checkpoints, chance.uniform(0, LATEST[phase]))
                 tries += 1
-                line, good, lost = survives(chaos, data, checkpoints, undisturbed, folder, ports, barrier)
+                run = driver_survives if victim.startswith("driver") else survives
+                line, good, lost = run(chaos, data, checkpoints, undisturbed, folder, ports, barrier)
                 hit = chaos.struck and (lost > 0 or phase == "finish")
             survived += good and hit
             print(line if hit else f"{line}  (the moment never came)", flush=True)
@@ -95,20 +104,56 @@ def survives(
 ) -> tuple[str, bool, int]:
     """One disturbed fit, as a line of the table; whether it came out as the undisturbed one; and attempts lost."""
     start = time.monotonic()
-    what = f"{chaos.victim:<12}{chaos.phase:<12}{chaos.delay:>5.1f}s"
     with chaos:
         try:
             model = estimator(checkpoints, useBarrier=barrier).fit(data)
         except Exception as error:
-            return f"{what}{time.monotonic() - start:>6.0f}s  {type(error).__name__}: {str(error)[:300]}", False, 1
+            seconds = time.monotonic() - start
+            return f"{chaos.name}{seconds:>6.0f}s  {type(error).__name__}: {str(error)[:300]}", False, 1
     seconds = time.monotonic() - start
-    worst = max(float(np.abs(one - other).max())
-                for one, other in zip(model.toKeras().get_weights(), undisturbed, strict=True))  # fmt: skip
     left = left_behind(folder, checkpoints, ports)
-    (epoch, step), lost = model.summary.resumedAt, len(model.summary.failures)
-    went_on = f"epoch {epoch}, step {step}"
-    line = f"{what}{seconds:>6.0f}s{lost:>6}{chaos.had:>5}  {went_on:<16}{worst:>9.1e}  {left or 'nothing'}"
-    return line, worst <= 1e-6 and not left and (not lost or epoch >= chaos.had), lost
+    weights, lost = model.toKeras().get_weights(), len(model.summary.failures)
+    return *chaos.told(seconds, lost, model.summary.resumedAt, weights, undisturbed, left), lost
+
+
+def driver_survives(
+    chaos: Chaos,
+    data: Any,
+    checkpoints: Path,
+    undisturbed: list[np.ndarray],
+    folder: Path,
+    ports: set[Any],
+    barrier: bool,
+) -> tuple[str, bool, int]:
+    """As ``survives``, of a program that is run again after its driver was the victim."""
+    start, own, alive = time.monotonic(), folder / f"driver-{checkpoints.name}", []
+    command = [sys.executable, "-m", "tests.benchmarks.chaos", "--program", str(own), str(checkpoints)]
+    with chaos, subprocess.Popen(command, cwd=ROOT, stdout=-3, stderr=-3) as chaos.program:
+        chaos.program.wait()
+    _, alive = psutil.wait_procs(chaos.below, 60)
+    left = ", ".join([left_behind(folder, checkpoints, ports), *(f"process {one.pid}" for one in alive)]).strip(", ")
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    if done.returncode:
+        return f"{chaos.name}{time.monotonic() - start:>6.0f}s  {done.stderr[-300:]}", False, 1
+    found = np.load(own / "found.npz")
+    weights = [found[str(at)] for at in range(len(undisturbed))]
+    seconds = time.monotonic() - start
+    return *chaos.told(seconds, 1, found["resumed"].tolist(), weights, undisturbed, left), int(chaos.struck)
+
+
+def program(folder: str, checkpoints: str) -> None:
+    """The program whose driver is the victim."""
+    spark = next(session(CLUSTER, Path(folder) / "spark", **ATTEMPTS))
+    model = estimator(Path(checkpoints)).fit(frame(spark, partitions()))
+    weights = {str(at): one for at, one in enumerate(model.toKeras().get_weights())}
+    np.savez(Path(folder) / "found.npz", resumed=model.summary.resumedAt, **weights)
+    spark.stop()
+
+
+def partitions() -> list[Any]:
+    """The rows, in other partitions than there are ranks: a retry reads a shuffle again."""
+    rows = rows_of(*reference.data(ROWS))
+    return [rows[at::4] for at in range(4)]
 
 
 class Chaos:
@@ -116,7 +161,11 @@ class Chaos:
 
     def __init__(self, victim: str, phase: str, checkpoints: Path, delay: float) -> None:
         self.victim, self.phase, self.checkpoints, self.delay = victim, phase, checkpoints, delay
+        self.name = f"{victim:<15}{phase:<12}{delay:>5.1f}s"
         self.struck = False
+        self.program: subprocess.Popen[bytes] | None = None  # with the driver, where that is the victim
+        self.below: list[psutil.Process] = []  # all that it had started
+        self.target: psutil.Process | None = None
         self.had = 0  # epochs in whole checkpoints when it struck
         self._ranks: list[psutil.Process] = []
         self._over = threading.Event()
@@ -129,10 +178,24 @@ class Chaos:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
-        if self.victim == "stop server":  # it ends as soon as it runs
-            for server in server_processes():
-                with contextlib.suppress(psutil.Error):
-                    server.resume()
+        if self.target and self.victim.endswith("STOP"):  # it ends as soon as it runs
+            with contextlib.suppress(psutil.Error):
+                self.target.resume()
+
+    def told(
+        self,
+        seconds: float,
+        lost: int,
+        resumed: Any,
+        weights: list[np.ndarray],
+        undisturbed: list[np.ndarray],
+        left: str,
+    ) -> tuple[str, bool]:
+        """A line of the table, and whether the fit came out as the undisturbed one."""
+        worst = max(float(np.abs(one - other).max()) for one, other in zip(weights, undisturbed, strict=True))
+        went_on = f"epoch {resumed[0]}, step {resumed[1]}"
+        line = f"{self.name}{seconds:>6.0f}s{lost:>6}{self.had:>5}  {went_on:<16}{worst:>9.1e}  {left or 'nothing'}"
+        return line, worst <= 1e-6 and not left and (not lost or resumed[0] >= self.had)
 
     def _run(self) -> None:
         while not self._come():
@@ -166,18 +229,17 @@ class Chaos:
         return any(name.startswith("checkpoint-auto-") and int(name.split("-")[2]) >= wanted for name in names)
 
     def _strike(self, rank: psutil.Process) -> None:
+        who, _, name = self.victim.partition(" ")
         try:
-            if self.victim == "stop":
-                rank.suspend()
-            elif self.victim == "rank":
-                rank.kill()
-            elif self.victim == "worker":
-                max(workers(), key=lambda one: one.pid).kill()
-            elif self.victim == "executor":
-                max(workers(), key=lambda one: one.pid).parents()[1].kill()
+            if who in ("task", "executor"):
+                task = max(workers(), key=lambda one: one.pid)
+                self.target = task if who == "task" else task.parents()[1]
+            elif who == "driver":
+                self.target = psutil.Process(self.program.pid if self.program else None)
+                self.below = [*self.target.children(recursive=True), *rank_processes()]
             else:
-                server = rank.parent()
-                server.suspend() if self.victim == "stop server" else server.kill()
+                self.target = rank if who == "rank" else rank.parent()
+            self.target.send_signal(getattr(signal, f"SIG{name}"))
             self.struck = True
         except (psutil.Error, AttributeError, ValueError):
             pass  # it has just ended
@@ -270,4 +332,8 @@ if __name__ == "__main__":
     options.add_argument("kills", type=int, nargs="?", default=50)
     options.add_argument("--no-barrier", dest="barrier", action="store_false")
     options.add_argument("--from", dest="begin", type=int, default=0)
-    main(**vars(options.parse_args()))
+    options.add_argument("--only", nargs="+", choices=VICTIMS, default=())
+    options.add_argument("--program", nargs=2, help=argparse.SUPPRESS)
+    chosen = vars(options.parse_args())
+    run = chosen.pop("program")
+    program(*run) if run else main(**chosen)
