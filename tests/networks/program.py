@@ -22,7 +22,7 @@ SETTINGS = {
 
 def main(master: str, folder: Path) -> None:
     spark = next(session(master, folder / "spark", **SETTINGS))
-    df = frame(spark, [rows_of(*part) for part in split(reference.data(96), 32, 32, 32)])
+    df = frame(spark, [rows_of(*part) for part in split(reference.data(96), 48, 48)])
     pause = callback(Pause, ranks="first", folder=str(folder))
     est = estimator(
         reference.network(), epochs=4, callbacks=[pause], stallTimeout=STALL, checkpointDir=f"{folder}/states"

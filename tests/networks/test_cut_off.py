@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -17,10 +16,12 @@ import psutil
 import pyspark
 import pytest
 
+from cos_ml.rank.server import WATCHER
 from tests.networks.namespaces import BRIDGE, IPV4, hosts, within
 from tests.networks.program import DRIVER
 from tests.standalone.hosts import running
 from tests.support import reference
+from tests.support.processes import SERVER
 from tests.support.reference import split
 from tests.support.sessions import ROOT
 
@@ -76,12 +77,12 @@ def ended(folder, program, seconds=LATEST):
 
 
 def ranks_on(name):
-    """The ranks on a host: leaders of a session, other than the rank server, which is no rank's child."""
+    """The ranks on a host: forks of its rank server, other than the server's watcher."""
     inside = subprocess.run(["ip", "netns", "pids", name], capture_output=True, check=True).stdout.split()
     found = []
     for process in map(psutil.Process, map(int, inside)):
-        with contextlib.suppress(psutil.Error):
-            if os.getsid(process.pid) == process.pid and any("cos_ml.rank" in one for one in process.cmdline()):
+        with contextlib.suppress(psutil.Error, AttributeError):  # it has just ended
+            if SERVER in process.cmdline() and SERVER in process.parent().cmdline() and process.name() != WATCHER:
                 found.append(process)
     return found
 
@@ -135,6 +136,7 @@ def test_a_host_that_loses_everybody(names, tmp_path):
     with paused(tmp_path / "fit") as program:
         subprocess.run(f"ip link set {BRIDGE}3 down".split(), check=True)
         (tmp_path / "fit" / "continue").touch()
+        assert ranks_on(names[1])
         found = ended(tmp_path / "fit", program)
         _, alive = psutil.wait_procs(ranks_on(names[1]), timeout=LATEST)
     assert not alive

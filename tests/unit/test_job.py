@@ -296,7 +296,8 @@ def test_no_attempt_follows_one_that_lost_a_host_for_which_there_is_no_other(mon
     """The watch has cancelled the job, or the gang's server has."""
     monkeypatch.setattr(barrier.retries.spark_internals, "slots_elsewhere", lambda spark, hosts: 0)
     lost = "Hosts lost each other: a can't reach b."
-    jobs = Jobs(monkeypatch, ("The job has ended.", [lost, "The job has ended."]), gangs=not use_barrier)
+    causes = [lost, "The job has ended."] if use_barrier else lost
+    jobs = Jobs(monkeypatch, ("The job has ended.", causes), gangs=not use_barrier)
     with pytest.raises(RankError, match=f"^{lost}$"):
         jobs.run(4, use_barrier)
     assert len(jobs.alone) == 1
