@@ -377,6 +377,18 @@ def test_tasks_that_meet_know_each_other_and_are_ready_together(opened, together
     assert one[1] is other[1] is True
 
 
+def test_tasks_learn_where_those_of_other_hosts_listen(opened, together):
+    first, second = server(opened), client(opened)
+    infos = [
+        peers.PeerInfo([], {}, None, "", first, "a", ("10.0.0.1", 5)),
+        peers.PeerInfo([], {}, None, "", second, "b", ("10.0.0.2", 6)),
+    ]
+    with second.changed:
+        assert second.changed.wait_for(lambda: not second.searching, 10)
+    assert together(lambda: infos[0].all_ready(0, True), lambda: infos[1].all_ready(1, False)) == [False, False]
+    assert [info.places for info in infos] == [{"b": ("10.0.0.2", 6)}, {"a": ("10.0.0.1", 5)}]
+
+
 def test_a_rank_that_has_failed_says_so_even_if_the_others_have_gone(opened):
     first, second = server(opened), client(opened)
     with second.changed:

@@ -397,6 +397,28 @@ def test_a_rank_that_can_not_connect_to_the_others(own_spool, monkeypatch, joine
     assert ("spark.cosml.portRange" in str(error.value)) != joined
 
 
+def test_the_hosts_that_lost_each_other_are_named_however_a_rank_ends(own_spool, monkeypatch):
+    monkeypatch.setattr(child.reach, "unreachable", list)
+    said = "Hosts lost each other: a can't reach b."
+    process = ChildProcess(
+        Job("tests.support.rank_functions:missing", (SPEC,), (b"",)), assign_ranks(["a"])[0], own_spool
+    )
+    with contextlib.closing(process):
+        process.watchdog = watchdog.Watchdog(10, lambda: False)
+        assert "Hosts" not in str(process._stalled())
+        process.peers = PeerInfo([], {}, None, "", host="a", places={"b": ("10.0.0.2", 1)})
+        assert said in str(process._stalled())
+        monkeypatch.setattr(process.process, "wait", lambda: 0)
+        monkeypatch.setattr(child.blobs, "read", lambda file: {"traceback": b"Horovod has been shut down"})
+        with pytest.raises(RankError, match=said):
+            process.result([])
+        monkeypatch.setattr(process.process, "wait", lambda: -signal.SIGABRT)
+        process.joining = " It ended while ranks connected to each other."
+        with pytest.raises(RankError, match=said):
+            process.result([])
+        monkeypatch.undo()
+
+
 def test_the_wait_for_other_ranks_is_not_a_stall(own_spool, monkeypatch):
     """A rank that has been ready for long, because another partition is larger, does not fail when all have met."""
     now = [0.0]
