@@ -47,7 +47,8 @@ OF_FIT = tuple(f"{one} {name}" for one in ("rank", "task", "executor", "server")
 VICTIMS = (*OF_FIT, "driver TERM", "driver KILL")  # one that is stopped goes on where it was
 CLUSTER = "local-cluster[2,1,1024]"
 ATTEMPTS = {  # and how soon Spark notices an executor that is stopped
-    "spark.stage.maxConsecutiveAttempts": "4", "spark.network.timeout": "30s", "spark.executor.heartbeatInterval": "3s",
+    "spark.stage.maxConsecutiveAttempts": "4", "spark.network.timeout": "30s", "spark.network.timeoutInterval": "10s",
+    "spark.executor.heartbeatInterval": "3s",
 }  # fmt: skip
 DYNAMIC = {
     "spark.dynamicAllocation.enabled": "true", "spark.dynamicAllocation.shuffleTracking.enabled": "true",
