@@ -83,7 +83,7 @@ def watch_hosts(spark: SparkSession, tag: Tag, ranks: int) -> Iterator[None]:
                 return
 
     watcher = threading.Thread(target=watch, daemon=True)
-    if not spark_internals.is_connect(spark):  # which does not tell the causes
+    if ranks > 1 and not spark_internals.is_connect(spark):  # which does not tell the causes
         watcher.start()
     try:
         yield
