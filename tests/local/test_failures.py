@@ -173,7 +173,8 @@ def test_an_exception_of_a_signal_handler_ends_every_rank_and_is_what_the_user_s
         over.set()
     assert len(ranks) == 2
     assert not spark.sparkContext.statusTracker().getActiveJobsIds()
-    assert not any(running(rank.pid) for rank in ranks)  # it has waited for their end
+    _, alive = psutil.wait_procs(ranks, timeout=30)  # a rank is killed once its task, which fit awaits, has ended
+    assert not alive
     assert_nothing_left(spark)
 
 
