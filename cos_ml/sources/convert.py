@@ -256,7 +256,7 @@ def _in_parts(work: Path, parts: int, rows: int, write: WritePart) -> None:
 
 
 class _Counter:
-    """Counts rows, and shows them in a bar as long as there is a standard error."""
+    """Counts rows, and shows a progress bar while standard error is open."""
 
     def __init__(self, total: int, done: int) -> None:
         self.rows = done
