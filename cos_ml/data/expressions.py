@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
+from itertools import groupby
 
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
@@ -66,22 +67,21 @@ def _concatenated(df: DataFrame, column: Column) -> SparkColumn:
     """The values of several columns as one array; null where an array or a Vector is."""
     found = {name: resolve(df, name) for name in column.parts}
     _check_sizes(column, [_size(found[name]) for name in column.parts])
-    arrays: list[SparkColumn | list[SparkColumn]] = []
-    for name in column.parts:
-        given = found[name].data_type
-        if isinstance(given, T.BinaryType):
-            raise InvalidInputError(
-                f"Param inputCols: column {name!r} is binary, and can't be joined with others. Make an array of it."
-            )
-        values = _converted(found[name].values, given, replace(column, name=name))
-        if not isinstance(given, SCALARS):
-            arrays.append(values)
-        elif arrays and isinstance(arrays[-1], list):
-            arrays[-1].append(values)
-        else:
-            arrays.append([values])
-    joined = [F.array(*one) if isinstance(one, list) else one for one in arrays]
-    return joined[0] if len(joined) == 1 else F.concat(*joined)
+    arrays: list[SparkColumn] = []
+    wanted = T.StringType if column.dtype == "string" else NUMBERS
+    for given, names in groupby(column.parts, lambda name: found[name].data_type):
+        if isinstance(given, wanted):  # as one array, since each expression costs PySpark milliseconds
+            scalars = list(names)
+            values = F.array(*[found[name].sql_name for name in scalars])
+            arrays.append(_converted(values, T.ArrayType(given), replace(column, name=scalars[0])))
+            continue
+        for name in names:
+            if isinstance(given, T.BinaryType):
+                raise InvalidInputError(
+                    f"Param inputCols: column {name!r} is binary, and can't be joined with others. Make an array of it."
+                )
+            arrays.append(_converted(found[name].values, given, replace(column, name=name)))
+    return arrays[0] if len(arrays) == 1 else F.concat(*arrays)
 
 
 def _size(column: Resolved) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from cos_ml.errors import InvalidInputError
@@ -38,11 +39,16 @@ class Resolved:
     part: str = ""
 
     @property
+    def sql_name(self) -> str:
+        """The name of the whole column or field, as Spark reads it whatever it contains."""
+        return ".".join(map(quoted, self.path))
+
+    @property
     def values(self) -> Column:
         """The Spark expression that reads it."""
         from pyspark.sql import functions as F
 
-        found = F.col(".".join(map(quoted, self.path)))
+        found = F.col(self.sql_name)
         return _entries(found, self.part) if self.part else found
 
 
@@ -87,6 +93,7 @@ def is_case_sensitive(df: DataFrame) -> bool:
     return (df.sparkSession.conf.get("spark.sql.caseSensitive", None) or "false").lower() == "true"
 
 
+@lru_cache(maxsize=100_000)  # each column of a wide table is compared with all
 def fold(name: str, case_sensitive: bool = False) -> str:
     """What is the same for names that Spark takes for one: Java's ``equalsIgnoreCase`` folds each character alone."""
     if case_sensitive:
@@ -108,7 +115,8 @@ def _within(df: DataFrame, parts: Sequence[str], name: str) -> Resolved | None:
     for part in parts:
         if not _is_struct(kind):
             return None
-        same = [one for one in kind.fields if fold(one.name) == fold(part)]
+        wanted = fold(part)
+        same = [one for one in kind.fields if fold(one.name) == wanted]
         if any(one.name != part for one in same) and is_case_sensitive(df):  # which the JVM knows
             same = [one for one in same if one.name == part]
         if len(same) > 1:

@@ -38,7 +38,7 @@ from tests.support import reference
 from tests.support.processes import rank_processes, server_processes
 from tests.support.sessions import DAEMON, ROOT, SETTINGS, frame, rows_of, session
 
-EPOCHS, ROWS, UNITS = 4, 20_000, 1500
+EPOCHS, ROWS, UNITS = 4, 20_000, 500
 STALL = 10.0  # seconds
 TRIES = 10  # until a moment is met
 PHASES = ("start", "read", "train", "checkpoint", "finish")

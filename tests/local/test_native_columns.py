@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from decimal import Decimal
 from typing import Any
 
@@ -286,6 +287,24 @@ def test_a_fit_to_several_columns(spark, mixed, tmp_path):
         assert model.evaluate(mixed) == pytest.approx(expected.evaluate(mixed))
     native = expected.transform(mixed).select("rawPrediction").collect()
     assert loaded.transform(mixed).select("rawPrediction").collect() == native
+
+
+@pytest.mark.more
+def test_two_thousand_columns(spark):
+    """Doubles, integers and arrays side by side, in runs of several lengths; a row with a null is a bad one."""
+    kinds = ["double", "int", "int", "array<float>", "float", "float", "bigint", "decimal(9,2)"]
+    values = np.random.default_rng(0).integers(-9, 9, (3, 2000)).astype(float)
+    columns = [
+        F.expr(f"cast({f'array({number}D)' if 'array' in kind else f'{number}D'} as {kind}) as c{at}")
+        for at, kind in enumerate(itertools.islice(itertools.cycle(kinds), 2000))
+        for number in [values[0, at]]
+    ]
+    df = spark.range(1).select(*columns).cache()
+    rows = df.unionByName(df.withColumn("c1", F.lit(None).cast("int")))
+    model = DeepNetModel(model=network(2000), inputCols=df.columns, handleInvalid="keep")
+    whole, bad = (row.probability.toArray() for row in model.transform(rows).select("probability").collect())
+    assert whole == pytest.approx(model.toKeras().predict(values[:1], verbose=0)[0], abs=1e-6)
+    assert np.isnan(bad).all()
 
 
 @pytest.mark.once
