@@ -1,7 +1,8 @@
 """Kill parts of a fit at random moments, and look whether it ends well: ``python -m tests.benchmarks.chaos [KILLS]``.
 
-With ``--no-barrier`` the fits have no barrier, and dynamic allocation. ``--from N`` begins with a later round, and
-``--only VICTIM`` names the victims, such as "driver KILL".
+With ``--no-barrier`` the fits have no barrier, and dynamic allocation. With ``--links``, which needs root, executors
+are on hosts of their own: one of them loses the other, or everybody, for 5 s. ``--from N`` begins with a later round,
+and ``--only VICTIM`` names the victims, such as "driver KILL".
 
 A fit on two executor processes, with a checkpoint after each epoch, is disturbed once: a rank, its task (Python
 worker), its executor's JVM, its rank server or the program with the driver gets a signal; while ranks start, read,
@@ -26,6 +27,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ import numpy as np
 import psutil
 
 from cos_ml import DeepNetEstimator
+from tests.networks.cluster import MASTER, SECOND, cut, two_hosts, unplugged
+from tests.networks.cluster import SETTINGS as SETTINGS_OF_HOSTS
 from tests.support import reference
 from tests.support.processes import rank_processes, server_processes
 from tests.support.sessions import DAEMON, ROOT, SETTINGS, frame, rows_of, session
@@ -44,7 +48,10 @@ TRIES = 10  # until a moment is met
 PHASES = ("start", "read", "train", "checkpoint", "finish")
 SIGNALS = ("TERM", "KILL", "STOP")
 OF_FIT = tuple(f"{one} {name}" for one in ("rank", "task", "executor", "server") for name in SIGNALS)
-VICTIMS = (*OF_FIT, "driver TERM", "driver KILL")  # one that is stopped goes on where it was
+DRIVERS, LINKS = ("driver TERM", "driver KILL", "driver STOP"), ("link DOWN", "host DOWN")
+MODES = {"barrier": OF_FIT + DRIVERS, "no barrier": OF_FIT, "links": LINKS}
+VICTIMS = (*OF_FIT, *DRIVERS, *LINKS)
+DOWN = 5.0  # seconds, less than STALL, after which a link is up again, and a stopped driver goes on
 CLUSTER = "local-cluster[2,1,1024]"
 ATTEMPTS = {  # and how soon Spark notices an executor that is stopped
     "spark.stage.maxConsecutiveAttempts": "4", "spark.network.timeout": "30s", "spark.network.timeoutInterval": "10s",
@@ -58,21 +65,25 @@ DYNAMIC = {
 LATEST = {"start": 2.0, "read": 0.3, "train": 1.0, "checkpoint": 0.0, "finish": 0.05}  # seconds into a phase
 
 
-def main(kills: int = 50, barrier: bool = True, begin: int = 0, only: tuple[str, ...] = ()) -> None:
+def main(kills: int = 50, mode: str = "barrier", begin: int = 0, only: tuple[str, ...] = ()) -> None:
     chance = random.Random(begin)
-    moments = list(itertools.product(only or (VICTIMS if barrier else OF_FIT), PHASES))
+    moments = list(itertools.product(only or MODES[mode], PHASES))
     order = random.Random(0).sample(moments, len(moments))
     rounds = list(itertools.islice(itertools.cycle(order), begin, begin + kills))
-    with tempfile.TemporaryDirectory(prefix="cos_ml_chaos_") as name:
+    with tempfile.TemporaryDirectory(prefix="cos_ml_chaos_") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         spark = next(session(CLUSTER, folder / "spark", **ATTEMPTS))
         data = frame(spark, partitions())
         undisturbed = estimator(folder / "undisturbed").fit(data).toKeras().get_weights()
-        if not barrier:
+        names: list[str] = []
+        if mode == "no barrier":
             spark.stop()
             spark = next(session(CLUSTER, folder / "dynamic", **ATTEMPTS, **DYNAMIC))
-            data = frame(spark, partitions())
-        ports = listening()
+        elif mode == "links":
+            spark.stop()
+            names = stack.enter_context(two_hosts(folder))
+            spark = next(session(MASTER, folder / "hosts", **SETTINGS_OF_HOSTS, **ATTEMPTS))
+        trials = Trials(frame(spark, partitions()), undisturbed, folder, listening(), mode != "no barrier")
         print(
             f"{'victim':<15}{'phase':<12}{'after':>6}{'fit':>7}{'lost':>6}{'had':>5}  {'resumed from':<16}"
             f"{'weights':>9}  left behind",
@@ -83,63 +94,60 @@ def main(kills: int = 50, barrier: bool = True, begin: int = 0, only: tuple[str,
             hit, tries = False, 0
             while not hit and tries < TRIES:  # the fit may be over before the moment has come
                 checkpoints = folder / f"checkpoints-{number}-{uuid.uuid4().hex[:8]}"
-                chaos = Chaos(victim, phase, checkpoints, chance.uniform(0, LATEST[phase]))
+                chaos = Chaos(victim, phase, checkpoints, chance.uniform(0, LATEST[phase]), names)
                 tries += 1
-                run = driver_survives if victim.startswith("driver") else survives
-                line, good, lost = run(chaos, data, checkpoints, undisturbed, folder, ports, barrier)
-                hit = chaos.struck and (lost > 0 or phase == "finish")
+                line, good, lost = trials.of_driver(chaos) if victim.startswith("driver") else trials.of_fit(chaos)
+                hit = chaos.struck and (lost > 0 or phase == "finish" or victim in LINKS)
             survived += good and hit
             print(line if hit else f"{line}  (the moment never came)", flush=True)
         print(f"{survived} of {len(rounds)} survived")
         spark.stop()
 
 
-def survives(
-    chaos: Chaos,
-    data: Any,
-    checkpoints: Path,
-    undisturbed: list[np.ndarray],
-    folder: Path,
-    ports: set[Any],
-    barrier: bool,
-) -> tuple[str, bool, int]:
-    """One disturbed fit, as a line of the table; whether it came out as the undisturbed one; and attempts lost."""
-    start = time.monotonic()
-    with chaos:
-        try:
-            model = estimator(checkpoints, useBarrier=barrier).fit(data)
-        except Exception as error:
-            seconds = time.monotonic() - start
-            return f"{chaos.name}{seconds:>6.0f}s  {type(error).__name__}: {str(error)[:300]}", False, 1
-    seconds = time.monotonic() - start
-    left = left_behind(folder, checkpoints, ports)
-    weights, lost = model.toKeras().get_weights(), len(model.summary.failures)
-    return *chaos.told(seconds, lost, model.summary.resumedAt, weights, undisturbed, left), lost
+@dataclass(frozen=True)
+class Trials:
+    """Fits that are disturbed, beside one that was not.
 
+    Each gives a line of the table; whether it came out as the undisturbed one; and the number of attempts lost.
+    """
 
-def driver_survives(
-    chaos: Chaos,
-    data: Any,
-    checkpoints: Path,
-    undisturbed: list[np.ndarray],
-    folder: Path,
-    ports: set[Any],
-    barrier: bool,
-) -> tuple[str, bool, int]:
-    """As ``survives``, of a program that is run again after its driver was the victim."""
-    start, own, alive = time.monotonic(), folder / f"driver-{checkpoints.name}", []
-    command = [sys.executable, "-m", "tests.benchmarks.chaos", "--program", str(own), str(checkpoints)]
-    with chaos, subprocess.Popen(command, cwd=ROOT, stdout=-3, stderr=-3) as chaos.program:
-        chaos.program.wait()
-    _, alive = psutil.wait_procs(chaos.below, 60)
-    left = ", ".join([left_behind(folder, checkpoints, ports), *(f"process {one.pid}" for one in alive)]).strip(", ")
-    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
-    if done.returncode:
-        return f"{chaos.name}{time.monotonic() - start:>6.0f}s  {done.stderr[-300:]}", False, 1
-    found = np.load(own / "found.npz")
-    weights = [found[str(at)] for at in range(len(undisturbed))]
-    seconds = time.monotonic() - start
-    return *chaos.told(seconds, 1, found["resumed"].tolist(), weights, undisturbed, left), int(chaos.struck)
+    data: Any
+    undisturbed: list[np.ndarray]
+    folder: Path
+    ports: set[Any]
+    barrier: bool
+
+    def of_fit(self, chaos: Chaos) -> tuple[str, bool, int]:
+        """One disturbed fit."""
+        start = time.monotonic()
+        with chaos:
+            try:
+                model = estimator(chaos.checkpoints, useBarrier=self.barrier).fit(self.data)
+            except Exception as error:
+                seconds = time.monotonic() - start
+                return f"{chaos.name}{seconds:>6.0f}s  {type(error).__name__}: {str(error)[:300]}", False, 1
+        seconds = time.monotonic() - start
+        left = left_behind(self.folder, chaos.checkpoints, self.ports)
+        weights, lost = model.toKeras().get_weights(), len(model.summary.failures)
+        return *chaos.told(seconds, lost, model.summary.resumedAt, weights, self.undisturbed, left), lost
+
+    def of_driver(self, chaos: Chaos) -> tuple[str, bool, int]:
+        """A program that is run again after its driver was the victim."""
+        start, own = time.monotonic(), self.folder / f"driver-{chaos.checkpoints.name}"
+        command = [sys.executable, "-m", "tests.benchmarks.chaos", "--program", str(own), str(chaos.checkpoints)]
+        with chaos, subprocess.Popen(command, cwd=ROOT, stdout=-3, stderr=-3) as chaos.program:
+            chaos.program.wait()
+        _, alive = psutil.wait_procs(chaos.below, 60)
+        left = [left_behind(self.folder, chaos.checkpoints, self.ports), *(f"process {one.pid}" for one in alive)]
+        done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+        if done.returncode:
+            return f"{chaos.name}{time.monotonic() - start:>6.0f}s  {done.stderr[-300:]}", False, 1
+        found = np.load(own / "found.npz")
+        weights = [found[str(at)] for at in range(len(self.undisturbed))]
+        seconds, resumed = time.monotonic() - start, found["resumed"].tolist()
+        return *chaos.told(seconds, 1, resumed, weights, self.undisturbed, ", ".join(filter(None, left))), int(
+            chaos.struck
+        )
 
 
 def program(folder: str, checkpoints: str) -> None:
@@ -160,8 +168,8 @@ def partitions() -> list[Any]:
 class Chaos:
     """Strikes once, in the ``with`` block, when the fit that writes to ``checkpoints`` has come to a phase."""
 
-    def __init__(self, victim: str, phase: str, checkpoints: Path, delay: float) -> None:
-        self.victim, self.phase, self.checkpoints, self.delay = victim, phase, checkpoints, delay
+    def __init__(self, victim: str, phase: str, checkpoints: Path, delay: float, names: list[str]) -> None:
+        self.victim, self.phase, self.checkpoints, self.delay, self.names = victim, phase, checkpoints, delay, names
         self.name = f"{victim:<15}{phase:<12}{delay:>5.1f}s"
         self.struck = False
         self.program: subprocess.Popen[bytes] | None = None  # with the driver, where that is the victim
@@ -231,6 +239,11 @@ class Chaos:
 
     def _strike(self, rank: psutil.Process) -> None:
         who, _, name = self.victim.partition(" ")
+        if self.victim in LINKS:
+            with cut(self.names[0], SECOND) if who == "link" else unplugged():
+                self.struck = True
+                time.sleep(DOWN)
+            return
         try:
             if who in ("task", "executor"):
                 task = max(workers(), key=lambda one: one.pid)
@@ -242,6 +255,9 @@ class Chaos:
                 self.target = rank if who == "rank" else rank.parent()
             self.target.send_signal(getattr(signal, f"SIG{name}"))
             self.struck = True
+            if self.victim == "driver STOP":
+                time.sleep(DOWN)
+                self.target.resume()
         except (psutil.Error, AttributeError, ValueError):
             pass  # it has just ended
 
@@ -331,7 +347,8 @@ def left_behind(folder: Path, checkpoints: Path, ports: set[Any]) -> str:
 if __name__ == "__main__":
     options = argparse.ArgumentParser()
     options.add_argument("kills", type=int, nargs="?", default=50)
-    options.add_argument("--no-barrier", dest="barrier", action="store_false")
+    options.add_argument("--no-barrier", dest="mode", action="store_const", const="no barrier", default="barrier")
+    options.add_argument("--links", dest="mode", action="store_const", const="links")
     options.add_argument("--from", dest="begin", type=int, default=0)
     options.add_argument("--only", nargs="+", choices=VICTIMS, default=())
     options.add_argument("--program", nargs=2, help=argparse.SUPPRESS)

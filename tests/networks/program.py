@@ -9,15 +9,12 @@ from pathlib import Path
 from cos_ml import callback
 from cos_ml.errors import CosMLError
 from tests.networks.callbacks import Pause
+from tests.networks.cluster import SETTINGS
 from tests.support import reference
 from tests.support.reference import estimator, split
 from tests.support.sessions import frame, rows_of, session
 
-DRIVER, STALL = "10.77.75.1", 8.0
-SETTINGS = {
-    "spark.driver.host": DRIVER, "spark.driver.bindAddress": DRIVER, "spark.executor.cores": "1",
-    "spark.executor.memory": "1g", "spark.stage.maxConsecutiveAttempts": "4",
-}  # fmt: skip
+STALL = 8.0  # seconds
 
 
 def main(master: str, folder: Path) -> None:

@@ -8,47 +8,27 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import keras
 import numpy as np
 import psutil
-import pyspark
 import pytest
 
 from cos_ml.rank.server import WATCHER
-from tests.networks.namespaces import BRIDGE, IPV4, hosts, within
-from tests.networks.program import DRIVER
-from tests.standalone.hosts import running
+from tests.networks.cluster import FIRST, MASTER, SECOND, cut, two_hosts, unplugged
 from tests.support import reference
 from tests.support.processes import SERVER
 from tests.support.reference import split
 from tests.support.sessions import ROOT
 
-SPARK = Path(pyspark.__file__).parent / "bin"
-MASTER = f"spark://{DRIVER}:7078"
-FIRST, SECOND = "10.77.75.2", "10.77.75.3"
 DOWN = 5.0  # seconds
 LATEST = 60.0  # seconds in which a fit ends that would otherwise take many a stallTimeout, or for ever
-
-
-def daemon(name, address, *arguments):
-    options = [f"org.apache.spark.deploy.{name}", "--host", address, "--webui-port", "0", *arguments]
-    return ["env", f"SPARK_LOCAL_IP={address}", str(SPARK / "spark-class"), *options]
 
 
 @pytest.fixture(scope="module")
 def names(tmp_path_factory):
     """The two hosts, with a worker of Spark each."""
-    tmp_path = tmp_path_factory.mktemp("cluster")
-    with contextlib.ExitStack() as stack:
-        names = stack.enter_context(hosts(IPV4))
-        master = daemon("master.Master", DRIVER, "--port", "7078")
-        stack.enter_context(running(master, str(tmp_path / "master"), "I have been elected leader"))
-        for name, address in zip(names, (FIRST, SECOND), strict=True):
-            folder = str(tmp_path / name)
-            worker = daemon("worker.Worker", address, MASTER, "--cores", "1", "--memory", "2g", "--work-dir", folder)
-            stack.enter_context(running(within(name, worker), f"{folder}.log", "Successfully registered with master"))
+    with two_hosts(tmp_path_factory.mktemp("cluster")) as names:
         yield names
 
 
@@ -87,28 +67,10 @@ def ranks_on(name):
     return found
 
 
-def cut(name, address):
-    """Let a host drop what comes from an address, and what goes there."""
-    rules = f"""
-    table inet cut {{
-      chain input {{ type filter hook input priority 0; ip saddr {address} drop; }}
-      chain output {{ type filter hook output priority 0; ip daddr {address} drop; }}
-    }}"""
-    subprocess.run(["ip", "netns", "exec", name, "nft", "-f", "-"], input=rules.encode(), check=True)
-
-
-def mend(name):
-    subprocess.run(["ip", "netns", "exec", name, "nft", "delete", "table", "inet", "cut"], check=True)
-
-
 def test_hosts_that_lose_each_other(names, tmp_path):
-    with paused(tmp_path / "fit") as program:
-        cut(names[0], SECOND)
+    with paused(tmp_path / "fit") as program, cut(names[0], SECOND):
         (tmp_path / "fit" / "continue").touch()
-        try:
-            found = ended(tmp_path / "fit", program)
-        finally:
-            mend(names[0])
+        found = ended(tmp_path / "fit", program)
     assert found["error"].startswith("RankError: Rank ")
     assert re.search(
         f"Hosts lost each other: {FIRST} can't reach {SECOND}|{SECOND} can't reach {FIRST}", found["error"]
@@ -119,10 +81,9 @@ def test_hosts_that_lose_each_other(names, tmp_path):
 def test_a_link_that_is_down_for_a_moment(names, tmp_path):
     """The weights are those of a fit that nobody disturbed."""
     with paused(tmp_path / "fit") as program:
-        cut(names[0], SECOND)
-        (tmp_path / "fit" / "continue").touch()
-        time.sleep(DOWN)  # shorter than stallTimeout
-        mend(names[0])
+        with cut(names[0], SECOND):
+            (tmp_path / "fit" / "continue").touch()
+            time.sleep(DOWN)  # shorter than stallTimeout
         found = ended(tmp_path / "fit", program)
     assert found["failures"] == []
     expected = reference.network()
@@ -133,8 +94,7 @@ def test_a_link_that_is_down_for_a_moment(names, tmp_path):
 
 def test_a_host_that_loses_everybody(names, tmp_path):
     """Spark would wait for it for two minutes, and then for another in its place."""
-    with paused(tmp_path / "fit") as program:
-        subprocess.run(f"ip link set {BRIDGE}3 down".split(), check=True)
+    with paused(tmp_path / "fit") as program, unplugged():
         (tmp_path / "fit" / "continue").touch()
         assert ranks_on(names[1])
         found = ended(tmp_path / "fit", program)

@@ -184,6 +184,31 @@ def test_a_message_that_is_changed_repeated_or_sent_back_is_refused():
             sender.receive()
 
 
+def test_what_was_recorded_is_no_proof_when_it_is_sent_again(opened, together, monkeypatch):
+    """All that a task has sent to meet the others, as somebody on the network has seen it."""
+    sent, connect = [], socket.create_connection
+
+    class Recorded(socket.socket):
+        def sendall(self, data):
+            sent.append(bytes(data))
+            super().sendall(data)
+
+    first = server(opened)
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "create_connection", lambda *to: Recorded(fileno=connect(*to).detach()))
+        second = client(opened)
+        assert together(lambda: first.handshake(b"a"), lambda: second.handshake(b"b")) == [[b"a", b"b"]] * 2
+    nonce, proof, message, *_ = sent
+    assert (len(nonce), len(proof)) == (link.NONCE, link.PROOF)
+    with connect((OWN, first.port), 10) as stranger:
+        stranger.settimeout(10)
+        stranger.sendall(nonce + proof + message)
+        with contextlib.suppress(ConnectionResetError):
+            assert len(b"".join(iter(lambda: stranger.recv(1024), b""))) == link.NONCE + link.PROOF  # and no answer
+    futures = [one.exchange("ready", {str(number): b"1"}) for number, one in enumerate((first, second))]
+    assert [set(future.result(10)) for future in futures] == [{"0", "1"}] * 2
+
+
 def test_a_message_that_is_too_large_is_not_read():
     receiver, sender, _ = pair()
     with contextlib.closing(receiver), contextlib.closing(sender):
