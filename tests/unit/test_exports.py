@@ -49,7 +49,7 @@ except cos_ml.errors.SetupError as error:
     ("hidden", "printed"),
     [
         (["pyspark.core", "py4j"], "mse"),  # what pyspark-client lacks
-        (["pyspark"], 'PySpark is not installed: pip install "cos-ml[cpu]" or'),
+        pytest.param(["pyspark"], 'PySpark is not installed: pip install "cos-ml[cpu]" or', marks=pytest.mark.more),
     ],
 )
 def test_pyspark_may_be_that_of_connects_client(hidden, printed):
@@ -145,7 +145,7 @@ def test_what_a_rank_starts_with_is_light(name):
         "from cos_ml import DeepNetModel",
         pytest.param("from cos_ml.model import DeepNetModel", marks=pytest.mark.more),
         pytest.param("from cos_ml import callback", marks=pytest.mark.more),
-        "from cos_ml import read_images",
+        pytest.param("from cos_ml import read_images", marks=pytest.mark.more),
     ],
 )
 def test_an_import_before_that_of_keras_is_quiet(first):

@@ -80,7 +80,9 @@ SHARED = {
     ],
 }  # fmt: skip
 
-MORE = ("optimizers that differ in their rates", "frozen layers and rates")
+MORE = (
+    "optimizers that differ in their rates", "frozen layers and rates", "schedules", "moving averages, accumulation",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -131,7 +133,9 @@ def test_candidates_of_one_shape_share_a_trace_and_compute_the_same(grid, name):
     assert not same(together[0], together[1])
 
 
-@pytest.mark.parametrize("layer", [Sampling, Noise])  # TensorFlow's own generator, and Keras's of the whole process
+@pytest.mark.parametrize(
+    "layer", [pytest.param(Sampling, marks=pytest.mark.more), Noise]
+)  # TensorFlow's own generator, and Keras's of the whole process
 def test_a_step_with_state_that_is_unknown_is_traced_anew(grid, layer):
     modules = ("tests.support.layers",)
     specs = [spec_of(seed=seed, modules=modules, learning_rate=rate) for seed, rate in ((0, 0.5), (3, 0.1))]
@@ -178,6 +182,7 @@ def test_a_model_that_was_converted_for_each_candidate_is_one_network():
     assert Network.of(weights).contents != first.contents
 
 
+@pytest.mark.more
 def test_ranks_share_alike(ranks):
     """On two ranks, of which one has no rows in the last step; the candidate in the middle is trained last."""
     changes = [(0, 0.5, 0), (0, 0.5, 1), (5, 0.05, 0)]

@@ -202,6 +202,7 @@ def test_candidates_are_what_they_are_alone_at_their_last_epoch(trained):
         assert same(one, alone), changes
 
 
+@pytest.mark.more
 def test_ranks_drop_alike(ranks):
     """On two ranks, of which one has no rows in some steps; by the losses that candidates have alone."""
     rows = data(53)

@@ -80,7 +80,7 @@ def begin(events):
     ("until", "beside"),
     [
         pytest.param((1, 0), False, marks=pytest.mark.more),
-        ((4, 0), False),
+        pytest.param((4, 0), False, marks=pytest.mark.more),
         pytest.param((2, 6), False, marks=pytest.mark.more),
         ((0, 3), False),
         ((2, 6), True),
@@ -151,7 +151,9 @@ def resealed(path, change):
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda one: one.arrays.pop("weights/1"), "its weights are not those of the network"),
+        pytest.param(
+            lambda one: one.arrays.pop("weights/1"), "its weights are not those of the network", marks=pytest.mark.more
+        ),
         (lambda one: one.arrays.update({"weights/0": np.zeros((9, 9))}), "its weights are not those of the network"),
         (lambda one: one.plain.pop("counts"), "it lacks counts"),
         (lambda one: one.plain["stateful"]["log"].update(history={"type": "array"}), "what it says of callbacks"),
