@@ -49,7 +49,7 @@ def _plain(value: np.ndarray, kind: T.DataType) -> object:
 
 
 @pytest.mark.parametrize(
-    "names", [pytest.param(one, id=one[0], marks=[pytest.mark.more] * (one[0] == "mask")) for one in GROUPS]
+    "names", [pytest.param(one, id=one[0], marks=[pytest.mark.more] * (one[0] != "own train_step")) for one in GROUPS]
 )
 def test_cases_through_spark(spark, tmp_path, names):
     folders = [tmp_path / name.replace("/", " ") for name in names]

@@ -61,7 +61,7 @@ def test_a_fitted_model_evaluates_what_it_was_trained_with(df):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("weighted", [pytest.param(False, marks=pytest.mark.more), True])
 def test_evaluate_of_masked_rows_does_not_depend_on_partitions_and_batches(spark, weighted):
     random = np.random.default_rng(3)
     lengths = random.integers(1, 9, 40)

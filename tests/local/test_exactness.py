@@ -30,7 +30,7 @@ def accuracy(model: Any, part: reference.Part) -> float:
 @pytest.mark.parametrize(
     ("sizes", "weighted"),
     [
-        pytest.param((700, 300), False, id="uneven"),
+        pytest.param((700, 300), False, id="uneven", marks=pytest.mark.more),
         pytest.param((640, 0), False, id="an empty partition"),
         pytest.param((700, 300), True, id="weighted and uneven"),
     ],

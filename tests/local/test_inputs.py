@@ -86,7 +86,7 @@ def pairs(spark):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("named", [True, pytest.param(False, marks=pytest.mark.more)])
 def test_several_inputs_and_outputs(pairs, named):
     data = pairs if named else pairs.withColumnsRenamed({"left": "a", "right": "b"})
     est = DeepNetEstimator(

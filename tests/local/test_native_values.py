@@ -102,7 +102,7 @@ def mismatches(df: Any, wanted: list[Column]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "dtype", [pytest.param(one, marks=[pytest.mark.more] * (one in ("int8", "int32"))) for one in DTYPES]
+    "dtype", [pytest.param(one, marks=[pytest.mark.more] * (one not in ("float32", "uint64"))) for one in DTYPES]
 )
 def test_the_expression_is_true_where_a_task_finds_no_bad_row(frames, dtype):
     for kind, df in frames.items():
@@ -193,7 +193,7 @@ WRONG = {"uint8": [300.0, -1.0, 1.5], "int16": [70000.0, 1.5], "uint32": [-1.0, 
 
 
 @pytest.mark.parametrize(
-    "dtype", [pytest.param(one, marks=[pytest.mark.more] * (one in ("int16", "int32"))) for one in WRONG]
+    "dtype", [pytest.param(one, marks=[pytest.mark.more] * (one not in ("uint8", "float32"))) for one in WRONG]
 )
 def test_numbers_that_an_input_does_not_hold(spark, dtype):
     """The same rows are bad in transform and in evaluate, however they reach the task."""

@@ -56,7 +56,10 @@ def arrays(df: Any) -> Any:
         pytest.param((333, 211), False, True, "parquet", id="from Parquet"),
         pytest.param((300, 0), False, False, "parquet", id="an empty partition"),
         *(pytest.param((333, 211), True, True, feed, id="petastorm, from Parquet") for feed in PETASTORM),
-        *(pytest.param((333, 211), False, False, feed, id="petastorm, uneven") for feed in PETASTORM),
+        *(
+            pytest.param((333, 211), False, False, feed, id="petastorm, uneven", marks=pytest.mark.more)
+            for feed in PETASTORM
+        ),
     ],
 )
 def test_two_ranks_are_the_loop_by_hand(spark, tmp_path, sizes, weighted, stored, feed):

@@ -132,7 +132,8 @@ def rows(spark, pictures):
 
 @pytest.mark.once
 @pytest.mark.parametrize(
-    ("width", "length", "batch"), [(1, None, 128), pytest.param(3, None, 4, marks=pytest.mark.more), (3, 7, 128)]
+    ("width", "length", "batch"),
+    [pytest.param(1, None, 128, marks=pytest.mark.more), pytest.param(3, None, 4, marks=pytest.mark.more), (3, 7, 128)],
 )
 def test_texts_are_those_of_beam_search_in_plain_python(rows, pictures, width, length, batch):
     model = captioner(length)

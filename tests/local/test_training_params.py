@@ -47,7 +47,9 @@ def marked(spark: Any, partitions: list[list[Any]], held: list[list[bool]]) -> A
     return spark.createDataFrame(rdd, T.StructType([*fields, T.StructField("held", T.BooleanType())]))
 
 
-@pytest.mark.parametrize("where", ["mixed", "all in one partition", "none in one partition"])
+@pytest.mark.parametrize(
+    "where", [pytest.param("mixed", marks=pytest.mark.more), "all in one partition", "none in one partition"]
+)
 def test_validation_is_over_all_its_rows(spark, parts, where):
     held = {
         "mixed": [[i % 4 == 0 for i in range(120)], [i % 3 == 0 for i in range(80)]],

@@ -155,6 +155,7 @@ def test_halving_refuses_candidates_that_need_jobs_of_their_own(df, jobs):
 
 
 @pytest.mark.once
+@pytest.mark.more
 def test_early_stopping_within_folds(spark, df, accuracy):
     """A fold's held-out rows do not validate: of the marked rows it has those that it does not hold out."""
     rows = [(row.features, row.label, at % 3, at % 4 == 0) for at, row in enumerate(df.collect())]
