@@ -53,9 +53,10 @@ MODES = {"barrier": OF_FIT + DRIVERS, "no barrier": OF_FIT, "links": LINKS}
 VICTIMS = (*OF_FIT, *DRIVERS, *LINKS)
 DOWN = 5.0  # seconds, less than STALL, after which a link is up again, and a stopped driver goes on
 CLUSTER = "local-cluster[2,1,1024]"
+JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # they live for minutes
 ATTEMPTS = {  # and how soon Spark notices an executor that is stopped
     "spark.stage.maxConsecutiveAttempts": "4", "spark.network.timeout": "30s", "spark.network.timeoutInterval": "10s",
-    "spark.executor.heartbeatInterval": "3s",
+    "spark.executor.heartbeatInterval": "3s", "spark.executor.extraJavaOptions": JVM,
 }  # fmt: skip
 DYNAMIC = {
     "spark.dynamicAllocation.enabled": "true", "spark.dynamicAllocation.shuffleTracking.enabled": "true",
@@ -345,6 +346,7 @@ def left_behind(folder: Path, checkpoints: Path, ports: set[Any]) -> str:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("SPARK_SUBMIT_OPTS", JVM)
     options = argparse.ArgumentParser()
     options.add_argument("kills", type=int, nargs="?", default=50)
     options.add_argument("--no-barrier", dest="mode", action="store_const", const="no barrier", default="barrier")
