@@ -138,6 +138,8 @@ class Trials:
         command = [sys.executable, "-m", "tests.benchmarks.chaos", "--program", str(own), str(chaos.checkpoints)]
         with chaos, subprocess.Popen(command, cwd=ROOT, stdout=-3, stderr=-3) as chaos.program:
             chaos.program.wait()
+        if not chaos.struck:
+            return f"{chaos.name}{time.monotonic() - start:>6.0f}s", False, 0
         _, alive = psutil.wait_procs(chaos.below, 60)
         left = [left_behind(self.folder, chaos.checkpoints, self.ports), *(f"process {one.pid}" for one in alive)]
         done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
@@ -146,9 +148,7 @@ class Trials:
         found = np.load(own / "found.npz")
         weights = [found[str(at)] for at in range(len(self.undisturbed))]
         seconds, resumed = time.monotonic() - start, found["resumed"].tolist()
-        return *chaos.told(seconds, 1, resumed, weights, self.undisturbed, ", ".join(filter(None, left))), int(
-            chaos.struck
-        )
+        return *chaos.told(seconds, 1, resumed, weights, self.undisturbed, ", ".join(filter(None, left))), 1
 
 
 def program(folder: str, checkpoints: str) -> None:
