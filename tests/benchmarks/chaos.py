@@ -73,17 +73,16 @@ def main(kills: int = 50, mode: str = "barrier", begin: int = 0, only: tuple[str
     rounds = list(itertools.islice(itertools.cycle(order), begin, begin + kills))
     with tempfile.TemporaryDirectory(prefix="cos_ml_chaos_") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
-        spark = next(session(CLUSTER, folder / "spark", **ATTEMPTS))
-        data = frame(spark, partitions())
-        undisturbed = estimator(folder / "undisturbed").fit(data).toKeras().get_weights()
         names: list[str] = []
+        if mode == "links":  # where each rank has the threads of a whole host, so that the last digits differ
+            names = stack.enter_context(two_hosts(folder))
+            spark = next(session(MASTER, folder / "hosts", **SETTINGS_OF_HOSTS | ATTEMPTS))
+        else:
+            spark = next(session(CLUSTER, folder / "spark", **ATTEMPTS))
+        undisturbed = estimator(folder / "undisturbed").fit(frame(spark, partitions())).toKeras().get_weights()
         if mode == "no barrier":
             spark.stop()
             spark = next(session(CLUSTER, folder / "dynamic", **ATTEMPTS, **DYNAMIC))
-        elif mode == "links":
-            spark.stop()
-            names = stack.enter_context(two_hosts(folder))
-            spark = next(session(MASTER, folder / "hosts", **SETTINGS_OF_HOSTS, **ATTEMPTS))
         trials = Trials(frame(spark, partitions()), undisturbed, folder, listening(), mode != "no barrier")
         print(
             f"{'victim':<15}{'phase':<12}{'after':>6}{'fit':>7}{'lost':>6}{'had':>5}  {'resumed from':<16}"
