@@ -22,7 +22,6 @@ from cos_ml.errors import InvalidInputError
 __all__ = ["expression"]
 
 NUMBERS = (T.NumericType, T.BooleanType)
-SCALARS = (*NUMBERS, T.StringType)
 FRACTIONS = (T.FloatType, T.DoubleType)
 LARGEST = 2.0**63 - 2.0**10  # the largest double that a bigint holds
 
@@ -67,26 +66,24 @@ def _concatenated(df: DataFrame, column: Column) -> SparkColumn:
     """The values of several columns as one array; null where an array or a Vector is."""
     found = {name: resolve(df, name) for name in column.parts}
     _check_sizes(column, [_size(found[name]) for name in column.parts])
-    arrays: list[SparkColumn] = []
-    wanted = T.StringType if column.dtype == "string" else NUMBERS
-    for given, names in groupby(column.parts, lambda name: found[name].data_type):
+    arrays, wanted = [], T.StringType if column.dtype == "string" else NUMBERS
+    for given, group in groupby(column.parts, lambda name: found[name].data_type):
+        names = list(group)
+        if isinstance(given, T.BinaryType):
+            raise InvalidInputError(
+                f"Param inputCols: column {names[0]!r} is binary, and can't be joined with others. Make an array of it."
+            )
         if isinstance(given, wanted):  # as one array, since each expression costs PySpark milliseconds
-            scalars = list(names)
-            values = F.array(*[found[name].sql_name for name in scalars])
-            arrays.append(_converted(values, T.ArrayType(given), replace(column, name=scalars[0])))
-            continue
-        for name in names:
-            if isinstance(given, T.BinaryType):
-                raise InvalidInputError(
-                    f"Param inputCols: column {name!r} is binary, and can't be joined with others. Make an array of it."
-                )
-            arrays.append(_converted(found[name].values, given, replace(column, name=name)))
+            values = F.array(*[found[name].sql_name for name in names])
+            arrays.append(_converted(values, T.ArrayType(given), replace(column, name=names[0])))
+        else:
+            arrays += [_converted(found[name].values, given, replace(column, name=name)) for name in names]
     return arrays[0] if len(arrays) == 1 else F.concat(*arrays)
 
 
 def _size(column: Resolved) -> int | None:
     """The number of values in a row, where the type or the metadata of a Vector column tell it."""
-    if isinstance(column.data_type, SCALARS):
+    if isinstance(column.data_type, (*NUMBERS, T.StringType)):
         return 1
     return None if column.part else _num_attrs(column)
 

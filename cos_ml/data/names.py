@@ -40,7 +40,7 @@ class Resolved:
 
     @property
     def sql_name(self) -> str:
-        """The name of the whole column or field, as Spark reads it whatever it contains."""
+        """The name of the whole column or field in backticks: Spark reads it whatever characters it has."""
         return ".".join(map(quoted, self.path))
 
     @property
@@ -48,8 +48,7 @@ class Resolved:
         """The Spark expression that reads it."""
         from pyspark.sql import functions as F
 
-        found = F.col(self.sql_name)
-        return _entries(found, self.part) if self.part else found
+        return _entries(F.col(self.sql_name), self.part) if self.part else F.col(self.sql_name)
 
 
 def resolve(df: DataFrame, name: str) -> Resolved:
@@ -83,9 +82,7 @@ def find(df: DataFrame, name: str) -> Resolved | None:
 
 def taken(df: DataFrame, name: str) -> bool:
     """Whether a new column ``name`` would replace one of ``df``, or could not be told from it."""
-    if name in df.columns:
-        return True
-    return fold(name) in map(fold, df.columns) and not is_case_sensitive(df)
+    return name in df.columns or (fold(name) in map(fold, df.columns) and not is_case_sensitive(df))
 
 
 def is_case_sensitive(df: DataFrame) -> bool:
@@ -96,9 +93,8 @@ def is_case_sensitive(df: DataFrame) -> bool:
 @lru_cache(maxsize=100_000)  # each column of a wide table is compared with all
 def fold(name: str, case_sensitive: bool = False) -> str:
     """What is the same for names that Spark takes for one: Java's ``equalsIgnoreCase`` folds each character alone."""
-    if case_sensitive:
-        return name
-    return "".join((char.upper() if len(char.upper()) == 1 else char).lower()[0] for char in name)
+    folded = ((char.upper() if len(char.upper()) == 1 else char).lower()[0] for char in name)
+    return name if case_sensitive else "".join(folded)
 
 
 def last_part(name: str) -> str:
@@ -115,8 +111,7 @@ def _within(df: DataFrame, parts: Sequence[str], name: str) -> Resolved | None:
     for part in parts:
         if not _is_struct(kind):
             return None
-        wanted = fold(part)
-        same = [one for one in kind.fields if fold(one.name) == wanted]
+        same = [one for one in kind.fields if fold(one.name) == fold(part)]
         if any(one.name != part for one in same) and is_case_sensitive(df):  # which the JVM knows
             same = [one for one in same if one.name == part]
         if len(same) > 1:

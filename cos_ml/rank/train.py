@@ -106,7 +106,7 @@ def _connect(
 def _trained(
     candidates: Sequence[Candidate], spec: TrainSpec, communicator: Communicator
 ) -> Iterator[tuple[Candidate, int | None]]:
-    """Train the candidates; yields each that is to end, with the rung after which it was dropped, or None."""
+    """Train the candidates; yields each as its training ends, with the rung after which it was dropped, or None."""
     if spec.halving_factor is not None:
         yield from train_in_turns(candidates, spec.halving_factor, spec.halving_min_epochs, communicator)
         return

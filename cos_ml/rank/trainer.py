@@ -209,7 +209,7 @@ class Plan:
         self.network.stop_training = False  # Keras does not assign what is assigned already: see stop_training
 
     def look_for_foreign(self) -> None:
-        """Note whether the step that is being traced depends on variables beyond the known ones, and keep them all."""
+        """Note whether the traced step depends on variables beyond the known ones, and keep every variable it uses."""
         if tf.executing_eagerly():
             return
         graph: Any = tf.compat.v1.get_default_graph()

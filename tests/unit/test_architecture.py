@@ -95,7 +95,7 @@ MAX_BODY = 40  # lines, without the docstring
 MAX_MODULE = 500  # lines
 # Lines, without what reads Caffe's files and data sets, commands, exports, and what builds Horovod: what is there now,
 # so that growth is a decision.
-MAX_PACKAGE = 25_180  # lines
+MAX_PACKAGE = 25_163  # lines
 LEAVES = ("caffe", "commands", "exports", "horovod_build", "mlflow", "sources")
 
 MODULES = {
