@@ -19,12 +19,23 @@ from cos_ml.data.table_formats import check_plain_files
 from cos_ml.errors import InvalidInputError
 from cos_ml.stores import exists, open_filesystem, retried
 
-__all__ = ["BUFFER", "DataFile", "column_chunks", "find_files", "folder_values", "list_files", "opened", "visible"]
+__all__ = [
+    "BUFFER",
+    "DataFile",
+    "column_chunks",
+    "find_files",
+    "folder_values",
+    "list_files",
+    "opened",
+    "row_batches",
+    "visible",
+]
 
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # null, in the name of a folder
 LISTED = 16  # URLs that are looked at at the same time
 BUFFER = 1 << 18  # bytes that are read together, for each column; else those of a whole row group are
 HIDDEN = re.compile(r"(^|/)(\.|_[^=/]*(/|$))|\._COPYING_$")  # what Spark does not read; a column may be called _x
+ARROW = int(pa.__version__.partition(".")[0])
 ENDINGS, MAGIC = (".parquet", ".parq", ".pq"), (b"PAR1", b"PARE")  # the latter begins encrypted files
 
 
@@ -80,6 +91,27 @@ def opened(file: DataFile) -> Iterator[Any]:
             if isinstance(error, OSError) and (type(error) is not OSError or error.errno):  # not one of pyarrow's
                 raise
             raise InvalidInputError(f"The file {file.path} can't be read as Parquet: {error}") from error
+
+
+def row_batches(stored: Any, group: int, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
+    """The rows of a row group of an open file, ``size`` at a time.
+
+    Arrow before 15 does not see that damaged columns differ in length, and ends the process: it reads them one by one.
+    """
+    whole: dict[str, list[str]] = {}
+    for name in columns:
+        whole.setdefault(name.split(".")[0], []).append(name)
+    parts = [*whole.values()] if ARROW < 15 and whole else [columns]
+    streams = (stored.iter_batches(size, row_groups=[group], columns=names, use_threads=False) for names in parts)
+    for batches in itertools.zip_longest(*streams, fillvalue=pa.RecordBatch.from_arrays([], [])):
+        if len({batch.num_rows for batch in batches}) > 1:
+            raise pa.ArrowInvalid("its columns differ in length")
+        rows = batches[0]
+        if len(batches) > 1:
+            schema = pa.schema([field for batch in batches for field in batch.schema])
+            rows = pa.RecordBatch.from_arrays([one for batch in batches for one in batch.columns], schema=schema)
+        rows.validate()  # of structs, whether their fields have the same length
+        yield rows
 
 
 class _Touched(Exception):

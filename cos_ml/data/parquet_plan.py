@@ -27,7 +27,7 @@ from cos_ml.data.parquet import (
     validation_mask,
     values_of,
 )  # fmt: skip
-from cos_ml.data.parquet_files import DataFile, column_chunks, find_files, opened
+from cos_ml.data.parquet_files import DataFile, column_chunks, find_files, opened, row_batches
 from cos_ml.data.ragged import Ragged
 from cos_ml.data.raw_columns import is_readable, is_vector, plain
 from cos_ml.data.spool import SCANNED, raise_on_invalid, row_keys, validates
@@ -195,7 +195,7 @@ def _count_hashed(file: Any, index: int, spec: TrainSpec, names: dict[str, Store
     """The number of rows of a row group that validationFraction selects: this reads all of them."""
     found = seen = 0
     columns = column_names([names[column.field] for column in spec.columns], folders)
-    for batch in file.iter_batches(SCANNED, row_groups=[index], columns=columns):
+    for batch in row_batches(file, index, columns, SCANNED):
         arrays, row_errors = {}, []
         for column in spec.columns:
             values = values_of(batch, names[column.field], column, folders)
@@ -221,7 +221,7 @@ def _row_layout(
     file, index = next(places)
     columns = column_names([names[column.field] for column in spec.columns], file.folders)
     with opened(file) as stored:
-        preview = next(stored.iter_batches(PREVIEW_ROWS, row_groups=[index], columns=columns), None)
+        preview = next(row_batches(stored, index, columns, PREVIEW_ROWS), None)
     if preview is None:
         raise InvalidInputError(f"The file {file.path} is damaged: row group {index} lacks the rows in its footer.")
     shapes, dtypes, held = {}, {}, 0

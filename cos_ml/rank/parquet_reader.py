@@ -16,7 +16,7 @@ from fsspec.implementations.cached import CachingFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from cos_ml.data.parquet import Shards, column_names
-from cos_ml.data.parquet_files import BUFFER, folder_values
+from cos_ml.data.parquet_files import BUFFER, folder_values, row_batches
 from cos_ml.data.spool import local_folder
 from cos_ml.errors import InvalidInputError
 from cos_ml.rank.row_copies import RowCopies
@@ -131,7 +131,7 @@ class ParquetReader:
                 return
             if local:
                 with pq.ParquetFile(path, metadata=footer, pre_buffer=False, buffer_size=BUFFER) as stored:
-                    yield from stored.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
+                    yield from row_batches(stored, group, columns, size)
                 return
             # Most file systems would read up to 50 MB more with each row group, for readers that go on from there.
             options = {} if isinstance(filesystem, CachingFileSystem) else {"cache_type": "none"}

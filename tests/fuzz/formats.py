@@ -12,7 +12,7 @@ import shutil
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -380,14 +380,20 @@ def read_fit(file: Path) -> list[bytes]:
 # ── Parquet ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def make_tables(folder: Path) -> None:
-    """Files with several row groups, of plain numbers, arrays and texts, in the encodings that writers use."""
+def make_tables(folder: Path, of_vectors: bool = False) -> None:
+    """Files with several row groups, of plain numbers, arrays or Vectors, and texts, in the usual encodings."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     for name, options in {"plain": {"compression": "none", "use_dictionary": False}, "snappy": {}}.items():
         rows = range(12)
-        table = pa.table({"x": [[float(n), -n] for n in rows], "y": [float(n % 3) for n in rows], "s": ["ab"] * 12})
+        x = [[float(n), -n] for n in rows]
+        vectors = [{"type": 1, "size": None, "indices": None, "values": values} for values in x]
+        kind = pa.struct(
+            {"type": pa.int8(), "size": pa.int32(), "indices": pa.list_(pa.int32()), "values": pa.list_(pa.float64())}
+        )
+        first = pa.array(vectors, kind) if of_vectors else x
+        table = pa.table({"x": first, "y": [float(n % 3) for n in rows], "s": ["ab"] * 12})
         pq.write_table(table, folder / f"{name}.parquet", row_group_size=4, **options)
 
 
@@ -427,4 +433,5 @@ FORMATS = {
     "checkpoint": Format(make_checkpoints, read_checkpoint, damaged_checkpoint),
     "fit": Format(make_fits, read_fit),
     "parquet": Format(make_tables, read_table, damaged_table, ending=".parquet"),
+    "vectors": Format(partial(make_tables, of_vectors=True), read_table, damaged_table, ending=".parquet"),
 }
