@@ -93,11 +93,8 @@ def read_caffemodel(path: Any) -> list[tuple[str, list[np.ndarray]]]:
     layers = [*net.layers, *net.layer]
     if not layers and not net.HasField("name"):
         raise InvalidInputError(f"{path}: expected a caffemodel, received a file without layers.")
-    return [
-        (layer.name, [blob_array(blob, f"{path}: layer {layer.name!r}") for blob in layer.blobs])
-        for layer in layers
-        if layer.blobs
-    ]
+    named = [(_text(layer.name), layer.blobs) for layer in layers if layer.blobs]
+    return [(name, [blob_array(blob, f"{path}: layer {name!r}") for blob in blobs]) for name, blobs in named]
 
 
 def read_mean(path: Any) -> np.ndarray:
@@ -129,6 +126,11 @@ def _decoded(into: Any, data: bytes, path: Any, what: str) -> Any:
     except (DecodeError, RecursionError) as error:
         raise InvalidInputError(f"{path}: expected {what}, but it can't be parsed: {error}") from error
     return into
+
+
+def _text(name: str | bytes) -> str:
+    """A name of a Caffe file; protobuf gives one that is not UTF-8 as bytes."""
+    return name if isinstance(name, str) else name.decode(errors="backslashreplace")
 
 
 def _leaves(model: Any) -> list[Any]:

@@ -22,7 +22,7 @@ def outcome_of(kind: Format, content: bytes, file: Path) -> str:
     """ "read", "refused", or what is wrong: an exception that is not documented, or bytes that are not the file's."""
     file.write_bytes(content)
     found = set()
-    for fill in FILLS[:1] if kind.inside else FILLS:
+    for fill in FILLS if kind.twice else FILLS[:1]:
         ctypes.CDLL(None).mallopt(M_PERTURB, fill)
         try:
             values = kind.read(file)
