@@ -1,8 +1,8 @@
 """Reads damaged files of a format: ``python -m tests.fuzz FORMAT [FILES] [SEED]``, ``make fuzz``.
 
 A damaged file is read or refused by a documented exception. A process with a bound of memory reads them, one after the
-other; here it is watched: a signal that ends it is a crash, and more than 10 s of the processor, or a minute, for a
-file a hang. Whatever is wrong is kept as a file in build/fuzz.
+other; here it is watched: a signal that ends it is a crash, and more than 10 s of the processor, or five minutes, for
+a file a hang. Whatever is wrong is kept as a file in build/fuzz.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from tests.fuzz.cases import case
 from tests.fuzz.formats import FORMATS
 
 SECONDS = 10.0  # of the processor, for a file
-LONGEST = 60.0  # seconds for a file, whatever else the machine does
-START = 120.0  # seconds for a process to import what it needs
+LONGEST = 300.0  # seconds for a file, however slow the machine is
+START = 600.0  # seconds for a process to import what it needs, beside whatever else runs
 PER_PROCESS = 2500  # files
 KEPT = Path("build/fuzz")
 
