@@ -20,6 +20,7 @@ from cos_ml.errors import InvalidInputError
 __all__ = ["convert_arguments", "is_readable", "is_vector", "plain", "stored_entries", "stored_values"]
 
 VECTOR = ["type", "size", "indices", "values"]  # the fields of a Vector
+MAX_LIST = 2**31 - 1  # values in the lists of an array
 VIEWS = {"string_view": pa.string(), "binary_view": pa.binary()}  # types of pyarrow 16 and later, by name
 
 
@@ -236,13 +237,36 @@ def _places(vectors: pa.StructArray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return bad, is_dense, counts, places, flat
 
 
+def _sound(vectors: pa.StructArray) -> pa.StructArray:
+    """Vectors that are null where the parts of a sparse one contradict each other, which a damaged file may have."""
+    kind, size, indices, values = vectors.flatten()
+    is_sparse = pc.not_equal(kind.cast(pa.float64()), 1.0).fill_null(True).to_numpy(zero_copy_only=False)
+    is_sparse &= ~_nulls(values)
+    if not is_sparse.any():
+        return vectors
+    wrong = np.ones(len(vectors), bool)
+    if _is_list(indices.type):
+        sizes = size.cast(pa.float64()).fill_null(-1.0).to_numpy(zero_copy_only=False)
+        counts = np.maximum(_sizes(indices), 0)
+        places = indices.flatten().cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
+        outside = offsets_of((places < 0) | (places >= np.repeat(sizes, counts)))[offsets_of(counts)]
+        wrong = (sizes < 0) | (counts != _sizes(values)) | (np.diff(outside) > 0)
+    return pc.if_else(pa.array(is_sparse & wrong), pa.scalar(None, vectors.type), vectors)
+
+
 def _dense(vectors: pa.StructArray) -> pa.Array:
     """The numbers of Vectors, with the zeros of sparse ones."""
+    vectors = _sound(vectors)
     bad, is_dense, counts, places, flat = _places(vectors)
     if (is_dense | bad).all():
         return _list(counts, flat, bad)
     size = vectors.flatten()[1].cast(pa.float64()).fill_null(0.0).to_numpy(zero_copy_only=False)
     sizes = np.where(is_dense, counts, np.where(bad, 0, np.nan_to_num(size))).astype(np.int64)
+    if sizes.sum() > MAX_LIST:
+        raise InvalidInputError(
+            f"{len(vectors):,} Vectors have {sizes.sum():,} numbers, more than Arrow's arrays hold. If they are not "
+            "damaged, let fewer rows come at a time: spark.sql.execution.arrow.maxRecordsPerBatch."
+        )
     numbers = np.zeros(sizes.sum())
     numbers[np.repeat(offsets_of(sizes)[:-1], counts) + places] = flat.to_numpy(zero_copy_only=False)
     return _list(sizes, pa.array(numbers), bad)
@@ -250,7 +274,7 @@ def _dense(vectors: pa.StructArray) -> pa.Array:
 
 def _entries(vectors: pa.StructArray, part: str) -> pa.Array:
     """The indices or the values of the entries of Vectors that are not 0."""
-    bad, _, counts, places, flat = _places(vectors)
+    bad, _, counts, places, flat = _places(_sound(vectors))
     numbers = flat.to_numpy(zero_copy_only=False)
     kept = numbers != 0
     sizes = np.bincount(np.repeat(np.arange(len(counts)), counts)[kept], minlength=len(counts))

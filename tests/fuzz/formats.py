@@ -392,7 +392,12 @@ def make_tables(folder: Path, of_vectors: bool = False) -> None:
     for name, options in {"plain": {"compression": "none", "use_dictionary": False}, "snappy": {}}.items():
         rows = range(12)
         x = [[float(n), -n] for n in rows]
-        vectors = [{"type": 1, "size": None, "indices": None, "values": values} for values in x]
+        vectors = [
+            {"type": 0, "size": 2, "indices": [1], "values": values[1:]}
+            if values[0] % 2
+            else {"type": 1, "size": None, "indices": None, "values": values}
+            for values in x
+        ]
         kind = pa.struct(
             {"type": pa.int8(), "size": pa.int32(), "indices": pa.list_(pa.int32()), "values": pa.list_(pa.float64())}
         )

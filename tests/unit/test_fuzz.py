@@ -9,8 +9,21 @@ from tests.fuzz.formats import FORMATS
 
 pytestmark = pytest.mark.once
 
-FILES = {"lmdb": 400, "datum": 400, "image": 100, "checkpoint": 200, "fit": 100, "caffemodel": 100, "h5": 12}
-WRONG_BEFORE = {"parquet": [*range(100), 151, 440, 744, 3823, 8300], "checkpoint": [235, 7412], "caffemodel": [667, 839]}  # numbers of files
+FILES = {
+    "lmdb": 400,
+    "datum": 400,
+    "image": 100,
+    "checkpoint": 200,
+    "fit": 100,
+    "caffemodel": 100,
+    "h5": 12,
+    "vectors": 60,
+}
+WRONG_BEFORE = {
+    "parquet": [*range(100), 151, 440, 744, 3823, 8300],
+    "checkpoint": [235, 7412],
+    "caffemodel": [667, 839],
+}  # numbers of files
 
 
 @pytest.mark.parametrize("name", [*FILES, "parquet"])

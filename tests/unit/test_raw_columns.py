@@ -42,6 +42,29 @@ def test_vectors():
     assert converted(VECTORS[:1]).to_pylist() == [[1, 0, 3]]
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"size": None}, {"size": -1}, {"indices": None}, {"indices": [0]}, {"indices": [0, 1, 2]},
+        {"indices": [0, 3]}, {"indices": [-1, 2]}, {"indices": [0, None]}, {"type": -1, "size": None},
+    ],
+)  # fmt: skip
+def test_a_sparse_vector_whose_parts_contradict_each_other_is_none(parts):
+    """As a damaged file may have it; those beside it are what they are."""
+    rows = VECTORS.to_pylist()
+    vectors = pa.array([rows[1], rows[1] | parts, rows[0]], VECTORS.type)
+    assert converted(vectors).to_pylist() == [[5, 0, 6], None, [1, 0, 3]]
+    columns = [Column("x.indices", "x0", (None,), "int32"), Column("x.values", "x1", (None,), "float32")]
+    found = convert_arguments({"x": vectors}, columns)
+    assert [one.to_pylist() for one in found] == [[[0, 2], None, [0, 2]], [[5, 6], None, [1, 3]]]
+
+
+def test_vectors_too_large_for_arrow_are_refused():
+    huge = {"type": 0, "size": 2**31 - 1, "indices": [0], "values": [1.0]}
+    with pytest.raises(InvalidInputError, match="2 Vectors have 4,294,967,294 numbers"):
+        converted(pa.array([huge, huge], VECTORS.type))
+
+
 def test_vectors_of_pandas():
     frame = pd.DataFrame(
         {
