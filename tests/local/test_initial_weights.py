@@ -53,6 +53,7 @@ def test_weights_that_are_frozen_stay_those_of_the_source(fitted):
     assert model.summary.initialWeights == {"taken": {"block_one": "block_one", "out": "out"}, "notTaken": {}}
 
 
+@pytest.mark.more
 @pytest.mark.once
 def test_the_split_is_the_same_on_other_partitions_and_from_files(rows, fitted, tmp_path):
     _, est, model = fitted
@@ -106,6 +107,7 @@ def test_the_mean_of_no_rows_is_nan(rows, fitted):
         by_weight.mean(rows.withColumn("weight", F.lit(-1.0))).collect()
 
 
+@pytest.mark.more
 @pytest.mark.once
 def test_saved_with_the_estimator_and_in_a_grid(fitted, tmp_path):
     source, est, model = fitted

@@ -293,6 +293,7 @@ def test_what_is_written_is_what_the_package_reads(lmdb_spark, tmp_path):
     assert os.listdir(tmp_path) == ["db"]
 
 
+@pytest.mark.more
 def test_a_database_written_again_is_the_same(read, lmdb_spark, many, tmp_path):
     write(read(many, numPartitions=3).repartition(4), tmp_path / "db", "append")
     assert read(tmp_path / "db").orderBy("id").collect() == read(many).orderBy("id").collect()

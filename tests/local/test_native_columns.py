@@ -442,6 +442,7 @@ def test_null_images_are_bad_rows(spark, output_type):
         assembler.copy({assembler.outputCol: "Image"}).transform(images)
 
 
+@pytest.mark.more
 def test_lmdb(spark, tmp_path):
     """As Parquet, of which a schema that is given finds the columns in any case."""
     register(spark)

@@ -96,6 +96,7 @@ def test_what_only_rows_can_tell_has_no_size(spark):
     assert found["prediction"]["ml_attr"]["num_attrs"] == 2
 
 
+@pytest.mark.more
 def test_assemblers_encoders_and_trees_know_the_columns(df):
     out = classifier(featureLayers=["hidden"], predictionCol="guess").transform(df)
     keep = VectorAssembler(inputCols=["hidden", "guess", "probability"], outputCol="all", handleInvalid="keep")

@@ -171,6 +171,7 @@ def rows(spark):
     return spark.createDataFrame(rows, "features array<double>, label double").coalesce(1)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("name", ["a [x] {b,c} %20 ä+"])
 def test_checkpoints_and_the_other_feed(spark, network, rows, tmp_path, name):
     fit = DeepNetEstimator(

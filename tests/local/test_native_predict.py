@@ -355,6 +355,7 @@ def test_a_summary_is_a_dict_like_any_other(df, multinomial):
 # ── beside others ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.more
 def test_one_vs_rest(df, fitted):
     network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, activation="sigmoid")])
     binary = DeepNetEstimator(model=network, loss="binary_crossentropy", learningRate=0.1, batchSize=8, progress=False)

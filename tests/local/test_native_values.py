@@ -102,7 +102,7 @@ def mismatches(df: Any, wanted: list[Column]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "dtype", [pytest.param(one, marks=[pytest.mark.more] * (one not in ("float32", "uint64"))) for one in DTYPES]
+    "dtype", [pytest.param(one, marks=[pytest.mark.more] * (one != "float32")) for one in DTYPES]
 )
 def test_the_expression_is_true_where_a_task_finds_no_bad_row(frames, dtype):
     for kind, df in frames.items():
@@ -277,6 +277,7 @@ def test_a_mark_that_is_null(spark):
 # ── a row's fate depends on the row alone ─────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.more
 def test_rows_of_several_lengths_on_any_partitions(spark):
     keras.utils.set_random_seed(1)
     inputs = keras.Input((None, 2))

@@ -77,6 +77,7 @@ def test_fit_parquet(spark, rows, tmp_path):
     assert_same_weights(found.toKeras(), expected.toKeras(), 1e-6)
 
 
+@pytest.mark.more
 def test_a_logistic_regression_agrees(df):
     """Its optimum on the weights that are balanced is where Keras's training with balanced classes ends."""
     native = LogisticRegression(weightCol="weight", standardization=False, regParam=0.1).fit(df)
@@ -91,6 +92,7 @@ def test_a_logistic_regression_agrees(df):
     assert bias[0] == pytest.approx(native.intercept, abs=1e-3)
 
 
+@pytest.mark.more
 def test_they_are_tuned_saved_and_copied(spark, df, tmp_path):
     est = make(numTrainWorkers=1, epochs=1)
     grid = ParamGridBuilder().addGrid(est.classWeights, [{0: 1.0, 1: 0.0}, {0: 1.0, 1: 4.0}, "balanced"]).build()

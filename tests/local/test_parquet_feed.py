@@ -120,6 +120,7 @@ def test_a_fit_to_stored_rows_is_gone_on_with(spark, tmp_path):
     assert_same_weights(first.toKeras(), again.toKeras(), 0)
 
 
+@pytest.mark.more
 def test_a_fit_whose_cache_is_written_again_is_gone_on_with(spark, tmp_path):
     """Within an epoch only where the rows come in the same order."""
     rows = rows_of(*reference.data(64))
@@ -134,6 +135,7 @@ def test_a_fit_whose_cache_is_written_again_is_gone_on_with(spark, tmp_path):
     assert est.fit(back).summary.resumedAt == (0, 0)
 
 
+@pytest.mark.more
 def test_a_fit_with_checkpoints_leaves_spark_as_it_was(spark, tmp_path):
     """Spark 4.0 can't serialize a model's summary any more once an Observation has been used in its session."""
     df = frame(spark, [rows_of(*reference.data(32))] * 2)
@@ -263,6 +265,7 @@ def test_what_petastorm_can_not_read_is_refused_before_the_job(spark, tmp_path, 
         est.fit(df)
 
 
+@pytest.mark.more
 def test_vectors_and_folders_on_a_file_system_that_spark_lacks(spark, tmp_path):
     """The label is in the names of folders; two ranks of uneven rows train what two of the Arrow feed do."""
     df = frame(spark, [rows_of(*reference.data(60))])

@@ -87,6 +87,7 @@ def test_a_finished_fit_is_not_trained_again_and_another_one_is_refused(data, tm
     assert afresh.summary.resumedAt == (0, 0)
 
 
+@pytest.mark.more
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_serves(data, tmp_path):
     """Also where nobody watches."""
     options = {"checkpointDir": str(tmp_path), "epochs": 2}
@@ -109,6 +110,7 @@ def test_networks_of_a_grid_that_differ_in_their_weights_alone(data, tmp_path):
     assert_same_weights(models[1].toKeras(), other, 1e-3)
 
 
+@pytest.mark.more
 def test_folds_and_candidates_do_not_meet_in_one_folder(data, tmp_path):
     one = estimator(reference.network(), checkpointDir=str(tmp_path), epochs=1)
     grid = ParamGridBuilder().addGrid(one.learningRate, [0.001, 0.1]).build()

@@ -171,6 +171,7 @@ def test_what_is_not_as_the_network_takes_it_is_named(spark):
         both.setFeaturesCol("words").transform(df.withMetadata("words", described))
 
 
+@pytest.mark.more
 @pytest.mark.once
 def test_a_bag_of_one_unit_is_a_logistic_regression(spark):
     random = np.random.default_rng(1)

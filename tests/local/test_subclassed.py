@@ -36,6 +36,7 @@ def df(spark, tmp_path_factory):
     return spark.read.parquet(path)
 
 
+@pytest.mark.more
 def test_classifier_fitted_scored_and_loaded_elsewhere(df, tmp_path):
     model = cases.classifier()
     hidden = model.blocks[1].name  # a name that Keras has made up in this process

@@ -47,6 +47,7 @@ def test_a_schema_and_several_paths(spark, folder):
         spark.read.format("tfrecord").schema("x float").load(folder).collect()
 
 
+@pytest.mark.more
 @pytest.mark.once
 def test_a_fit_computes_what_plain_keras_does(spark, folder):
     keras.utils.set_random_seed(0)

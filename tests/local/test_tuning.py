@@ -114,6 +114,7 @@ def test_fit_takes_a_list_of_maps(df, jobs):
     assert est.getEpochs() == 3
 
 
+@pytest.mark.more
 @pytest.mark.once
 def test_what_can_not_share_rows_has_a_job_of_its_own(df, jobs):
     other = df.withColumn("other", F.col("features"))
@@ -124,6 +125,7 @@ def test_what_can_not_share_rows_has_a_job_of_its_own(df, jobs):
     assert jobs == [2, 1, 1]
 
 
+@pytest.mark.more
 @pytest.mark.once
 def test_halving_drops_the_worse_and_returns_all(df, jobs, accuracy, caplog):
     """Under CrossValidator every param map has a model; the best is fitted in full."""
@@ -261,6 +263,7 @@ def test_cross_validator_over_a_pipeline_with_folds_of_the_users(spark, df, accu
     assert accuracy.evaluate(model.transform(numbers)) > 0.7
 
 
+@pytest.mark.more
 @pytest.mark.once
 def test_train_validation_split(df, accuracy, jobs, tmp_path):
     est = make(model=wide(), epochs=2)
