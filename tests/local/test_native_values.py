@@ -101,9 +101,7 @@ def mismatches(df: Any, wanted: list[Column]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(
-    "dtype", [pytest.param(one, marks=[pytest.mark.more] * (one != "float32")) for one in DTYPES]
-)
+@pytest.mark.parametrize("dtype", [pytest.param(one, marks=[pytest.mark.more] * (one != "float32")) for one in DTYPES])
 def test_the_expression_is_true_where_a_task_finds_no_bad_row(frames, dtype):
     for kind, df in frames.items():
         if "string" not in kind:
