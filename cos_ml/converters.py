@@ -143,15 +143,9 @@ def _number_or_row(value: Any) -> float | list[float]:
 
 def attribution_target(value: Any) -> int | str:
     """The index of a class or of a number of an output, or the label of a class."""
-    expected = "expected an integer >= 0, or a label"
     if isinstance(value, str):
         return str(value)
-    try:
-        return integer(0)(value)
-    except ValueError:
-        raise ValueError(expected) from None
-    except TypeError:
-        raise TypeError(expected) from None
+    return _index(value, "expected an integer >= 0, or a label")
 
 
 def class_labels(value: Any) -> list[str]:
@@ -181,17 +175,15 @@ def class_weights(value: Any) -> dict[int, float] | str:
         return str(value)
     if not isinstance(value, dict):
         raise (ValueError if isinstance(value, str) else TypeError)(expected)
-    classes = {_class(key, expected): _number(weight, _is_weight, expected) for key, weight in value.items()}
+    classes = {_index(key, expected): _number(weight, _is_weight, expected) for key, weight in value.items()}
     return dict(sorted(classes.items()))
 
 
-def _class(value: Any, expected: str) -> int:
+def _index(value: Any, expected: str) -> int:
     try:
         return integer(0)(int(value) if isinstance(value, str) else value)  # JSON has no keys but strings
-    except ValueError:
-        raise ValueError(expected) from None
-    except TypeError:
-        raise TypeError(expected) from None
+    except (TypeError, ValueError) as error:
+        raise type(error)(expected) from None
 
 
 def _is_weight(number: float) -> bool:
