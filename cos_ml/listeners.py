@@ -157,7 +157,7 @@ def during(
 
     def take(event: dict[str, Any]) -> None:
         for one in inboxes:
-            one.put(event)
+            one.events.put(event)
 
     def end(models: Sequence[DeepNetModel] | None, error: BaseException | None) -> None:
         with contextlib.ExitStack() as stack:  # which calls all of them, also where Ctrl-C ends one
@@ -191,10 +191,6 @@ class Inbox:
             self.thread.start()
             return True
         return False
-
-    def put(self, event: dict[str, Any]) -> None:
-        """Let the listener's thread hand over an event."""
-        self.events.put(event)
 
     def close(self, models: Sequence[DeepNetModel] | None, error: BaseException | None) -> None:
         """Wait for the events to be taken, as long as some are, and tell the listener that the fit has ended."""

@@ -78,8 +78,9 @@ def _elements(values: SparkColumn, data_type: T.ArrayType, column: Column) -> li
         return [F.forall(values, lambda text: text.isNotNull())] if data_type.containsNull else []
     checks = []
     if data_type.containsNull:  # then it is not false that an array contains what it does not
-        numbers = values if isinstance(kind, FRACTIONS) else values.try_cast(T.ArrayType(T.DoubleType()))
-        checks.append(~F.array_contains(numbers, F.lit(math.nan).cast(_floating(kind))))
+        floating = kind if isinstance(kind, FRACTIONS) else T.DoubleType()
+        numbers = values if floating is kind else values.try_cast(T.ArrayType(floating))
+        checks.append(~F.array_contains(numbers, F.lit(math.nan).cast(floating)))
     limits = _limits(kind, column)
     if limits is not None:
         low, high = limits
@@ -97,10 +98,6 @@ def _number(values: SparkColumn, data_type: T.DataType, column: Column) -> list[
     if isinstance(data_type, FRACTIONS) and column.dtype.startswith(INTEGRAL):
         checks.append(F.rint(values) == values)
     return checks
-
-
-def _floating(kind: T.DataType) -> T.DataType:
-    return kind if isinstance(kind, FRACTIONS) else T.DoubleType()
 
 
 def _limits(kind: T.DataType, column: Column) -> tuple[SparkColumn, SparkColumn] | None:

@@ -245,19 +245,14 @@ def _cached(
     # Within an epoch a training resumes only with its rows in the same order.
     ordered = any(config.steps is not None for config in configs)
     names = {column.field: column.field for column in spec.stored} | ({"v": "v"} if spec.validation_fraction else {})
-    with parquet_cache(rows, spec, folder, options.keep_cache, ordered if configs else None) as stored:
-        url, digest = stored
+    with parquet_cache(rows, spec, folder, options.keep_cache, ordered if configs else None) as (url, digest):
         arguments = url, spec, names, options.ranks, digest, ordered, options.feed, options.copied
         yield _planned(rows.sparkSession, *arguments), url
 
 
 def _planned(spark: SparkSession, *arguments: Any, **options: Any) -> Shards:
     """``plan`` with these arguments, where executors reach the files."""
-    return Shards(**call_at_files(spark, partial(_plan, *arguments, **options)))
-
-
-def _plan(*arguments: Any, **options: Any) -> dict[str, Any]:
-    return asdict(plan(*arguments, **options))
+    return Shards(**call_at_files(spark, lambda: asdict(plan(*arguments, **options))))
 
 
 @contextlib.contextmanager

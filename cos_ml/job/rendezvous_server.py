@@ -43,11 +43,6 @@ MAX_LINE, MAX_LINES = 4096, 32  # bytes per header line, and header lines per re
 WAIT = 5.0  # seconds that a request waits for a value; the rank then asks again
 
 
-def secret_path(secret: str, port: int) -> str:
-    """The first part of every path."""
-    return f"{secret}:{port}"  # Horovod requests http://ADDR:PORT/scope/key, and its ADDR ends with our secret
-
-
 class Handler(RendezvousHandler):  # type: ignore[misc]
     """One request of a rank."""
 
@@ -121,7 +116,8 @@ class Rendezvous(BoundedServer, RendezvousHTTPServer):  # type: ignore[misc]
         super().__init__((address, 0), Handler, 0)
         self.port: int = self.server_address[1]
         self.secret = secrets.token_hex(16)  # 128 bits
-        self.path_prefix = f"/{secret_path(self.secret, self.port)}/".encode()
+        # Horovod requests http://ADDR:PORT/scope/key, and its ADDR ends with our secret.
+        self.path_prefix = f"/{self.secret}:{self.port}/".encode()
 
     def serve(self, ranks: Iterable[RankInfo], addresses: Iterable[str]) -> None:
         """Start to answer ``ranks``, whose requests come from one of ``addresses``."""

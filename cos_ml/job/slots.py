@@ -64,7 +64,8 @@ def check_cluster(spark: SparkSession, ranks: int, profile: Any = None, use_barr
         return
     request, begun, next_warning = _request(spark.conf), time.monotonic(), FIRST_WARNING
     while True:
-        executors = _count_executors(spark)  # before the slots, which are then those of as many at least
+        # Before the slots, which are then those of as many at least; None for unknown.
+        executors = None if _is_fixed(spark) else spark_internals.count_executors(spark)
         slots = _count_slots(spark, profile)
         if slots is None and request and request.slots < ranks:  # as with Spark Connect
             raise ClusterError(_describe_lack(ranks, 0, executors, request, 0.0))
@@ -184,11 +185,6 @@ def _describe_lack(ranks: int, slots: int, executors: int | None, request: Reque
         f"more: --master 'local[{ranks}]', or more executors or cores (spark.executor.instances, spark.executor.cores; "
         f"each task uses spark.task.cpus of them).{longer}"
     )
-
-
-def _count_executors(spark: SparkSession) -> int | None:
-    """How many executors have registered; None for unknown."""
-    return None if _is_fixed(spark) else spark_internals.count_executors(spark)
 
 
 def _is_fixed(spark: SparkSession) -> bool:

@@ -71,11 +71,8 @@ def _error(error: BaseException, what: str) -> dict[str, bytes]:
         error = no_room(what, tempfile.gettempdir(), error)
     # The message of an error of cos_ml says everything.
     kind = next((kind for kind, known in REPORTED.items() if isinstance(error, known)), None)
-    return {kind: str(error).encode(errors="replace")} if kind else {"traceback": _traceback()}
-
-
-def _traceback() -> bytes:
-    return traceback.format_exc().encode(errors="replace")  # it may contain half a character
+    text = str(error) if kind else traceback.format_exc()
+    return {kind or "traceback": text.encode(errors="replace")}  # it may contain half a character
 
 
 def _function(name: str) -> Callable[..., dict[str, bytes]]:

@@ -29,17 +29,14 @@ class PetastormReader:
         self, fields: Sequence[str], seed: int, shuffle: bool, row_bytes: int, convert: Callable[..., Any]
     ) -> Iterator[Any]:
         """As ``ParquetReader.read``. petastorm's pool may take a slow start for the end; then it is asked again."""
+        columns = column_names([self.shards.names[field] for field in fields], {})
         done = 0
         for _ in range(ATTEMPTS):
-            for group in itertools.islice(self._groups(fields, seed, shuffle), done, None):
+            for group in itertools.islice(read_groups(self.shards, columns, self.rank, seed, shuffle), done, None):
                 yield convert(group, 0, {})
                 done += 1
             if done >= self.shards.filled[self.rank]:
                 return
-
-    def _groups(self, fields: Sequence[str], seed: int, shuffle: bool) -> Iterator[pa.Table]:
-        columns = column_names([self.shards.names[field] for field in fields], {})
-        return read_groups(self.shards, columns, self.rank, seed, shuffle)
 
 
 def read_groups(shards: Shards, columns: list[str], rank: int, seed: int, shuffle: bool) -> Iterator[pa.Table]:

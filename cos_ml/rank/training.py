@@ -144,8 +144,9 @@ def _ordered(
     """The callbacks of a training, up to the one that writes checkpoints, in the order in which they are called."""
     plan, start = trainer.plan, (checkpoint.epoch, checkpoint.step) if checkpoint else (0, 0)
     stop = SyncStopTraining(trainer, context.communicator, user_callbacks.values())
+    finite = [CheckFinite(plan.network)] if plan.spec.stop_at_non_finite else []
     ordered = [
-        statistics, *_check_finite(plan), HeartbeatCallback(context.heartbeat, "callbacks"), *user_callbacks.values(),
+        statistics, *finite, HeartbeatCallback(context.heartbeat, "callbacks"), *user_callbacks.values(),
         HeartbeatCallback(context.heartbeat, TRAINING), ReseedCallback(plan.spec.seed, context.partition, checkpoint),
         stop, ProgressCallback(plan, context, log, start),
     ]  # fmt: skip
@@ -174,10 +175,6 @@ def _user_callbacks(plan: Plan, context: RankContext) -> dict[str, Any]:
             _monitor(plan.feeds), patience=patience, mode="min", restore_best_weights=spec.restore_best
         )
     return made
-
-
-def _check_finite(plan: Plan) -> list[CheckFinite]:
-    return [CheckFinite(plan.network)] if plan.spec.stop_at_non_finite else []
 
 
 def _report_pairs(plan: Plan, context: RankContext) -> None:

@@ -35,7 +35,7 @@ def arrow_udf(
         function: takes a tuple of columns for each batch, and returns as many rows in all, in batches of its own.
         rows: the number of rows that a pandas UDF converts at a time, as the copy takes memory; None for whole batches.
     """
-    if hasattr(F, "arrow_udf") and _version(spark) >= ARROW_UDFS:
+    if hasattr(F, "arrow_udf") and tuple(map(int, re.findall(r"\d+", spark.version)[:2])) >= ARROW_UDFS:
 
         def on_arrow(batches: Iterator[tuple[pa.Array, ...]]) -> Iterator[pa.Array]:
             # Spark passes a single column without a tuple.
@@ -47,10 +47,6 @@ def arrow_udf(
         return run_arrow(function, batches if rows is None else in_parts(batches, rows))
 
     return F.pandas_udf(on_pandas, return_type)  # type: ignore[attr-defined]
-
-
-def _version(spark: SparkSession) -> tuple[int, ...]:
-    return tuple(map(int, re.findall(r"\d+", spark.version)[:2]))
 
 
 def with_udf(
