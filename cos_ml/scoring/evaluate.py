@@ -85,7 +85,7 @@ def evaluate(dataset: DataFrame, network: Network, spec: TrainSpec) -> dict[str,
     evaluator = _Evaluator(_Source(network.archive, network.digest), spec.dumps())
     evaluator.build(parts[0]["columns"], totals)
     sums = [np.sum(values, axis=0) for values in zip(*(part["values"] for part in parts), strict=True)]
-    for variable, value in zip(evaluator.variables, sums, strict=True):
+    for variable, value in zip(evaluator.network.metrics_variables, sums, strict=True):
         variable.assign(value)
     results = evaluator.network.get_metrics_result()
     if set(parts[0]["logs"]) != set(results):  # a test_step with logs of its own: what they are on average
@@ -219,7 +219,7 @@ class _Evaluator:
 
     def sums(self) -> dict[str, Any]:
         """The state after the rows of a partition, as plain values."""
-        values = [variable.numpy().tolist() for variable in self.variables]
+        values = [variable.numpy().tolist() for variable in self.network.metrics_variables]
         counts = np.atleast_1d(self.counts).tolist()
         return {"values": values, "rows": self.rows, "weight": self.weight, "counts": counts, "logs": self.logs}
 
@@ -231,11 +231,6 @@ class _Evaluator:
             for field, (shape, dtype) in columns.items()
         }
         return dict(self._step(arrays, 1)[0])
-
-    @property
-    def variables(self) -> list[Any]:
-        """The metrics' sums and counts."""
-        return list(self.network.metrics_variables)
 
 
 _cached_evaluator = lru_cache(maxsize=2)(_Evaluator)  # kept by a Python worker for its next partition

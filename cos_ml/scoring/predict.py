@@ -93,7 +93,8 @@ def score(scorer: Scorer, batches: Iterator[tuple[pa.Array, ...]]) -> Iterator[p
             if is_ahead:
                 rows.start(row_bytes)
             outputs = _forward(scorer, forward, decoded[0])
-            row_bytes = sum(map(_bytes_of, outputs)) / max(len(decoded[1]), 1)
+            size = sum(one.values.nbytes if isinstance(one, Ragged) else one.nbytes for one in outputs)
+            row_bytes = size / max(len(decoded[1]), 1)
             if not is_ahead:
                 rows.start(row_bytes)
             if fresh:
@@ -168,16 +169,13 @@ def partition() -> int:
 
 def _ends(values: pa.Array) -> np.ndarray:
     """int64 [rows]: where each row ends, if the rows' bytes lie end to end."""
-    if pa.types.is_list(values.type) and values.type.value_type.num_fields == 0 and _is_number(values.type.value_type):
+    kind = values.type
+    if pa.types.is_list(kind) and (pa.types.is_integer(kind.value_type) or pa.types.is_floating(kind.value_type)):
         ends = values.offsets.to_numpy()[1:].astype(np.int64)
-        return (ends - values.offsets[0].as_py()) * values.type.value_type.bit_width // 8
-    if pa.types.is_binary(values.type):
+        return (ends - values.offsets[0].as_py()) * kind.value_type.bit_width // 8
+    if pa.types.is_binary(kind):
         return np.cumsum(pc.binary_length(values).fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)
     return np.arange(1, len(values) + 1) * (values.nbytes // max(len(values), 1) + 1)
-
-
-def _is_number(data_type: pa.DataType) -> bool:
-    return pa.types.is_integer(data_type) or pa.types.is_floating(data_type)
 
 
 def _stop(ends: np.ndarray, start: int, row_bytes: float, batch_size: int) -> int:
@@ -195,10 +193,6 @@ def _stop(ends: np.ndarray, start: int, row_bytes: float, batch_size: int) -> in
     if start + rows >= len(ends):
         return len(ends)
     return start + max(rows - rows % batch_size if rows > batch_size else rows, 1)
-
-
-def _bytes_of(rows: np.ndarray | Ragged) -> int:
-    return int(rows.values.nbytes if isinstance(rows, Ragged) else rows.nbytes)
 
 
 def arrays_of(
