@@ -143,9 +143,7 @@ class Network:
             outputs=_outputs(model),
             layers=tuple(layers_by_name(model)),
             modules=modules,
-            compiled=compile_arguments(model, variables_of(model, loaded))
-            if getattr(model, "compiled", False)
-            else None,
+            compiled=compile_arguments(model, variables_of(model, loaded)),
             traits=find_traits(model, loaded, layers_by_name(model)),
         )
 
@@ -306,17 +304,13 @@ def dump_model(model: Any, like: bytes = b"") -> bytes:
         model: the model.
         like: the archive from which the model was loaded: if it carries state that Keras's format loses, so does this.
     """
-    archive = _dumped(model)
-    if like and has_state(like) and (found := state_of(model, load_model(archive))):
-        return with_state(archive, found)
-    return archive
-
-
-def _dumped(model: Any) -> bytes:
     with tempfile.TemporaryDirectory(prefix="cos_ml-") as folder, uncompiled(model), with_vocabularies(model):
         path = Path(folder, "network.keras")
         model.save(path)
-        return path.read_bytes()
+        archive = path.read_bytes()
+    if like and has_state(like) and (found := state_of(model, load_model(archive))):
+        return with_state(archive, found)
+    return archive
 
 
 def layers_by_name(model: Any, prefix: str = "") -> dict[str, Any]:

@@ -63,7 +63,8 @@ def pack_batch(network: Any, spec: TrainSpec, columns: Sequence[Any]) -> Any:
     y = _packed(structure, [labels.get(index) for index in range(max(len(outputs), *labels, 1))])
     if "w" not in values:
         return x, y
-    weights = [_row_weights(values["w"], output) for output in outputs] or [values["w"]]
+    more = [max(0, len(output.shape) - 2) for output in outputs]  # axes: a loss has one less than its output
+    weights = [tf.reshape(values["w"], [-1] + [1] * count) for count in more] or [values["w"]]
     same = len({len(one.shape) for one in weights}) == 1
     return x, y, weights[0] if same else _packed(structure, weights)
 
@@ -78,8 +79,3 @@ def _packed(structure: Any, values: list[Any]) -> Any:
     if len(values) == 1 and not isinstance(structure, (dict, list, tuple)):
         return values[0]
     return keras.tree.pack_sequence_as(structure, values) if keras.tree.is_nested(structure) else values
-
-
-def _row_weights(weights: Any, output: Any) -> Any:
-    """Row weights [B] with as many axes as the loss of an output has: one less than the output."""
-    return tf.reshape(weights, [-1] + [1] * max(0, len(output.shape) - 2))

@@ -52,7 +52,9 @@ class ForwardPass:
         tensors = [import_tensorflow().convert_to_tensor(rows) for rows in inputs]
         trace = self.graph.trace(*tensors)
         if self.seed and id(trace) not in self.seeded:
-            new = [one for one in _seeds_of(trace) if id(one) not in self.seeded]
+            # Those of seed_generators, and those that no layer has for an attribute.
+            used = [one for one in trace.variables if "seed_generator" in one.name and one.shape.rank == 1]
+            new = [one for one in used if id(one) not in self.seeded]
             reseed(new, self.seed)
             self.seeded |= {id(trace), *map(id, new)}
         return trace(*tensors)  # type: ignore[no-any-return]
@@ -92,11 +94,6 @@ def seed_generators(network: Any) -> list[Any]:
     return [one for one in variables if "seed_generator" in one.path and len(one.shape) == 1]
 
 
-def _seeds_of(trace: Any) -> list[Any]:
-    """The variables of ``seed_generators`` that a trace uses, with those that no layer has for an attribute."""
-    return [one for one in trace.variables if "seed_generator" in one.name and one.shape.rank == 1]
-
-
 def reseed(variables: Sequence[Any], seed: Sequence[int], counts: Sequence[int] = ()) -> None:
     """Give each of the variables of ``seed_generators`` a seed that follows from ``seed``, and a count, or 0."""
     words = np.random.SeedSequence([one % 2**63 for one in seed]).generate_state(len(variables) or 1)
@@ -125,12 +122,9 @@ class Traced:
         flat = tf.nest.flatten(tensors)
         key = tuple((tensor.dtype, tensor.shape.rank) for tensor in flat)
         shapes, trace = self.known.get(key, (_shapes_of(flat, self.rows), None))
-        if trace is None or not all(
-            shape.is_compatible_with(tensor.shape) for shape, tensor in zip(shapes, flat, strict=True)
-        ):
-            shapes = [
-                shape.most_specific_compatible_shape(tensor.shape) for shape, tensor in zip(shapes, flat, strict=True)
-            ]
+        given = [tensor.shape for tensor in flat]
+        if trace is None or not all(map(tf.TensorShape.is_compatible_with, shapes, given)):
+            shapes = list(map(tf.TensorShape.most_specific_compatible_shape, shapes, given))
             specs = [tf.TensorSpec(shape, tensor.dtype) for shape, tensor in zip(shapes, flat, strict=True)]
             trace = self.graph.get_concrete_function(*tf.nest.pack_sequence_as(tensors, specs))
             self.known[key] = shapes, trace

@@ -120,7 +120,9 @@ class IntegratedGradients:
         with tf.GradientTape(watch_accessed_variables=False) as tape, ExitStack() as stack:
             for at, values in zip(self.attribution.places, self.attribution.baselines, strict=True):
                 lines[at] = line = _Line(fraction, tape)
-                baseline = _baseline(values, inputs[at], self.rows[at])
+                sides = [] if len(values) == 1 else [side or 1 for side in self.rows[at]]
+                numbers = tf.constant(np.array(values).reshape(sides))
+                baseline = tf.broadcast_to(tf.cast(numbers, inputs[at].dtype), tf.shape(inputs[at]))
                 if at not in self.layers:
                     moved[at] = line.point(baseline, inputs[at])
                 for layer in self.layers.get(at, ()):
@@ -199,13 +201,6 @@ def _sum_dtype(tensor: Any) -> Any:
     """The type in which contributions are added up."""
     tf = import_tensorflow()
     return tf.float64 if tensor.dtype == tf.float64 else tf.float32
-
-
-def _baseline(values: tuple[float, ...], like: Any, row: Sequence[int | None]) -> Any:
-    """The baseline of these rows."""
-    tf = import_tensorflow()
-    numbers = np.array(values).reshape(() if len(values) == 1 else [side or 1 for side in row])
-    return tf.broadcast_to(tf.cast(tf.constant(numbers), like.dtype), tf.shape(like))
 
 
 @contextmanager

@@ -46,10 +46,8 @@ def has_state(archive: bytes) -> bool:
 
 def flags_of(archive: bytes) -> bytes:
     """The part of an archive's state that no training changes; empty if it has none."""
-    if not has_state(archive):
-        return b""
     with zipfile.ZipFile(io.BytesIO(archive)) as file:
-        return bytes(blobs.load(file.read(STATE))["header"])
+        return bytes(blobs.load(file.read(STATE))["header"]) if STATE in file.namelist() else b""
 
 
 def without_effect(model: Any) -> list[str]:
@@ -90,7 +88,9 @@ def state_of(model: Any, loaded: Any) -> bytes:
         for index, (one, copy) in enumerate(layers)
         if isinstance(one, import_keras().Model) and one.dtype_policy.name != copy.dtype_policy.name
     ]
-    names = _other_names(model, loaded)
+    # Names that the copy has made up anew: of layers that the constructor of a class of its own makes.
+    listed = enumerate(zip(_listed(model), _listed(loaded), strict=False))
+    names = [[index, one.name] for index, (one, copy) in listed if one.name != copy.name]
     if not (arrays or flags or policies or names) and trainable == [bool(one.trainable) for one in loaded.variables]:
         return b""
     header = {"layers": flags, "policies": policies, "names": names, "trainable": trainable}
@@ -157,12 +157,6 @@ def _layers(model: Any, loaded: Any) -> list[tuple[Any, Any]]:
 def _listed(model: Any) -> list[Any]:
     """The layers that ``layers`` lists, and those of each model among them."""
     return [inner for layer in model.layers for inner in (layer, *(_listed(layer) if hasattr(layer, "layers") else ()))]
-
-
-def _other_names(model: Any, loaded: Any) -> list[list[Any]]:
-    """The names of layers that the copy has made up anew: those that the constructor of a class of its own makes."""
-    pairs = list(zip(_listed(model), _listed(loaded), strict=False))
-    return [[index, one.name] for index, (one, copy) in enumerate(pairs) if one.name != copy.name]
 
 
 def _pairs(model: Any, loaded: Any) -> list[tuple[Any, int]]:
