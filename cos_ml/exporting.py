@@ -178,10 +178,6 @@ class _Plan:
         """The exported inputs, each once."""
         return list({one.name: one for sources in self.feeds for one in sources}.values())
 
-    def inputs(self, batch: int | None = None) -> list[ExportedTensor]:
-        """The exported inputs as they are declared, for so many rows; None for any number."""
-        return [one.tensor(batch) for one in self.sources()]
-
     def is_half(self) -> bool:
         """Whether a layer computes in half precision."""
         return any(str(layer.compute_dtype).endswith("float16") for layer in all_layers(self.keras_model))
@@ -292,9 +288,7 @@ def _expected(plan: _Plan, spark: SparkSession, rows: DataFrame | None) -> tuple
     """The exported inputs of the rows, and what transform computes for them."""
     # One forward pass, so that rows are padded alike; Vectors, whose numbers are those of Spark ML.
     model = plan.model.copy({plan.model.predictBatchSize: checked.ROWS})
-    stages: list[Transformer] = [model]
-    if rows is not None or not plan.pixels:
-        stages = [*plan.assemblers, model]
+    stages: list[Transformer] = [model] if rows is None and plan.pixels else [*plan.assemblers, model]
     try:
         given = checked.generated(spark, plan.sources(), plan.words()) if rows is None else rows.limit(checked.ROWS)
         scored = PipelineModel(stages).transform(given)
@@ -311,9 +305,9 @@ def _expected(plan: _Plan, spark: SparkSession, rows: DataFrame | None) -> tuple
 def _written(plan: _Plan, folder: str) -> tuple[Path, list[ExportedTensor], list[ExportedTensor]]:
     """The exported file or folder, its inputs and its outputs."""
     layers = {name: type(one).__name__ for name, one in layers_by_name(plan.keras_model).items()}
-    for batch in (None, 1):
+    for batch in (None, 1):  # rows; None for any number
         saved, target = Path(folder, f"saved_model_{batch}"), Path(folder, "converted")
-        inputs = plan.inputs(batch)
+        inputs = [one.tensor(batch) for one in plan.sources()]
         outputs = graph.write_saved_model(plan.keras_model, layers, plan.serve, inputs, str(saved))
         metadata = plan.metadata(inputs, outputs)
         if plan.form.name == "saved_model":

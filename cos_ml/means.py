@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from cos_ml.data.names import resolve
+from cos_ml.data.names import quoted, resolve
 
 __all__ = ["means"]
 
@@ -41,12 +41,15 @@ def means(scored: DataFrame, columns: Sequence[str], weight: str | None, skip: b
     grouped = scored.groupBy(F.lit(0).alias("-".join(["rows", *kept]))).agg(*found)
     always = scored.sparkSession.range(1).select().join(grouped, F.lit(True), "left")  # a row, also without groups
     return always.select(
-        *(F.coalesce(_column(name), _nan(field)).alias(name, metadata=field.metadata) for name, field in kept.items())
+        *(
+            F.coalesce(F.col(quoted(name)), _nan(field)).alias(name, metadata=field.metadata)
+            for name, field in kept.items()
+        )
     )
 
 
 def _mean(name: str, kind: T.DataType, weights: SparkColumn) -> SparkColumn:
-    column = _column(name)
+    column = F.col(quoted(name))
     if isinstance(kind, VectorUDT):
         return Summarizer.mean(column, weights)
     return F.sum(column * weights) / F.sum(F.when(column.isNotNull(), weights))
@@ -58,10 +61,6 @@ def _nan(field: T.StructField) -> SparkColumn:
         return F.lit(math.nan)
     size = field.metadata.get("ml_attr", {}).get("num_attrs")
     return F.lit(None) if size is None else array_to_vector(F.array_repeat(F.lit(math.nan), size))
-
-
-def _column(name: str) -> SparkColumn:
-    return F.col(f"`{name.replace('`', '``')}`")
 
 
 def _bad_weight(name: str, given: SparkColumn) -> SparkColumn:

@@ -311,10 +311,12 @@ class DeepNetModel(AttributionParams, NetworkStage, RowPredictor):
             values = {column.field: _with_nulls(values[column.field], column, dataset) for column in inputs}
         scored = f"{self.uid}_scored"
         is_good = partial(_is_good, inputs) if self.getHandleInvalid() == "skip" else None
-        out = with_udf(dataset, values, scored, _udf(dataset.sparkSession, scorer), is_good)
+        fields = self._fields(scorer)
+        schema = T.StructType([T.StructField(*field) for field in fields.values()])
+        udf = arrow_udf(dataset.sparkSession, schema, partial(predict.score, scorer))
+        out = with_udf(dataset, values, scored, udf, is_good)
         metadata = column_metadata(network, kinds, columns, labels)
         metadata |= {key: input_metadata(dataset, inputs[key[0]]) or metadata[key] for key in columns if _explains(key)}
-        fields = self._fields(scorer)
         added = {}
         for key, name in columns.items():
             field, type_ = fields[_computed(key)]
@@ -353,9 +355,15 @@ class DeepNetModel(AttributionParams, NetworkStage, RowPredictor):
         return check_outputs(self, dataset, network, kinds, self.attribution_columns(network, columns))
 
     def _fields(self, scorer: predict.Scorer) -> dict[Any, tuple[str, T.DataType]]:
-        """By key of an output that the network computes: its field in the scored struct, and the field's type."""
+        """By key of an output that the network computes: its field in the scored struct, and the field's type.
+
+        Types are doubles, or arrays that become Vectors.
+        """
+        array = T.ArrayType(T.FloatType() if scorer.single else T.DoubleType())
+        numbers = [key == "prediction" and scorer.kinds[index] != "vector" for index, key in scorer.wanted]
+        types = [array] * len(scorer.layers) + [T.DoubleType() if number else array for number in numbers]
         keys = [*self.getFeatureLayers(), *scorer.wanted]
-        return dict(zip(keys, zip(scorer.fields, _types(scorer), strict=True), strict=True))
+        return dict(zip(keys, zip(scorer.fields, types, strict=True), strict=True))
 
 
 def _computed(key: Any) -> Any:
@@ -431,15 +439,3 @@ def _with_nulls(value: SparkColumn, column: Column, dataset: DataFrame) -> Spark
     wide = column.dtype in ("int64", "uint64") and not column.parts  # which make an array
     wide = wide and isinstance(resolve(dataset, column.name).data_type, T.NumericType)
     return F.when(value.isNotNull(), F.array(value)) if wide else value
-
-
-def _types(scorer: predict.Scorer) -> list[T.DataType]:
-    """The types of the fields of the scored struct: doubles, or arrays that become Vectors."""
-    array = T.ArrayType(T.FloatType() if scorer.single else T.DoubleType())
-    numbers = [key == "prediction" and scorer.kinds[index] != "vector" for index, key in scorer.wanted]
-    return [array] * len(scorer.layers) + [T.DoubleType() if number else array for number in numbers]
-
-
-def _udf(spark: SparkSession, scorer: predict.Scorer) -> Any:
-    fields = [T.StructField(field, type_) for field, type_ in zip(scorer.fields, _types(scorer), strict=True)]
-    return arrow_udf(spark, T.StructType(fields), partial(predict.score, scorer))
