@@ -114,11 +114,6 @@ class PhaseTimer:
         self.seconds: dict[str, float] = {}
         self._last = time.monotonic()
 
-    def reset(self, *phases: str) -> None:
-        """Count these phases from 0 again."""
-        for phase in phases:
-            self.seconds.pop(phase, None)
-
     def lap(self, phase: str) -> None:
         """Add the time since the last lap to ``phase``."""
         now = time.monotonic()
