@@ -308,9 +308,8 @@ class CheckpointStore:
         except FileNotFoundError:  # object storage has no empty folders
             entries = []
         kinds = {entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry["type"] for entry in entries}
-        for name in {
-            name for name, kind in kinds.items() if kind == "directory" and NAME.fullmatch(name)
-        } - self._folders:
+        folders = {name for name, kind in kinds.items() if kind == "directory" and NAME.fullmatch(name)}
+        for name in folders - self._folders:
             self._pass_over(name, "is a folder")
             self._folders.add(name)
         names = [name for name, kind in kinds.items() if kind != "directory"]

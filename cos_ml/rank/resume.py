@@ -41,10 +41,6 @@ class TrainerState:
         """The variables that have the same values on every rank."""
         return self.plan.variables
 
-    def metrics(self) -> list[Any]:
-        """The variables of metrics: sums and counts of the epoch so far."""
-        return list(self.plan.network.metrics_variables)
-
     def checkpoint(self, epoch: int, step: int, sums: list[np.ndarray]) -> Checkpoint:
         """The checkpoint after ``epoch`` epochs and ``step`` steps; ``sums`` are the metrics' over all ranks."""
         arrays = {f"weights/{index}": variable.numpy() for index, variable in enumerate(self.weights())}
@@ -164,7 +160,7 @@ class CheckpointCallback(keras.callbacks.Callback):
         if step - self.last_step >= self.config.steps:
             self.last_step = step
             self.average()
-            metrics = self.state.metrics()
+            metrics = self.state.plan.network.metrics_variables  # sums and counts of the epoch so far
             self._write(self.epoch, step, [self.context.communicator.sum(variable.numpy()) for variable in metrics])
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
