@@ -245,6 +245,14 @@ def test_only_spark_internals_calls_the_jvm(module):
     assert not re.findall(r".*[.\"']_j[a-z].*", MODULES[module].read_text())
 
 
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "cos_ml.mlflow.runs"])
+def test_no_clock_that_may_be_set_is_asked(module):
+    """A fit whose host's clock jumps by an hour goes on: MLflow alone wants times of day."""
+    assert not re.findall(
+        r".*\btime\.(?:time|time_ns|localtime|gmtime)\(.*|.*\b(?:now|utcnow|today)\(\).*", MODULES[module].read_text()
+    )
+
+
 @every_module
 def test_context_managers_are_not_written_by_hand(module):
     """A ``close()`` and contextlib.closing serve, or @contextmanager."""
