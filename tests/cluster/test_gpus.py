@@ -49,7 +49,7 @@ except ClusterError as error:
 """
 
 
-@pytest.mark.parametrize("task_amount", ["1", ""])
+@pytest.mark.parametrize("task_amount", ["1", pytest.param("", marks=pytest.mark.long)])
 def test_each_rank_sees_the_gpu_that_spark_gave_it(tmp_path, task_amount):
     """Two executors of two GPUs; all tasks have one, or the training alone."""
     script = tmp_path / "discover"

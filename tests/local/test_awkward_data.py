@@ -51,6 +51,7 @@ def test_one_row_in_all(spark):
     assert_same_weights(model.toKeras(), expected)
 
 
+@pytest.mark.more
 @pytest.mark.once
 def test_a_thousand_partitions(spark):
     df = spark.range(1500, numPartitions=1000).select(F.array("id").alias("features"), F.col("id").alias("label"))

@@ -220,6 +220,7 @@ def test_layers_by_the_names_of_caffe(spark, directory, capsys):
         np.testing.assert_allclose(found[name], np.mean([row[name] for row in written], axis=0), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.more
 def test_train_reads_sequence_files(spark, directory, tmp_path):
     convert.lmdb_to_sequence_file(directory / "train_lmdb", tmp_path / "train.seq")
     arguments = ["--data", str(tmp_path / "train.seq"), "--solver", str(directory / "solver.prototxt")]

@@ -22,6 +22,7 @@ def write_idx(path: Path, array: np.ndarray) -> None:
     path.write_bytes(gzip.compress(header + array.astype(np.uint8).tobytes()))
 
 
+@pytest.mark.long
 def test_from_lmdb_to_logistic_regression(tmp_path):
     digits = load_digits()
     pixels = np.kron(digits.images * 255 / 16, np.ones((1, 3, 3)))

@@ -148,7 +148,7 @@ class TooLong(Exception):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("barrier", [True, False])
+@pytest.mark.parametrize("barrier", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_an_exception_of_a_signal_handler_ends_every_rank_and_is_what_the_user_sees(spark, data, tmp_path, barrier):
     """A time limit, for example: Py4J makes another exception of it, for which nobody cancelled the job."""
 
@@ -258,6 +258,7 @@ def test_tasks_that_spark_repeats_without_the_others_are_no_attempt(spark, data,
         assert one == pytest.approx(other, abs=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.processes
 def test_the_attempts_of_two_jobs_are_no_more_than_the_limit(spark, data, tmp_path, monkeypatch):
     """The second job follows tasks that Spark repeated without the others, and Spark would count its attempts anew."""
@@ -271,6 +272,7 @@ def test_the_attempts_of_two_jobs_are_no_more_than_the_limit(spark, data, tmp_pa
     assert_nothing_left(spark)
 
 
+@pytest.mark.long
 @pytest.mark.processes
 def test_jobs_of_one_attempt_follow_each_other(spark, data, tmp_path, monkeypatch):
     monkeypatch.setattr(barrier, "run_task", partial(barrier_tasks.repeated_in_part, str(tmp_path / "repeated")))

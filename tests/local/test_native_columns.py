@@ -150,7 +150,7 @@ def renamed(df):
     return df.selectExpr("struct(features, weight as W) s", "label as Label", "held as `Held.Out`", "label as other")
 
 
-@pytest.mark.parametrize("feed", ["arrow", "parquet"])
+@pytest.mark.parametrize("feed", ["arrow", pytest.param("parquet", marks=pytest.mark.more)])
 def test_every_param_of_a_fit_finds_its_column(df, trained, renamed, feed, tmp_path):
     model = estimator(**OTHER, feed=feed, cacheDir=str(tmp_path)).fit(renamed)
     assert_same_weights(model.toKeras(), trained.toKeras())
@@ -418,8 +418,8 @@ def test_a_stream(spark, df, trained, tmp_path):
     assert found == model.transform(flat).orderBy("a").select("prediction").collect()
 
 
-@pytest.mark.once
-@pytest.mark.parametrize("output_type", ["uint8", pytest.param("float", marks=pytest.mark.more)])
+@pytest.mark.more
+@pytest.mark.parametrize("output_type", ["uint8", "float"])
 def test_null_images_are_bad_rows(spark, output_type):
     """Of ImageAssembler, and of the network behind it: no black picture is trained on or scored."""
     keras.utils.set_random_seed(1)

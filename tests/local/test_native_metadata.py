@@ -112,6 +112,7 @@ def test_assemblers_encoders_and_trees_know_the_columns(df):
     assert DecisionTreeClassifier(labelCol="target").fit(only).numClasses == 3
 
 
+@pytest.mark.more
 def test_on_a_stream_and_after_a_round_trip(spark, df, tmp_path):
     path = str(tmp_path / "model")
     classifier(featureLayers=["hidden"]).save(path)

@@ -54,7 +54,7 @@ def arrays(df: Any) -> Any:
     [
         pytest.param((400, 100), True, False, "parquet", id="weighted"),
         pytest.param((333, 211), False, True, "parquet", id="from Parquet"),
-        pytest.param((300, 0), False, False, "parquet", id="an empty partition"),
+        pytest.param((300, 0), False, False, "parquet", id="an empty partition", marks=pytest.mark.more),
         *(pytest.param((333, 211), True, True, feed, id="petastorm, from Parquet") for feed in PETASTORM),
         *(
             pytest.param((333, 211), False, False, feed, id="petastorm, uneven", marks=pytest.mark.more)
@@ -97,6 +97,7 @@ def test_validation_shuffle_and_seed(spark, tmp_path):
     assert first.summary.history["val_loss"][-1] == pytest.approx(exact["loss"], abs=1e-5)
 
 
+@pytest.mark.more
 def test_a_grid_stores_the_rows_once(spark, tmp_path):
     df = frame(spark, [rows_of(*reference.data(64)), rows_of(*reference.data(64))])
     est = estimator(tmp_path / "cache", epochs=1, numTrainWorkers=1, keepCache=True)
@@ -183,6 +184,7 @@ def test_strings(spark, tmp_path, shape):
     assert fitted.summary.history["accuracy"][-1] == 1.0
 
 
+@pytest.mark.more
 def test_bad_rows(spark, tmp_path):
     rows = rows_of(*reference.data(40))
     df = frame(spark, [rows[:20], [*rows[20:], (rows[0][0], 7.0, 1.0)]])

@@ -37,7 +37,7 @@ def undisturbed(data):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("what", ["die", "hang", "kill worker"])
+@pytest.mark.parametrize("what", ["die", "hang", pytest.param("kill worker", marks=pytest.mark.long)])
 def test_the_retry_goes_on_and_ends_with_the_same_weights(spark, data, undisturbed, tmp_path, capsys, what):
     """A rank dies, or is stopped, in the third of its epochs of ten steps."""
     patience = {"stallTimeout": 12.0} if what == "hang" else {}
@@ -101,6 +101,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_serves(data, tmp_pat
     assert_same_weights(first.toKeras(), again.toKeras(), 1e-6)
 
 
+@pytest.mark.more
 def test_networks_of_a_grid_that_differ_in_their_weights_alone(data, tmp_path):
     other = reference.network()
     other.set_weights([weights + 1 for weights in other.get_weights()])

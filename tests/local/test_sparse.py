@@ -100,6 +100,7 @@ def test_rows_are_scored_as_plain_keras_does(df, rows, trained, tmp_path):
         assert model.predictProbability((row.words, row.price))[1] == pytest.approx(probability, rel=1e-4)
 
 
+@pytest.mark.more
 @pytest.mark.once
 def test_parquet_files_train_the_same(df, trained, tmp_path):
     est, model, _ = trained

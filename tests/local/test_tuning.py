@@ -211,7 +211,8 @@ def test_a_grid_that_failed_is_not_trained_again_by_whoever_goes_on_asking(df, j
     assert jobs == [2]
 
 
-@pytest.mark.parametrize("parallelism", [pytest.param(1, marks=[pytest.mark.once, pytest.mark.more]), 4])
+@pytest.mark.more
+@pytest.mark.parametrize("parallelism", [1, 4])
 def test_cross_validator(df, accuracy, jobs, tmp_path, parallelism):
     est = make(numTrainWorkers=2, batchSize=8, epochs=5)
     grid = grid_of(est)[1:4:2]
