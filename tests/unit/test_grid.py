@@ -146,6 +146,7 @@ def test_a_step_with_state_that_is_unknown_is_traced_anew(grid, layer):
     assert all(map(same, together, [first, *grid(specs[1:], [model])[0]]))
 
 
+@pytest.mark.more
 def test_shapes_take_turns(grid):
     """Other networks, constants of a step, and callbacks of the user's have trainers of their own."""
     models = [network(), network(dropout=0.5)]

@@ -225,6 +225,7 @@ def test_a_loss_that_is_not_finite_is_the_worst(trained):
     assert [(one.epochs, one.dropped) for one in trained(halved(specs), [network()])] == [(1, 1), (4, None)]
 
 
+@pytest.mark.more
 def test_a_grid_resumes_where_it_was(trained, tmp_path):
     """A rank fails in the third epoch of the second candidate: the first has trained three, and the last none."""
 
