@@ -41,6 +41,7 @@ def differences(network: Any, rows: np.ndarray) -> np.ndarray:
     return np.take_along_axis(ends - start, at, 1)[:, 0]
 
 
+@pytest.mark.once
 def test_a_column_of_attributions(spark, df, network, rows, tmp_path):
     model = DeepNetModel(model=network, attributionsCol="why", attributionSteps=300, handleInvalid="skip")
     PipelineModel([model]).write().overwrite().save(str(tmp_path / "model"))

@@ -102,6 +102,7 @@ def same_metrics(evaluator, names, *scored):
         df.unpersist()
 
 
+@pytest.mark.once
 def test_multiclass(df):
     """A network with a LogisticRegression's own weights has its columns, and its scores."""
     theirs = LogisticRegression(maxIter=3).fit(df)

@@ -81,6 +81,7 @@ def test_both_choices_of_validation_rows_are_refused(rows):
         estimator(validationIndicatorCol="weight").fit(rows)
 
 
+@pytest.mark.once
 def test_the_mean_of_each_output_column(rows, fitted):
     _, _, model = fitted
     scored = model.transform(rows).collect()

@@ -281,6 +281,7 @@ def write(frame, path, mode="overwrite", **options):
     frame.write.format("lmdb").options(**options).mode(mode).save(str(path))
 
 
+@pytest.mark.once
 def test_what_is_written_is_what_the_package_reads(lmdb_spark, tmp_path):
     rows = [("b", 300, None, bytearray(b"\xff\xd8 a picture"), True), ("a", 7, 3, bytearray(b"abcdef"), None)]
     frame = lmdb_spark.createDataFrame(rows, "id string, label int, channels int, data binary, encoded boolean")

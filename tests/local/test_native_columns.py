@@ -265,6 +265,7 @@ def test_several_columns_are_one_input(mixed, handle_invalid):
     assert model.numFeatures == 13
 
 
+@pytest.mark.once
 def test_a_fit_to_several_columns(spark, mixed, tmp_path):
     """Both feeds, evaluate, explain, and a Pipeline that is saved and loaded."""
     params = {"model": network(13), "validationIndicatorCol": "held"}

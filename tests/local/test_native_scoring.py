@@ -219,6 +219,7 @@ def test_one_broadcast_per_network(spark, rows, counter):
     assert files(spark) <= before
 
 
+@pytest.mark.once
 def test_evaluation_and_training_leave_nothing(spark, rows):
     small = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     small.compile(loss="mse")

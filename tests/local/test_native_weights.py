@@ -41,6 +41,7 @@ def make(**params) -> DeepNetEstimator:
     return reference.estimator(reference.network(classes=2), **{"batchSize": 16, "epochs": 2} | params)
 
 
+@pytest.mark.more
 def test_balanced_is_a_weight_column(df):
     """In one job: the candidates of a grid have weights of their own, and the same rows."""
     est = make()

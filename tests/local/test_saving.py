@@ -135,6 +135,7 @@ def test_params_come_back(spark, tmp_path):
     assert loaded.getModel().get_config() == model.getModel().get_config()
 
 
+@pytest.mark.more
 @pytest.mark.once
 def test_a_large_network_goes_through_in_pieces(spark, tmp_path):
     inputs = keras.Input((1,), dtype="int32")

@@ -175,6 +175,7 @@ def test_a_pipeline_with_a_decoder_is_saved_and_loaded(rows, tmp_path):
     assert (again.getVocabulary(), again.getWordsInput(), again.uid) == (WORDS, "so_far", stage.uid)
 
 
+@pytest.mark.more
 @pytest.mark.once
 def test_an_encoder_of_its_own_is_computed_once(rows):
     model = captioner()

@@ -121,6 +121,7 @@ def test_tensorboard_gets_the_logs_of_all_rows(spark, parts, tmp_path):
         np.testing.assert_allclose(logged, history[name], rtol=1e-6)
 
 
+@pytest.mark.more
 def test_fine_tuning(spark, parts, tmp_path):
     """A fitted model as the start of the next fit, with a layer that stays as it is."""
     df = frame(spark, [parts[:100], parts[100:]])
