@@ -233,7 +233,8 @@ def _places(vectors: pa.StructArray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     flat = values.flatten() if _is_list(values.type) else pa.array([], pa.float64())
     places = np.arange(counts.sum()) - np.repeat(offsets_of(counts)[:-1], counts)
     if _is_list(indices.type):
-        places[~np.repeat(is_dense, counts)] = indices.flatten().to_numpy(zero_copy_only=False)
+        sparse = indices.filter(pa.array(~is_dense & ~bad))  # in a damaged file others may have some, too
+        places[~np.repeat(is_dense, counts)] = sparse.flatten().to_numpy(zero_copy_only=False)
     return bad, is_dense, counts, places, flat
 
 

@@ -23,6 +23,7 @@ WRONG_BEFORE = {
     "parquet": [*range(100), 151, 440, 744, 3823, 8300],
     "checkpoint": [235, 7412],
     "caffemodel": [667, 839],
+    "vectors": [7574],
 }  # numbers of files
 
 

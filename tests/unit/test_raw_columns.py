@@ -59,6 +59,13 @@ def test_a_sparse_vector_whose_parts_contradict_each_other_is_none(parts):
     assert [one.to_pylist() for one in found] == [[[0, 2], None, [0, 2]], [[5, 6], None, [1, 3]]]
 
 
+@pytest.mark.parametrize("other", [{"type": 1}, {"values": None}])
+def test_indices_of_a_vector_that_is_not_sparse_or_none_are_not_anothers(other):
+    sparse = VECTORS[1].as_py()
+    found = converted(pa.array([sparse | {"indices": [1, 2]} | other, sparse], VECTORS.type)).to_pylist()
+    assert found == [None if "values" in other else [5, 6], [5, 0, 6]]
+
+
 def test_vectors_too_large_for_arrow_are_refused():
     huge = {"type": 0, "size": 2**31 - 1, "indices": [0], "values": [1.0]}
     with pytest.raises(InvalidInputError, match="2 Vectors have 4,294,967,294 numbers"):
