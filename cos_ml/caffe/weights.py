@@ -129,7 +129,7 @@ def _decoded(into: Any, data: bytes, path: Any, what: str) -> Any:
 
 
 def _text(name: str | bytes) -> str:
-    """A name of a Caffe file; protobuf gives one that is not UTF-8 as bytes."""
+    """A name in a Caffe file as text: protobuf returns bytes for one that is not UTF-8."""
     return name if isinstance(name, str) else name.decode(errors="backslashreplace")
 
 

@@ -96,7 +96,7 @@ def opened(file: DataFile) -> Iterator[Any]:
 def row_batches(stored: Any, group: int, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
     """The rows of a row group of an open file, ``size`` at a time.
 
-    Arrow before 15 does not see that damaged columns differ in length, and ends the process: it reads them one by one.
+    Where damaged columns differ in length, Arrow before 15 ends the process: there, each column is read by itself.
     """
     whole: dict[str, list[str]] = {}
     for name in columns:

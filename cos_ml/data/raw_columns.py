@@ -239,7 +239,7 @@ def _places(vectors: pa.StructArray) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _sound(vectors: pa.StructArray) -> pa.StructArray:
-    """Vectors that are null where the parts of a sparse one contradict each other, which a damaged file may have."""
+    """The Vectors, with null in place of sparse ones whose parts contradict each other, as in a damaged file."""
     kind, size, indices, values = vectors.flatten()
     is_sparse = pc.not_equal(kind.cast(pa.float64()), 1.0).fill_null(True).to_numpy(zero_copy_only=False)
     is_sparse &= ~_nulls(values)
@@ -265,8 +265,8 @@ def _dense(vectors: pa.StructArray) -> pa.Array:
     sizes = np.where(is_dense, counts, np.where(bad, 0, np.nan_to_num(size))).astype(np.int64)
     if sizes.sum() > MAX_LIST:
         raise InvalidInputError(
-            f"{len(vectors):,} Vectors have {sizes.sum():,} numbers, more than Arrow's arrays hold. If they are not "
-            "damaged, let fewer rows come at a time: spark.sql.execution.arrow.maxRecordsPerBatch."
+            f"{len(vectors):,} Vectors have {sizes.sum():,} numbers, more than an Arrow array holds. Unless they are "
+            "damaged, send fewer rows at a time: lower spark.sql.execution.arrow.maxRecordsPerBatch."
         )
     numbers = np.zeros(sizes.sum())
     numbers[np.repeat(offsets_of(sizes)[:-1], counts) + places] = flat.to_numpy(zero_copy_only=False)
